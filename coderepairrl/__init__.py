@@ -1,0 +1,1 @@
+"""Agent-in-the-loop reinforcement learning for code repair: see README.md for the way through the tree."""

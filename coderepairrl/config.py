@@ -1,0 +1,102 @@
+"""YAML + `a.b=c` -> a pydantic model. Unknown keys are errors that name the nearest key; the resolved copy is saved.
+
+    config = load(TrainConfig, "configs/quickstart.yaml", ["training.steps=2"])
+    dump(config, run_folder / "config.yaml")
+
+A YAML may start from another: `base: other.yaml` (relative to it), keys below override, mappings are merged.
+"""
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from coderepairrl.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration class: unknown keys are refused, values are immutable."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Config)
+
+
+def load(model: type[Model], path: str | Path, overrides: list[str] = ()) -> Model:
+    """Raises ConfigError with one line of cause and remedy."""
+    tree = _read(Path(path), seen=())
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {item!r} is not of the form a.b=c: write for example training.steps=2")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {item!r}: the value is not YAML ({_flat(error)}): quote it") from error
+        node = tree
+        *parents, last = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {item!r}: {part!r} is a value, not a section: drop what follows it")
+        node[last] = parsed
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(model, error)}") from error
+
+
+def dump(config: BaseModel, path: Path) -> None:
+    """Writes the resolved configuration, under a temporary name first."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    temporary.rename(path)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `base:` leads back to itself: remove the circle")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1) if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file" + (f": did you mean {path.parent / near[0]}?" if near else ": give the path of a YAML file")) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_flat(error)}): fix that place") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds no mapping: write `key: value` lines")
+    base = tree.pop("base", None)
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), tree) if base else tree
+
+
+def _merge(low: dict, high: dict) -> dict:
+    out = dict(low)
+    for key, value in high.items():
+        out[key] = _merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """The first problem in one line; for an unknown key, the nearest key that exists at that place."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']} (got {first.get('input')!r})"
+    known = _fields_at(model, first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+    return f"unknown key {where!r}: " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+
+
+def _fields_at(model: Any, loc: tuple) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(model.model_fields) if model else []

@@ -1,0 +1,200 @@
+"""One-function repositories with one wrong token: the embedded task set, large enough to train a small policy from scratch.
+
+A task is a folder with `lib.py` (one function whose docstring says, line by line, what it must do), and `test_lib.py` (a
+few visible cases). Programs are drawn from a grammar of statements; the docstring is made together with the code, so that
+the right operator or constant of every line can be read off it. The bug replaces one operator or constant.
+
+A program's *skeleton* is its code with names, operators and constants blanked. Skeletons are split by their hash, so that
+no function of a held-out task occurs in a training task or a demonstration under any renaming.
+"""
+import hashlib
+import json
+import random
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+# placeholder kind -> the code it may stand for -> the words that the docstring uses for it
+OPERATORS: dict[str, dict[str, str]] = {
+    "rel": {"<": "less than", "<=": "at most", ">": "greater than", ">=": "at least"},
+    "eq": {"==": "equal to", "!=": "not"},
+    "ar": {"+": "plus", "-": "minus", "*": "times"},
+    "aug": {"+=": "add", "-=": "subtract"},
+    "pick": {"min": "smaller", "max": "larger"},
+    "join": {"and": "and", "or": "or"},
+}
+NAMES = "a b c d e h j k m n p q u v w z low high left right step size item count limit rate".split()
+LISTS = "xs ys items values data rows".split()
+FUNCTIONS = "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle".split()
+N_INPUTS, N_VISIBLE, N_HIDDEN = 40, 4, 12
+HELD_OUT_SHARE = 4  # one skeleton in four is held out
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One replaced token: `line` (1-based) of lib.py, columns [start, end) in the right code, `right` and `wrong` text."""
+    line: int
+    start: int
+    end: int
+    right: str
+    wrong: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    source: str  # right
+    skeleton: str
+    signature: str  # one letter a parameter: L list of int, I int
+    sites: tuple[Bug, ...]  # every single-token bug of this program
+
+
+class _Writer:
+    """Draws one program: lines of template text in which {kind:i} stands for an operator and {n:i} for a constant."""
+
+    def __init__(self, rng: random.Random):
+        self.rng, self.code, self.doc, self.count = rng, [], [], 0
+        self.ints = ["k", "m"][: rng.randint(1, 2)]
+
+    def slot(self, kind: str) -> str:
+        self.count += 1
+        return "{%s:%d}" % (kind, self.count)
+
+    def atom(self) -> str:
+        return "$" + self.rng.choice(self.ints) if self.rng.random() < 0.5 else self.slot("n")
+
+    def line(self, code: str, doc: str | None = None) -> None:
+        self.code.append(code)
+        if doc:
+            self.doc.append(doc)
+
+    def term(self, left: str) -> tuple[str, str]:
+        """An arithmetic expression on `left` and its words."""
+        op, right = self.slot("ar"), self.atom()
+        return f"{left} {op} {right}", f"{left} {op} {right}"
+
+    def start(self) -> None:
+        kind = self.rng.choice(["constant", "term", "pick"])
+        if kind == "constant":
+            n = self.slot("n")
+            self.line(f"    $r = {n}", f"Start $r with {n}.")
+        elif kind == "term":
+            code, doc = self.term("$" + self.rng.choice(self.ints))
+            self.line(f"    $r = {code}", f"Start $r with {doc}.")
+        else:
+            op, left, right = self.slot("pick"), "$" + self.rng.choice(self.ints), self.slot("n")
+            self.line(f"    $r = {op}({left}, {right})", f"Start $r with the {op} of {left} and {right}.")
+
+    def condition(self, name: str) -> tuple[str, str]:
+        if self.rng.random() < 0.3:
+            op, right = self.slot("eq"), self.atom()
+        else:
+            op, right = self.slot("rel"), self.atom()
+        return f"{name} {op} {right}", f"{name} is {op} {right}"
+
+    def loop(self) -> None:
+        self.line("    for $v in $xs:")
+        pad, doc = "        ", "For each $v of $xs"
+        kind = self.rng.choice(["plain", "if", "if", "two"])
+        if kind != "plain":
+            code, words = self.condition("$v")
+            if kind == "two":
+                op = self.slot("join")
+                code2, words2 = self.condition("$r")
+                code, words = f"{code} {op} {code2}", f"{words} {op} {words2}"
+            self.line(f"        if {code}:")
+            pad, doc = pad + "    ", f"{doc}, if {words}"
+        op = self.slot("aug")
+        code, words = self.term("$v") if self.rng.random() < 0.5 else (self.atom(),) * 2 if self.rng.random() < 0.4 else ("$v", "$v")
+        self.line(f"{pad}$r {op} {code}", f"{doc}: {op} {words}.")
+
+    def guard(self) -> None:
+        name = self.rng.choice(["$r", "$" + self.rng.choice(self.ints)])
+        code, words = self.condition(name)
+        self.line(f"    if {code}:")
+        if self.rng.random() < 0.5:
+            value = self.atom()
+            self.line(f"        return {value}", f"If {words}: return {value}.")
+        else:
+            code, words2 = self.term("$r")
+            self.line(f"        $r = {code}", f"If {words}: set $r to {words2}.")
+
+    def finish(self) -> None:
+        kind = self.rng.choice(["plain", "term", "pick"])
+        if kind == "plain":
+            self.line("    return $r", "Return $r.")
+        elif kind == "term":
+            code, words = self.term("$r")
+            self.line(f"    return {code}", f"Return {words}.")
+        else:
+            op, right = self.slot("pick"), self.atom()
+            self.line(f"    return {op}($r, {right})", f"Return the {op} of $r and {right}.")
+
+    def write(self) -> None:
+        self.start()
+        for kind in self.rng.choice([["loop"], ["loop"], ["guard", "loop"], ["loop", "guard"], ["guard"], ["loop", "loop"]]):
+            getattr(self, kind)()
+        self.finish()
+
+
+def _draw_program(rng: random.Random) -> Program:
+    writer = _Writer(rng)
+    writer.write()
+    parameters = ["xs"] + writer.ints if any("$xs" in line for line in writer.code) else writer.ints
+    names = dict(zip(["r", "v", "k", "m"], rng.sample(NAMES, 4), strict=True)) | {"xs": rng.choice(LISTS)}
+    function = rng.choice(FUNCTIONS)
+    values: dict[str, str] = {}
+
+    def fill(template: str, line: int | None, sites: list[Bug]) -> str:
+        out = ""
+        for piece in re.split(r"(\{\w+:\d+\}|\$\w+)", template):
+            if piece.startswith("$"):
+                piece = names[piece[1:]]
+            elif piece.startswith("{"):
+                kind = piece[1:-1].split(":")[0]
+                choices = OPERATORS.get(kind) or {str(n): str(n) for n in range(1, 10)}
+                right = values.setdefault(piece, rng.choice(list(choices)))
+                if line is None:
+                    piece = choices[right]
+                else:
+                    wrongs = [w for w in choices if w != right] if kind != "n" else [str(n) for n in (int(right) - 1, int(right) + 1) if 0 < n < 10]
+                    sites += [Bug(line, len(out), len(out) + len(right), right, w, kind) for w in wrongs]
+                    piece = right
+            out += piece
+        return out
+
+    sites: list[Bug] = []
+    first = 2 + len(writer.doc) + (len(writer.doc) > 0)  # def line, then the docstring's lines, the last one with the quotes
+    code = [fill(line, first + i, sites) for i, line in enumerate(writer.code)]
+    doc = [fill(line, None, sites) for line in writer.doc]
+    head = f"def {function}({', '.join(names[p] for p in parameters)}):"
+    source = "\n".join([head, '    """' + doc[0], *("    " + d for d in doc[1:]), '    """', *code]) + "\n"
+    skeleton = "\n".join(re.sub(r"\{(\w+):\d+\}|\$[km]\b", r"{\1}", line) for line in writer.code)
+    return Program(function, source, skeleton, "".join("L" if p == "xs" else "I" for p in parameters), tuple(sites))
+
+
+def apply_bug(source: str, bug: Bug) -> str:
+    lines = source.split("\n")
+    text = lines[bug.line - 1]
+    assert text[bug.start : bug.end] == bug.right, (text, bug)
+    lines[bug.line - 1] = text[: bug.start] + bug.wrong + text[bug.end :]
+    return "\n".join(lines)
+
+
+def is_held_out(skeleton: str) -> bool:
+    return int(hashlib.sha256(skeleton.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+
+
+def _draw_inputs(signature: str, rng: random.Random, count: int) -> list[list]:
+    def value(letter: str):
+        return [rng.randint(-3, 9) for _ in range(rng.randint(1, 4))] if letter == "L" else rng.randint(-3, 9)
+    return [[value(letter) for letter in signature] for _ in range(count)]
+
+
+def _results(source: str, name: str, inputs: list[list]) -> list[int] | None:
+    """The function's results. Only for programs of this grammar, which always end: no `while`, no call but min and max."""
+    scope: dict = {}
+    exec(source, scope)  # noqa: S102 - text that this module wrote
+    return [scope[name](*json.loads(json.dumps(args))) for args in inputs]
