@@ -7,13 +7,18 @@ the right operator or constant of every line can be read off it. The bug replace
 A program's *skeleton* is its code with names, operators and constants blanked. Skeletons are split by their hash, so that
 no function of a held-out task occurs in a training task or a demonstration under any renaming.
 """
+import difflib
 import hashlib
 import json
 import random
 import re
-import signal
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
+
+from coderepairrl.config import Config
+from coderepairrl.types import Environment, Task
 
 # placeholder kind -> the code it may stand for -> the words that the docstring uses for it
 OPERATORS: dict[str, dict[str, str]] = {
@@ -193,8 +198,111 @@ def _draw_inputs(signature: str, rng: random.Random, count: int) -> list[list]:
     return [[value(letter) for letter in signature] for _ in range(count)]
 
 
-def _results(source: str, name: str, inputs: list[list]) -> list[int] | None:
+def _results(source: str, name: str, inputs: list[list]) -> list[int]:
     """The function's results. Only for programs of this grammar, which always end: no `while`, no call but min and max."""
     scope: dict = {}
-    exec(source, scope)  # noqa: S102 - text that this module wrote
+    exec(source, scope)  # text that this module wrote
     return [scope[name](*json.loads(json.dumps(args))) for args in inputs]
+
+
+def _call_text(name: str, args: list) -> str:
+    return f"{name}({', '.join(map(repr, args))})"
+
+
+def _visible_test(name: str, cases: list[tuple[list, int]]) -> str:
+    return f"""from lib import {name}
+
+CASES = {cases!r}
+for arguments, expected in CASES:
+    try:
+        returned = {name}(*arguments)
+    except Exception as error:
+        returned = type(error).__name__
+    if returned != expected:
+        print("FAIL {name}(" + ", ".join(map(repr, arguments)) + f") returned {{returned}}, expected {{expected}}")
+        raise SystemExit(1)
+print("PASS")
+"""
+
+
+def _hidden_test(name: str, cases: list[tuple[list, int]]) -> str:
+    methods = "".join(f"    def test_{i}(self):\n        self.assertEqual({_call_text(name, args)}, {want})\n\n" for i, (args, want) in enumerate(cases))
+    return f"import unittest\n\nfrom lib import {name}\n\n\nclass Hidden(unittest.TestCase):\n{methods}"
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A Task together with what a scripted expert knows about it."""
+    task: Task
+    program: Program
+    bug: Bug
+    visible: tuple[tuple[list, int], ...]  # (arguments, expected result)
+
+    @property
+    def broken(self) -> str:
+        return self.task.files["lib.py"]
+
+
+ENVIRONMENT = Environment(
+    name="functions", base=None, python=sys.executable,
+    test_command=("{python}", "-m", "xmlrunner", "{tests}", "{canary_module}", "-o", "{junit}"),
+    protected=("test_*.py",), test_timeout_s=20.0)
+
+
+def draw_puzzle(rng: random.Random, split: str, number: int) -> Puzzle:
+    """One task of the split ("train" or "heldout"). Draws until the bug shows in some inputs, but not in all of them."""
+    while True:
+        program = _draw_program(rng)
+        if is_held_out(program.skeleton) != (split == "heldout"):
+            continue
+        bug = rng.choice(program.sites)
+        broken = apply_bug(program.source, bug)
+        inputs = _draw_inputs(program.signature, rng, N_INPUTS)
+        wanted, got = (_results(source, program.name, inputs) for source in (program.source, broken))
+        wrong = [i for i in range(N_INPUTS) if got[i] != wanted[i]]
+        fine = [i for i in range(N_INPUTS) if got[i] == wanted[i]]
+        if len(set(wanted)) >= 3 and len(wrong) >= 3 and fine:
+            break
+    shown = wrong[0]
+    visible = tuple((inputs[i], wanted[i]) for i in wrong[:2] + fine[: N_VISIBLE - 2])
+    hidden = wrong[2:][: N_HIDDEN // 2] + fine[-N_HIDDEN // 2 :]
+    ids = {i: f"test_hidden.Hidden::test_{position}" for position, i in enumerate(hidden)}
+    task = Task(
+        task_id=f"functions-{split}-{number}",
+        problem_statement=f"{_call_text(program.name, inputs[shown])} returned {got[shown]}, expected {wanted[shown]}",
+        environment=ENVIRONMENT,
+        files={"lib.py": broken, "test_lib.py": _visible_test(program.name, list(visible))},
+        hidden_tests={"test_hidden.py": _hidden_test(program.name, [(inputs[i], wanted[i]) for i in hidden])},
+        test_selection=("test_hidden",),
+        fail_to_pass=tuple(ids[i] for i in hidden if i in wrong),
+        pass_to_pass=tuple(ids[i] for i in hidden if i in fine),
+        oracle_patch=_patch(broken, program.source),
+        metadata={"split": split, "kind": bug.kind, "skeleton": program.skeleton})
+    return Puzzle(task, program, bug, visible)
+
+
+def _patch(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), "a/lib.py", "b/lib.py")
+    return "diff --git a/lib.py b/lib.py\n" + "".join(lines)
+
+
+def puzzles(split: str, seed: str) -> Iterator[Puzzle]:
+    """An endless stream; the same seed gives the same stream."""
+    rng = random.Random(f"{split}-{seed}")
+    number = 0
+    while True:
+        yield draw_puzzle(rng, split, number)
+        number += 1
+
+
+class FunctionsConfig(Config):
+    name: Literal["functions"] = "functions"
+    train: int = 512  # tasks
+    heldout: int = 200
+    seed: str = "0"  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+
+
+def load(config: FunctionsConfig) -> dict[str, list[Task]]:
+    """Split name -> tasks."""
+    streams = {"train": puzzles("train", config.seed), "heldout": puzzles("heldout", "test")}
+    return {split: [next(stream).task for _ in range(getattr(config, split))] for split, stream in streams.items()}

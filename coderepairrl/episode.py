@@ -1,0 +1,56 @@
+"""Episode = task + sandbox + scaffold + gateway session + rewards -> Trajectory. The one place where they meet, and the one `except`."""
+import time
+from dataclasses import dataclass
+
+import aiohttp
+
+from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError
+from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits
+from coderepairrl.rewards import Grader, RewardConfig, compute
+from coderepairrl.sandboxes import SandboxConfig, start_sandbox
+from coderepairrl.scaffolds import Endpoint, Scaffold
+from coderepairrl.types import Outcome, Task, Trajectory
+
+
+@dataclass(frozen=True)
+class Services:
+    """What all episodes of a process share."""
+    gateway: Gateway
+    scaffold: Scaffold
+    sandbox: SandboxConfig
+    grader: Grader
+    rewards: RewardConfig
+    limits: SessionLimits
+    http: aiohttp.ClientSession
+
+
+async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
+                      sampling: SamplingConfig, cache_salt: str) -> Trajectory:
+    """Never raises for what agent or machine do: an agent's failure gets its reward, a broken machine gives INFRASTRUCTURE_ERROR.
+
+    The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
+    """
+    started = time.monotonic()
+    session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
+    outcome, detail, diff, verdict, parts, reward = Outcome.SUBMITTED, "", "", None, {}, 0.0
+    try:
+        async with start_sandbox(services.sandbox, task) as sandbox:
+            try:
+                await services.scaffold.run(task, sandbox, Endpoint(services.gateway.base_url, session.key, services.http))
+            except ScaffoldError as error:
+                outcome, detail = Outcome.AGENT_ERROR, str(error)
+            if session.close_reason is not None:
+                outcome, detail = session.close_reason, session.close_detail
+            diff = await sandbox.diff()
+        generated = time.monotonic()
+        if outcome != Outcome.INFRASTRUCTURE_ERROR:
+            verdict, parts, reward = await compute(services.rewards, task, diff, services.grader)
+    except (SandboxError, EngineError, GatewayError, aiohttp.ClientError) as error:
+        outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()
+        verdict, parts, reward = None, {}, 0.0
+    session = await services.gateway.close_session(session.key)
+    finished = time.monotonic()
+    return Trajectory(
+        trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
+        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=tuple(session.events),
+        stats={"generation_s": generated - started, "grading_s": finished - generated} | {k: float(v) for k, v in session.counters.items()})

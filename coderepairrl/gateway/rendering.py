@@ -1,0 +1,197 @@
+"""Messages to token ids and back, token-exact: what was sampled is never tokenised again.
+
+`render` tokenises a whole conversation. `extend` continues a recorded prompt + completion with what the client added: the
+new messages are rendered after a dummy conversation, and what follows the dummy assistant turn's end token is the
+continuation. `parse` turns sampled ids into content, reasoning and Hermes tool calls.
+
+One generic path serves every Hugging Face chat template. The `renderers` package has hand-written paths for the common
+model families, but picks them by the tokenizer's hub name: a checkpoint in a run folder has none, and training and
+evaluation of one policy would be rendered by different code. Its Hermes parser wants `<tool_call>` to be one token, which
+not every tokenizer has. The tests hold this file against its Qwen3 renderer instead.
+"""
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from coderepairrl.errors import ConfigError, GatewayError
+from coderepairrl.gateway.tool_calls import ParsedCall, parse_hermes
+
+MARK = "\u2402dummy turn\u2403"  # stands for what was sampled; no message holds it (checked)
+CACHE_ENTRIES = 4096
+Message = dict[str, Any]
+OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy conversation
+
+
+class TemplateRefusal(GatewayError):
+    """The chat template does not take these messages: the client's mistake."""
+
+
+class Renderer:
+    """Renders for one tokenizer. Not for threads.
+
+    chat_template_kwargs  passed to the template in every render, for example {"enable_thinking": False}
+    keep_reasoning        True: reasoning of earlier turns stays as it was sampled, whatever the template would strip.
+                          False: where the template strips it, the conversation is rendered as a new root.
+    stop_token_ids        end sampling: the template's end of turn and the tokenizer's end of text
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None,
+                 tool_call_format: str = "hermes", keep_reasoning: bool = True):
+        name = tokenizer.name_or_path or "without a name"
+        if tool_call_format != "hermes":
+            raise ConfigError(f"tool_call_format {tool_call_format!r} is unknown: write hermes")
+        if not tokenizer.is_fast:
+            raise ConfigError(f"tokenizer {name} is a slow one: use a model folder that has a tokenizer.json")
+        if not isinstance(tokenizer.chat_template, str):
+            raise ConfigError(f"tokenizer {name} has no chat template: use an instruction-tuned model, "
+                              "or put a chat_template.jinja into its folder")
+        self.tokenizer, self.keep_reasoning = tokenizer, keep_reasoning
+        self._backend = tokenizer.backend_tokenizer
+        # a template that prints today's date would break a conversation at midnight
+        started = datetime.now()
+        self._variables = {**tokenizer.special_tokens_map, "strftime_now": started.strftime, **(chat_template_kwargs or {})}
+        self._dummies: dict[tuple | None, tuple[str, str]] = {}
+        self._tools_matter: dict[tuple, bool] = {}
+        self._head_generate = self._text(OPENING, None, generate=True)
+        self._prefills_think = self._head_generate.rstrip().endswith("<think>")
+        self.end_id, self._end = self._find_end()
+        ends = (self.end_id, tokenizer.eos_token_id)
+        self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+
+    def render(self, messages: list[Message], tools: list[dict] | None) -> tuple[int, ...]:
+        """The whole conversation and the generation prompt. Raises TemplateRefusal."""
+        return self._encode(self._text(messages, tools, generate=True))
+
+    def extend(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], finish_reason: str,
+               previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None,
+               ) -> tuple[int, ...] | None:
+        """prompt_ids + completion_ids, the end of the turn, the new messages and the generation prompt; costs O(new tokens).
+
+        previous_messages: the conversation up to and including the sampled turn. None where the splice can't be proven
+        right: then the whole conversation has to be rendered. A turn that ended without the template's end token (length,
+        stop string, another end) is closed with it.
+        """
+        if self._end is None:
+            return None
+        tail = self._tail(previous_messages, new_messages, tools)
+        if tail is None:
+            return None
+        # The end token in front keeps the tokeniser's view: added tokens may swallow white space after them
+        # (the line break after <|im_end|>), and some tokenisers put a space before the first word of a text.
+        tail_ids = self._encode(self._end + tail)
+        if tail_ids[0] != self.end_id:
+            return None
+        ended = finish_reason == "stop" and completion_ids and completion_ids[-1] == self.end_id
+        return (*prompt_ids, *completion_ids, *(tail_ids[1:] if ended else tail_ids))
+
+    def parse(self, completion_ids: tuple[int, ...], tools: bool = True,
+              stop: tuple[str, ...] = ()) -> tuple[str, str | None, list[ParsedCall], int]:
+        """(content, reasoning, tool calls, count of malformed calls). Malformed calls stay in the content.
+
+        tools=False: the client offered no tools, `<tool_call>` is plain text. stop: the text is cut before the first.
+        """
+        end = len(completion_ids)
+        while end and completion_ids[end - 1] in self.stop_token_ids:
+            end -= 1
+        text = self._backend.decode(completion_ids[:end], skip_special_tokens=False)
+        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+        text = text[:min(cuts)] if cuts else text
+        reasoning = None
+        if self._prefills_think or text.lstrip().startswith("<think>"):
+            before, closed, after = text.partition("</think>")
+            reasoning = before.lstrip().removeprefix("<think>").strip()
+            text = after.lstrip("\n") if closed else ""
+        if not tools:
+            return text, reasoning, [], 0
+        content, calls, malformed = parse_hermes(text)
+        return content, reasoning, calls, malformed
+
+    def _find_end(self) -> tuple[int | None, str | None]:
+        """The special token that ends an assistant turn in this template; None when there is none: no splice then."""
+        try:
+            text = self._text([*OPENING, {"role": "assistant", "content": MARK}], None, generate=False)
+        except TemplateRefusal:
+            return None, None
+        _, found, after = text.rpartition(MARK)
+        specials = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        specials |= set(self.tokenizer.all_special_tokens)
+        end = max((token for token in specials if after.startswith(token)), key=len, default=None)
+        if not found or not end:
+            return None, None
+        return self.tokenizer.convert_tokens_to_ids(end), end
+
+    def _tail(self, previous: list[Message], new: list[Message], tools: list[dict] | None) -> str | None:
+        """What the template puts after the end token of the dummy turn; None when it would not only append."""
+        calls = _calls_answered(previous[-1] if previous else {}, new)
+        reasoning = not self.keep_reasoning and any(message.get("reasoning_content") for message in previous)
+        key = tuple(message["role"] for message in new)
+        if tools and not self._tools_matter.get(key, True):
+            tools = None  # this shape of continuation was seen not to depend on them, and they are long
+        try:
+            if reasoning and not self._keeps_reasoning(new):
+                return None
+            tail = self._splice(calls, new, tools)
+            if tools and key not in self._tools_matter and len(self._tools_matter) < CACHE_ENTRIES:
+                self._tools_matter[key] = tail is None or tail != self._splice(calls, new, None)
+        except TemplateRefusal:
+            return None
+        return tail
+
+    def _splice(self, calls: tuple, new: list[Message], tools: list[dict] | None) -> str | None:
+        dummy = [*OPENING, _dummy_turn(calls)]
+        head, base = self._dummy_texts(calls, tools)
+        text = self._text([*dummy, *new], tools, generate=True)
+        _, mark, after = base.rpartition(MARK)
+        # One mark for the content, one for the arguments of each dummy call, as far as the template prints them.
+        if not mark or text.count(MARK) != base.count(MARK) or not text.startswith(head):
+            return None  # a message holds the mark, or the template rewrites or drops earlier turns
+        turn, _, trail = after.partition(self._end)
+        text_turn, end, tail = text.rpartition(MARK)[2].partition(self._end)
+        return tail if end and turn == text_turn and tail.startswith(trail) else None
+
+    def _dummy_texts(self, calls: tuple, tools: list[dict] | None) -> tuple[str, str]:
+        """The renders of the user's turn alone, and with the dummy turn: what may not change when messages follow."""
+        key = None if tools else calls
+        if key in self._dummies:
+            return self._dummies[key]
+        texts = tuple(self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(calls)]))
+        if key is not None:
+            if len(self._dummies) >= CACHE_ENTRIES:
+                self._dummies.clear()
+            self._dummies[key] = texts
+        return texts
+
+    def _keeps_reasoning(self, new: list[Message]) -> bool:
+        """Whether an earlier turn with reasoning still reads as it was sampled once `new` follows."""
+        text = self._text([*OPENING, {"role": "assistant", "content": MARK, "reasoning_content": "r"}, *new], None, generate=True)
+        sampled = self._head_generate + ("" if self._prefills_think else "<think>") + "r</think>"
+        return "".join(text.partition(MARK)[0].split()) == "".join(sampled.split())
+
+    def _text(self, messages: list[Message], tools: list[dict] | None, generate: bool) -> str:
+        try:
+            texts, _ = render_jinja_template(conversations=[messages], tools=tools or None, add_generation_prompt=generate,
+                                             chat_template=self.tokenizer.chat_template, **self._variables)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:  # what templates raise on messages they don't take
+            raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
+        return texts[0]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str], ...]:
+    """(id, name) of the sampled turn's tool calls when tool results follow it, for templates that look them up."""
+    if not new or new[0]["role"] != "tool":
+        return ()
+    return tuple((call["id"], call["function"]["name"]) for call in turn.get("tool_calls") or ())
+
+
+def _dummy_turn(calls: tuple[tuple[str, str], ...]) -> Message:
+    turn: Message = {"role": "assistant", "content": MARK}
+    if calls:
+        turn["tool_calls"] = [{"id": call_id, "type": "function", "function": {"name": name, "arguments": {"mark": MARK}}}
+                              for call_id, name in calls]
+    return turn

@@ -1,0 +1,144 @@
+"""The OpenAI-compatible server in front of vLLM, in the event loop of the rollout process.
+
+    POST /v1/chat/completions    Authorization: Bearer KEY of an open session
+    GET  /v1/models, GET /health
+
+All that an agent gets is a base URL and a key. Errors have the OpenAI form; whatever ends a session is an HTTP 400
+"This model's maximum context length is N tokens", at which agents stop instead of trying again.
+"""
+import errno
+import secrets
+from collections import Counter
+
+from aiohttp import web
+
+from coderepairrl.config import Config
+from coderepairrl.errors import GatewayError
+from coderepairrl.gateway import completions
+from coderepairrl.gateway.chat_request import BadRequest, ChatRequest, parse_chat_request
+from coderepairrl.gateway.engine_client import VLLMClient
+from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
+from coderepairrl.gateway.session import Exchange, SamplingConfig, Session, SessionClosed, SessionLimits, Turn
+from coderepairrl.types import Outcome
+
+SHUTDOWN_S = 2.0  # for answers that are being written when the gateway stops
+
+
+class GatewayConfig(Config):
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free port
+    model_name: str = "policy"  # what /v1/models shows; requests may name any model
+    max_body_bytes: int = 32 * 2**20
+
+
+class Gateway:
+    """`counters`: rerendered_roots, ignored_params, forced_tool_choice, reissued, joined_retries, malformed_tool_calls,
+    over all sessions. The client belongs to the caller: stop() does not close it."""
+
+    def __init__(self, config: GatewayConfig, client: VLLMClient, renderer: Renderer):
+        self.config, self.client, self.renderer = config, client, renderer
+        self.counters: Counter[str] = Counter()
+        self.base_url = ""
+        self._sessions: dict[str, Session] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> str:
+        """Returns the base URL for agents, http://HOST:PORT/v1. Raises GatewayError when the port is taken."""
+        app = web.Application(client_max_size=self.config.max_body_bytes, middlewares=[_openai_errors])
+        app.router.add_post("/v1/chat/completions", self._chat_completions)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", _health)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.config.host, self.config.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            if error.errno == errno.EADDRINUSE:
+                raise GatewayError(f"port {self.config.port} of {self.config.host} is in use: "
+                                   "choose another, or 0 for any free one") from None
+            raise GatewayError(f"the gateway can't listen on {self.config.host}:{self.config.port} ({error}): "
+                               "give an address of this machine") from error
+        host, port = self._runner.addresses[0][:2]
+        self.base_url = f"http://{host}:{port}/v1"
+        return self.base_url
+
+    async def stop(self) -> None:
+        """Gives up what is in flight and closes all sessions."""
+        for key in list(self._sessions):
+            await self.close_session(key)
+        if self._runner:
+            await self._runner.cleanup()
+
+    def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None,
+                     cache_salt: str | None = None) -> Session:
+        """Its `key` is the agent's API key. cache_salt: vLLM shares its KV cache only among requests of equal salt."""
+        key = key or secrets.token_urlsafe(32)
+        if key in self._sessions:
+            raise GatewayError("a session with this key is open: give each its own, or none")
+        self._sessions[key] = Session(key, limits, sampling, self.client, self.renderer, cache_salt, self._count)
+        return self._sessions[key]
+
+    async def close_session(self, key: str) -> Session:
+        """Ends it (SUBMITTED, unless something closed it before) and returns it, complete: later requests get 401."""
+        session = self._sessions.pop(key)
+        session.close(Outcome.SUBMITTED, "the runner closed the session", cancel=True)
+        await session.drain()
+        return session
+
+    def _count(self, name: str, number: int) -> None:
+        self.counters[name] += number
+
+    async def _chat_completions(self, http: web.Request) -> web.StreamResponse:
+        scheme, _, key = http.headers.get("Authorization", "").partition(" ")
+        session = self._sessions.get(key.strip()) if scheme.lower() == "bearer" else None
+        if session is None:
+            return _error("no open session has this API key: send the key that the runner gave you", 401, "invalid_api_key")
+        try:
+            request = parse_chat_request(await http.read(), http.headers.get("x-stainless-retry-count"))
+            turns, exchange = await session.answer(request)
+        except web.HTTPRequestEntityTooLarge:
+            return _error(f"the body is larger than {self.config.max_body_bytes} bytes: send less", 400)
+        except (BadRequest, TemplateRefusal) as error:
+            return _error(str(error), 400)
+        except SessionClosed as error:
+            return _error(str(error), 400, "context_length_exceeded")
+        return await _deliver(http, request, turns, exchange)
+
+    async def _models(self, http: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [
+            {"id": self.config.model_name, "object": "model", "created": 0, "owned_by": "coderepairrl"}]})
+
+
+async def _deliver(http: web.Request, request: ChatRequest, turns: list[Turn], exchange: Exchange) -> web.StreamResponse:
+    """Writes the answer, and notes whether the client was there to take it: if not, its retry gets the same."""
+    if request.stream:
+        response: web.StreamResponse = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    else:
+        response = web.json_response(completions.body(request, turns))
+    try:
+        await response.prepare(http)
+        if request.stream:
+            await response.write(b"".join(completions.events(request, turns)))
+        await response.write_eof()
+        exchange.delivered |= http.transport is not None and not http.transport.is_closing()
+    except ConnectionResetError:
+        pass  # the client hung up: the completion is on record, and not delivered
+    return response
+
+
+@web.middleware
+async def _openai_errors(http: web.Request, handler) -> web.StreamResponse:
+    try:
+        return await handler(http)
+    except web.HTTPException as error:  # of the router: no such path, wrong method
+        return _error(f"{http.method} {http.path}: {error.reason}", error.status)
+
+
+async def _health(http: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+def _error(message: str, status: int, code: str | None = None) -> web.Response:
+    return web.json_response(completions.error(message, status, code), status=status)

@@ -1,0 +1,270 @@
+"""One agent's session: its limits, and the tree of its calls.
+
+Which recorded call a request continues is found by a hash chain over canonical messages (tools included), then by token
+prefix. The longest recorded prefix wins:
+
+    the conversation ends, or goes on, after a turn that this session sampled   -> that call's prompt + completion, extended
+    its prompt was asked before (n > 1, or the same body as a new request)      -> parent_part "prompt"
+    a turn was dropped or edited                                                -> a fork at the last turn that still agrees
+    no turn agrees, or the template can't only append                           -> rendered as a new root, counted
+
+A repeated body is the SDK's retry, and gets the same answer, while the first is in flight, while no answer to it was
+delivered, or when the SDK says so (x-stainless-retry-count). Sent again after its answer was delivered it is a new sample.
+"""
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coderepairrl.config import Config
+from coderepairrl.errors import EngineError, GatewayError
+from coderepairrl.gateway.chat_request import ChatRequest, chain, next_digest, normalise
+from coderepairrl.gateway.engine_client import Completion, VLLMClient
+from coderepairrl.gateway.rendering import Message, Renderer
+from coderepairrl.gateway.tool_calls import ParsedCall
+from coderepairrl.types import Call, Outcome
+
+
+class SessionLimits(Config):
+    max_turns: int = 50  # model calls
+    max_total_tokens: int = 32768  # context: prompt + completion of one call
+    max_completion_tokens: int = 4096  # of one call
+    deadline_s: float | None = None  # since the session was opened; the clock stops while vLLM is down
+
+
+class SamplingConfig(Config):
+    """Nothing else is ever used: top_p 1, no top_k, no penalties, so that the trainer knows the distribution."""
+    temperature: float = 1.0
+
+
+class SessionClosed(GatewayError):
+    """The session takes no more requests; the message is the one at which agents stop at once."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the client gets for one call."""
+    call: Call
+    content: str
+    reasoning: str | None
+    tool_calls: tuple[ParsedCall, ...]
+
+    def message(self) -> Message:
+        """As the OpenAI API has it; the ids of tool calls are the same in every run of the same conversation."""
+        message: Message = {"role": "assistant", "content": self.content or (None if self.tool_calls else "")}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [{"id": f"call_{self.call.index}_{i}", "type": "function", "function": {
+                "name": call.name, "arguments": call.arguments}} for i, call in enumerate(self.tool_calls)]
+        return message
+
+
+@dataclass
+class Exchange:
+    """A request body and its answer: the turns of its n choices."""
+    task: asyncio.Task[list[Turn]]
+    delivered: bool = False  # the whole answer was written to a connection that was open
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    ids: tuple[int, ...]
+    parent: int | None
+    digests: list[bytes]  # of the request's chain
+    why_root: str  # empty for a continuation
+
+
+class Session:
+    """Made by Gateway.open_session inside the event loop. `calls` and `events` grow; `close_reason` is set once."""
+
+    def __init__(self, key: str, limits: SessionLimits, sampling: SamplingConfig, client: VLLMClient, renderer: Renderer,
+                 cache_salt: str | None = None, count: Callable[[str, int], None] = lambda name, number: None):
+        self.key, self.limits, self.sampling, self.cache_salt = key, limits, sampling, cache_salt
+        self.calls: list[Call] = []
+        self.events: list[dict] = []
+        self.counters: Counter[str] = Counter()
+        self.close_reason: Outcome | None = None
+        self.close_detail = ""
+        self._client, self._renderer, self._count_in_gateway = client, renderer, count
+        self._opened, self._down_at_open_s = time.monotonic(), client.down_s()
+        self._id = secrets.token_hex(6)  # in vLLM's request ids
+        self._issued = 0
+        self._pending = 0  # samples in flight: they have their turns already
+        self._turns: list[Turn] = []  # one a call
+        self._after_turn: dict[bytes, list[int]] = {}  # digest that ends with a sampled turn -> calls
+        self._asked: dict[bytes, list[int]] = {}  # digest of a prompt -> calls
+        self._exchanges: dict[str, Exchange] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch_deadline()
+
+    async def answer(self, request: ChatRequest) -> tuple[list[Turn], Exchange]:
+        """The turns for the request's choices. Raises SessionClosed, and TemplateRefusal for what can't be rendered.
+
+        The sampling goes on when the caller is cancelled: a client that hung up gets it with its retry.
+        """
+        self._refuse_if_closed()
+        exchange = self._exchanges.get(request.body_key)
+        if exchange and (not exchange.task.done() or (_succeeded(exchange.task) and (request.is_retry or not exchange.delivered))):
+            self._count("joined_retries")
+        else:
+            self._count("ignored_params", request.ignored_params)
+            self._count("forced_tool_choice", int(request.forced_tool_choice))
+            prompt, max_tokens = self._admit(request)
+            exchange = Exchange(asyncio.create_task(self._sample(request, prompt, max_tokens)))
+            self._exchanges[request.body_key] = exchange
+            self._pending += request.n
+            exchange.task.add_done_callback(lambda _: self._settle(request.n))
+        await asyncio.wait({exchange.task})
+        if exchange.task.cancelled() or isinstance(exchange.task.exception(), EngineError):
+            self._refuse_if_closed()
+        return exchange.task.result(), exchange
+
+    def close(self, reason: Outcome, detail: str = "", cancel: bool = False) -> None:
+        """The first reason stays. cancel: samples in flight are given up, they are in no record."""
+        if self.close_reason is None:
+            self.close_reason, self.close_detail = reason, detail
+            self._event("closed", reason=str(reason), detail=detail)
+        if self._timer and (cancel or not self._pending):
+            self._timer.cancel()
+        if cancel:
+            for exchange in self._exchanges.values():
+                if exchange.task.cancel():
+                    self._event("cancelled")
+
+    async def drain(self) -> None:
+        """Waits until nothing is in flight; after close(cancel=True) that is at once."""
+        tasks = {exchange.task for exchange in self._exchanges.values() if not exchange.task.done()}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def clock_s(self) -> float:
+        """The agent's time: since the session was opened, less the time in which vLLM was down."""
+        return time.monotonic() - self._opened - (self._client.down_s() - self._down_at_open_s)
+
+    def _watch_deadline(self) -> None:
+        if self.limits.deadline_s is None:
+            return
+        left_s = self.limits.deadline_s - self.clock_s()
+        if left_s <= 0:
+            self.close(Outcome.TIME_LIMIT, f"{self.limits.deadline_s} s are over", cancel=True)
+        else:  # looked at again: the clock may have stopped in between
+            self._timer = asyncio.get_running_loop().call_later(max(left_s, 0.1), self._watch_deadline)
+
+    def _refuse_if_closed(self) -> None:
+        if self.close_reason is not None:
+            raise SessionClosed(f"This model's maximum context length is {self.limits.max_total_tokens} tokens. "
+                                f"The session is closed ({self.close_reason}): start no further request.")
+
+    def _admit(self, request: ChatRequest) -> tuple[_Prompt, int]:
+        """The prompt, and how many tokens may follow it. Closes the session at a limit."""
+        limits = self.limits
+        if len(self.calls) + self._pending + request.n > limits.max_turns:
+            self.close(Outcome.TURN_LIMIT, f"{limits.max_turns} calls were made")
+            self._refuse_if_closed()
+        prompt = self._prompt(request)
+        room = limits.max_total_tokens - len(prompt.ids)
+        if room < 1:
+            self.close(Outcome.TOKEN_LIMIT, f"a prompt of {len(prompt.ids)} tokens does not fit into {limits.max_total_tokens}")
+            self._refuse_if_closed()
+        return prompt, min(room, limits.max_completion_tokens, request.max_tokens or room)
+
+    def _prompt(self, request: ChatRequest) -> _Prompt:
+        digests = chain(request.tools, request.messages)
+        messages = [self._with_reasoning(message, digest) for message, digest in zip(request.messages, digests[1:])]
+        tools = list(request.tools) or None
+        upto = next((i for i in range(len(messages), 0, -1) if digests[i] in self._after_turn), None)
+        if upto is not None:
+            call = self._call_of(digests[upto], messages[upto - 1])
+            ids = self._renderer.extend(call.prompt_ids, call.completion_ids, call.finish_reason,
+                                        messages[:upto], messages[upto:], tools)
+            if ids is not None:
+                return _Prompt(ids, call.index, digests, "")
+        ids = self._renderer.render(messages, tools)
+        parent = self._longest_recorded_prefix(ids)
+        why = "the template can't only append" if upto is not None else "no recorded turn in the history"
+        return _Prompt(ids, parent, digests, why if parent is None else "")
+
+    def _with_reasoning(self, message: Message, digest: bytes) -> Message:
+        """Clients don't send reasoning back: a template that keeps it needs it."""
+        if message["role"] != "assistant" or message.get("reasoning_content") or digest not in self._after_turn:
+            return message
+        reasoning = self._turns[self._call_of(digest, message).index].reasoning
+        return {**message, "reasoning_content": reasoning} if reasoning else message
+
+    def _call_of(self, digest: bytes, message: Message) -> Call:
+        """Several samples can read the same and differ in tokens: the ids of tool calls tell them apart, else the last."""
+        candidates = self._after_turn[digest]
+        if message.get("tool_calls"):
+            named = message["tool_calls"][0]["id"]
+            return self.calls[next((i for i in candidates if named == f"call_{i}_0"), candidates[-1])]
+        return self.calls[candidates[-1]]
+
+    def _longest_recorded_prefix(self, ids: tuple[int, ...]) -> int | None:
+        """The call whose prompt + completion a new render starts with, although its messages were not recognised."""
+        best, best_length = None, 0
+        for call in self.calls:
+            length, cut = len(call.prompt_ids) + len(call.completion_ids), len(call.prompt_ids)
+            if best_length < length <= len(ids) and ids[:cut] == call.prompt_ids and ids[cut:length] == call.completion_ids:
+                best, best_length = call.index, length
+        return best
+
+    async def _sample(self, request: ChatRequest, prompt: _Prompt, max_tokens: int) -> list[Turn]:
+        started = time.monotonic()
+        results = await asyncio.gather(*(self._generate(request, prompt, max_tokens) for _ in range(request.n)),
+                                       return_exceptions=True)
+        # what was sampled is recorded, also when another choice of the same request failed
+        turns = [self._record(request, prompt, result, started) for result in results if isinstance(result, Completion)]
+        for failure in results:
+            if isinstance(failure, BaseException):
+                # also a mistake of ours: whatever it is, it is not the model's failure
+                self.close(Outcome.INFRASTRUCTURE_ERROR, f"{type(failure).__name__}: {failure}")
+                raise failure
+        return turns
+
+    async def _generate(self, request: ChatRequest, prompt: _Prompt, max_tokens: int) -> Completion:
+        self._issued += 1
+        completion = await self._client.generate(
+            prompt.ids, max_tokens=max_tokens, temperature=self.sampling.temperature, cache_salt=self.cache_salt,
+            stop_token_ids=self._renderer.stop_token_ids, request_id=f"{self._id}-{self._issued}", stop=request.stop)
+        self._count("reissued", completion.reissues)
+        return completion
+
+    def _record(self, request: ChatRequest, prompt: _Prompt, completion: Completion, started: float) -> Turn:
+        index, digest = len(self.calls), prompt.digests[-1]
+        same = next((i for i in self._asked.get(digest, ()) if self.calls[i].prompt_ids == prompt.ids), None)
+        parent, part = (same, "prompt") if same is not None else (prompt.parent, "completion" if prompt.parent is not None else None)
+        call = Call(index=index, parent=parent, parent_part=part, prompt_ids=prompt.ids, completion_ids=completion.token_ids,
+                    logprobs=completion.logprobs, policy_versions=completion.policy_versions,
+                    finish_reason=completion.finish_reason, rerendered=parent is None and index > 0,
+                    started_s=started - self._opened, seconds=time.monotonic() - started)
+        content, reasoning, tool_calls, malformed = self._renderer.parse(completion.token_ids, request.parse_tools, request.stop)
+        turn = Turn(call, content, reasoning, tuple(tool_calls))
+        self.calls.append(call)
+        self._turns.append(turn)
+        self._asked.setdefault(digest, []).append(index)
+        self._after_turn.setdefault(next_digest(digest, normalise(turn.message())), []).append(index)
+        self._count("rerendered_roots", int(call.rerendered))
+        self._count("malformed_tool_calls", malformed)
+        known = next((i for i in range(len(request.messages), 0, -1) if request.messages[i - 1]["role"] == "assistant"), 0)
+        self._event("call", index=index, parent=parent, seconds=round(call.seconds, 4), prompt_tokens=len(prompt.ids),
+                    completion_tokens=len(completion.token_ids), finish_reason=call.finish_reason, why_root=prompt.why_root,
+                    new_messages=list(request.messages[known:]), message=turn.message())
+        return turn
+
+    def _settle(self, number: int) -> None:
+        self._pending -= number
+
+    def _event(self, kind: str, **details) -> None:
+        self.events.append({"kind": kind, "at_s": round(time.monotonic() - self._opened, 4), **details})
+
+    def _count(self, name: str, number: int = 1) -> None:
+        if number:
+            self.counters[name] += number
+            self._count_in_gateway(name, number)
+
+
+def _succeeded(task: asyncio.Task) -> bool:
+    return not task.cancelled() and task.exception() is None

@@ -1,0 +1,64 @@
+"""ledger.jsonl, append-only: what became of every group. One process writes; every row carries the hash of all rows before it.
+
+    {"event": "admitted",  "group", "task", "split", "version", "episodes"}
+    {"event": "finished",  "group", "outcomes": [...], "sampled": tokens}
+    {"event": "graded",    "group", "rewards": [...], "file", "sha256"}          the Parquet file that holds the group
+    {"event": "trained",   "group", "step", "trained": tokens, "masked": {reason: tokens}}     an end
+    {"event": "dropped",   "group", "reason", "tokens"}                                      an end
+    {"event": "infrastructure_error", "group", "trajectory", "attempt", "detail", "tokens"}    tokens of an attempt that was thrown away
+"""
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+FIRST = "0" * 16
+
+
+def _chained(previous: str, row: dict) -> str:
+    return hashlib.sha256((previous + json.dumps(row, sort_keys=True)).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_tail(path)
+        self._last = FIRST
+        for row in rows(path):
+            self._last = row["hash"]
+        self._file = path.open("a", buffering=1)
+
+    def write(self, event: str, group: str, **fields) -> None:
+        row = {"event": event, "group": group} | fields
+        self._last = _chained(self._last, row)
+        self._file.write(json.dumps(row | {"hash": self._last}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def rows(path: Path) -> Iterator[dict]:
+    if path.exists():
+        with path.open() as file:
+            yield from map(json.loads, file)
+
+
+def broken_link(all_rows: list[dict]) -> int | None:
+    """Number (from 1) of the first row that doesn't follow from those before it, None when the chain holds."""
+    previous = FIRST
+    for number, row in enumerate(all_rows, 1):
+        body = {key: value for key, value in row.items() if key != "hash"}
+        if row.get("hash") != _chained(previous, body):
+            return number
+        previous = row["hash"]
+    return None
+
+
+def _drop_torn_tail(path: Path) -> None:
+    """A writer that was killed can leave a last line without its end; that row was never acted upon."""
+    if path.exists():
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(text[: text.rfind(b"\n") + 1])
+            temporary.rename(path)

@@ -1,0 +1,58 @@
+"""Rewards: each is f(task, diff, verdict) -> float in a file of its own, and one entry of REWARDS.
+
+    grader = Grader(sandbox_config)
+    verdict, parts, total = await compute(config, task, diff, grader)
+"""
+import difflib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import field_validator
+
+from coderepairrl.config import Config
+from coderepairrl.rewards import patch, random_reward, tests
+from coderepairrl.rewards.patch import patch_similarity
+from coderepairrl.rewards.tests import Grader, grade
+from coderepairrl.types import Task, Verdict
+
+__all__ = ["REWARDS", "Grader", "RewardConfig", "compute", "grade", "patch_similarity"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reward:
+    function: Callable[[Task, str, Verdict | None], float]  # in [0, 1]
+    needs_verdict: bool
+
+
+REWARDS = {
+    "tests": Reward(tests.reward, needs_verdict=True),
+    "patch": Reward(patch.reward, needs_verdict=False),
+    "random": Reward(random_reward.reward, needs_verdict=False),
+}
+
+
+class RewardConfig(Config):
+    weights: dict[str, float] = {"tests": 1.0}  # name of REWARDS -> weight; one of weight 0 is computed and logged only
+    always_test: bool = False  # run the tests even where no reward needs them: for evaluation
+
+    @field_validator("weights")
+    @classmethod
+    def _known(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name in weights.keys() - REWARDS.keys():
+            near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.4)
+            raise ValueError(f"unknown reward {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}"))
+        if not weights:
+            raise ValueError(f"no reward has a weight: give at least one of {', '.join(REWARDS)}")
+        return weights
+
+
+async def compute(config: RewardConfig, task: Task, diff: str, grader: Grader) -> tuple[Verdict | None, dict[str, float], float]:
+    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError."""
+    tested = config.always_test or any(REWARDS[name].needs_verdict for name in config.weights)
+    verdict = await grader.grade(task, diff) if tested else None
+    parts = {name: REWARDS[name].function(task, diff, verdict) for name in config.weights}
+    total = sum(weight * parts[name] for name, weight in config.weights.items())
+    log.debug("rewards of %s: %s total=%.4f", task.task_id, parts, total)
+    return verdict, parts, total

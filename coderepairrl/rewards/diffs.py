@@ -1,0 +1,115 @@
+"""Reading a unified diff the way `git apply` does: one FileChange a file, hunks by their counted lines.
+
+Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a/x`, not a header.
+"""
+import re
+from dataclasses import dataclass, field
+
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
+_SINGLE = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v", b'"': b'"', b"\\": b"\\"}
+
+
+@dataclass
+class FileChange:
+    """`paths` are all paths that the section names, without a/ and b/; an absolute one keeps its slash."""
+    text: str = ""
+    paths: set[str] = field(default_factory=set)
+    modes: set[str] = field(default_factory=set)  # such as 100644; 120000 is a symlink, 160000 a submodule
+    binary: bool = False
+    removed: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return min(self.paths, default="")
+
+
+def split_diff(diff: str) -> list[FileChange]:
+    """Text that belongs to no file is left out; a diff without any section gives an empty list."""
+    lines = diff.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    changes: list[FileChange] = []
+    starts: list[int] = []
+    i, in_header = 0, False
+    while i < len(lines):
+        line = lines[i]
+        plain = line.startswith("--- ") and i + 1 < len(lines) and lines[i + 1].startswith("+++ ")
+        if line.startswith("diff --git ") or (plain and not in_header):
+            changes.append(FileChange())
+            starts.append(i)
+            in_header = True
+        if not changes:
+            i += 1
+            continue
+        hunk = _HUNK.match(line)
+        if hunk:
+            in_header = False
+            i = _read_hunk(lines, i + 1, changes[-1], *(int(n) if n is not None else 1 for n in hunk.groups()))
+            continue
+        if in_header:
+            _read_header(line, changes[-1])
+        i += 1
+    for change, start, end in zip(changes, starts, [*starts, len(lines)][1:], strict=True):
+        change.text = "\n".join(lines[start:end]) + "\n"
+    return changes
+
+
+def _read_hunk(lines: list[str], i: int, change: FileChange, old: int, new: int) -> int:
+    """Consumes the hunk's lines; returns the index of the line after it."""
+    while i < len(lines) and (old > 0 or new > 0 or lines[i].startswith("\\")):
+        kind, text = lines[i][:1], lines[i][1:]
+        if kind == "-":
+            change.removed.append(text)
+            old -= 1
+        elif kind == "+":
+            change.added.append(text)
+            new -= 1
+        elif kind in (" ", ""):  # some mailers cut the space of an empty context line
+            old, new = old - 1, new - 1
+        elif kind != "\\":
+            break
+        i += 1
+    return i
+
+
+def _read_header(line: str, change: FileChange) -> None:
+    if line.startswith("diff --git "):
+        change.paths |= _both(line.removeprefix("diff --git "))
+    elif line.startswith(("--- ", "+++ ")):
+        name = _name(line[4:].split("\t")[0])
+        if name != "/dev/null":
+            change.paths.add(_strip(name))
+    elif match := re.match(r"(?:rename|copy) (?:from|to) (.*)", line):
+        change.paths.add(_name(match[1]))
+    elif match := re.match(r"(?:new file mode|deleted file mode|old mode|new mode) (\d+)|index \S+ (\d+)", line):
+        change.modes.add(match[1] or match[2])
+    elif line.startswith("GIT binary patch") or re.match(r"Binary files .* differ", line):
+        change.binary = True
+
+
+def _both(rest: str) -> set[str]:
+    """The two names of a `diff --git` line. Unquoted names with spaces are told apart only when both are the same."""
+    quoted = _QUOTED.findall(rest)
+    if quoted:
+        plain = _QUOTED.sub("", rest).split()
+        return {_strip(name) for name in [*map(_name, quoted), *plain]}
+    half = (len(rest) - 1) // 2
+    if len(rest) % 2 and rest[half] == " " and _strip(rest[:half]) == _strip(rest[half + 1:]):
+        return {_strip(rest[:half])}
+    return {_strip(name) for name in rest.split(" ") if name and name != "/dev/null"}
+
+
+def _strip(name: str) -> str:
+    """-p1: the first folder (a/ or b/) goes."""
+    return name if name.startswith("/") else name.partition("/")[2] or name
+
+
+def _name(name: str) -> str:
+    """Undoes git's C-style quoting."""
+    if not (len(name) >= 2 and name[0] == name[-1] == '"'):
+        return name.rstrip("\r")
+    data = _ESCAPE.sub(lambda m: _SINGLE.get(m[1]) or (bytes([int(m[1], 8) & 255]) if m[1].isdigit() else m[1]), name[1:-1].encode(errors="surrogateescape"))
+    return data.decode(errors="surrogateescape")

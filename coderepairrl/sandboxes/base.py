@@ -1,0 +1,78 @@
+"""What all sandboxes share: the configuration, a command's result, the protocol, the variables of a command."""
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from coderepairrl.config import Config
+from coderepairrl.errors import CodeRepairError
+from coderepairrl.types import Environment
+
+REPO = "/repo"  # where the agent finds the checkout: nothing of the host enters a prompt
+
+
+class SandboxConfig(Config):
+    kind: Literal["bubblewrap", "local"] = "bubblewrap"
+    scratch: str | None = None  # folder for templates and live checkouts; null: the system's temporary folder
+    command_timeout_s: float = Field(60.0, gt=0)  # wall clock of one command, where the caller gives no other
+    memory_mib: int = Field(2048, gt=0)  # of each process (RLIMIT_DATA), and of all of a command together (watchdog)
+    processes: int = Field(256, gt=0)  # processes and threads of one command
+    output_kib: int = Field(64, gt=0)  # of a command's output, half from its head and half from its tail
+    file_size_mib: int = Field(64, gt=0)  # of each file that a command writes
+    tmp_mib: int = Field(256, gt=0)  # of /tmp and of /dev/shm, which live in memory
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """`exit_code` is the shell's (124 after the time limit, 137 when killed for memory); `output` is stdout and stderr."""
+    exit_code: int
+    output: str
+    timed_out: bool
+    seconds: float
+
+
+class PathError(CodeRepairError):
+    """The agent named a path that it may not or cannot use. The message is one line, written for the agent."""
+
+
+class Sandbox(Protocol):
+    root: Path  # the checkout on the host
+    inside: str  # the checkout as a command sees it
+    dropped_paths: tuple[str, ...]  # what the latest diff() left out: symlinks, binary and oversized files
+
+    async def run(self, command: str | list[str], *, timeout_s: float | None = None,
+                  variables: dict[str, str] | None = None) -> CommandResult:
+        """A string goes to bash, a list is argv. Raises SandboxError only for infrastructure trouble."""
+
+    async def read_text(self, path: str) -> str:
+        """Raises PathError."""
+
+    async def write_text(self, path: str, text: str) -> None:
+        """Raises PathError."""
+
+    async def diff(self) -> str:
+        """Unified git diff against the base commit, untracked files included; made outside the sandbox."""
+
+    async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:
+        """`git apply` outside the sandbox, all or nothing. Empty, or the one-line reason why it does not apply; one reason is
+        that git would write a path that is not in `allowed`."""
+
+    def share(self, name: str) -> tuple[Path, str]:
+        """A new empty folder beside the checkout, writable by the commands that follow: (host path, path inside)."""
+
+    async def close(self) -> None:
+        """Removes everything. May be called twice."""
+
+
+def command_variables(environment: Environment, home: str) -> dict[str, str]:
+    """All variables of a command: nothing is inherited from the host, so siblings see equal prompts."""
+    path = dict.fromkeys([os.path.dirname(environment.python), "/usr/local/bin", "/usr/bin", "/bin"])
+    git = {"safe.directory": "*", "user.name": "agent", "user.email": "agent@localhost"}
+    numbered = {f"GIT_CONFIG_{part}_{i}": text for i, pair in enumerate(git.items()) for part, text in zip(("KEY", "VALUE"), pair, strict=True)}
+    return {
+        "PATH": ":".join(path), "HOME": home, "LANG": "C.UTF-8", "TZ": "UTC", "TERM": "dumb", "NO_COLOR": "1",
+        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PAGER": "cat", "GIT_PAGER": "cat",
+        "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(git)), **numbered, **environment.variables,
+    }

@@ -1,0 +1,129 @@
+"""A light terminal agent: three tools (shell, edit, submit), an append-only history, a coroutine over the sandbox.
+
+Nothing that depends on time, host or process enters the prompt; assistant messages go back exactly as they were received;
+every tool call is answered, a wrong one with an error that says what to do.
+"""
+import json
+from typing import Any, Literal
+
+from coderepairrl.config import Config
+from coderepairrl.errors import GatewayError, ScaffoldError
+from coderepairrl.sandboxes import CommandResult, PathError, Sandbox
+from coderepairrl.scaffolds import Endpoint
+from coderepairrl.types import Task
+
+SYSTEM_PROMPT = """You repair the git repository in the current directory by calling tools.
+shell: runs one command in a fresh shell at the top of the repository; cd and variables do not persist, there is no input.
+edit: replaces `old`, which must occur exactly once in the file, by `new`.
+submit: ends the task; the working tree is the answer.
+Search, read, reproduce, make the smallest change that mends the cause, run the related tests, submit. Do not change tests."""
+
+
+class TerminalConfig(Config):
+    name: Literal["terminal"] = "terminal"
+    system_prompt: str = SYSTEM_PROMPT
+    command_timeout_s: float = 60.0
+    max_output_chars: int = 8000
+    max_idle_answers: int = 3  # answers in a row without one usable tool call, then the agent gives up
+
+
+def _tool(name: str, description: str, **parameters: str) -> dict:
+    properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+TOOLS = [
+    _tool("shell", "Run a shell command", command="the command line"),
+    _tool("edit", "Replace text in a file", path="file, relative to the repository", old="text that occurs exactly once", new="its replacement"),
+    _tool("submit", "End the task"),
+]
+USAGE = "the tools are shell(command), edit(path, old, new), submit()"
+
+
+def edit_text(path: str, content: str, old: str, new: str) -> tuple[str, str]:
+    """(content after the edit, answer to the agent). The content is unchanged when the edit can't be made."""
+    count = content.count(old) if old else 0
+    if count != 1:
+        hint = "check the exact text" if count == 0 else "quote more of its surroundings"
+        return content, f"error: old occurs {count} times in {path}: {hint}"
+    return content.replace(old, new), "ok"
+
+
+def clip(text: str, limit: int) -> str:
+    """Head and tail of a long text; what is left out is counted."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
+def describe(result: CommandResult, limit: int) -> str:
+    """A command's output as the agent sees it; the exit code only where it is not 0."""
+    text = clip(result.output.rstrip("\n"), limit)
+    if result.timed_out:
+        return text + f"\n[killed after {result.seconds:.0f} s]"
+    return text + (f"\n[exit code {result.exit_code}]" if result.exit_code else "")
+
+
+class Terminal:
+    def __init__(self, config: TerminalConfig):
+        self.config = config
+
+    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
+        messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
+        idle = 0
+        while True:
+            message = await self._ask(endpoint, messages)
+            if message is None:
+                return
+            messages.append(message)
+            calls, usable = message.get("tool_calls") or [], False
+            for call in calls:
+                answer, ok, done = await self._act(call["function"], sandbox)
+                if done:
+                    return
+                usable = usable or ok
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": answer})
+            if not calls:
+                messages.append({"role": "user", "content": f"error: no tool call; {USAGE}"})
+            idle = 0 if usable else idle + 1
+            if idle >= self.config.max_idle_answers:
+                raise ScaffoldError(f"{idle} answers in a row without a usable tool call")
+
+    async def _ask(self, endpoint: Endpoint, messages: list[dict]) -> dict | None:
+        """The next assistant message, or None when the gateway has closed the session."""
+        async with endpoint.http.post(endpoint.base_url + "/chat/completions", json={"model": "policy", "messages": messages, "tools": TOOLS},
+                                      headers={"Authorization": f"Bearer {endpoint.api_key}"}) as response:
+            body = await response.json()
+            if response.status == 400 and body["error"]["code"] == "context_length_exceeded":
+                return None
+            if response.status != 200:
+                raise GatewayError(f"the gateway answered {response.status}: {body}")
+            return {key: value for key, value in body["choices"][0]["message"].items() if value is not None}
+
+    async def _act(self, function: dict[str, Any], sandbox: Sandbox) -> tuple[str, bool, bool]:
+        """(answer, the call was well-formed, the agent has submitted)."""
+        try:
+            arguments = json.loads(function["arguments"] or "{}")
+        except ValueError as error:
+            return f"error: the arguments are not JSON ({error}); {USAGE}", False, False
+        match function["name"], arguments:
+            case "submit", {}:
+                return "", True, True
+            case "shell", {"command": str(command)}:
+                result = await sandbox.run(command, timeout_s=self.config.command_timeout_s)
+                return describe(result, self.config.max_output_chars), True, False
+            case "edit", {"path": str(path), "old": str(old), "new": str(new)}:
+                return await self._edit(sandbox, path, old, new), True, False
+        return f"error: no such call: {function['name']}; {USAGE}", False, False
+
+    async def _edit(self, sandbox: Sandbox, path: str, old: str, new: str) -> str:
+        try:
+            content = await sandbox.read_text(path)
+            changed, answer = edit_text(path, content, old, new)
+            if changed != content:
+                await sandbox.write_text(path, changed)
+        except PathError as error:
+            return f"error: {error}"
+        return answer

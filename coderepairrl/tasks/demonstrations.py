@@ -1,0 +1,154 @@
+"""A scripted, imperfect expert for the one-function repositories: demonstrations for the warm start, in OpenAI chat format.
+
+The expert looks at the file, makes one edit and sometimes tests it. It picks the right edit with probability `p_right` and
+otherwise any other well-formed one, often submits untested and often gives up after a failure: what to try, to test, and to
+go on is left for reinforcement learning to find. Drills are nothing but well-formed edits in a row: they teach to copy text.
+
+Tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that they are what the
+terminal scaffold answers, to the letter, is a test.
+"""
+import json
+import random
+import re
+from collections.abc import Iterator
+from multiprocessing import Pool
+
+from coderepairrl.config import Config
+from coderepairrl.scaffolds.terminal import edit_text
+from coderepairrl.tasks.functions import OPERATORS, Puzzle, _call_text, _results, puzzles
+
+LOOK = "cat lib.py"
+TEST = "python3 test_lib.py || git checkout -q ."  # a failed attempt is taken back at once
+
+
+class DemonstrationsConfig(Config):
+    episodes: int = 16000
+    drills: int = 8000
+    seed: str = "demonstrations"
+    p_right: float = 0.4  # per edit
+    p_test: float = 0.5  # to test after an edit
+    p_retry: float = 0.5  # to go on after a failure
+    p_slip: float = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
+    max_edits: int = 4
+    drill_edits: int = 6
+
+
+def _tokens(line: str) -> list[tuple[int, int]]:
+    return [m.span() for m in re.finditer(r"\w+|[<>=!+\-*/]=?|\S", line)]
+
+
+def _unique_edit(source: str, line: int, start: int, current: str, new: str) -> tuple[str, str] | None:
+    """The shortest text around a token that occurs once in the file, before and after the replacement."""
+    text = source.split("\n")[line - 1]
+    spans = _tokens(text)
+    at = next(i for i, (a, _) in enumerate(spans) if a == start)
+    low, high = (max(0, at - 1), at) if current.isdigit() else (at, min(len(spans) - 1, at + 1))
+    grow_right = False
+    while True:
+        begin = spans[low][0] - (text[spans[low][0] - 1 : spans[low][0]] == " ")
+        old = text[begin : spans[high][1]]
+        if source.count(old) == 1:
+            return old, old[: start - begin] + new + old[start - begin + len(current) :]
+        if low == 0 and high == len(spans) - 1:
+            return None
+        if high < len(spans) - 1 and (grow_right or low == 0):
+            high += 1
+        else:
+            low -= 1
+        grow_right = not grow_right
+
+
+def candidate_edits(puzzle: Puzzle) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(edits that repair the file, all other well-formed one-token edits), each as (old, new)."""
+    bug, source = puzzle.bug, puzzle.broken
+    shift = len(bug.wrong) - len(bug.right)
+    right, others, seen = [], [], set()
+    for site in puzzle.program.sites:
+        if (site.line, site.start) in seen:
+            continue
+        seen.add((site.line, site.start))
+        is_bug = (site.line, site.start) == (bug.line, bug.start)
+        current = bug.wrong if is_bug else site.right
+        start = site.start + (shift if site.line == bug.line and site.start > bug.start else 0)
+        values = [str(n) for n in (int(current) - 1, int(current) + 1) if 0 < n < 10] if site.kind == "n" else [v for v in OPERATORS[site.kind] if v != current]
+        for value in values:
+            edit = _unique_edit(source, site.line, start, current, value)
+            if edit:
+                (right if is_bug and value == bug.right else others).append(edit)
+    return right, others
+
+
+def test_output(puzzle: Puzzle, source: str) -> str:
+    """What TEST prints for this content of lib.py."""
+    results = _results(source, puzzle.program.name, [args for args, _ in puzzle.visible])
+    for (args, wanted), got in zip(puzzle.visible, results, strict=True):
+        if got != wanted:
+            return f"FAIL {_call_text(puzzle.program.name, args)} returned {got}, expected {wanted}"
+    return "PASS"
+
+
+class _Chat:
+    """Messages as the terminal scaffold would exchange them; ids as the gateway would give them."""
+
+    def __init__(self, system_prompt: str, problem: str):
+        self.messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]
+
+    def call(self, name: str, arguments: dict, result: str | None, trained: bool = True) -> None:
+        call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        self.messages.append({"role": "assistant", "content": "", "tool_calls": [call]} | ({} if trained else {"train": False}))
+        if result is not None:
+            self.messages.append({"role": "tool", "content": result})
+
+    def edit(self, source: str, old: str, new: str, trained: bool = True) -> str:
+        changed, answer = edit_text("lib.py", source, old, new)
+        self.call("edit", {"path": "lib.py", "old": old, "new": new}, answer, trained)
+        return changed
+
+
+def demonstrate(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+    right, others = candidate_edits(puzzle)
+    chat = _Chat(system_prompt, puzzle.task.problem_statement)
+    chat.call("shell", {"command": LOOK}, puzzle.broken.rstrip("\n"))
+    for _ in range(config.max_edits):
+        if rng.random() < config.p_slip:
+            old = rng.choice(right + others)[1]
+            if puzzle.broken.count(old) != 1:
+                chat.edit(puzzle.broken, old, old, trained=False)
+        old, new = rng.choice(right if right and rng.random() < config.p_right else right + others)
+        changed = chat.edit(puzzle.broken, old, new)
+        if rng.random() > config.p_test:
+            break
+        output = test_output(puzzle, changed)
+        chat.call("shell", {"command": TEST}, output)
+        if output == "PASS" or rng.random() > config.p_retry:
+            break
+    chat.call("submit", {}, None)
+    return chat.messages
+
+
+def drill(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+    right, others = candidate_edits(puzzle)
+    edits = right + others
+    rng.shuffle(edits)
+    chat = _Chat(system_prompt, puzzle.task.problem_statement)
+    chat.call("shell", {"command": LOOK}, puzzle.broken.rstrip("\n"))
+    for old, new in edits[: config.drill_edits]:
+        chat.edit(puzzle.broken, old, new)
+    return chat.messages
+
+
+def _part(arguments: tuple) -> list[list[dict]]:
+    kind, number, config, system_prompt, count = arguments
+    seed = f"{config.seed}-{kind}-{number}"
+    rng, stream = random.Random(seed), puzzles("train", seed)
+    make = drill if kind == "drill" else demonstrate
+    return [make(next(stream), rng, config, system_prompt) for _ in range(count)]
+
+
+def generate(kind: str, config: DemonstrationsConfig, system_prompt: str, processes: int, part: int = 500) -> Iterator[list[dict]]:
+    """Conversations of one kind ("drill" or "demonstration"); the same whatever the number of processes."""
+    total = config.drills if kind == "drill" else config.episodes
+    parts = [(kind, i, config, system_prompt, min(part, total - i * part)) for i in range(-(-total // part))]
+    with Pool(processes) as pool:
+        for conversations in pool.imap(_part, parts):
+            yield from conversations

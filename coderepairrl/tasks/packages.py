@@ -1,0 +1,269 @@
+"""Bugs injected into real open-source packages, judged by the packages' own test suites.
+
+The admitted set is shipped (real_packages.jsonl, made by scripts/prepare_tasks.py); the packages are not: `environment`
+downloads each pinned source distribution once, checks its hash and unpacks it into a cache folder named by its content:
+
+    $XDG_CACHE_HOME (or ~/.cache)/coderepairrl/environments/NAME-VERSION-DIGEST
+
+That folder is never written again and needs no network. A row of the set is either a suite (package -> test file -> ids of
+the tests that passed three times on the unchanged package) or a task, whose bug is one replaced span of one file. To keep the set
+small, a task's PASS_TO_PASS is not spelled out: it is every test of the selected files' suite that is not in FAIL_TO_PASS;
+admission checked that all of these pass with the bug, three times.
+"""
+import difflib
+import functools
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ValidationError
+
+from coderepairrl.config import Config
+from coderepairrl.errors import TaskError
+from coderepairrl.types import Environment, Task
+
+FOLDER = Path(__file__).parent
+SHIPPED = FOLDER / "real_packages.jsonl"
+DOWNLOAD_TIMEOUT_S = 600.0
+class Archive(Config):
+    """A pinned source distribution; `keep`: its top-level files and folders that are unpacked."""
+    name: str
+    version: str
+    sha256: str
+    keep: tuple[str, ...]
+
+
+class Package(Archive):
+    mutate: tuple[str, ...]  # globs
+    tests: tuple[str, ...]  # folders of its suite
+    python_path: tuple[str, ...]  # relative to the checkout
+    requirements: tuple[Archive, ...] = ()
+
+
+class TaskRow(Config):
+    """One admitted bug. `span`: [start, end) in characters of the original file at `path`."""
+    task_id: str
+    package: str
+    kind: str
+    function: str  # dotted name, within the file
+    path: str
+    span: tuple[int, int]
+    replacement: str
+    problem_statement: str
+    fail_to_pass: tuple[str, ...]
+    test_selection: tuple[str, ...]
+    base_s: tuple[float, float, float]  # seconds of the three runs with the bug, and of the three without
+    gold_s: tuple[float, float, float]
+
+
+class SuiteRow(Config):
+    """What the unchanged package passes, and what the admission ran on."""
+    suite: str  # the package
+    lock: str  # sha256 of its source distribution
+    python: str
+    pytest: str
+    tests: dict[str, tuple[str, ...]]  # test file -> JUnit ids
+
+
+class RealPackagesConfig(Config):
+    name: Literal["real_packages"] = "real_packages"
+    train: int = 100_000  # at most so many tasks
+    heldout: int = 100_000
+    heldout_packages: tuple[str, ...] = ("tinydb",)  # whole packages, so that nothing of them is seen in training
+    path: str | None = None  # another admitted set, from scripts/prepare_tasks.py; None: the shipped one
+    cache: str | None = None  # folder of the environments; None: see above
+
+
+# ---- environments ---------------------------------------------------------------------------------------------------
+
+@functools.cache
+def packages() -> dict[str, Package]:
+    """The pinned packages by name."""
+    tree = yaml.safe_load((FOLDER / "packages.yaml").read_text())
+    return {name: Package(name=name, **fields) for name, fields in tree.items()}
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coderepairrl" / "environments"
+
+
+def environment(name: str, cache: str | Path | None = None) -> Environment:
+    """The package's environment; downloads and unpacks it on first use. Raises TaskError (unknown name, no network, wrong hash)."""
+    if name not in packages():
+        raise TaskError(f"{name!r} is no package of this task set: choose from {', '.join(packages())}, or pin it in packages.yaml")
+    package = packages()[name]
+    everything_else = tuple(glob for folder in package.python_path if folder == "src" for glob in _all_but(folder, name))
+    # -P keeps the checkout off sys.path until pytest itself is imported: a pytest.py in the diff must not replace it.
+    command = ("{python}", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "junit_family=xunit1",
+               "-o", f"pythonpath={' '.join(package.python_path)}", "--junitxml={junit}/report.xml", "{tests}", "{canary_path}")
+    return Environment(
+        name=f"{name}-{package.version}", base=str(_build(package, Path(cache or default_cache()))), python=sys.executable,
+        test_command=command, protected=("pyproject.toml", "test_requirements/", *(f"{folder}/" for folder in package.tests), *everything_else),
+        # The relative path makes an agent's own `python -m pytest` import the checkout rather than an installed copy.
+        variables={"PYTHONPATH": ":".join(package.python_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0",
+                   "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def _all_but(folder: str, name: str) -> list[str]:
+    """Globs of all paths in `folder` that are not in `folder/name/`: a new src/json.py would hide the real one from the tests."""
+    return [f"{folder}/{name[:i]}[!{letter}]*" for i, letter in enumerate(name + "/")]
+
+
+def _build(package: Package, cache: Path) -> Path:
+    """The unpacked folder. Two processes that build at once each build their own; the first rename wins."""
+    digest = hashlib.sha256(package.model_dump_json(include={"sha256", "keep", "requirements"}).encode()).hexdigest()
+    folder = cache / f"{package.name}-{package.version}-{digest[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache) as temporary:
+            checkout = Path(temporary) / "checkout"
+            _unpack(_download(package, Path(temporary)), package, checkout)
+            for requirement in package.requirements:
+                _unpack(_download(requirement, Path(temporary)), requirement, checkout / "test_requirements")
+            if not folder.is_dir():
+                _publish(checkout, folder)
+    except OSError as error:
+        raise TaskError(f"cannot build {folder}: {error}: free the disk or choose a writable folder with tasks.cache=FOLDER") from error
+    return folder
+
+
+def _publish(checkout: Path, folder: Path) -> None:
+    try:
+        checkout.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else: another process was first, with the same content
+            raise
+
+
+def _download(archive: Archive, folder: Path) -> Path:
+    """The source distribution, fetched by pip from the index that the user configured, with its hash checked."""
+    pin = f"{archive.name}=={archive.version}"
+    lock = folder / f"{archive.name}.txt"
+    lock.write_text(f"{pin} --hash=sha256:{archive.sha256}\n")
+    # Only this archive must be a source distribution: pip asks it for metadata, for which it fetches a build backend.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", archive.name,
+               "--require-hashes", "-r", str(lock), "-d", str(folder / archive.name)]
+    remedy = "connect to the package index once (pip's own settings are used), or copy the environments folder from a machine that has it"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise TaskError(f"{pin}: no download within {DOWNLOAD_TIMEOUT_S:.0f} s: {remedy}") from None
+    if done.returncode:
+        cause = " ".join((done.stderr.strip() or done.stdout.strip() or "pip failed").splitlines()[-1].split())
+        raise TaskError(f"{pin} could not be downloaded ({cause}): {remedy}")
+    (path,) = (folder / archive.name).iterdir()
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != archive.sha256:
+        raise TaskError(f"{pin}: sha256 is {found}, packages.yaml says {archive.sha256}: the index serves another file, don't use it")
+    return path
+
+
+def _unpack(path: Path, archive: Archive, folder: Path) -> None:
+    """The kept entries, without the archive's top folder."""
+    with tarfile.open(path) as tar:
+        for member in tar.getmembers():
+            top, _, member.name = member.name.partition("/")
+            if member.name.split("/")[0] in archive.keep and member.isfile():
+                tar.extract(member, folder, filter="data")
+    missing = [name for name in archive.keep if not (folder / name).exists()]
+    if missing:
+        raise TaskError(f"{archive.name} {archive.version} holds no {', '.join(missing)}: correct `keep` in packages.yaml")
+
+
+# ---- tasks ----------------------------------------------------------------------------------------------------------
+
+def load(config: RealPackagesConfig) -> dict[str, list[Task]]:
+    """Split name -> tasks, in an order that mixes packages and is always the same. Raises TaskError naming the row and field."""
+    path = Path(config.path) if config.path else SHIPPED
+    suites, rows = read_rows(path)
+    unknown = set(config.heldout_packages) - set(suites)
+    if unknown:
+        raise TaskError(f"heldout_packages: {', '.join(sorted(unknown))} not in {path.name}: choose from {', '.join(suites)}")
+    environments: dict[str, Environment] = {}
+    splits: dict[str, list[Task]] = {"train": [], "heldout": []}
+    for row in sorted(rows, key=lambda r: hashlib.sha256(r.task_id.encode()).digest()):
+        split = "heldout" if row.package in config.heldout_packages else "train"
+        if len(splits[split]) < getattr(config, split):
+            if row.package not in environments:
+                environments[row.package] = environment(row.package, config.cache)
+            splits[split].append(to_task(row, suites[row.package], environments[row.package], split))
+    return splits
+
+
+def read_rows(path: Path) -> tuple[dict[str, SuiteRow], list[TaskRow]]:
+    """The suites by package, and the tasks."""
+    suites, rows = {}, []
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_tasks.py wrote") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path.name}, line {number}: not JSON ({error}): make the set again") from error
+        model, key = (SuiteRow, "suite") if isinstance(fields, dict) and "suite" in fields else (TaskRow, "task_id")
+        try:
+            row = model.model_validate(fields)
+        except ValidationError as error:
+            where, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            name = fields.get(key, f"line {number}") if isinstance(fields, dict) else f"line {number}"
+            raise TaskError(f"{path.name}, {name}, field {where or 'row'}: {what}: correct it or make the set again") from error
+        if isinstance(row, SuiteRow):
+            suites[row.suite] = row
+        else:
+            rows.append(row)
+    for row in rows:
+        if row.package not in suites:
+            raise TaskError(f"{path.name}, {row.task_id}, field package: no suite row for {row.package!r}: make the set again")
+    return suites, rows
+
+
+def to_task(row: TaskRow, suite: SuiteRow, place: Environment, split: str) -> Task:
+    """Checks what the row claims against the pinned package. Raises TaskError."""
+    def refuse(field: str, cause: str):
+        raise TaskError(f"{row.task_id}, field {field}: {cause}: make the set again with scripts/prepare_tasks.py")
+    if suite.lock != packages()[row.package].sha256:
+        refuse("package", f"admitted with source distribution {suite.lock[:12]}, packages.yaml pins {packages()[row.package].sha256[:12]}")
+    file = Path(place.base) / row.path
+    if ".." in Path(row.path).parts or not file.is_file():
+        refuse("path", f"{row.path!r} is no file of {place.name}")
+    original, (start, end) = read_source(file), row.span
+    if not 0 <= start <= end <= len(original):
+        refuse("span", f"[{start}, {end}) is outside the file's {len(original)} characters")
+    buggy = original[:start] + row.replacement + original[end:]
+    if buggy == original:
+        refuse("replacement", "it changes nothing")
+    strange = [name for name in row.test_selection if name not in suite.tests]
+    if strange or not row.test_selection:
+        refuse("test_selection", f"{strange or 'empty'} is not in the suite of {row.package}")
+    ids = [test for name in row.test_selection for test in suite.tests[name]]
+    if not row.fail_to_pass or not set(row.fail_to_pass) < set(ids):
+        refuse("fail_to_pass", "it must be a part, not empty and not all, of the selected files' tests")
+    return Task(
+        task_id=row.task_id, problem_statement=row.problem_statement, environment=place, files={row.path: buggy}, hidden_tests={},
+        test_selection=row.test_selection, fail_to_pass=row.fail_to_pass,
+        pass_to_pass=tuple(test for test in ids if test not in set(row.fail_to_pass)),
+        oracle_patch=unified_diff(row.path, buggy, original),
+        metadata={"split": split, "kind": row.kind, "package": row.package, "path": row.path, "function": row.function})
+
+
+def read_source(path: Path) -> str:
+    return path.read_bytes().decode()  # not read_text: it would change line ends, and with them every span
+
+
+def unified_diff(path: str, before: str, after: str) -> str:
+    """A git-style patch of one file. Lines end at line feeds only, as git sees them."""
+    sides = [list(io.StringIO(text, newline="\n")) for text in (before, after)]
+    lines = difflib.unified_diff(*sides, f"a/{path}", f"b/{path}")
+    return f"diff --git a/{path} b/{path}\n" + "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)

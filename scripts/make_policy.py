@@ -1,0 +1,60 @@
+"""Makes the small policy and its demonstrations: tokenizer, random weights, drills.jsonl, demonstrations.jsonl.
+
+    python scripts/make_policy.py configs/policy/small.yaml [a.b=c ...]
+
+Rows are conversations in OpenAI chat format ({"messages": [...], "tools": [...]}); scripts/train_sft.py reads them.
+"""
+import json
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from coderepairrl.config import Config, load
+from coderepairrl.program import program
+from coderepairrl.scaffolds.terminal import TOOLS
+from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
+from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
+
+
+class MakePolicyConfig(Config):
+    output: str
+    system_prompt: str
+    policy: SmallPolicyConfig = SmallPolicyConfig()
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+
+
+def write_conversations(kind: str, config: MakePolicyConfig, path: Path) -> None:
+    total = config.demonstrations.drills if kind == "drill" else config.demonstrations.episodes
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        rows = generate(kind, config.demonstrations, config.system_prompt, os.cpu_count() or 1)
+        for messages in tqdm(rows, total=total, desc=path.stem, unit=""):
+            file.write(json.dumps({"messages": messages, "tools": TOOLS}) + "\n")
+    temporary.rename(path)
+
+
+@program
+def main(arguments: list[str]) -> None:
+    config = load(MakePolicyConfig, arguments[0], arguments[1:])
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for kind, name in (("drill", "drills"), ("demonstration", "demonstrations")):
+        if not (output / f"{name}.jsonl").exists():
+            write_conversations(kind, config, output / f"{name}.jsonl")
+    if not (output / "initial").exists():
+        with (output / "demonstrations.jsonl").open() as file:
+            rows = [json.loads(line) for line in islice(file, 3000)]
+        # the template needs a tokenizer to render, and the tokenizer needs rendered text: any vocabulary will do to render
+        blank = train_tokenizer([], config.policy.vocabulary, config.policy.context)
+        texts = [blank.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False) for row in rows]
+        tokenizer = train_tokenizer(texts, config.policy.vocabulary, config.policy.context)
+        model = initial_model(tokenizer, config.policy)
+        save(model, tokenizer, output / "initial")
+    print(f"policy: {output / 'initial'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,10 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="coderepairrl",
+    version="0.1.0",
+    description="Agent-in-the-loop reinforcement learning for code repair",
+    packages=find_packages(include=["coderepairrl", "coderepairrl.*"]),
+    package_data={"coderepairrl": ["*.jinja"], "coderepairrl.tasks": ["*.yaml", "*.jsonl"]},
+    python_requires=">=3.11,<3.13",
+)

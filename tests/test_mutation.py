@@ -1,0 +1,138 @@
+"""Bug injection: what a mutation may touch, and what it must leave alone."""
+import argparse
+import ast
+import functools
+import heapq
+import io
+import json.decoder
+import random
+import textwrap
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from coderepairrl.tasks.mutation import KINDS, Mutation, mutations
+
+LIBRARY = [Path(module.__file__) for module in (argparse, heapq, json.decoder, textwrap)]
+
+# kind -> (the function's body before, one body that must be among the mutants)
+EXAMPLES = {
+    "comparison_flip": ("return a  ==  b", "return a  !=  b"),
+    "boundary": ("return a < b", "return a <= b"),
+    "comparison_direction": ("return a <= b", "return a >= b"),
+    "arithmetic_operator": ("return (a)  // (b)", "return (a)  / (b)"),
+    "boolean_operator": ("return a and b", "return a or b"),
+    "dropped_condition": ("return a and b", "return a"),
+    "dropped_not": ("return not (a or b)", "return (a or b)"),
+    "inverted_condition": ("return a if b else 0", "return a if not b else 0"),
+    "off_by_one": ("return a + 1", "return a + 2"),
+    "slice_bound": ("return a[1:b]", "return a[1:b - 1]"),
+    "swapped_arguments": ("return divmod(a, b)", "return divmod(b, a)"),
+    "swapped_operands": ("return a - b", "return b - a"),
+    "dropped_argument": ("return a.get(b, 3)", "return a.get(b)"),
+    "wrong_variable": ("return a", "return b"),
+    "wrong_attribute": ("return self.x + self.y", "return self.y + self.y"),
+    "removed_statement": ("a.sort()\n        return a", "return a"),
+    "removed_guard": ("if a is None:\n            return 0\n        return b", "return b"),
+    "dropped_branch": ("if a:\n            b = 1\n        else:\n            b = 2\n        return b", "if a:\n            b = 1\n        return b"),
+    "boolean_constant": ("return sorted(a, reverse=True)", "return sorted(a, reverse=False)"),
+    "name_twin": ("a.append(b)", "a.extend(b)"),
+    "missing_copy": ("return a.copy()", "return a"),
+    "none_check": ("return 1 if a is None else 2", "return 1 if not a else 2"),
+    "loop_control": ("for b in a:\n            break", "for b in a:\n            continue"),
+    "exception_type": ("raise ValueError(a)", "raise TypeError(a)"),
+    "missing_return": ("return list(a)", "list(a)"),
+}
+
+
+def in_a_method(body: str) -> str:
+    return f"class A:\n    def f(self, a, b):\n        {body}\n"
+
+
+@functools.cache
+def mutations_of(path: Path) -> list[Mutation]:
+    return list(mutations(path.read_text(), str(path)))
+
+
+def comments(source: str) -> Counter:
+    return Counter(token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT)
+
+
+def test_every_kind_has_an_example():
+    assert len(KINDS) >= 12 and set(EXAMPLES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind(kind):
+    """Kinds overlap (a dropped `else` may also be a removed statement); sifting keeps the first, so the result counts."""
+    before, after = EXAMPLES[kind]
+    found = [mutation for mutation in mutations(in_a_method(before), "a.py") if mutation.kind == kind]
+    assert in_a_method(after) in [mutation.apply(in_a_method(before)) for mutation in found]
+    assert {mutation.function for mutation in found} == {"A.f"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_library_sources(path):
+    """On real sources: each mutant parses, differs from all others, and keeps every comment outside its span."""
+    source, found = path.read_text(), mutations_of(path)
+    assert len(found) > 50
+    trees = {ast.dump(ast.parse(source))}
+    before = comments(source)
+    for mutation in random.Random(0).sample(found, 40):
+        mutant = mutation.apply(source)
+        tree = ast.dump(ast.parse(mutant))
+        assert tree not in trees, mutation
+        trees.add(tree)
+        after = comments(mutant)
+        assert not after - before, mutation
+        assert all(comment in source[mutation.start : mutation.end] for comment in before - after), mutation
+
+
+def test_all_kinds_occur_in_library_sources():
+    found = {mutation.kind for path in LIBRARY for mutation in mutations_of(path)}
+    assert len(found) >= 20, set(KINDS) - found
+
+
+def test_the_same_source_gives_the_same_mutations():
+    source = LIBRARY[-1].read_text()
+    assert list(mutations(source, "a.py")) == list(mutations(source, "b.py"))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_positions_are_characters(newline):
+    """`ast` counts bytes; multi-byte letters, form feeds and Windows line ends must not shift a span."""
+    source = newline.join(["# \u00e4\u00f6\u00fc \u6f22\u5b57", "\f", "def f(a, b):", "    x = '\u6f22\u5b57\U0001f600'; return a < b  # \u00e9", ""])
+    boundary = [mutation for mutation in mutations(source, "a.py") if mutation.kind == "boundary"]
+    assert [mutation.apply(source) for mutation in boundary] == [source.replace("a < b", "a <= b")]
+
+
+UNTOUCHED = '''
+LIMIT = 3 + 4 < 5
+
+@cache(maxsize=128, typed=True)
+def f(a: int | None = None, *, b: "x < 3" = None) -> list[int] | None:
+    """Not 1 < 2 and not True."""
+    return f"{a + 1:>{b}} {a < b}"
+'''
+
+
+def test_only_code_in_functions_is_edited():
+    """No module level, decorators, annotations, docstrings or f-strings: of this source nothing is left."""
+    assert list(mutations(UNTOUCHED, "a.py")) == []
+
+
+def test_a_comment_in_the_way_is_not_taken_for_the_operator():
+    source = "def f(a, b):\n    return (a  # a < b, and not a == b\n            < b)\n"
+    assert not [mutation for mutation in mutations(source, "a.py") if mutation.kind == "boundary"]
+
+
+def test_a_statement_with_a_comment_is_not_removed():
+    source = "def f(a):\n    a.sort()  # in place\n    return a\n"
+    assert not [mutation for mutation in mutations(source, "a.py") if mutation.kind == "removed_statement"]
+
+
+def test_a_file_that_does_not_parse_is_named():
+    with pytest.raises(SyntaxError, match="broken.py"):
+        list(mutations("def f(:\n", "broken.py"))

@@ -1,0 +1,614 @@
+"""What a sandbox promises, one test a promise, on real processes. Both kinds where the promise is theirs."""
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from coderepairrl.errors import SandboxError, TaskError
+from coderepairrl.sandboxes import PathError, SandboxConfig, check, start_sandbox
+from coderepairrl.sandboxes import bubblewrap
+from coderepairrl.sandboxes.git import _anchored
+from coderepairrl.sandboxes.process import HeadTail
+from coderepairrl.types import Environment, Task
+
+FILES = {"lib.py": "def f():\n    return 1\n", "pkg/deep.py": "x = 1\n"}
+KINDS = ["bubblewrap", "local"]
+isolated = pytest.mark.parametrize("kind", ["bubblewrap"])
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_task(files=FILES, base=None, variables=None):
+    environment = Environment("tiny", base, sys.executable, ("{python}",), variables=variables or {})
+    return Task("tiny-1", "", environment, files, {"test_hidden.py": "SECRET"}, (), (), (), "")
+
+
+@pytest.fixture
+def use(tmp_path):
+    """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
+    def run(kind, body, task=None, **limits):
+        config = SandboxConfig(kind=kind, scratch=str(tmp_path), **limits)
+
+        async def main():
+            async with start_sandbox(config, task or make_task()) as sandbox:
+                return await body(sandbox)
+
+        try:
+            return asyncio.run(main())
+        finally:
+            assert list(tmp_path.glob("*/live/*")) == []
+            assert str(tmp_path) not in Path("/proc/mounts").read_text()
+            assert running(str(tmp_path)) == []
+    return run
+
+
+def running(marker):
+    """Command lines of live processes that hold `marker` (a killed one may stay a zombie until init takes it)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if marker in line and int(folder.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+def git_apply(folder, diff):
+    """The task's files in `folder`, and `diff` applied by the user's plain git."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    subprocess.run(["git", "apply", "-"], input=diff.encode(), cwd=folder, check=True, env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)})
+
+
+# ---- commands
+
+@both
+def test_a_command_runs_in_the_checkout_with_fixed_variables(use, kind):
+    async def body(sandbox):
+        shell = await sandbox.run("pwd; cat lib.py; echo to-stderr >&2; exit 3")
+        words = await sandbox.run([sys.executable, "-c", "import sys, os; print(sys.argv[1:], os.environ['A'], sys.prefix)", "a b"], variables={"A": "per call"})
+        environment = await sandbox.run("env")
+        stdin = await sandbox.run("cat; echo end", timeout_s=5)
+        return sandbox.inside, shell, words, environment.output, stdin
+
+    inside, shell, words, environment, stdin = use(kind, body, make_task(variables={"FROM_ENVIRONMENT": "yes"}))
+    assert (shell.exit_code, shell.timed_out) == (3, False)
+    assert shell.output == f"{inside}\n{FILES['lib.py']}to-stderr\n"
+    assert words.output == f"['a b'] per call {sys.prefix}\n"
+    assert "FROM_ENVIRONMENT=yes" in environment and "PYTHONHASHSEED=0" in environment
+    assert f"PATH={os.path.dirname(sys.executable)}:" in environment
+    assert stdin.output == "end\n"
+
+
+@both
+def test_nothing_of_the_callers_variables_enters(use, kind, monkeypatch):
+    monkeypatch.setenv("API_KEY", "secret-of-the-host")
+    assert "secret-of-the-host" not in use(kind, lambda sandbox: sandbox.run("env; cat /proc/1/environ")).output
+
+
+@isolated
+def test_prompts_of_siblings_are_equal(use, kind):
+    look = "pwd; ls -la --time-style=full-iso | tail -n +4 | grep -v '[.]git$'; whoami; id; hostname; git log; git status --short; env | sort; echo $$"
+    first, second = (use(kind, lambda sandbox: sandbox.run(look)).output for _ in range(2))
+    assert first == second and "/repo" in first and "agent" in first
+
+
+@both
+def test_commands_that_cannot_be_started_are_the_agents_errors(use, kind):
+    async def body(sandbox):
+        return [await sandbox.run("x" * 200_000), await sandbox.run("echo a\0b"), await sandbox.run(["no-such-program"]), await sandbox.run("no-such-program")]
+
+    assert [result.exit_code for result in use(kind, body)] == [126, 126, 127, 127]
+
+
+# ---- isolation
+
+@isolated
+def test_no_network(use, kind):
+    server = socket.create_server(("127.0.0.1", 0))
+    attempt = f"""
+import socket
+for family, address in ((socket.AF_INET, ("127.0.0.1", {server.getsockname()[1]})), (socket.AF_INET, ("1.1.1.1", 53))):
+    try:
+        socket.socket(family).connect(address)
+        print("connected", address)
+    except OSError as error:
+        print("refused", error.errno)
+print(sorted(name for _, name in socket.if_nameindex()))
+"""
+    output = use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", attempt])).output
+    server.close()
+    assert output.count("refused") == 2 and "['lo']" in output
+
+
+@isolated
+def test_host_files_are_invisible(use, kind, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("of the host")
+    project = Path(__file__).resolve().parents[1]
+    paths = [secret, project / "coderepairrl", Path.home() / ".bashrc", Path.home() / ".ssh", "/etc/shadow", "/etc/ssl/private", "/var", "/sys", "/home",
+             f"/proc/{os.getpid()}", "/etc/hostname"]
+    output = use(kind, lambda sandbox: sandbox.run("ls -d " + " ".join(map(str, paths)) + " 2>/dev/null; cat test_hidden.py; ls -A /tmp /etc/machine-id")).output
+    assert "No such file" in output  # test_hidden.py
+    assert not any(f"{path}\n" in output for path in paths), output
+
+
+@isolated
+def test_the_system_is_read_only_and_without_capabilities(use, kind):
+    prefix = sys.prefix
+    script = f"for d in / /usr /etc /dev {prefix} /usr/bin; do touch $d/x 2>/dev/null && echo WROTE $d; done; grep CapEff /proc/self/status; id -u; mount -t tmpfs t /mnt; kill -9 1; echo alive"
+    output = use(kind, lambda sandbox: sandbox.run(script)).output
+    assert "WROTE" not in output and "CapEff:\t0000000000000000" in output and "\n1000\n" in output and output.endswith("alive\n")
+
+
+@isolated
+def test_tmp_is_fresh_and_bounded_and_background_processes_end_with_their_command(use, kind):
+    async def body(sandbox):
+        first = await sandbox.run("(sleep 1; touch later.txt) & setsid sleep 300 > /dev/null & touch /tmp/mine /dev/shm/mine; ls /tmp; head -c 9M /dev/zero > /tmp/big")
+        await asyncio.sleep(1.5)
+        return first, await sandbox.run("ls /tmp /dev/shm; ls; ps aux | grep -c 'sleep 300'")
+
+    first, second = use(kind, body, tmp_mib=8)
+    assert first.seconds < 1 and "mine" in first.output and "No space left" in first.output
+    assert "mine" not in second.output and "later.txt" not in second.output
+
+
+@isolated
+def test_history_does_not_hold_the_hidden_tests_or_the_fix(use, kind, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "lib.py").write_text("fixed\n")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-m", "the fix"]):
+        subprocess.run(["git", *words], cwd=base, check=True)
+    output = use(kind, lambda sandbox: sandbox.run("git log --all --oneline | wc -l; git log -p --all; cat lib.py; git status --short"), make_task(base=str(base))).output
+    assert output.startswith("1\n") and "fixed" not in output and "SECRET" not in output and "return 1" in output
+
+
+# ---- limits
+
+@both
+def test_the_time_limit_kills_everything(use, kind):
+    async def body(sandbox):
+        result = await sandbox.run("trap '' TERM; echo started; sleep 301 & sleep 301", timeout_s=0.4)
+        return result, running("sleep 301")
+
+    result, left = use(kind, body)
+    assert result.timed_out and result.exit_code == 124 and result.seconds < 3 and left == []
+    assert result.output.startswith("started\n") and "time limit" in result.output
+
+
+@isolated
+def test_the_time_limit_kills_a_process_that_left_its_session(use, kind):
+    async def body(sandbox):
+        await sandbox.run("setsid setsid nohup sleep 302 >/dev/null 2>&1 & sleep 302", timeout_s=0.4)
+        return running("sleep 302")
+
+    assert use(kind, body) == []
+
+
+@both
+def test_a_cancelled_command_leaves_nothing(use, kind):
+    async def body(sandbox):
+        command = asyncio.create_task(sandbox.run("sleep 303"))
+        await asyncio.sleep(0.3)
+        assert running("sleep 303")
+        command.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await command
+        return running("sleep 303")
+
+    assert use(kind, body) == []
+
+
+@both
+def test_a_cancelled_start_leaves_nothing(tmp_path, kind):
+    config = SandboxConfig(kind=kind, scratch=str(tmp_path))
+
+    async def main(delay_s):
+        async def episode():
+            async with start_sandbox(config, make_task()) as sandbox:
+                await sandbox.run("true")
+
+        task = asyncio.create_task(episode())
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        await asyncio.wait([task])
+
+    for delay_s in (0.0, 0.001, 0.005, 0.02, 0.05):
+        asyncio.run(main(delay_s))
+    assert list(tmp_path.glob("*/live/*")) == [] and list(tmp_path.glob("*/templates/*.tmp")) == []
+
+
+@isolated
+def test_a_fork_bomb_is_bounded(use, kind):
+    async def body(sandbox):
+        before = len(list(Path("/proc").glob("[0-9]*")))
+        bomb = asyncio.create_task(sandbox.run(":(){ :|:& };:; sleep 5", timeout_s=1.0))
+        await asyncio.sleep(0.6)
+        grown = len(list(Path("/proc").glob("[0-9]*"))) - before
+        return grown, await bomb, await sandbox.run("echo alive")
+
+    grown, bomb, after = use(kind, body, processes=40)
+    assert grown < 120 and after.output == "alive\n" and bomb.seconds < 10
+
+
+@both
+def test_a_memory_hog_is_stopped(use, kind):
+    result = use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", "x = bytearray(400 << 20)"], timeout_s=20), memory_mib=200)
+    assert result.exit_code != 0 and "MemoryError" in result.output
+
+
+@isolated
+def test_many_small_processes_cannot_add_up_beyond_the_memory_limit(use, kind):
+    hog = "import os, time\nfor _ in range(4): os.fork()\nx = bytearray(60 << 20)\ntime.sleep(20)\n"
+    result = use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", hog], timeout_s=30), memory_mib=200)
+    assert result.exit_code == 137 and "memory limit" in result.output and result.seconds < 15
+
+
+@both
+def test_huge_output_keeps_its_head_and_tail(use, kind):
+    result = use(kind, lambda sandbox: sandbox.run("echo first; head -c 50M /dev/zero | tr '\\0' x; echo; echo last"), output_kib=8)
+    assert len(result.output) < 9000 and result.output.startswith("first\n") and result.output.endswith("last\n") and "bytes cut" in result.output
+
+
+@both
+def test_endless_output_ends_at_the_time_limit(use, kind):
+    result = use(kind, lambda sandbox: sandbox.run("yes", timeout_s=0.5))
+    assert result.timed_out and len(result.output) < 70_000
+
+
+@both
+def test_a_huge_file_is_cut(use, kind):
+    async def body(sandbox):
+        await sandbox.run("head -c 3M /dev/zero > big.bin")
+        return (sandbox.root / "big.bin").stat().st_size
+
+    assert use(kind, body, file_size_mib=1) == 1 << 20
+
+
+def test_head_and_tail_are_exact():
+    for chunks in ([b"a" * 7], [b"ab"] * 5, [b"0123456789" * 20000], [b"x"] * 1000):
+        keep = HeadTail(10)
+        for chunk in chunks:
+            keep.add(chunk)
+        data = b"".join(chunks).decode()
+        assert keep.text() == (data if len(data) <= 10 else data[:5] + f"\n[... {len(data) - 10} bytes cut ...]\n" + data[-5:])
+
+
+# ---- reading and writing
+
+@both
+def test_text_goes_in_and_out(use, kind):
+    async def body(sandbox):
+        await sandbox.write_text("new/é.txt", "ü\r\n")
+        await sandbox.write_text("/repo/lib.py", "y = 2\n")
+        seen = await sandbox.run("cat lib.py; echo more >> new/é.txt; rm pkg/deep.py; touch new/other && echo ok")
+        return await sandbox.read_text("/repo/new/é.txt"), await sandbox.read_text("lib.py"), seen.output
+
+    assert use(kind, body) == ("ü\r\nmore\n", "y = 2\n", "y = 2\nok\n")
+
+
+@both
+@pytest.mark.parametrize("path", ["/etc/passwd", "../judge", "/repo/../x", "out/passwd", "out", "", "a\0b", "pkg", "lib.py/x", "pipe", "x" * 300, "binary", "loop", "missing", "\udcff"])
+def test_paths_that_cannot_be_used_are_one_line_errors(use, kind, path):
+    async def body(sandbox):
+        await sandbox.run("ln -s /etc out; mkfifo pipe; head -c 9 /dev/urandom > binary; printf '\\xff\\xfe' > binary; ln -s loop loop")
+        with pytest.raises(PathError) as caught:
+            await sandbox.read_text(path)
+        if path not in ("binary", "missing"):
+            with pytest.raises(PathError):
+                await sandbox.write_text(path, "x")
+        return str(caught.value)
+
+    assert "\n" not in use(kind, body)
+
+
+# ---- the diff
+
+@both
+def test_a_diff_holds_edits_new_deleted_and_mode_and_git_takes_it(use, kind, tmp_path):
+    async def body(sandbox):
+        await sandbox.run("echo '# é' >> lib.py; rm pkg/deep.py; mkdir -p a/b; printf 'no newline' > a/b/'with space.py'; echo run > tool.sh; chmod +x tool.sh; chmod +x lib.py; touch empty")
+        return await sandbox.diff()
+
+    diff = use(kind, body)
+    applied = tmp_path / "applied"
+    git_apply(applied, diff)
+    assert (applied / "lib.py").read_text() == FILES["lib.py"] + "# é\n"
+    assert not (applied / "pkg/deep.py").exists() and (applied / "a/b/with space.py").read_text() == "no newline" and (applied / "empty").read_text() == ""
+    assert os.access(applied / "tool.sh", os.X_OK) and os.access(applied / "lib.py", os.X_OK)
+
+
+@both
+def test_no_change_is_an_empty_diff_and_a_diff_can_be_asked_again(use, kind):
+    async def body(sandbox):
+        first = await sandbox.diff()
+        await sandbox.run("touch lib.py; git commit -q --allow-empty -m x; git checkout -q -b other")
+        second = await sandbox.diff()
+        await sandbox.run("echo a > a.txt; git add a.txt; git commit -q -m a")
+        third = await sandbox.diff()
+        await sandbox.run("rm a.txt")
+        return first, second, third.count("+a\n"), await sandbox.diff()
+
+    assert use(kind, body) == ("", "", 1, "")
+
+
+@both
+def test_ignored_files_and_artefacts_are_left_out_by_the_bases_rules(use, kind):
+    files = {**FILES, ".gitignore": "*.log\n/build\n", "pkg/.gitignore": "local\n/top\n", "kept.log": "in the base\n"}
+
+    async def body(sandbox):
+        await sandbox.run("mkdir -p build __pycache__ x.egg-info .pytest_cache sub; touch build/x a.log sub/b.log __pycache__/a.pyc c.pyc x.egg-info/y .pytest_cache/z")
+        await sandbox.run("mkdir pkg/deeper; touch local pkg/local pkg/deeper/local pkg/top pkg/deeper/top; for f in local pkg/deeper/top; do echo x > $f; done")
+        await sandbox.run("echo '!*.log' > .gitignore; echo lib.py >> .gitignore; echo '*' > sub/.gitignore; echo y > sub/seen.py; echo more >> lib.py; echo more >> kept.log")
+        return await sandbox.diff()
+
+    diff = use(kind, body, make_task(files))
+    changed = sorted(line.split(" b/")[1] for line in diff.splitlines() if line.startswith("diff --git"))
+    assert changed == [".gitignore", "kept.log", "lib.py", "local", "pkg/deeper/top", "sub/.gitignore", "sub/seen.py"]
+
+
+def test_rules_of_a_nested_gitignore_are_anchored():
+    assert _anchored("a/b/.gitignore", "x\n/y\nc/d\n!z/\n# no\n\n") == ["/a/b/**/x", "/a/b/y", "/a/b/c/d", "!/a/b/**/z/", "# no", "", ""]
+
+
+@both
+def test_symlinks_binaries_and_other_things_are_dropped_and_named(use, kind, tmp_path):
+    secret = tmp_path / "host-secret"
+    secret.mkdir()
+    (secret / "deep.py").write_text("of the host\n")
+
+    async def body(sandbox):
+        await sandbox.run(f"ln -s {secret}/deep.py link; head -c 100 /dev/zero > zero.bin; printf '\\xff' > latin.txt; mkfifo pipe; head -c 5M /dev/zero | tr '\\0' a > large.txt")
+        await sandbox.run("rm lib.py; ln -s /etc/passwd lib.py; git init -q nested; echo x > nested/y; echo ok > fine.txt")
+        diff = await sandbox.diff()
+        (sandbox.root / "pkg/deep.py").unlink()
+        (sandbox.root / "pkg").rmdir()
+        (sandbox.root / "pkg").symlink_to(secret)
+        return diff, sandbox.dropped_paths, await sandbox.diff()
+
+    diff, dropped, through = use(kind, body)
+    assert set(dropped) == {"link", "zero.bin", "latin.txt", "large.txt", "lib.py", "nested/"}  # git itself lists no pipes
+    assert diff.count("diff --git") == 1 and "+ok" in diff and "root:" not in diff and "of the host" not in through
+
+
+@both
+def test_a_file_may_become_a_folder_and_back(use, kind, tmp_path):
+    async def body(sandbox):
+        await sandbox.run("rm lib.py; mkdir lib.py; echo in > lib.py/x.py; rm -r pkg; echo file > pkg")
+        return await sandbox.diff()
+
+    applied = tmp_path / "applied"
+    git_apply(applied, use(kind, body))
+    assert (applied / "lib.py/x.py").read_text() == "in\n" and (applied / "pkg").read_text() == "file\n"
+
+
+TAMPERING = {
+    "configuration": "git config core.fsmonitor '{evil}'; git config filter.x.clean '{evil}'; git config diff.external '{evil}'; git config diff.x.textconv '{evil}'; "
+                     "git config core.hooksPath .; git config core.worktree /tmp; git config core.excludesFile /repo/lib.py; git config core.ignoreStat true",
+    "attributes": "printf '* filter=x diff=x\\n*.py -diff binary\\n*.py text eol=crlf working-tree-encoding=UTF-16\\n' > .gitattributes; cp .gitattributes .git/info/attributes",
+    "hooks": "mkdir -p .git/hooks; for h in pre-commit post-checkout post-index-change; do printf '#!/bin/sh\\n{evil}' > .git/hooks/$h; chmod +x .git/hooks/$h; done",
+    "removal": "rm -rf .git; mkdir .git; echo 'gitdir: /etc' > .git/HEAD",
+    "link": "rm -rf .git; ln -s / .git",
+    "pointer": "rm -rf .git; echo 'gitdir: /tmp' > .git",
+    "index": "git update-index --assume-unchanged lib.py; git update-index --skip-worktree pkg/deep.py; echo lib.py > .git/info/exclude; echo broken > .git/index",
+}
+
+
+@both
+@pytest.mark.parametrize("how", TAMPERING)
+def test_tampering_with_git_runs_nothing_and_hides_nothing(use, kind, how, tmp_path):
+    evil = tmp_path / "evil-ran"
+
+    async def body(sandbox):
+        await sandbox.run(TAMPERING[how].replace("{evil}", f"touch {evil}"))
+        await sandbox.run("rm -f .gitattributes.bak; printf 'def f():\\n    return 2\\n' > lib.py; echo 'x = 2' > pkg/deep.py; echo new > new.py")
+        evil.unlink(missing_ok=True)  # 'local' isolates nothing: git inside may have run it
+        return await sandbox.diff(), sandbox.root
+
+    diff, _ = use(kind, body)
+    assert not evil.exists()
+    for expected in ("-    return 1\n+    return 2\n", "-x = 1\n+x = 2\n", "+new\n"):
+        assert expected in diff
+
+
+@both
+def test_a_diff_applied_to_a_fresh_sandbox_gives_the_same_diff(use, kind):
+    async def change(sandbox):
+        await sandbox.run("sed -i s/1/2/ lib.py; mkdir -p n; echo a > n/a.py; rm pkg/deep.py")
+        return await sandbox.diff()
+
+    diff = use(kind, change)
+
+    async def replay(sandbox):
+        problem = await sandbox.apply(diff)
+        written = await sandbox.run("echo b > n/b.py && rm n/b.py && echo ok")
+        return problem, written.output, await sandbox.diff()
+
+    assert use(kind, replay) == ("", "ok\n", diff)
+    assert use(kind, lambda sandbox: sandbox.apply("--- a/lib.py\n+++ b/lib.py\n@@ -1 +1 @@\n-nothing\n+x\n")).startswith("error: patch failed")
+
+
+@both
+@pytest.mark.parametrize("path", ["../escape.txt", ".git/config", "out/x.txt"])
+def test_apply_writes_inside_only(use, kind, path):
+    async def body(sandbox):
+        (sandbox.root / "out").symlink_to(sandbox.folder)
+        return await sandbox.apply(f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x\n"), (sandbox.folder / "x.txt").exists()
+
+    problem, escaped = use(kind, body)
+    assert problem and not escaped
+
+
+# ---- templates and the machine
+
+@both
+def test_siblings_share_a_template_and_not_their_files(tmp_path, kind):
+    config = SandboxConfig(kind=kind, scratch=str(tmp_path))
+
+    async def episode(i):
+        async with start_sandbox(config, make_task()) as sandbox:
+            await sandbox.write_text("lib.py", f"# {i}\n")
+            await asyncio.sleep(0.02)
+            return await sandbox.read_text("lib.py"), await sandbox.diff()
+
+    async def main():
+        return await asyncio.gather(*(episode(i) for i in range(8)))
+
+    seen = asyncio.run(main())
+    assert [text for text, _ in seen] == [f"# {i}\n" for i in range(8)] and all(f"+# {i}\n" in diff for i, (_, diff) in enumerate(seen))
+    assert len(list(tmp_path.glob("*/templates/*"))) == 1
+
+
+def test_templates_are_deterministic_and_safe_to_build_at_once(tmp_path):
+    config = SandboxConfig(kind="local", scratch=str(tmp_path))
+    heads = []
+
+    async def head():
+        async with start_sandbox(config, make_task()) as sandbox:
+            heads.append((await sandbox.run("git rev-parse HEAD")).output)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(head())) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    shutil.rmtree(next(tmp_path.glob("coderepairrl-*/templates")))
+    asyncio.run(head())
+    assert len(heads) == 5 and len(set(heads)) == 1 and len(list(tmp_path.glob("*/templates/*"))) == 1
+
+
+def test_a_larger_base_keeps_modes_links_and_ignored_files(use, tmp_path):
+    base = tmp_path / "base"
+    for i in range(400):
+        (base / f"d{i % 20}").mkdir(parents=True, exist_ok=True)
+        (base / f"d{i % 20}/f{i}.py").write_text(f"{i}\n")
+    (base / "tool").write_text("#!/bin/sh\necho tool\n")
+    (base / "tool").chmod(0o755)
+    (base / "link").symlink_to("tool")
+    (base / ".gitignore").write_text("built\n")
+    (base / "built").write_text("compiled\n")
+
+    async def body(sandbox):
+        result = await sandbox.run("./link; cat built; git status --short; ls d3 | wc -l")
+        return result.output, await sandbox.diff()
+
+    for kind in KINDS:
+        assert use(kind, body, make_task({"lib.py": "1\n"}, base=str(base))) == ("tool\ncompiled\n20\n", "")
+
+
+def test_wrong_tasks_are_task_errors(tmp_path):
+    config = SandboxConfig(scratch=str(tmp_path), kind="local")
+
+    async def start(task):
+        async with start_sandbox(config, task):
+            pass
+
+    for task, words in ((make_task(base=str(tmp_path / "nowhere")), "does not exist"), (make_task({"../x": ""}), "not inside"), (make_task({".git/config": ""}), "not inside")):
+        with pytest.raises(TaskError, match=words):
+            asyncio.run(start(task))
+    wrong = Task("t", "", Environment("e", None, "/no/python", ()), {}, {}, (), (), (), "")
+    with pytest.raises(TaskError, match="does not answer"):
+        config = SandboxConfig(scratch=str(tmp_path))
+        asyncio.run(start(wrong))
+
+
+def test_check_names_cause_and_remedy(tmp_path, monkeypatch):
+    check(SandboxConfig(scratch=str(tmp_path)))
+    left = next(tmp_path.glob("coderepairrl-*")) / "live" / f"{socket.gethostname()}-4000000-abc"
+    left.mkdir()
+    check(SandboxConfig(scratch=str(tmp_path)))
+    assert not left.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SandboxError, match="set sandbox.scratch"):
+        check(SandboxConfig(scratch=str(tmp_path / "file")))
+    bubblewrap._tool.cache_clear()
+    monkeypatch.setattr(bubblewrap.shutil, "which", lambda name: None if name == "bwrap" else f"/usr/bin/{name}")
+    with pytest.raises(SandboxError, match="apt install bubblewrap"):
+        check(SandboxConfig(scratch=str(tmp_path)))
+    bubblewrap._tool.cache_clear()
+
+
+def test_local_warns_once(use, caplog):
+    from coderepairrl.sandboxes.local import _warn_once
+    _warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            use("local", lambda sandbox: sandbox.run("true"))
+    assert [record.message for record in caplog.records if "isolates nothing" in record.message].__len__() == 1
+
+
+def test_a_broken_sandbox_is_an_infrastructure_error(use):
+    async def body(sandbox):
+        shutil.rmtree(sandbox.root)
+        await sandbox.run("true")
+
+    with pytest.raises(SandboxError, match="broke before the command ran"):
+        use("bubblewrap", body)
+
+
+def test_a_killed_program_leaves_no_process(tmp_path):
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sandboxes import *
+async def main():
+    async with start_sandbox(SandboxConfig(scratch={str(tmp_path)!r}), make_task()) as sandbox:
+        await sandbox.run("echo up > up; setsid sleep 304 & sleep 304")
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 20
+    while not running("sleep 304") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running("sleep 304")
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    assert running("sleep 304") == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="is about root; other users take the other path in every test")
+def test_a_normal_user_gets_the_same_sandbox(tmp_path):
+    """The same code as another user: needs a Python that `nobody` may read, with this environment's packages."""
+    project, packages = Path(__file__).resolve().parents[1], next(Path(sys.prefix).glob("lib/python3*/site-packages"))
+    python = shutil.which("python3", path="/usr/bin")
+    program = """
+import asyncio, sys
+from coderepairrl.sandboxes import *
+from coderepairrl.types import *
+task = Task("t", "", Environment("e", None, "/usr/bin/python3", ()), {"lib.py": "x = 1\\n"}, {}, (), (), (), "")
+async def main():
+    config = SandboxConfig(scratch=sys.argv[1], processes=30)
+    check(config)
+    async with start_sandbox(config, task) as sandbox:
+        result = await sandbox.run("id -u; grep CapEff /proc/self/status; touch /x /dev/x; echo y >> lib.py; mkdir locked; touch locked/z; chmod 000 locked")
+        bomb = await sandbox.run(":(){ :|:& };:; sleep 3", timeout_s=1)
+        print(result.output, await sandbox.diff(), bomb.seconds < 8)
+    import os
+    print(os.listdir(sys.argv[1] + "/coderepairrl-65534/live"))
+asyncio.run(main())
+"""
+    scratch = Path("/tmp") / f"crl-user-{os.getpid()}"
+    scratch.mkdir()
+    os.chown(scratch, 65534, 65534)
+    try:
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{project}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+        probe = subprocess.run([*drop, python, "-c", "import coderepairrl.config"], env=environment, capture_output=True, cwd="/")
+        if probe.returncode:
+            pytest.skip("no Python that another user can read has this project's packages")
+        done = subprocess.run([*drop, python, "-c", program, str(scratch)], env=environment, capture_output=True, text=True, cwd="/", timeout=60)
+    finally:
+        shutil.rmtree(scratch)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1000\nCapEff:\t0000000000000000\n") and done.stdout.count("Read-only file system") == 2
+    assert "+y\n" in done.stdout and done.stdout.endswith("True\n[]\n")
