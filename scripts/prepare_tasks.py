@@ -1,33 +1,27 @@
 """Makes the task set of configs/real_packages.yaml: injects bugs into pinned packages, and admits those that their tests show.
 
-    nice -n 19 python scripts/prepare_tasks.py coderepairrl/tasks/real_packages.jsonl --packages toolz sqlparse --per-package 80
+    nice -n 19 python scripts/prepare_tasks.py coderepairrl/tasks/real_packages.jsonl --packages toolz=90 tinydb=66
 
-A candidate is admitted when, each in a fresh temporary copy of the checkout:
-  - the whole suite, run once with the bug, shows between 1 and 40 failing tests (of those that pass without it);
-  - the test files that hold them, run three times with the bug, fail exactly the same tests every time, and at least one passes;
+Every run is in a fresh sandbox, as in grading. A candidate is admitted when
+  - the whole suite, run with the bug, shows between 1 and 40 failing tests (of those that pass three times without it);
+  - the test files that hold them, run twice more with the bug, fail exactly the same tests, and at least one passes;
   - the same files, run three times without the bug, pass. The repaired checkout is the original, byte for byte, so these three
     runs are shared by the candidates that select the same files;
   - a problem statement can be written from what fails that gives away neither the changed line nor its place.
 Candidates are drawn in a seeded order that takes turns over kinds of bug and files. Every decision is appended to
-OUT.journal; started again, the program continues from there. Test runs are not sandboxed: the packages are pinned and the
-bugs are this project's own; each run has a time limit and a memory limit.
+OUT.journal; started again, the program continues from there.
 """
 import argparse
 import ast
+import asyncio
 import hashlib
 import json
-import os
 import platform
 import random
 import re
-import resource
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -38,15 +32,15 @@ import pytest
 from tqdm import tqdm
 
 from coderepairrl.errors import CodeRepairError, TaskError
+from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.tasks.mutation import Mutation, mutations
 from coderepairrl.tasks.packages import SuiteRow, TaskRow, environment, packages, read_source
-from coderepairrl.types import Environment
+from coderepairrl.types import Environment, Task
 
 REPEATS = 3
 MAX_FAILING = 40  # tests: a bug that fails more is too loud to be a task
 MAX_SELECTED_S = 1.0  # of test time without the bug, so that grading stays near a second
 MAX_ADMITTED_PER_FUNCTION = 5
-MEMORY_LIMIT = 4 * 2**30  # bytes of address space of a test run
 MAX_STATEMENT = 700  # characters
 BROKEN = "the suite cannot be run at all"
 
@@ -65,35 +59,35 @@ class Case:
 
 # ---- running a suite ------------------------------------------------------------------------------------------------
 
-def run_suite(place: Environment, checkout: Path, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...] = ()) -> tuple[dict[str, list[Case]], float]:
-    """JUnit id -> its cases (several, if the suite uses an id twice), and the wall seconds. Raises Refused."""
-    with tempfile.TemporaryDirectory() as scratch:
-        fill = {"{tests}": tests, "{canary_path}": (), "{python}": (place.python,)}
-        argv = [word.replace("{junit}", scratch) for part in place.test_command for word in fill.get(part, (part,))]
-        variables = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, **place.variables}
-        started = time.perf_counter()
-        process = subprocess.Popen([*argv, *options], cwd=checkout, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True,
-                                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT)))
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise Refused("time limit") from None
-        finally:
-            kill_session(process)
-        report = Path(scratch) / "report.xml"
-        if not report.is_file():
-            raise Refused(BROKEN)
-        return read_report(report), time.perf_counter() - started
+class Version:
+    """One version of a package's checkout, from which sandboxes are started; its templates vanish with the block."""
 
+    def __init__(self, place: Environment, path: str = "", text: str = ""):
+        self.task = Task("candidate", "", place, {path: text} if path else {}, {}, (), (), (), "")
 
-def kill_session(process: subprocess.Popen) -> None:
-    """The run and whatever it left behind; its process group is its own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of it had ended
-    process.wait()
+    def __enter__(self) -> "Version":
+        self.scratch = tempfile.TemporaryDirectory(prefix="prepare-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.scratch.cleanup()
+
+    def run(self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...] = ()) -> tuple[dict[str, list[Case]], float]:
+        """JUnit id -> its cases (several, if the suite uses an id twice), and the wall seconds. Raises Refused."""
+        return asyncio.run(self._run(tests, timeout_s, options))
+
+    async def _run(self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...]) -> tuple[dict[str, list[Case]], float]:
+        place = self.task.environment
+        async with start_sandbox(SandboxConfig(scratch=self.scratch.name), self.task) as sandbox:
+            reports, inside = sandbox.share("junit")
+            fill = {"{tests}": tests, "{canary_path}": (), "{python}": (place.python,)}
+            argv = [word.replace("{junit}", inside) for part in place.test_command for word in fill.get(part, (part,))]
+            result = await sandbox.run([*argv, *options], timeout_s=timeout_s)
+            if result.timed_out:
+                raise Refused("time limit")
+            if not (reports / "report.xml").is_file():
+                raise Refused(BROKEN)
+            return read_report(reports / "report.xml"), result.seconds
 
 
 def read_report(path: Path) -> dict[str, list[Case]]:
@@ -129,10 +123,8 @@ def measure_suite(name: str) -> Suite:
     """Raises TaskError when the package's suite does not pass here."""
     package, place = packages()[name], environment(name)
     modules = {path.relative_to(place.base).as_posix(): None for folder in package.tests for path in sorted(Path(place.base, folder).glob("test_*.py"))}
-    runs = []
-    for _ in range(REPEATS):
-        with checkout_of(place) as checkout:
-            runs.append(run_suite(place, checkout, package.tests, place.test_timeout_s))
+    with Version(place) as version:
+        runs = [version.run(package.tests, place.test_timeout_s) for _ in range(REPEATS)]
     # An id that occurs twice (subtests) cannot be judged by its name.
     stable = set.intersection(*(passing(cases) for cases, _ in runs)) & {key for key, found in runs[0][0].items() if len(found) == 1}
     files: dict[str, list[str]] = defaultdict(list)
@@ -144,24 +136,6 @@ def measure_suite(name: str) -> Suite:
         raise TaskError(f"{name}: no test of its suite passes three times: run pytest in {place.base} and pin what it misses in packages.yaml")
     seconds = {file: sum(runs[0][0][test][0].seconds for test in tests) for file, tests in files.items()}
     return Suite(place, {file: tuple(tests) for file, tests in files.items()}, seconds, max(wall for _, wall in runs), {})
-
-
-class checkout_of:
-    """A temporary copy of the environment's folder, with one file replaced; removed at the end."""
-
-    def __init__(self, place: Environment, path: str = "", text: str = ""):
-        self.place, self.path, self.text = place, path, text
-
-    def __enter__(self) -> Path:
-        self.folder = Path(tempfile.mkdtemp(prefix="prepare-"))
-        checkout = self.folder / "checkout"
-        shutil.copytree(self.place.base, checkout)
-        if self.path:
-            (checkout / self.path).write_bytes(self.text.encode())
-        return checkout
-
-    def __exit__(self, *_) -> None:
-        shutil.rmtree(self.folder)
 
 
 # ---- the problem statement ------------------------------------------------------------------------------------------
@@ -260,36 +234,35 @@ def take_turns(queues: list[list]) -> Iterator:
 def admit(name: str, suite: Suite, names: set[str], path: str, mutation: Mutation) -> TaskRow:
     """The admitted row. Raises Refused."""
     original = read_source(Path(suite.place.base, path))
-    buggy, everything, limit_s = mutation.apply(original), tuple(suite.files), 4 + 3 * suite.wall_s
-    with checkout_of(suite.place, path, buggy) as checkout:
-        cases, _ = run_suite(suite.place, checkout, packages()[name].tests, limit_s, ("--tb=short", f"--maxfail={MAX_FAILING + 1}"))
-    if not passing(cases):
-        raise Refused(BROKEN)
-    failing = suite.ids(everything) - passing(cases)
-    if not failing:
-        raise Refused("no test fails")
-    if len(failing) > MAX_FAILING:
-        raise Refused(f"more than {MAX_FAILING} tests fail")
-    selection = select(suite, failing)
-    fail_to_pass = failing & suite.ids(selection)
-    if fail_to_pass == suite.ids(selection):
-        raise Refused("no PASS_TO_PASS in the selected files")
-    statement = write_statement(name, suite, failing, cases, names, original, mutation, path)
-    base_s = repeat(suite, selection, path, buggy, suite.ids(selection) - fail_to_pass, limit_s, "other tests fail in another run")
+    limit_s = 4 + 3 * suite.wall_s
+    with Version(suite.place, path, mutation.apply(original)) as buggy:
+        cases, wall_s = buggy.run(packages()[name].tests, limit_s, ("--tb=short", f"--maxfail={MAX_FAILING + 1}"))
+        failing = suite.ids(tuple(suite.files)) - passing(cases)
+        if not passing(cases):
+            raise Refused(BROKEN)
+        if not failing:
+            raise Refused("no test fails")
+        if len(failing) > MAX_FAILING:
+            raise Refused(f"more than {MAX_FAILING} tests fail")
+        selection = select(suite, failing)
+        to_pass, all_ids = failing & suite.ids(selection), suite.ids(selection)
+        if to_pass == all_ids:
+            raise Refused("no PASS_TO_PASS in the selected files")
+        statement = write_statement(name, suite, failing, cases, names, original, mutation, path)
+        base_s = (round(wall_s, 2), *repeat(buggy, selection, all_ids, all_ids - to_pass, REPEATS - 1, limit_s, "other tests fail in another run"))
     if selection not in suite.gold:
-        suite.gold[selection] = repeat(suite, selection, path, original, suite.ids(selection), limit_s, "fails without the bug")
+        with Version(suite.place) as gold:
+            suite.gold[selection] = repeat(gold, selection, all_ids, all_ids, REPEATS, limit_s, "the selected files alone fail without the bug")
     key = f"{path}:{mutation.start}:{mutation.end}:{mutation.replacement}"
     return TaskRow(
-        task_id=f"{name}-{mutation.kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}", package=name, kind=mutation.kind, function=mutation.function, path=path,
-        span=(mutation.start, mutation.end), replacement=mutation.replacement, problem_statement=statement,
-        fail_to_pass=tuple(sorted(fail_to_pass)), test_selection=selection, base_s=base_s, gold_s=suite.gold[selection])
+        task_id=f"{name}-{mutation.kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}", package=name, kind=mutation.kind,
+        function=mutation.function, path=path, span=(mutation.start, mutation.end), replacement=mutation.replacement,
+        problem_statement=statement, fail_to_pass=tuple(sorted(to_pass)), test_selection=selection, base_s=base_s, gold_s=suite.gold[selection])
 
 
 def select(suite: Suite, failing: set[str]) -> tuple[str, ...]:
     """The files that hold failing tests, the quickest first, as long as they stay within MAX_SELECTED_S; at least one."""
     holders = sorted((file for file, tests in suite.files.items() if failing & set(tests)), key=lambda file: (suite.seconds[file], file))
-    if not holders:
-        raise Refused("no test fails")
     chosen, total_s = [], 0.0
     for file in holders:
         if not chosen or total_s + suite.seconds[file] <= MAX_SELECTED_S:
@@ -298,13 +271,12 @@ def select(suite: Suite, failing: set[str]) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def repeat(suite: Suite, selection: tuple[str, ...], path: str, text: str, wanted: set[str], limit_s: float, refusal: str) -> tuple[float, ...]:
-    """Wall seconds of the runs, each of which passed exactly `wanted` of the selected tests. Raises Refused."""
+def repeat(version: Version, selection: tuple[str, ...], all_ids: set[str], wanted: set[str], times: int, limit_s: float, refusal: str) -> tuple[float, ...]:
+    """Wall seconds of the runs, each of which passed exactly `wanted` of the selected files' tests. Raises Refused."""
     walls = []
-    for _ in range(REPEATS):
-        with checkout_of(suite.place, path, text) as checkout:
-            cases, wall_s = run_suite(suite.place, checkout, selection, limit_s)
-        if passing(cases) & suite.ids(selection) != wanted:
+    for _ in range(times):
+        cases, wall_s = version.run(selection, limit_s)
+        if passing(cases) & all_ids != wanted:
             raise Refused(refusal)
         walls.append(round(wall_s, 2))
     return tuple(walls)
@@ -358,31 +330,43 @@ def prepare(name: str, target: int, seed: int, journal: Path, done: dict[str, di
     return SuiteRow(suite=name, lock=packages()[name].sha256, python=platform.python_version(), pytest=pytest.__version__, tests=suite.files)
 
 
+def wish(text: str) -> tuple[str, int]:
+    name, equals, count = text.partition("=")
+    if name not in packages() or not equals or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COUNT, with a name of {', '.join(packages())}")
+    return name, int(count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--packages", nargs="+", default=list(packages()), choices=list(packages()))
-    parser.add_argument("--per-package", type=int, default=80, help="tasks to admit per package")
+    parser.add_argument("--packages", nargs="+", type=wish, default=[(name, 66) for name in packages()], metavar="NAME=COUNT",
+                        help="how many tasks to admit of which package")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     journal = arguments.out.with_name(arguments.out.name + ".journal")
     done = read_journal(journal)
-    with tqdm(total=arguments.per_package * len(arguments.packages), desc="admitted", unit="task") as bar:
-        suites = [prepare(name, arguments.per_package, arguments.seed, journal, done, bar) for name in arguments.packages]
-    decided = [entry for entry in done.values() if entry["package"] in arguments.packages]
+    with tqdm(total=sum(target for _, target in arguments.packages), desc="admitted", unit="task") as bar:
+        suites = [prepare(name, target, arguments.seed, journal, done, bar) for name, target in arguments.packages]
+    decided = [entry for entry in done.values() if entry["package"] in dict(arguments.packages)]
     rows = [entry["row"] for entry in decided if "row" in entry]
-    used = {row["package"]: {file for other in rows if other["package"] == row["package"] for file in other["test_selection"]} for row in rows}
-    temporary = arguments.out.with_name(arguments.out.name + ".tmp")
+    write_set(arguments.out, suites, rows)
+    print(f"{len(rows)} admitted of {len(decided)}: {arguments.out}")
+    for (name, decision), count in Counter((entry["package"], entry.get("refused", "admitted")) for entry in decided).most_common():
+        print(f"{count:6d}  {name:12s} {decision}")
+
+
+def write_set(out: Path, suites: list[SuiteRow], rows: list[dict]) -> None:
+    """The suites, with only those test files that some task selects, then the tasks; under a temporary name first."""
+    used = {(row["package"], file) for row in rows for file in row["test_selection"]}
+    temporary = out.with_name(out.name + ".tmp")
     with temporary.open("w") as file:
         for suite in suites:
-            tests = {name: ids for name, ids in suite.tests.items() if name in used.get(suite.suite, ())}
+            tests = {name: ids for name, ids in suite.tests.items() if (suite.suite, name) in used}
             file.write(json.dumps(suite.model_copy(update={"tests": tests}).model_dump(mode="json")) + "\n")
         for row in rows:
             file.write(json.dumps(row) + "\n")
-    temporary.rename(arguments.out)
-    print(f"{len(rows)} admitted of {len(decided)}: {arguments.out}")
-    for reason, count in Counter((entry["package"], entry.get("refused", "admitted")) for entry in decided).most_common():
-        print(f"{count:6d}  {reason[0]:12s} {reason[1]}")
+    temporary.rename(out)
 
 
 if __name__ == "__main__":

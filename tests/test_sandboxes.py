@@ -299,18 +299,22 @@ def test_text_goes_in_and_out(use, kind):
 
 
 @both
-@pytest.mark.parametrize("path", ["/etc/passwd", "../judge", "/repo/../x", "out/passwd", "out", "", "a\0b", "pkg", "lib.py/x", "pipe", "x" * 300, "binary", "loop", "missing", "\udcff"])
-def test_paths_that_cannot_be_used_are_one_line_errors(use, kind, path):
-    async def body(sandbox):
-        await sandbox.run("ln -s /etc out; mkfifo pipe; head -c 9 /dev/urandom > binary; printf '\\xff\\xfe' > binary; ln -s loop loop")
-        with pytest.raises(PathError) as caught:
-            await sandbox.read_text(path)
-        if path not in ("binary", "missing"):
-            with pytest.raises(PathError):
-                await sandbox.write_text(path, "x")
-        return str(caught.value)
+def test_paths_that_cannot_be_used_are_one_line_errors(use, kind):
+    paths = ["/etc/passwd", "../judge", "/repo/../x", "out/passwd", "out", "", "a\0b", "pkg", "lib.py/x", "pipe", "x" * 300, "loop", "\udcff", "binary", "missing"]
 
-    assert "\n" not in use(kind, body)
+    async def body(sandbox):
+        await sandbox.run("ln -s /etc out; mkfifo pipe; printf '\\xff\\xfe' > binary; ln -s loop loop")
+        messages = []
+        for path in paths:
+            with pytest.raises(PathError) as caught:
+                await sandbox.read_text(path)
+            messages.append(str(caught.value))
+            if path not in ("binary", "missing"):
+                with pytest.raises(PathError):
+                    await sandbox.write_text(path, "x")
+        return messages
+
+    assert not any("\n" in message for message in use(kind, body))
 
 
 # ---- the diff
@@ -543,7 +547,7 @@ def test_local_warns_once(use, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             use("local", lambda sandbox: sandbox.run("true"))
-    assert [record.message for record in caplog.records if "isolates nothing" in record.message].__len__() == 1
+    assert sum("isolates nothing" in record.message for record in caplog.records) == 1
 
 
 def test_a_broken_sandbox_is_an_infrastructure_error(use):

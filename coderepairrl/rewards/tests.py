@@ -14,10 +14,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-from coderepairrl.errors import SandboxError
+from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.rewards.junit import ReportError, read_reports
 from coderepairrl.rewards.protected import Selection, select
-from coderepairrl.sandboxes import CommandResult, Sandbox, SandboxConfig, start_sandbox
+from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict
 
@@ -47,7 +47,7 @@ class Canary:
 
 
 async def grade(task: Task, diff: str, sandbox_config: SandboxConfig) -> Verdict:
-    """Raises SandboxError for infrastructure trouble; whatever the diff does gives a Verdict."""
+    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task; whatever the diff does gives a Verdict."""
     selection = await _select(task, diff)
     verdict = await _judge(task, selection, sandbox_config)
     return replace(verdict, dropped_paths=selection.dropped_paths)
@@ -124,8 +124,11 @@ async def _judge(task: Task, selection: Selection, config: SandboxConfig) -> Ver
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
             return unresolved(f"the diff does not apply: {problem}")
         canary = Canary()
-        for path, text in {**task.hidden_tests, canary.path: canary.source}.items():
-            await sandbox.write_text(path, text)
+        try:
+            for path, text in {**task.hidden_tests, canary.path: canary.source}.items():
+                await sandbox.write_text(path, text)
+        except PathError as error:  # the diff may not touch these paths, so the task itself is wrong
+            raise TaskError(f"task {task.task_id}: a hidden test cannot be laid over the checkout ({error}): fix its path") from error
         reports, inside = sandbox.share(JUNIT)
         result = await sandbox.run(_command(task, canary, inside), timeout_s=task.environment.test_timeout_s)
         if result.timed_out:

@@ -26,7 +26,7 @@ from coderepairrl.sandboxes.workspace import Checkout, Store
 from coderepairrl.types import Task
 
 NOBODY, AGENT = 65534, 1000
-END_S = 5.0  # how long the kernel may take to end a killed pid namespace
+END_S = 30.0  # how long the kernel may take to end a killed pid namespace
 _ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "ca-certificates", "mime.types")
 _OWN_ETC = {
     "passwd": f"root:x:0:0:root:/:/bin/sh\nagent:x:{AGENT}:{AGENT}:agent:/tmp:/bin/bash\nnobody:x:{NOBODY}:{NOBODY}:nobody:/:/bin/false\n",

@@ -98,6 +98,16 @@ async def capture(argv: list[str], *, environment: dict[str, str], cwd: str, std
     return process.returncode, out, err
 
 
+async def in_thread(function: Callable, *arguments):
+    """Like asyncio.to_thread, but a cancellation waits for the thread: what it writes must not come after the clean-up."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
 async def gone(pid: int) -> None:
     """Returns when `pid` has ended. For the first process of a pid namespace that means: every process in it has."""
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.sandboxes.base import REPO, CommandResult, PathError, SandboxConfig
 from coderepairrl.sandboxes.git import EPOCH_S, Judge, commit_base
-from coderepairrl.sandboxes.process import capture
+from coderepairrl.sandboxes.process import capture, in_thread
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,10 @@ LAYOUT = 1  # part of a template's key: raise it when what a template holds chan
 SMALL = 300  # files and folders; fewer are copied faster by this process than by starting cp
 MAX_COMMAND_BYTES = 100_000  # below the kernel's limit for one argument, 128 KiB
 MAX_READ_BYTES = 4 << 20
+_REMEDY = "check the space and the permissions of sandbox.scratch"
 _AGENTS_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-_building: dict[Path, asyncio.Lock] = {}  # templates that this process builds right now: siblings wait instead of building too
+# templates that are being built right now: siblings of the same event loop wait instead of building too (a lock works in one loop)
+_building: dict[tuple[asyncio.AbstractEventLoop, Path], asyncio.Lock] = {}
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,17 @@ class Store:
         self.prepare()
         template = await self._template(task, owner)
         live = self.root / "live" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(6)}"
-        live.mkdir(mode=0o700)
         try:
+            live.mkdir(mode=0o700)
             (live / "judge").symlink_to(template / "judge")
             if int((template / "entries").read_text()) <= SMALL:
-                await asyncio.to_thread(_copy_small, template / "checkout", live / "checkout", owner)
+                await in_thread(_copy_small, template / "checkout", live / "checkout", owner)
             else:
                 await _cp(template / "checkout", live / "checkout")
-        except BaseException:  # a cancellation too must leave no folder
+        except BaseException as error:  # a cancellation too must leave no folder
             _remove(live)
+            if isinstance(error, OSError):
+                raise SandboxError(f"a checkout cannot be copied ({error}): {_REMEDY}") from error
             raise
         return live
 
@@ -80,13 +84,13 @@ class Store:
         template = self.root / "templates" / hashlib.sha256(json.dumps(made_of).encode(errors="surrogatepass")).hexdigest()[:32]
         if template.exists():
             return template
-        lock = _building.setdefault(template, asyncio.Lock())
+        key = asyncio.get_running_loop(), template
         try:
-            async with lock:
+            async with _building.setdefault(key, asyncio.Lock()):
                 if not template.exists():
                     await self._build(task, owner, template)
         finally:
-            _building.pop(template, None)
+            _building.pop(key, None)
         return template
 
     async def _build(self, task: Task, owner: int | None, template: Path) -> None:
@@ -94,10 +98,10 @@ class Store:
         checkout = own / "checkout"
         try:
             own.mkdir()
-            await asyncio.to_thread(_lay_out, task, checkout)
+            await in_thread(_lay_out, task, checkout)
             await commit_base(checkout / ".git", checkout, sorted(task.files))
             await Judge.build(own / "judge", checkout)
-            await asyncio.to_thread(_give, checkout, owner)
+            await in_thread(_give, checkout, owner)
             (own / "entries").write_text(str(sum(len(names) + len(files) for _, names, files in os.walk(checkout))))
             try:
                 own.rename(template)
@@ -105,7 +109,7 @@ class Store:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was first: equal content
                     raise
         except OSError as error:
-            raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({error}): check the scratch folder's disk") from error
+            raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({error}): {_REMEDY}") from error
         finally:
             _remove(own)
 
@@ -165,7 +169,10 @@ class Checkout:
 
     async def diff(self) -> str:
         async with self.lock:
-            text, self.dropped_paths = await self.judge.diff(self.root, self.folder)
+            try:
+                text, self.dropped_paths = await self.judge.diff(self.root, self.folder)
+            except OSError as error:
+                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {_REMEDY}") from error
         if self.dropped_paths:
             log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(self.dropped_paths[:20]))
         return text
@@ -186,13 +193,16 @@ class Checkout:
 
     def share(self, name: str) -> tuple[Path, str]:
         folder = self.folder / "shared" / name
-        folder.mkdir(parents=True)
-        self._own(folder)
+        try:
+            folder.mkdir(parents=True)
+            self._own(folder)
+        except OSError as error:
+            raise SandboxError(f"{folder} cannot be made ({error}): {_REMEDY}") from error
         self.shared[folder] = self._inside(folder)
         return folder, self.shared[folder]
 
     async def close(self) -> None:
-        await asyncio.shield(asyncio.to_thread(_remove, self.folder))
+        await in_thread(_remove, self.folder)
 
     def _own(self, path: Path) -> None:
         if self.owner is not None and path.exists() and not path.is_symlink():
@@ -201,9 +211,8 @@ class Checkout:
     def _resolve(self, path: str) -> Path:
         """The host's path of the agent's `path`, all symlinks followed. Raises PathError for one outside the checkout."""
         relative = path.removeprefix(REPO + "/") if path != REPO else "."
-        if not relative or "\0" in relative:
+        if not relative or "\0" in relative or any(0xD800 <= ord(letter) <= 0xDFFF for letter in relative):
             raise PathError(f"{path!r}: not a path: give one relative to {REPO}")
-        relative.encode()
         root = Path(os.path.realpath(self.root))
         target = Path(os.path.realpath(root / relative))
         if not target.is_relative_to(root):
@@ -213,7 +222,7 @@ class Checkout:
 
 def _path_error(path: str, error: OSError) -> PathError | SandboxError:
     if error.errno not in _AGENTS_FAULT:
-        return SandboxError(f"{path}: {error.strerror}: check the scratch folder's disk")
+        return SandboxError(f"{path}: {error.strerror}: {_REMEDY}")
     return PathError(f"{path}: {error.strerror.lower()}: list the folder to see what is there")
 
 
@@ -241,7 +250,7 @@ def _lay_out(task: Task, checkout: Path) -> None:
 async def _cp(source: Path, target: Path) -> None:
     code, _, err = await capture(["cp", "-a", "--reflink=auto", str(source), str(target)], environment={"PATH": os.environ["PATH"], "LC_ALL": "C"}, cwd="/")
     if code:
-        raise SandboxError(f"a checkout cannot be copied ({err.decode(errors='replace').strip()[:300]}): check the scratch folder's disk")
+        raise SandboxError(f"a checkout cannot be copied ({err.decode(errors='replace').strip()[:300]}): {_REMEDY}")
 
 
 def _copy_small(source: Path, target: Path, owner: int | None) -> None:
