@@ -144,6 +144,7 @@ FRAME = re.compile(r"^(\S+):(\d+): in .*$", re.MULTILINE)
 CHAINED = re.compile(r"^(?:During handling of|The above exception was).*$", re.MULTILINE)
 RAISED = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Exit|Interrupt|StopIteration|Warning)\w*)\b")
 NOT_RAISED = re.compile(r"DID NOT RAISE.*?(\w+)'?>|\b(\w+) not raised")
+OTHERS = sys.stdlib_module_names | {"path"}  # os.path.exists is not the package's `exists`
 COMMON_NAMES = {name for kind in (dict, list, str, set, int, object, type(sys.stdout)) for name in dir(kind)}
 
 
@@ -161,7 +162,8 @@ def lines_until(path: Path, line: int) -> list[str]:
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     if not functions:
         return []
-    stop = line if hasattr(nodes[-1], "body") else nodes[-1].end_lineno  # ast.walk goes breadth first: the last is the innermost
+    innermost = nodes[-1]  # ast.walk goes breadth first
+    stop = line if hasattr(innermost, "body") and not isinstance(innermost, ast.With) else innermost.end_lineno
     body = text.split("\n")[functions[-1].body[0].lineno - 1 : stop]
     shown = [row[:160] for row in textwrap.dedent("\n".join(body)).split("\n") if row.strip() and not row.strip().startswith("#")]
     return shown[-8:] if len(shown) <= 8 else ["...", *shown[-7:]]
@@ -177,7 +179,7 @@ def describe(package: str, base: Path, test: str, detail: str, names: set[str], 
     if not shown or not errors:
         return None
     calls = [name for row in reversed(shown) for prefix, name in re.findall(r"(\w+\.)?([A-Za-z_]\w*)\s*\(", row)
-             if name in names or prefix == f"{package}."]
+             if name in names and prefix[:-1] not in OTHERS or prefix == f"{package}."]
     subject = f"`{calls[0]}`" if calls else package
     missing, raised = NOT_RAISED.search(errors[0]), RAISED.match(errors[0])
     if missing:

@@ -1,6 +1,7 @@
 """The shipped task set and its environments. Environments are downloaded from the package index on first use."""
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from coderepairrl.errors import TaskError
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import packages as module
+from coderepairrl.tasks.mutation import Mutation
 from coderepairrl.tasks.packages import RealPackagesConfig, environment, load, packages, read_rows, read_source
 from coderepairrl.types import Task
 
@@ -177,16 +179,66 @@ def test_a_built_environment_needs_no_index(tmp_path, monkeypatch):
     assert environment("toolz").python == sys.executable
 
 
+# ---- scripts/prepare_tasks.py ---------------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_tasks.py"
+
+
+def prepare_tasks():
+    spec = importlib.util.spec_from_file_location("prepare_tasks", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_tasks"] = script
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_a_set_is_made_and_continued(tmp_path):
+    out = tmp_path / "set.jsonl"
+    command = [sys.executable, str(SCRIPT), str(out), "--packages", "toolz=1", "--seed", "11"]
+    subprocess.run(command, check=True, capture_output=True, cwd=SCRIPT.parent.parent, env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)})
+    journal, first = tmp_path / "set.jsonl.journal", out.read_text()
+    decisions = journal.read_text()
+    out.unlink()
+    journal.write_text(decisions + '{"candidate": "cut off by a ki')
+    subprocess.run(command, check=True, capture_output=True, cwd=SCRIPT.parent.parent, env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)})
+    assert (journal.read_text(), out.read_text()) == (decisions, first)
+    (task,) = load(RealPackagesConfig(path=str(out), heldout_packages=()))["train"]
+    assert task.metadata["package"] == "toolz"
+
+
+def test_what_a_statement_must_not_hold():
+    script = prepare_tasks()
+    source = "def _helper(a):\n    return a - 1\n"
+    mutation = Mutation("arithmetic_operator", source.index("-"), source.index("-") + 1, "+", "_helper")
+    def gives_away(text):
+        return script.gives_away(text, source, mutation, "pack/core.py")
+    assert not gives_away("`f` gives a wrong result")
+    for text in ("see return a - 1", "see return a + 1", "_helper() takes 1 argument", "in pack/core.py", "at line 2", "tests/test_x.py:7"):
+        assert gives_away(text), text
+
+
+def test_a_statement_shows_what_the_test_ran_and_what_came_out(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").write_text("def test_f():\n    # why\n    a = [1]\n    assert f(a) == 2\n    assert False\n")
+    detail = "tests/test_x.py:4: in test_f\n    assert f(a) == 2\nE   assert <X at 0x7f0123456789> == 2\n"
+    text = prepare_tasks().describe("tinydb", tmp_path, "tests.test_x::test_f[1]", detail, {"f"}, 3)
+    assert text.splitlines() == ["`f` gives a wrong result", "", "`test_f` runs", "", "    a = [1]", "    assert f(a) == 2", "", "and fails with", "",
+                                 "    assert <X at 0x...> == 2", "", "3 tests of the suite fail."]
+
+
 # ---- grading --------------------------------------------------------------------------------------------------------
 
 def graded(task: Task, diff: str):
     return asyncio.run(grade(task, diff, SandboxConfig()))
 
 
-@pytest.mark.parametrize("package", random.sample(sorted(SUITES), 2))
-def test_admission_again(tasks, package):
+DRAWN = [random.choice([row for row in ROWS if row.package == name]).task_id for name in random.sample(sorted(SUITES), 3)]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_admission_again(tasks, number):
     """One random row of each of three random packages: the empty diff fails what it must, the oracle patch resolves."""
-    task = random.choice([task for task in tasks if task.metadata["package"] == package])
+    (task,) = [task for task in tasks if task.task_id == DRAWN[number]]
     digest = folder_digest(task.environment.base)
     base, gold = graded(task, ""), graded(task, task.oracle_patch)
     assert base.evidence == gold.evidence == "junit+canary", (task.task_id, base.message, gold.message)

@@ -102,13 +102,9 @@ class _Writer:
     def loop(self) -> None:
         self.line("    for $v in $xs:")
         pad, doc = "        ", "For each $v of $xs"
-        kind = self.rng.choice(["plain", "if", "if", "two"])
+        kind = self.rng.choice(["plain", "if"])
         if kind != "plain":
             code, words = self.condition("$v")
-            if kind == "two":
-                op = self.slot("join")
-                code2, words2 = self.condition("$r")
-                code, words = f"{code} {op} {code2}", f"{words} {op} {words2}"
             self.line(f"        if {code}:")
             pad, doc = pad + "    ", f"{doc}, if {words}"
         op = self.slot("aug")
@@ -139,7 +135,7 @@ class _Writer:
 
     def write(self) -> None:
         self.start()
-        for kind in self.rng.choice([["loop"], ["loop"], ["guard", "loop"], ["loop", "guard"], ["guard"], ["loop", "loop"]]):
+        for kind in self.rng.choice([["loop"], ["loop"], ["guard"]]):
             getattr(self, kind)()
         self.finish()
 

@@ -133,7 +133,7 @@ def _build(package: Package, cache: Path) -> Path:
             if not folder.is_dir():
                 _publish(checkout, folder)
     except OSError as error:
-        raise TaskError(f"cannot build {folder}: {error}: free the disk or choose a writable folder with tasks.cache=FOLDER") from error
+        raise TaskError(f"cannot build {folder}: {error}: free the disk, or give the task set a writable folder as `cache`") from error
     return folder
 
 
