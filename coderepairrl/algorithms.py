@@ -41,3 +41,18 @@ def low_variance_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) ->
 def weighted_cross_entropy(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum of -w log p over all tokens, (B, T) -> scalar; the caller divides by the sum of the weights of the whole step."""
     return -(logprobs * weights).sum()
+
+
+def token_weights(aggregation: str, tokens_of: dict[str, int]) -> dict[str, float]:
+    """Trajectory id -> weight of each of its trained tokens, so that the loss is the weighted sum of the token losses.
+
+    "token": every token weighs the same, 1 / (tokens of the step), as in DAPO (arXiv:2503.14476, section 3.3).
+    "trajectory": the mean over trajectories of the mean over a trajectory's tokens, as GRPO's equation 3 (arXiv:2402.03300)
+    has it for answers of one turn; long episodes then don't drown short ones. `tokens_of`: trajectory id -> trained tokens.
+    """
+    if aggregation == "token":
+        total = sum(tokens_of.values())
+        return {name: 1 / total for name in tokens_of}
+    if aggregation == "trajectory":
+        return {name: 1 / (len(tokens_of) * tokens) for name, tokens in tokens_of.items()}
+    raise ValueError(f"unknown aggregation {aggregation!r}: token or trajectory")

@@ -11,15 +11,15 @@ LENGTH_STEP = 16  # lengths are rounded up to a multiple: few distinct shapes, w
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """All (B, T). Column t of the four last ones speaks of token t; the loss shifts them against the logits."""
+    """Tensors are (B, T); column t speaks of token t, also of the logprob of token t given those before it."""
     token_ids: torch.Tensor
-    loss_mask: torch.Tensor  # float: 1 trained, 0 not (SFT: the token's weight)
+    loss_mask: torch.Tensor  # float: 1 trained, 0 not
     behaviour_logprobs: torch.Tensor
     advantages: torch.Tensor
-    rows: tuple[int, ...]  # index of each row in the list that was given
+    trajectory_ids: tuple[str, ...]  # one a row
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(*(t.to(device) for t in (self.token_ids, self.loss_mask, self.behaviour_logprobs, self.advantages)), self.rows)
+        return MicroBatch(*(t.to(device) for t in (self.token_ids, self.loss_mask, self.behaviour_logprobs, self.advantages)), self.trajectory_ids)
 
 
 def branches(calls: Sequence[Call]) -> list[list[Call]]:
@@ -54,6 +54,14 @@ def samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
                 versions[start:stop] = call.policy_versions
         out.append(Sample(trajectory.group_id, trajectory.trajectory_id, branch_id, ids, tuple(range(len(ids))), tuple(mask), tuple(logprobs),
                           tuple(advantage * m for m in mask), tuple(versions)))
+    return out
+
+
+def trained_tokens(rows: Sequence[Sample]) -> dict[str, int]:
+    """Trajectory id -> how many of its tokens are trained, over all of its branches."""
+    out: dict[str, int] = {}
+    for row in rows:
+        out[row.trajectory_id] = out.get(row.trajectory_id, 0) + sum(row.loss_mask)
     return out
 
 
@@ -92,12 +100,12 @@ def split(lengths: Sequence[int], tokens: int, parts: int) -> list[list[list[int
 
 def micro_batches(rows: Sequence[Sample], tokens: int, rank: int, world_size: int) -> list[MicroBatch]:
     """This rank's share of the rows. Every rank gets equally many micro-batches, as ZeRO-3's collectives need."""
-    return [collate([rows[i] for i in indices], tuple(indices)) for indices in split([len(r.token_ids) for r in rows], tokens, world_size)[rank]]
+    return [collate([rows[i] for i in indices]) for indices in split([len(r.token_ids) for r in rows], tokens, world_size)[rank]]
 
 
-def collate(rows: Sequence[Sample], indices: tuple[int, ...]) -> MicroBatch:
+def collate(rows: Sequence[Sample]) -> MicroBatch:
     width = rounded(max((len(r.token_ids) for r in rows), default=1))
     rows = rows or [Sample("", "", 0, (0,), (0,), (0,), (0.0,), (0.0,), (-1,))]  # no loss: keeps the ranks in step
     column: Callable[[str, float, torch.dtype], torch.Tensor] = lambda name, value, dtype: pad([getattr(r, name) for r in rows], value, dtype, width)
     return MicroBatch(column("token_ids", 0, torch.long), column("loss_mask", 0.0, torch.float), column("behaviour_logprobs", 0.0, torch.float),
-                      column("advantages", 0.0, torch.float), indices)
+                      column("advantages", 0.0, torch.float), tuple(r.trajectory_id for r in rows))

@@ -45,6 +45,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
             verdict, parts, reward = await compute(services.rewards, task, diff, services.grader)
+            if services.rewards.require_submission and outcome != Outcome.SUBMITTED:
+                reward = 0.0
     except (SandboxError, EngineError, GatewayError, aiohttp.ClientError) as error:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()
         verdict, parts, reward = None, {}, 0.0

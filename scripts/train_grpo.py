@@ -27,6 +27,7 @@ class TrainingConfig(Config):
     steps: int
     clip_low: float = 0.2
     clip_high: float = 0.2
+    aggregation: Literal["token", "trajectory"] = "token"  # what weighs the same in the loss
     scale_advantages: bool = True  # divide by the group's standard deviation
     micro_batch_tokens: int = 8192  # padded, of one rank
     checkpoint_every: int = 10
@@ -84,7 +85,8 @@ def train(config: TrainConfig, run: Path) -> None:
         trajectories, stats = wait_for_rollouts(run, f"step_{step:05d}", log)
         rewards = advantages(trajectories, config.training.scale_advantages)  # trajectory id -> advantage, None: masked
         rows = [s for t in trajectories if rewards.trained(t) for s in batch.samples(t, rewards.advantage[t.trajectory_id])]
-        tokens = sum(sum(row.loss_mask) for row in rows)
+        tokens = batch.trained_tokens(rows)  # trajectory id -> tokens
+        weights = algorithms.token_weights(config.training.aggregation, tokens)
         assert all(publisher.version == v for row in rows for v in row.policy_versions if v >= 0), "a token of another version: not on-policy"
         micro_batches = batch.micro_batches(rows, config.training.micro_batch_tokens, engine.rank, engine.world_size)
         for i, micro in enumerate(micro_batches):
@@ -92,14 +94,15 @@ def train(config: TrainConfig, run: Path) -> None:
             logits = engine.logits(micro.token_ids) / config.rollout.sampling.temperature
             logprobs, entropy = algorithms.token_logprobs(logits, micro.token_ids)  # (B, T)
             losses, ratio = algorithms.clipped_policy_loss(logprobs, micro.behaviour_logprobs, micro.advantages, config.training.clip_low, config.training.clip_high)
-            loss = (losses * micro.loss_mask).sum() / max(1, tokens)  # every token of the step weighs the same
+            row_weights = torch.tensor([weights.get(t, 0.0) for t in micro.trajectory_ids], device=engine.device)[:, None]  # (B, 1)
+            loss = (losses * micro.loss_mask * row_weights).sum()
             engine.backward(loss, last=i == len(micro_batches) - 1)
             log.add(micro, logprobs.detach(), ratio.detach(), entropy, loss.item())
         gradient_norm, learning_rate = engine.step() if micro_batches else (0.0, engine.learning_rate())
         publisher.publish()  # export, then live into vLLM
         if (step + 1) % config.training.checkpoint_every == 0 or step + 1 == config.training.steps:
             publisher.checkpoint(step + 1)
-        log.write(step, trajectories, rewards, stats, tokens, gradient_norm, learning_rate, publisher)
+        log.write(step, trajectories, rewards, stats, sum(tokens.values()), gradient_norm, learning_rate, publisher)
     if config.training.evaluate:
         log.check_final_weights(wait_for_rollouts(run, "eval_after", log)[0], config.rollout.evaluation.temperature, config.training.micro_batch_tokens)
     log.close()

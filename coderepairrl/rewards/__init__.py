@@ -35,6 +35,7 @@ REWARDS = {
 
 class RewardConfig(Config):
     weights: dict[str, float] = {"tests": 1.0}  # name of REWARDS -> weight; one of weight 0 is computed and logged only
+    require_submission: bool = False  # an episode that the agent did not end by itself gets 0: else it never learns to stop
     always_test: bool = False  # run the tests even where no reward needs them: for evaluation
 
     @field_validator("weights")

@@ -25,9 +25,9 @@ class DemonstrationsConfig(Config):
     episodes: int = 16000
     drills: int = 8000
     seed: str = "demonstrations"
-    p_right: float = 0.4  # per edit
-    p_test: float = 0.5  # to test after an edit
-    p_retry: float = 0.5  # to go on after a failure
+    p_right: float = 0.6  # per edit
+    p_test: float = 0.3  # to test after an edit
+    p_retry: float = 0.3  # to go on after a failure
     p_slip: float = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
     max_edits: int = 4
     drill_edits: int = 6
