@@ -39,7 +39,9 @@ class Audit:
         booked = {row["file"]: row["sha256"] for row in self.rows if row["event"] == "graded"}
         for path in sorted((self.run / "rollouts").glob("*.parquet")):
             self.check(path.name in booked, f"{path.name}: no ledger row speaks of it")
-            self.check(booked.get(path.name) == store.sha256(path), f"{path.name}: its sha256 is not the ledger's")
+            if booked.get(path.name) != store.sha256(path):
+                self.check(False, f"{path.name}: its sha256 is not the ledger's, so it is not read")
+                continue
             for trajectory in store.read(path)[0]:
                 self.trajectories[trajectory.group_id].append(trajectory)
         missing = {name for name in booked if not (self.run / "rollouts" / name).exists()}
@@ -55,7 +57,7 @@ class Audit:
                 continue  # an attempt that was killed: its unfinished groups ran again under other names
             self.check(len(ends) == 1, f"{group}: {len(ends)} ends instead of one ({events})")
             self.check(events.count("finished") == 1 and events.count("graded") == 1, f"{group}: not finished and graded once ({events})")
-            if len(ends) == 1 and "finished" in events:
+            if len(ends) == 1 and {"admitted", "finished", "graded"} <= set(events):
                 self._tokens(group, rows, ends[0])
 
     def _tokens(self, group: str, rows: list[dict], end: dict) -> None:
@@ -71,6 +73,9 @@ class Audit:
         self.check([t.reward for t in members] == next(r for r in rows if r["event"] == "graded")["rewards"], f"{group}: rewards differ between file and ledger")
         admitted = next(row for row in rows if row["event"] == "admitted")
         self.check(len(members) == admitted["episodes"], f"{group}: {len(members)} episodes of {admitted['episodes']}")
+        self.check([str(t.outcome) for t in members] == finished["outcomes"], f"{group}: outcomes differ between file and ledger")
+        self.check({t.split for t in members} == {admitted["split"]}, f"{group}: the file's split is not the ledger's")
+        self.check(admitted["split"] == "train" or end["event"] == "dropped", f"{group}: held-out tasks were trained")
         for trajectory in members:
             for call in trajectory.calls:
                 self.check(len(call.completion_ids) == len(call.logprobs) == len(call.policy_versions), f"{trajectory.trajectory_id} call {call.index}: lengths differ")

@@ -16,6 +16,8 @@ def grpo_advantages(rewards_G: torch.Tensor, scale: bool = True) -> torch.Tensor
 
     A group whose rewards are all equal gets zeros.
     """
+    if (rewards_G == rewards_G[0]).all():  # the mean of equal numbers can differ from them in the last bit
+        return torch.zeros_like(rewards_G)
     centred = rewards_G - rewards_G.mean()
     if not scale:
         return centred

@@ -92,11 +92,17 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     return f"unknown key {where!r}: " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
 
 
-def _fields_at(model: Any, loc: tuple) -> list[str]:
+def _fields_at(model: type[BaseModel], loc: tuple) -> list[str]:
+    """Names of the fields at pydantic's `loc`, which holds fields, indices of lists, keys of dicts, and names or tags of union members."""
+    models = [model]
     for part in loc:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return list(model.model_fields) if model else []
+        below = [found for m in models if part in m.model_fields for found in _models_in(m.model_fields[part].annotation)]
+        named = [m for m in models if part == m.__name__ or any(part == field.default for field in m.model_fields.values())]
+        models = below or named or models
+    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]

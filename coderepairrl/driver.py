@@ -1,5 +1,4 @@
 """One machine, two programs: starts the rollout process and the trainer's ranks, watches both, ends all by their process groups."""
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from coderepairrl.config import dump
 from coderepairrl.errors import CodeRepairError, ConfigError
+from coderepairrl.launch import ranks_command, ranks_environment
 from coderepairrl.policy import write_json
 from coderepairrl.provenance import provenance
 from coderepairrl.summary import write_summary
@@ -33,10 +33,11 @@ def drive(config, run: Path, arguments: list[str]) -> None:
     children: dict[str, subprocess.Popen] = {}
     try:
         _forget_unfinished(run)
-        children["rollout"] = _spawn([sys.executable, sys.argv[0], *arguments, "role=rollout"], logs / "rollout.log", attempt, {})
-        children["trainer"] = _spawn(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(config.training.ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-             sys.argv[0], *arguments, "role=train"], logs / "trainer.log", attempt, {"OMP_NUM_THREADS": str(config.training.threads)})
+        program = [sys.argv[0], *arguments]
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        children["rollout"] = _spawn([sys.executable, *program, "role=rollout"], logs / "rollout.log", attempt, environment)
+        children["trainer"] = _spawn(ranks_command(config.training.ranks, [*program, "role=train"]), logs / "trainer.log", attempt,
+                                     ranks_environment(config.training.threads))
         _follow(children, run, logs)
         write_summary(run)
         write_json(run / "status.json", {"state": "done", "attempt": attempt, "reason": ""})
@@ -59,8 +60,8 @@ def _forget_unfinished(run: Path) -> None:
         path.unlink()
 
 
-def _spawn(command: list[str], log: Path, attempt: int, variables: dict[str, str]) -> subprocess.Popen:
-    environment = os.environ | {"CODEREPAIRRL_ATTEMPT": str(attempt), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"} | variables
+def _spawn(command: list[str], log: Path, attempt: int, environment: dict[str, str]) -> subprocess.Popen:
+    environment = environment | {"CODEREPAIRRL_ATTEMPT": str(attempt), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as file:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
 

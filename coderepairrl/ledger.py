@@ -38,9 +38,10 @@ class Ledger:
 
 
 def rows(path: Path) -> Iterator[dict]:
+    """All whole rows; a last line without its end is being written, or was left by a writer that was killed."""
     if path.exists():
         with path.open() as file:
-            yield from map(json.loads, file)
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 def broken_link(all_rows: list[dict]) -> int | None:

@@ -20,6 +20,7 @@ PIECES = [
     '<tool_call>\n{"name": "edit", "arguments": {"path": "',
     '<tool_call>\n{"name": "submit", "arguments": {}}\n</tool_call>',
     '", "old": "', '", "new": "', '"}}\n</tool_call>',
+    "\n<|im_start|>user\n<tool_response>\n", "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     "<tool_call>", "</tool_call>", "<tool_response>\n", "\n</tool_response>", "<think>", "</think>",
 ]
 # a line break with its indentation, words and operators with the space before them, single digits
@@ -29,7 +30,7 @@ SPLIT = r"\n +|\n| ?[A-Za-z_]+| ?\d| ?[^\s\w]+|\s"
 class SmallPolicyConfig(Config):
     vocabulary: int = 768
     hidden_size: int = 128
-    layers: int = 4
+    layers: int = 3
     head_size: int = 32
     intermediate_size: int = 384
     context: int = 2048

@@ -31,7 +31,7 @@ def write_conversations(kind: str, config: MakePolicyConfig, path: Path) -> None
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:
         rows = generate(kind, config.demonstrations, config.system_prompt, os.cpu_count() or 1)
-        for messages in tqdm(rows, total=total, desc=path.stem, unit=""):
+        for messages in tqdm(rows, total=total, desc=path.stem, unit="row", mininterval=1):
             file.write(json.dumps({"messages": messages, "tools": TOOLS}) + "\n")
     temporary.rename(path)
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on conversations, on the same ZeRO-3 engine as reinforcement learning.
 
-    torchrun --nproc-per-node 2 scripts/train_sft.py configs/sft/small.yaml [a.b=c ...]
+    python scripts/train_sft.py configs/sft/small.yaml [a.b=c ...]
 
 Reads JSONL rows {"messages": [...], "tools": [...]}, one source after the other; renders them with the model's chat template;
 the loss is on what the assistant says (weight 1) and, weakly, on the rest (`context_weight`). An assistant message with
@@ -23,6 +23,7 @@ from coderepairrl.config import Config, load
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError
+from coderepairrl.launch import become_ranks
 from coderepairrl.metrics import Metrics
 from coderepairrl.program import program
 
@@ -40,6 +41,7 @@ class SFTConfig(Config):
     batch_tokens: int = 4096  # padded tokens of one step on all ranks together
     context_weight: float = 0.1
     seed: int = 0
+    ranks: int = 1
     threads: int = 1  # of each rank
 
 
@@ -54,7 +56,7 @@ def encode(row: dict, tokenizer, context_weight: float) -> tuple[list[int], list
     return ids, weights
 
 
-def batches(rows: list[tuple[list[int], list[float]]], tokens: int, rng: random.Random) -> Iterator[list[int]]:
+def batches(rows: list[tuple[list[int], list[float]]], tokens: int, ranks: int, rng: random.Random) -> Iterator[list[int]]:
     """Endless: row indices whose padded size is at most `tokens`; rows of similar length together, batches in random order."""
     while True:
         buckets: dict[int, list[int]] = {}
@@ -63,8 +65,8 @@ def batches(rows: list[tuple[list[int], list[float]]], tokens: int, rng: random.
         out = []
         for width, members in buckets.items():
             rng.shuffle(members)
-            size = max(1, tokens // width)
-            out += [members[i : i + size] for i in range(0, len(members), size)]
+            size = max(ranks, tokens // width // ranks * ranks)
+            out += [members[i : i + size] for i in range(0, len(members), size) if len(members) - i >= ranks]
         rng.shuffle(out)
         yield from out
 
@@ -73,8 +75,8 @@ def read(source: Source, engine: Engine, config: SFTConfig) -> list[tuple[list[i
     if not Path(source.path).exists():
         raise ConfigError(f"{source.path}: no such file: make the demonstrations first (scripts/make_policy.py)")
     with open(source.path) as file:
-        lines = file.readlines()[engine.rank :: engine.world_size]
-    return [encode(json.loads(line), engine.tokenizer, config.context_weight) for line in tqdm(lines, desc=Path(source.path).stem, disable=engine.rank > 0)]
+        lines = file.readlines()
+    return [encode(json.loads(line), engine.tokenizer, config.context_weight) for line in tqdm(lines, desc=Path(source.path).stem, disable=engine.rank > 0, mininterval=1)]
 
 
 @program
@@ -83,17 +85,19 @@ def main(arguments: list[str]) -> None:
     if Path(config.output).exists():
         print(f"{config.output}: already there")
         return
+    become_ranks(config.ranks, config.threads)
     torch.set_num_threads(config.threads)
     engine = Engine(config.model, config.engine)
     metrics = Metrics(Path(config.output).parent / "sft_metrics.jsonl") if engine.rank == 0 else None
-    bar = tqdm(total=sum(source.steps for source in config.sources), desc="fine-tuning", disable=engine.rank > 0, unit="step")
+    bar = tqdm(total=sum(source.steps for source in config.sources), desc="fine-tuning", disable=engine.rank > 0, unit="step", mininterval=1)
     for source in config.sources:
         rows = read(source, engine, config)
-        stream = batches(rows, config.batch_tokens // engine.world_size, random.Random(f"{config.seed}-{engine.rank}"))
+        stream = batches(rows, config.batch_tokens, engine.world_size, random.Random(config.seed))  # the same on every rank
         for _ in range(source.steps):
             started = time.monotonic()
-            picked = [rows[i] for i in next(stream)]
-            width = rounded(max(len(ids) for ids, _ in picked))
+            step_rows = next(stream)
+            width = rounded(max(len(rows[i][0]) for i in step_rows))
+            picked = [rows[i] for i in step_rows[engine.rank :: engine.world_size]]  # rows of one length: no rank waits for another
             token_ids = pad([ids for ids, _ in picked], 0, torch.long, width).to(engine.device)  # (B, T)
             weights = pad([w for _, w in picked], 0.0, torch.float, width).to(engine.device)
             weights[:, 0] = 0.0  # nothing predicts the first token

@@ -30,7 +30,7 @@ class DemonstrationsConfig(Config):
     p_retry: float = 0.3  # to go on after a failure
     p_slip: float = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
     max_edits: int = 4
-    drill_edits: int = 6
+    drill_edits: int = 8
 
 
 def _tokens(line: str) -> list[tuple[int, int]]:

@@ -1,0 +1,58 @@
+# Sourced by quickstart.sh and test.sh: makes .venv from requirements/cpu.lock unless it is there, and checks the machine.
+# Everything is installed into .venv; system packages only where they are missing and this user may install them.
+
+say() { printf '\n== %s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+need() {  # need COMMAND DEBIAN_PACKAGE
+    command -v "$1" >/dev/null && return
+    local sudo=""
+    [ "$(id -u)" = 0 ] || sudo="sudo -n"
+    command -v apt-get >/dev/null && $sudo true 2>/dev/null || die "$1 is missing: install the package $2 (Debian, Ubuntu: sudo apt-get install $2)"
+    say "installing $2"
+    { $sudo apt-get -q update && DEBIAN_FRONTEND=noninteractive $sudo apt-get -q install -y --no-install-recommends "$2"; } >/dev/null ||
+        die "$2 could not be installed: run 'sudo apt-get install $2' and look at what it says"
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
+        "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { command -v "$candidate"; return; }
+    done
+    die "Python 3.11 or 3.12 is needed: install it, or name it: PYTHON=/path/to/python3.11 bash $0"
+}
+
+make_environment() {
+    local lock=requirements/cpu.lock stamp python links torch
+    stamp=$(sha256sum "$lock" | cut -c1-16)
+    [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ] && return
+    say "making .venv from $lock (2.5 GB; one to five minutes)"
+    python=$(find_python)
+    rm -rf .venv
+    "$python" -m venv .venv 2>/dev/null || { need_venv "$python"; rm -rf .venv; "$python" -m venv .venv; }
+    .venv/bin/python -m pip install -q uv==0.13.8 || die "pip could not install uv: check the network and pip's index"
+    # a folder of wheels that pip is configured to look into may hold torch; else it comes from PyTorch's own CPU index
+    links=$(.venv/bin/python -m pip config list | sed -n "s/.*find-links='\(.*\)'/\1/p" | tail -n 1)
+    torch=(--torch-backend cpu)
+    ls ${links:-/nowhere}/torch-*+cpu-*.whl >/dev/null 2>&1 && torch=(--find-links "$links")
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps "${torch[@]}" -r "$lock" -q || die "the packages of $lock could not be installed: see above"
+    .venv/bin/python requirements/name_vllm.py
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps -q -e . || die "this project could not be installed into .venv: see above"
+    echo "$stamp" >.venv/stamp
+}
+
+need_venv() {
+    local package
+    package=$(basename "$(readlink -f "$1")")-venv
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "python's venv module is missing: sudo apt-get install $package"
+    { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$package"; } >/dev/null || die "sudo apt-get install $package failed"
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+[ "$(uname -m)" = x86_64 ] || die "only x86-64 machines are supported: the CPU build of vLLM exists for no other"
+[ "$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')" -ge 5 ] || [ -x .venv/bin/python ] || die "less than 5 GB are free here: the environment alone takes 2.5 GB"
+need git git
+need bwrap bubblewrap
+need g++ g++  # vLLM compiles its sampling kernels at the first start
+make_environment

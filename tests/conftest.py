@@ -1,0 +1,47 @@
+"""Shared by the tests that start the real programs: a small policy with random weights, and a way to run programs."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_program(*arguments: str, timeout_s: float = 400.0) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory) -> Path:
+    """A Hugging Face folder: trained tokenizer, random weights, small enough to start in seconds."""
+    from coderepairrl.scaffolds.terminal import TOOLS
+    from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
+    from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
+
+    rows = list(generate("demonstration", DemonstrationsConfig(episodes=200), "Repair the code.", processes=1))
+    config = SmallPolicyConfig(hidden_size=64, layers=2, intermediate_size=128)
+    blank = train_tokenizer([], config.vocabulary, config.context)
+    tokenizer = train_tokenizer([blank.apply_chat_template(row, tools=TOOLS, tokenize=False) for row in rows], config.vocabulary, config.context)
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    save(initial_model(tokenizer, config), tokenizer, folder)
+    return folder
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def processes_of(run: Path) -> list[int]:
+    """Processes that name the run folder in their command line or environment of arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if str(run) in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended between the listing and the look
+    return found

@@ -1,0 +1,196 @@
+"""Trees of calls -> rows: every sampled token is trained exactly once, tool output never; rows -> micro-batches: every row once."""
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coderepairrl import batch
+from coderepairrl.types import Call, Outcome, Trajectory
+
+
+class Tree:
+    """Builds calls by hand. Token ids are readable: a sampled token is 1000 + a running number, everything else is below."""
+
+    def __init__(self):
+        self.calls, self.sampled = [], 1000
+
+    def call(self, parent=None, part="completion", new=(1, 2), count=2, prompt=None):
+        """A call that continues `parent` with `new` tokens of the user or a tool, and samples `count` tokens."""
+        if parent is not None:
+            above = self.calls[parent]
+            prompt = above.prompt_ids + (above.completion_ids if part == "completion" else ()) + tuple(new)
+        completion = tuple(range(self.sampled, self.sampled + count))
+        self.sampled += count
+        index = len(self.calls)
+        self.calls.append(Call(index, parent, None if parent is None else part, tuple(prompt or new), completion, tuple(-i / 1e4 for i in completion),
+                               tuple(i % 5 for i in completion), "stop", False, 0.0, 0.0))
+        return index
+
+    def trajectory(self, name="t"):
+        return Trajectory(name, "g", "task", "train", 0, tuple(self.calls), "", Outcome.SUBMITTED, "", None, {}, 0.0, 0.0)
+
+
+def append_only():
+    tree = Tree()
+    last = tree.call(new=(1, 2, 3))
+    for _ in range(3):
+        last = tree.call(last)
+    return tree, 1
+
+
+def fork():
+    tree = Tree()
+    root = tree.call()
+    left = tree.call(root, new=(5,))
+    tree.call(root, new=(6, 7))
+    tree.call(left)
+    return tree, 2
+
+
+def deep_shared_prefix():
+    tree = Tree()
+    last = tree.call(tree.call(tree.call()))
+    for token in (11, 12, 13):
+        tree.call(tree.call(last, new=(token,)))
+    return tree, 3
+
+
+def same_prompt_again():
+    """n = 2: the second choice has its parent's prompt, and goes on by itself."""
+    tree = Tree()
+    first = tree.call()
+    second = tree.call(first, "prompt", new=())
+    tree.call(second)
+    return tree, 2
+
+
+def dropped_turn():
+    """In the middle of a conversation the client dropped a turn, and asked the same prompt again."""
+    tree = Tree()
+    turn = tree.call(tree.call())
+    again = tree.call(turn, "prompt", new=())
+    tree.call(again)
+    tree.call(turn, new=(8, 9))
+    return tree, 2
+
+
+def two_roots():
+    tree = Tree()
+    tree.call(tree.call(new=(1,)))
+    tree.call(tree.call(new=(2,), prompt=None))
+    return tree, 2
+
+
+TREES = [append_only, fork, deep_shared_prefix, same_prompt_again, dropped_turn, two_roots]
+
+
+def check_rows(tree, rows):
+    """What must hold for the rows of any tree."""
+    of_token = {token: (logprob, version) for call in tree.calls for token, logprob, version in zip(call.completion_ids, call.logprobs, call.policy_versions)}
+    sampled = [token for call in tree.calls for token in call.completion_ids]
+    marked = [token for row in rows for token, on in zip(row.token_ids, row.loss_mask) if on]
+    assert sorted(marked) == sorted(sampled)  # each exactly once; tool output has ids below 1000 and is not among them
+    for number, row in enumerate(rows):
+        assert row.branch_id == number and row.position_ids == tuple(range(len(row.token_ids)))
+        for token, on, logprob, version, advantage in zip(row.token_ids, row.loss_mask, row.behaviour_logprobs, row.policy_versions, row.advantages, strict=True):
+            assert (logprob, version) == (of_token[token] if on else (0.0, -1))
+            assert advantage == (0.7 if on else 0.0)
+        assert row.loss_mask[0] == 0  # column 0 has no logprob, so nothing may be trained there
+    wholes = [call.prompt_ids + call.completion_ids for call in tree.calls]
+    for row in rows:
+        assert row.token_ids in wholes
+    for whole in wholes:  # nothing that the model was shown is lost
+        assert any(row.token_ids[: len(whole)] == whole for row in rows)
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_every_sampled_token_is_trained_once_and_nothing_else(make):
+    tree, branches = make()
+    rows = batch.samples(tree.trajectory(), 0.7)
+    assert len(rows) == branches
+    check_rows(tree, rows)
+    assert batch.trained_tokens(rows) == {"t": len([1 for call in tree.calls for _ in call.completion_ids])}
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["completion", "completion", "prompt", "root"]), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=12))
+def test_so_it_is_for_any_tree(steps):
+    tree = Tree()
+    for at, part, new, count in steps:
+        parent = at % len(tree.calls) if tree.calls and part != "root" else None
+        extra = tuple(range(1, 1 + new)) if parent is not None else tuple(range(1, 2 + new))
+        tree.call(parent, part if parent is not None else "completion", new=() if part == "prompt" and parent is not None else extra, count=count)
+    check_rows(tree, batch.samples(tree.trajectory(), 0.7))
+
+
+def test_branches_are_paths_from_a_root_to_every_leaf():
+    tree, _ = deep_shared_prefix()
+    assert [[call.index for call in path] for path in batch.branches(tree.calls)] == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6], [0, 1, 2, 7, 8]]
+
+
+def test_a_call_that_is_no_part_of_its_branch_is_refused():
+    tree, _ = append_only()
+    tree.calls[1] = replace(tree.calls[1], completion_ids=(9, 9), prompt_ids=tree.calls[1].prompt_ids)
+    with pytest.raises(AssertionError, match="call 1 is no part of its branch"):
+        batch.samples(tree.trajectory(), 0.7)
+
+
+def test_a_trajectory_without_calls_gives_no_rows():
+    assert batch.samples(Tree().trajectory(), 0.7) == [] and batch.trained_tokens([]) == {}
+
+
+LENGTHS = st.lists(st.integers(1, 700), max_size=40)
+
+
+@settings(max_examples=300)
+@given(LENGTHS, st.sampled_from([64, 256, 1024, 4096]), st.integers(1, 5))
+def test_split_gives_every_row_once_bounded_and_every_part_alike(lengths, tokens, parts):
+    shares = batch.split(lengths, tokens, parts)
+    assert len(shares) == parts and len({len(share) for share in shares}) == 1
+    micro = [indices for share in shares for indices in share]
+    assert sorted(i for indices in micro for i in indices) == list(range(len(lengths)))
+    for indices in micro:
+        if len(indices) > 1:  # a row that is longer than the bound goes alone
+            assert len(indices) * batch.rounded(max(lengths[i] for i in indices)) <= tokens
+    assert shares == batch.split(lengths, tokens, parts)  # every rank computes it for itself
+
+
+@settings(max_examples=100)
+@given(LENGTHS, st.integers(1, 5))
+def test_no_part_idles_while_another_has_rows_to_share(lengths, parts):
+    shares = batch.split(lengths, 1024, parts)
+    for position in range(len(shares[0])):
+        row = [len(share[position]) for share in shares]
+        assert min(row) > 0 or max(row) <= 1
+
+
+def test_split_wastes_little_where_lengths_are_mixed():
+    lengths = [16 + 16 * (i * 7 % 40) for i in range(200)]
+    padded = sum(len(m) * batch.rounded(max(lengths[i] for i in m)) for share in batch.split(lengths, 8192, 2) for m in share if m)
+    assert padded < 1.35 * sum(lengths)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_micro_batches_together_hold_every_row_as_it_was(world_size):
+    rows = [row for i, make in enumerate(TREES) for row in batch.samples(make()[0].trajectory(f"t{i}"), 0.5)]
+    ranks = [batch.micro_batches(rows, 64, rank, world_size) for rank in range(world_size)]
+    assert len({len(micros) for micros in ranks}) == 1
+    found = []
+    for micro in (micro for micros in ranks for micro in micros):
+        B, T = micro.token_ids.shape
+        assert T % batch.LENGTH_STEP == 0 and len(micro.trajectory_ids) == B
+        assert micro.loss_mask.shape == micro.behaviour_logprobs.shape == micro.advantages.shape == (B, T)
+        assert micro.token_ids.dtype == torch.long and micro.loss_mask.dtype == micro.advantages.dtype == torch.float
+        for b, name in enumerate(micro.trajectory_ids):
+            found.append((name, tuple(micro.token_ids[b].tolist()), tuple(micro.loss_mask[b].tolist())))
+    for row in rows:
+        matches = [f for f in found if f[0] == row.trajectory_id and f[1][: len(row.token_ids)] == row.token_ids]
+        assert any(f[2] == row.loss_mask + (0,) * (len(f[2]) - len(row.loss_mask)) and not any(f[1][len(row.token_ids):]) for f in matches)
+    assert sum(sum(mask) for _, _, mask in found) == sum(sum(row.loss_mask) for row in rows)
+
+
+def test_an_empty_share_is_a_batch_without_loss():
+    micro = batch.collate([])
+    assert micro.token_ids.shape == (1, batch.LENGTH_STEP) and micro.loss_mask.sum() == 0 and micro.trajectory_ids == ("",)
+    assert micro.to(torch.device("cpu")).trajectory_ids == ("",)

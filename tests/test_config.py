@@ -1,0 +1,181 @@
+"""Configuration: every mistake is one line that names the place and the remedy; what was resolved reads back equal."""
+import sys
+from pathlib import Path
+from typing import Literal, Optional
+
+import pytest
+from pydantic import Field
+
+from coderepairrl.config import Config, dump, load
+from coderepairrl.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Leaf(Config):
+    rate: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.95)
+    word: Literal["red", "blue"] = "red"
+
+
+class Cat(Config):
+    kind: Literal["cat"] = "cat"
+    whiskers: int = 12
+
+
+class Dog(Config):
+    kind: Literal["dog"] = "dog"
+    barks: bool = True
+
+
+class Tree(Config):
+    name: str
+    steps: int = Field(3, gt=0)
+    leaf: Leaf = Leaf()
+    leaves: list[Leaf] = []
+    named: dict[str, Leaf] = {}
+    maybe: Leaf | None = None
+    maybe_leaves: Optional[list[Leaf]] = None
+    either: Leaf | Cat = Cat()
+    animal: Cat | Dog = Field(Cat(), discriminator="kind")
+    weights: dict[str, float] = {}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(text, name="tree.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+    return run
+
+
+def refusal(path, *overrides, model=Tree):
+    """The message of the ConfigError, which must be one line and name the file or the override."""
+    with pytest.raises(ConfigError) as caught:
+        load(model, path, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message or any(override in message for override in overrides)
+    return message
+
+
+@pytest.mark.parametrize("text, where, near", [
+    ("stepz: 4", "stepz", "steps"),
+    ("leaf: {rat: 1}", "leaf.rat", "rate"),
+    ("leaves: [{rate: 1}, {beta: [1, 2]}]", "leaves.1.beta", "betas"),
+    ("named: {a: {wrod: red}}", "named.a.wrod", "word"),
+    ("maybe: {rate_: 1}", "maybe.rate_", "rate"),
+    ("maybe_leaves: [{rates: 1}]", "maybe_leaves.0.rates", "rate"),
+    ("animal: {kind: cat, whisker: 2}", "animal.cat.whisker", "whiskers"),
+    ("animal: {kind: dog, bark: true}", "animal.dog.bark", "barks"),
+])
+def test_an_unknown_key_names_its_place_and_the_nearest_key_there(write, text, where, near):
+    message = refusal(write(f"name: x\n{text}\n"))
+    assert f"unknown key {where!r}" in message and f"did you mean {near!r}?" in message
+
+
+def test_an_unknown_key_far_from_all_lists_what_is_known_there(write):
+    message = refusal(write("name: x\nleaf: {qqqqqqqq: 1}\n"))
+    assert "known here: rate, betas, word" in message
+
+
+def test_an_unknown_key_of_a_plain_union_names_a_key_of_one_of_its_members(write):
+    message = refusal(write("name: x\neither: {whisker: 1}\n"))
+    assert "whisker" in message and ("'whiskers'" in message or "rate" in message)
+
+
+def test_an_unknown_key_of_an_override_is_treated_alike(write):
+    path = write("name: x\n")
+    assert "did you mean 'steps'?" in refusal(path, "step=4")
+    assert "did you mean 'rate'?" in refusal(path, "leaf.rat=4")
+
+
+def test_a_missing_file_names_its_neighbour(write, tmp_path):
+    write("name: x\n", "quickstart.yaml")
+    assert f"did you mean {tmp_path / 'quickstart.yaml'}?" in refusal(tmp_path / "quikstart.yaml")
+    assert "no such file" in refusal(tmp_path / "nowhere" / "zzz.yaml")
+
+
+@pytest.mark.parametrize("text, cause", [("a: [1,\nb: }", "not valid YAML"), ("", "holds no mapping"), ("- 1\n- 2\n", "holds no mapping"), ("just words\n", "holds no mapping")])
+def test_a_file_that_is_no_mapping_is_refused(write, text, cause):
+    assert cause in refusal(write(text))
+
+
+@pytest.mark.parametrize("override, cause", [
+    ("steps", "not of the form a.b=c"), ("=4", "not of the form a.b=c"), ("leaf.word=[1,", "not YAML"), ("name.first=4", "is a value, not a section"),
+    ("leaves.0.rate=1", "is a value, not a section")])
+def test_a_bad_override_says_what_a_good_one_looks_like(write, override, cause):
+    assert cause in refusal(write("name: x\nleaves: [{rate: 1}]\n"), override)
+
+
+@pytest.mark.parametrize("text, where, got", [("steps: many", "steps", "'many'"), ("steps: 0", "steps", "0"), ("leaf: {word: green}", "leaf.word", "'green'"),
+                                              ("leaf: {betas: [1]}", "leaf.betas.1", "")])
+def test_a_wrong_type_names_the_place_and_what_was_given(write, text, where, got):
+    message = refusal(write(f"name: x\n{text}\n"))
+    assert f"{where}: " in message and got in message
+
+
+def test_a_missing_required_key_is_named(write):
+    assert "name: Field required" in refusal(write("steps: 4\n"))
+
+
+def test_overrides_win_over_the_file_and_the_last_of_them_wins(write):
+    config = load(Tree, write("name: x\nleaf: {rate: 0.1}\n"), ["leaf.rate=0.2", "steps=7", "leaf.rate=3e-1", "maybe.word=blue", "weights={tests: 1}", "name='a=b'"])
+    assert (config.leaf.rate, config.steps, config.maybe.word, config.weights, config.name) == (0.3, 7, "blue", {"tests": 1.0}, "a=b")
+
+
+def test_a_base_is_merged_mapping_by_mapping_and_lists_are_replaced(write):
+    write("name: far\nsteps: 9\nleaf: {rate: 0.1, word: blue}\nleaves: [{rate: 1}, {rate: 2}]\n", "far.yaml")
+    write("base: ../far.yaml\nname: middle\n", "sub/middle.yaml")
+    config = load(Tree, write("base: sub/middle.yaml\nleaf: {rate: 0.7}\nleaves: [{rate: 3}]\n"), ["leaf.betas=[0, 1]"])
+    assert config == Tree(name="middle", steps=9, leaf=Leaf(rate=0.7, word="blue", betas=(0, 1)), leaves=[Leaf(rate=3)])
+
+
+@pytest.mark.parametrize("bases", [["a"], ["b", "a"], ["b", "c", "a"]])
+def test_a_circle_of_bases_is_found(write, bases):
+    names = ["a", *bases]
+    paths = [write(f"base: {base}.yaml\nname: x\n", f"{name}.yaml") for name, base in zip(names, bases)]
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load(Tree, paths[0])
+
+
+def test_two_files_may_share_a_base_that_is_missing_only_for_one(write):
+    write("name: x\n", "shared.yaml")
+    assert load(Tree, write("base: shared.yaml\n", "one.yaml")) == load(Tree, write("base: shared.yaml\n", "two.yaml"))
+    with pytest.raises(ConfigError, match="share.yaml: no such file.*shared.yaml"):
+        load(Tree, write("base: share.yaml\n", "three.yaml"))
+
+
+def test_the_resolved_copy_reads_back_equal_and_whole(write, tmp_path):
+    config = load(Tree, write("name: 'null'\nleaves: [{rate: 1e-7}]\nnamed: {'1': {word: blue}}\nanimal: {kind: dog}\nweights: {tests: 0.1}\n"))
+    dump(config, tmp_path / "resolved.yaml")
+    assert load(Tree, tmp_path / "resolved.yaml") == config
+    assert "betas" in (tmp_path / "resolved.yaml").read_text()  # defaults are written out too
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_configuration_cannot_be_changed_by_mistake(write):
+    with pytest.raises(ValueError, match="frozen"):
+        load(Tree, write("name: x\n")).steps = 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    if path.parent.name == "policy":
+        from make_policy import MakePolicyConfig as model
+    elif path.parent.name == "sft":
+        from train_sft import SFTConfig as model
+    else:
+        from train_grpo import TrainConfig as model
+    config = load(model, path)
+    dump(config, tmp_path / "config.yaml")
+    assert load(model, tmp_path / "config.yaml") == config
+
+
+def test_the_tests_did_not_start_a_device():
+    """Importing the programs must not initialise an accelerator or a process group."""
+    import torch
+    assert not torch.distributed.is_initialized() and "vllm" not in sys.modules

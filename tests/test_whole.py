@@ -1,0 +1,156 @@
+"""The real programs together: vLLM, gateway, sandboxes, ZeRO-3 ranks, weight updates, audit. Minutes, not seconds."""
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, metrics_of, processes_of, run_program
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from coderepairrl.gateway import VLLMClient
+from coderepairrl.policy import Server, ServerConfig, read_json
+from coderepairrl.weight_transfer import WeightSender
+
+pytestmark = pytest.mark.whole
+SMALL = ["rollout.groups_per_step=3", "rollout.group_size=4", "rollout.limits.max_turns=4", "rollout.limits.max_completion_tokens=16",
+         "rollout.tasks.train=12", "rollout.tasks.heldout=6", "rollout.server.kv_cache_mib=128", "rollout.concurrent_episodes=8"]
+
+
+def train(config: str, run, policy, *overrides: str):
+    return run_program("scripts/train_grpo.py", config, f"run={run}", f"model={policy}", *overrides)
+
+
+def check_books(run) -> None:
+    audit = run_program("analysis/audit.py", str(run))
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+def test_real_packages_two_steps(policy, tmp_path):
+    """Real pytest suites as judges: the issue's command, with a random policy."""
+    run = tmp_path / "run"
+    result = train("configs/real_packages.yaml", run, policy, "training.steps=2", "rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3")
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary = read_json(run / "summary.json")
+    assert summary["steps"] == 2 and summary["weight_updates"] == 2 and summary["episodes"] == 8 and summary["infrastructure_errors"] == 0
+    check_books(run)
+    assert read_json(run / "status.json")["state"] == "done"
+    assert not processes_of(run)
+    again = train("configs/real_packages.yaml", run, policy, "training.steps=2")
+    assert again.returncode == 0 and "done already" in again.stdout
+
+
+def test_learning_rate_zero_changes_nothing(policy, tmp_path):
+    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM."""
+    run = tmp_path / "run"
+    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=2", "engine.learning_rate=0.0", "rollout.sampling.temperature=0.7",
+                   "rollout.evaluation.temperature=0.7", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3")
+    assert result.returncode == 0, result.stdout + result.stderr
+    before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    rows = metrics_of(run)
+    assert sum(row["tokens_trained"] for row in rows) > 0
+    for row in rows:
+        assert row["logprob_gap"] < 1e-4 and abs(row["ratio_mean"] - 1) < 1e-4 or row["tokens_trained"] == 0
+    assert read_json(run / "final_gap.json")["logprob_gap"] < 1e-4
+    check_books(run)
+
+
+def test_vllm_killed_in_mid_run(policy, tmp_path):
+    """A large learning rate shows that new weights serve; vLLM dies in the middle of a step, comes back with them, and the episodes go on."""
+    run = tmp_path / "run"
+    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=3",
+               "engine.learning_rate=0.02", "engine.warmup_steps=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run / "rollouts" / "step_00000.trained.json").exists():
+            assert program.poll() is None and time.monotonic() < deadline, program.stdout.read()
+            time.sleep(0.02)
+        engine = read_json(run / "policy" / "engine.json")
+        time.sleep(0.3)  # into the next step's episodes
+        os.killpg(engine["pid"], signal.SIGKILL)
+        output, _ = program.communicate(timeout=300)
+    finally:
+        if program.poll() is None:
+            program.terminate()
+            program.wait(60)
+    assert program.returncode == 0, output
+    rows = metrics_of(run)
+    assert rows[-1]["engine_restarts"] == 1 and len(rows) == 3
+    assert read_json(run / "summary.json")["infrastructure_errors"] == 0
+    assert read_json(run / "summary.json")["max_logprob_gap"] < 1e-4  # tokens before and after the kill are those of the weights they claim
+    before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00003" / "policy"))
+    assert any((before[name] - after[name]).abs().max() > 0.01 for name in before)
+    check_books(run)
+    assert not processes_of(run)
+    model = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_00003" / "policy")  # loads as it is
+    assert model.config.model_type == "qwen3"
+
+
+def test_update_under_running_requests(policy, tmp_path):
+    """Requests in flight go on; their later tokens carry the new version; fresh requests are those of the new weights."""
+    (tmp_path / "policy").mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    prompt = tuple(tokenizer("def compute(xs, k):\n    return k")["input_ids"])
+
+    async def scenario():
+        server = Server(ServerConfig(dtype="float32", kv_cache_mib=128, max_model_len=2048), tmp_path, tmp_path / "vllm.log")
+        client = VLLMClient(server.url, 60.0, initial_version=0)
+        try:
+            await server.start(str(policy))
+            ask = lambda salt, tokens: client.generate(prompt, max_tokens=tokens, temperature=1.0, stop_token_ids=(), cache_salt=salt, request_id=salt)
+            running = [asyncio.create_task(ask(f"old-{i}", 1500)) for i in range(4)]
+            await asyncio.sleep(1.0)
+            weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
+            await asyncio.to_thread(WeightSender(server.url, 60.0).send, weights, 7)
+            return [await task for task in running], await ask("new", 40)
+        finally:
+            await client.close()
+            await server.stop()
+
+    running, fresh = asyncio.run(scenario())
+    assert any(set(completion.policy_versions) == {0, 7} for completion in running)
+    assert all(list(c.policy_versions) == sorted(c.policy_versions) for c in running)
+    assert set(fresh.policy_versions) == {7}
+    ids = torch.tensor([prompt + fresh.token_ids])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+    assert (logprobs - torch.tensor(fresh.logprobs)).abs().max() < 1e-4
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["trainign.steps=2"], "did you mean 'training'"),
+    (["model=/nowhere/model"], "no model there"),
+    (["rollout.server.port=PORT"], "is in use"),
+    (["rollout.sandbox.kind=bubblewarp"], "bubblewrap"),
+])
+def test_bad_input_is_one_line(policy, tmp_path, overrides, words):
+    import socket
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        overrides = [o.replace("PORT", str(taken.getsockname()[1])) for o in overrides]
+        result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", *overrides)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert not processes_of(tmp_path / "run")
+
+
+def test_vllm_that_does_not_come_up(policy, tmp_path):
+    result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", "rollout.server.extra_arguments=[--no-such-option]")
+    assert result.returncode == 1 and "before it was ready" in result.stderr and "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert not processes_of(tmp_path / "run")
