@@ -62,6 +62,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1) if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file" + (f": did you mean {path.parent / near[0]}?" if near else ": give the path of a YAML file")) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder: give the path of a YAML file in it") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({_flat(error)}): fix that place") from error
     if not isinstance(tree, dict):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coderepairrl.config import dump
 from coderepairrl.errors import CodeRepairError, ConfigError
-from coderepairrl.launch import ranks_command, ranks_environment
+from coderepairrl.launch import ends_with_parent, ranks_command, ranks_environment
 from coderepairrl.policy import write_json
 from coderepairrl.provenance import provenance
 from coderepairrl.summary import write_summary
@@ -34,6 +34,7 @@ def drive(config, run: Path, arguments: list[str]) -> None:
     try:
         _forget_unfinished(run)
         program = [sys.argv[0], *arguments]
+        os.environ["CODEREPAIRRL_RUN"] = str(run.resolve())  # every process of a run can be told by it
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         children["rollout"] = _spawn([sys.executable, *program, "role=rollout"], logs / "rollout.log", attempt, environment)
         children["trainer"] = _spawn(ranks_command(config.training.ranks, [*program, "role=train"]), logs / "trainer.log", attempt,
@@ -57,13 +58,13 @@ def _forget_unfinished(run: Path) -> None:
         if int(path.name[5:10]) >= done:
             path.unlink()
     for path in run.glob("policy/*.json"):
-        path.unlink()
+        path.unlink()  # not highest_version: versions are never used twice
 
 
 def _spawn(command: list[str], log: Path, attempt: int, environment: dict[str, str]) -> subprocess.Popen:
     environment = environment | {"CODEREPAIRRL_ATTEMPT": str(attempt), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as file:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen([*ends_with_parent(signal.SIGTERM), *command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
 
 
 def _follow(children: dict[str, subprocess.Popen], run: Path, logs: Path) -> None:
@@ -95,7 +96,7 @@ def _cause(log: Path) -> str:
 
 
 def _end(children: dict[str, subprocess.Popen]) -> None:
-    """SIGTERM to each group, then SIGKILL to what is left. vLLM is in a group of its own: rollout ends it, or its engine.json names it."""
+    """SIGTERM to each group, then SIGKILL to what is left. The rollout program ends vLLM; if it can't any more, the kernel does."""
     for sent, patience_s in ((signal.SIGTERM, PATIENCE_S), (signal.SIGKILL, 5.0)):
         for child in children.values():
             if child.poll() is None:

@@ -1,10 +1,16 @@
 """How a program becomes several ranks: the command and the variables of torchrun on this machine."""
 import os
+import signal
 import sys
 
 # Without these glibc gives the memory of every large tensor back to the kernel, and gets it again page by page: training on
 # CPU is five times slower.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "100000000"}
+
+
+def ends_with_parent(sent: signal.Signals) -> list[str]:
+    """A prefix of argv: the kernel sends the signal when the program that started this one ends, however it ends."""
+    return ["setpriv", "--pdeathsig", sent.name.removeprefix("SIG")]
 
 
 def has_gpu() -> bool:

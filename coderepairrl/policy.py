@@ -19,6 +19,7 @@ import aiohttp
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError
+from coderepairrl.launch import ends_with_parent
 
 
 class ServerConfig(Config):
@@ -90,7 +91,7 @@ class Server:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self._command(model), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                *ends_with_parent(signal.SIGKILL), *self._command(model), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.starts += 1
         try:
             async with asyncio.timeout(self.config.start_timeout_s):

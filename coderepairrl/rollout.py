@@ -109,12 +109,22 @@ class Rollout:
     async def _guarded(self, work):
         """The result of `work`, unless vLLM can't be kept alive: then the supervisor's error."""
         task = asyncio.ensure_future(work)
-        done, _ = await asyncio.wait({task, self._watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task not in done:
-            task.cancel()
-            await asyncio.wait([task])
+        try:
+            await asyncio.wait({task, self._watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():  # vLLM is gone for good, or we are cancelled: sandboxes go before the gateway
+                task.cancel()
+                await asyncio.wait([task])
+        if task.cancelled():
             self._watch.result()  # raises
         return task.result()
+
+    async def episode(self, task: Task, split: str) -> Trajectory:
+        """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py)."""
+        sampling = self.config.sampling if split == "train" else SamplingConfig(temperature=self.config.evaluation.temperature)
+        return await self._guarded(run_episode(
+            self._services, task, trajectory_id="run_one", group_id="run_one", split=split, attempt=0, sampling=sampling,
+            cache_salt=f"{self._salt}-{self.version}"))
 
     def tasks_of(self, step: int) -> list[Task]:
         """The step's tasks: the training split in a new order each epoch; depends on seed and step alone."""
@@ -141,8 +151,6 @@ class Rollout:
         sampling = SamplingConfig(temperature=self.config.evaluation.temperature)
         trajectories = await self._guarded(self._run_groups(groups, self.config.evaluation.samples, "heldout", sampling, f"held-out tasks {name}"))
         self._store(f"eval_{name}", groups, trajectories, time.monotonic() - started)
-        for group, _ in groups:
-            self.ledger.write("dropped", group, reason="evaluation", tokens=sum(sampled_tokens(t) for t in trajectories if t.group_id == group))
 
     async def _run_groups(self, groups: list[tuple[str, Task]], size: int, split: str, sampling: SamplingConfig, title: str) -> list[Trajectory]:
         slots = asyncio.Semaphore(self.config.concurrent_episodes)
@@ -184,11 +192,14 @@ class Rollout:
             "infrastructure_errors": self.infrastructure_errors, "engine_restarts": self.supervisor.restarts, "gateway": self.gateway.counters,
             "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits}
         path = self.run / "rollouts" / f"{name}.parquet"
-        digest = store.write(path, trajectories, stats)
+        digest = store.write_temporary(path, trajectories, stats)
         for group, _ in groups:
             members = [t for t in trajectories if t.group_id == group]
             self.ledger.write("finished", group, outcomes=[str(t.outcome) for t in members], sampled=sum(map(sampled_tokens, members)))
             self.ledger.write("graded", group, rewards=[t.reward for t in members], file=path.name, sha256=digest)
+            if members[0].split == "heldout":
+                self.ledger.write("dropped", group, reason="evaluation", tokens=sum(map(sampled_tokens, members)))
+        store.publish(path)  # last: a file that the trainer or a later attempt sees is in the books
 
     async def await_update(self, step: int) -> None:
         """Waits until the trainer has trained the step and its weights are live (restarts vLLM where the update failed), and books it."""

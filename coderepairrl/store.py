@@ -28,6 +28,18 @@ _JSON = ("verdict", "rewards", "events", "stats")  # nested and small: JSON text
 
 def write(path: Path, trajectories: Sequence[Trajectory], stats: dict) -> str:
     """Returns the file's sha256."""
+    digest = write_temporary(path, trajectories, stats)
+    publish(path)
+    return digest
+
+
+def publish(path: Path) -> None:
+    """The second half of a write: what `write_temporary` wrote gets its name."""
+    path.with_name(path.name + ".tmp").rename(path)
+
+
+def write_temporary(path: Path, trajectories: Sequence[Trajectory], stats: dict) -> str:
+    """The first half of a write, for callers that book the file before others see it. Returns its sha256."""
     rows = []
     for trajectory in trajectories:
         row = dataclasses.asdict(trajectory)
@@ -36,9 +48,7 @@ def write(path: Path, trajectories: Sequence[Trajectory], stats: dict) -> str:
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, temporary)
-    digest = sha256(temporary)
-    temporary.rename(path)
-    return digest
+    return sha256(temporary)
 
 
 def read(path: Path) -> tuple[list[Trajectory], dict]:

@@ -63,15 +63,19 @@ class Publisher:
     def __init__(self, engine: Engine, run: Path, server: ServerConfig, version: int):
         self.engine, self.run, self.server, self.version = engine, run, server, version
         self.seconds, self.updates, self.failed = 0.0, 0, 0
+        # versions that a killed attempt has used after the checkpoint are not given again: its tokens carry them
+        self._highest = max(version, read_json(run / "policy" / "highest_version") or 0)
 
     def publish(self) -> None:
         """Collective. A failed send is not an error: vLLM is then restarted from the export by the rollout process."""
         started = time.monotonic()
-        self.version += 1
+        self._highest += 1
+        self.version = self._highest
         weights = self.engine.weights()  # rank 0: all of them
         if self.engine.rank == 0:
             folder = self.run / "policy" / f"v{self.version:06d}"
             self.engine.export(weights, folder)
+            write_json(self.run / "policy" / "highest_version", self.version)
             live = self._send(weights)
             self.updates += live
             self.failed += not live

@@ -11,6 +11,7 @@ Left out on purpose: asynchronous rollouts, other losses, packed rows.
 """
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,7 @@ def start_of(run: Path, model: str) -> tuple[int, int, str]:
 
 
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too
     first, version, model = start_of(run, config.model)
     async with Rollout(config.rollout, run, model, version, attempt) as rollouts:
         if config.training.evaluate and not (run / "rollouts" / "eval_before.parquet").exists():

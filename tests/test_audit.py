@@ -135,6 +135,7 @@ TAMPERINGS = {  # name -> (what is done, what the audit says)
     "another version in the file, booked": (lambda run: new_file(run, lambda ts: with_call(ts, 1, policy_versions=(0, 1))), "a token of another policy version"),
     "a reward in the file, booked": (lambda run: new_file(run, lambda ts: [replace(ts[0], reward=0.5), *ts[1:]]), "rewards differ between file and ledger"),
     "an episode less in the file, booked": (lambda run: new_file(run, lambda ts: ts[1:]), "1 episodes of 2"),
+    "a group less in the file, booked": (lambda run: new_file(run, lambda ts: [t for t in ts if t.group_id != "a1-s0-1"]), "a1-s0-1: in no Parquet file"),
     "a logprob less in the file, booked": (lambda run: new_file(run, lambda ts: with_call(ts, 0, logprobs=(-0.1,))), "lengths differ"),
     "a prompt that is not its parent's": (lambda run: new_file(run, lambda ts: with_call(ts, 1, prompt_ids=(1, 2, 3, 10, 99, 12, 4))), "does not start with its parent's tokens"),
     "the summary's trained tokens": (lambda run: set_json(run / "summary.json", lambda s: s.update(tokens_trained=11)), "summary.json: 11 tokens trained"),

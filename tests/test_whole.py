@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,15 @@ SMALL = ["rollout.groups_per_step=3", "rollout.group_size=4", "rollout.limits.ma
 
 def train(config: str, run, policy, *overrides: str):
     return run_program("scripts/train_grpo.py", config, f"run={run}", f"model={policy}", *overrides)
+
+
+def test_tokenizer_without_chat_template(policy, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(policy, broken)
+    (broken / "chat_template.jinja").unlink()
+    result = train("configs/quickstart.yaml", tmp_path / "run", broken)
+    assert result.returncode == 1 and "chat template" in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not processes_of(tmp_path / "run")
 
 
 def check_books(run) -> None:
@@ -93,6 +103,32 @@ def test_vllm_killed_in_mid_run(policy, tmp_path):
     assert model.config.model_type == "qwen3"
 
 
+def test_killed_driver_leaves_nothing_and_goes_on(policy, tmp_path):
+    """SIGKILL to the driver after the first checkpoint: all its processes end; the same command goes on from there with new versions."""
+    run = tmp_path / "run"
+    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=4",
+               "training.checkpoint_every=2", "training.evaluate=false", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run / "rollouts" / "step_00002.trained.json").exists():
+            assert program.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        program.kill()
+        program.wait(60)
+    deadline = time.monotonic() + 60
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_of(run)
+    result = run_program(*command[1:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert read_json(run / "summary.json")["steps"] == 4
+    versions = [row["version"] for row in metrics_of(run)]
+    assert len(set(versions)) == len(versions) == 5  # steps 0, 1, 2, then 2 again and 3: no version is used twice
+    check_books(run)
+
+
 def test_update_under_running_requests(policy, tmp_path):
     """Requests in flight go on; their later tokens carry the new version; fresh requests are those of the new weights."""
     (tmp_path / "policy").mkdir()
@@ -126,7 +162,6 @@ def test_update_under_running_requests(policy, tmp_path):
     with torch.no_grad():
         logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
     assert (logprobs - torch.tensor(fresh.logprobs)).abs().max() < 1e-4
-    assert not processes_of(tmp_path)
 
 
 @pytest.mark.parametrize(("overrides", "words"), [

@@ -2,10 +2,11 @@
 
 The expert looks at the file, makes one edit and sometimes tests it. It picks the right edit with probability `p_right` and
 otherwise any other well-formed one, often submits untested and often gives up after a failure: what to try, to test, and to
-go on is left for reinforcement learning to find. Drills are nothing but well-formed edits in a row: they teach to copy text.
+go on is left for reinforcement learning to find. Drills are exercises, not episodes: well-formed edits in a row, each answered
+as if it were the first, to teach how text is quoted.
 
-Tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that they are what the
-terminal scaffold answers, to the letter, is a test.
+Tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that a demonstration's are what
+the terminal scaffold answers, to the letter, is a test.
 """
 import json
 import random

@@ -295,10 +295,10 @@ class FunctionsConfig(Config):
     name: Literal["functions"] = "functions"
     train: int = 512  # tasks
     heldout: int = 200
-    seed: str = "0"  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+    seed: int = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
 
 
 def load(config: FunctionsConfig) -> dict[str, list[Task]]:
     """Split name -> tasks."""
-    streams = {"train": puzzles("train", config.seed), "heldout": puzzles("heldout", "test")}
+    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", "test")}
     return {split: [next(stream).task for _ in range(getattr(config, split))] for split, stream in streams.items()}
