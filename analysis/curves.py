@@ -32,7 +32,7 @@ def pass_rate(axis, steps: list[int], rows: list[dict], summary: dict | None) ->
             value, (low, high) = summary[f"pass_rate_{name}"], summary[f"pass_rate_{name}_interval"]
             axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=ACCENT, marker="o", capsize=4, linewidth=1.6,
                           label=f"{summary['heldout_tasks']} held-out tasks" if name == "before" else None)
-            axis.annotate(f"{value:.0%}", (x, value), textcoords="offset points", xytext=(8, 6), color=ACCENT)
+            axis.annotate(f"{value:.0%}", (x, high), textcoords="offset points", xytext=(0, 4), ha="center", color=ACCENT)
     axis.set_ylim(bottom=0)
     axis.set_title("tasks repaired", loc="left", fontsize=10)
     axis.legend(fontsize=8, frameon=False)

@@ -1,9 +1,10 @@
-"""Prints what a finished run showed.
+"""Prints what finished runs showed, and their mean gain.
 
     python analysis/table.py runs/quickstart [RUN ...]
 """
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +39,9 @@ def main() -> None:
         if summary is None:
             sys.exit(f"error: {run}: no summary.json: the run is not finished, start it again")
         Console(width=110).print(describe(run, summary))
+    if len(runs) > 1:
+        gains = [read_json(run / "summary.json")["pass_rate_difference"] for run in runs]
+        print(f"mean gain over {len(runs)} runs: {fmean(gains):.1%} (standard deviation {stdev(gains):.1%})")
 
 
 if __name__ == "__main__":

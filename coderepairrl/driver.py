@@ -43,7 +43,10 @@ def drive(config, run: Path, arguments: list[str]) -> None:
         write_summary(run)
         write_json(run / "status.json", {"state": "done", "attempt": attempt, "reason": ""})
     except BaseException as error:
-        reason = str(error) if isinstance(error, CodeRepairError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            reason = "stopped by the user or a signal: the same command goes on from the newest checkpoint"
+        else:
+            reason = str(error) if isinstance(error, CodeRepairError) else f"{type(error).__name__}: {error}"
         write_json(run / "status.json", {"state": "failed", "attempt": attempt, "reason": reason})
         raise
     finally:

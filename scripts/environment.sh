@@ -35,7 +35,7 @@ make_environment() {
     # a folder of wheels that pip is configured to look into may hold torch; else it comes from PyTorch's own CPU index
     links=$(.venv/bin/python -m pip config list | sed -n "s/.*find-links='\(.*\)'/\1/p" | tail -n 1)
     torch=(--torch-backend cpu)
-    ls ${links:-/nowhere}/torch-*+cpu-*.whl >/dev/null 2>&1 && torch=(--find-links "$links")
+    ls "${links:-/nowhere}"/torch-*+cpu-*.whl >/dev/null 2>&1 && torch=(--find-links "$links")
     .venv/bin/uv pip install --python .venv/bin/python --no-deps "${torch[@]}" -r "$lock" -q || die "the packages of $lock could not be installed: see above"
     .venv/bin/python requirements/name_vllm.py
     .venv/bin/uv pip install --python .venv/bin/python --no-deps -q -e . || die "this project could not be installed into .venv: see above"
@@ -55,4 +55,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 need git git
 need bwrap bubblewrap
 need g++ g++  # vLLM compiles its sampling kernels at the first start
+[ -e /dev/nvidia0 ] || export DS_ACCELERATOR=cpu  # else each program says that it looked for a GPU
 make_environment
