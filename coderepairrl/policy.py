@@ -146,27 +146,39 @@ class Supervisor:
     def __init__(self, server: Server, hold, release):
         self.server, self.hold, self.release = server, hold, release
         self.restarts = 0
+        self._loaded: int | None = None  # version that the newest start gave the server; live updates come on top of it
         self._lock = asyncio.Lock()
 
     async def start(self, model: str, version: int) -> None:
         self.hold()
+        write_json(self.server.run / "policy" / "current.json", {"version": version, "path": model, "live": True})
         await self.server.start(model)
+        self._loaded = version
         self.release(version)
 
-    async def restart(self) -> None:
-        """With the newest export, whose version the next tokens carry."""
+    async def ensure(self, version: int) -> None:
+        """Restarts the server, unless its newest start has loaded this version already."""
         async with self._lock:
-            self.hold()
-            self.restarts += 1
-            if self.restarts > self.server.config.max_restarts:
-                raise EngineError(f"vLLM had to be restarted more than {self.server.config.max_restarts} times: see {self.server.log}")
-            await self.server.stop()
-            current = read_json(self.server.run / "policy" / "current.json")
-            await self.server.start(current["path"])
-            self.release(current["version"])
+            if self._loaded != version:
+                await self._restart()
 
     async def watch(self) -> None:
-        """Runs until cancelled; an EngineError ends it."""
+        """Runs until cancelled, and restarts a server that has ended; an EngineError ends it."""
         while True:
-            await self.server.process.wait()
-            await self.restart()
+            process = self.server.process
+            await process.wait()
+            async with self._lock:
+                if self.server.process is process:  # else it was ended on purpose, and another runs in its place
+                    await self._restart()
+
+    async def _restart(self) -> None:
+        """With the newest export, whose version the next tokens carry."""
+        self.hold()
+        self.restarts += 1
+        if self.restarts > self.server.config.max_restarts:
+            raise EngineError(f"vLLM had to be restarted more than {self.server.config.max_restarts} times: see {self.server.log}")
+        await self.server.stop()
+        current = read_json(self.server.run / "policy" / "current.json")
+        await self.server.start(current["path"])
+        self._loaded = current["version"]
+        self.release(self._loaded)

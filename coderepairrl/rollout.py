@@ -203,14 +203,13 @@ class Rollout:
 
     async def await_update(self, step: int) -> None:
         """Waits until the trainer has trained the step and its weights are live (restarts vLLM where the update failed), and books it."""
-        answer = self.run / "rollouts" / f"step_{step:05d}.trained.json"
+        answer, restarts = self.run / "rollouts" / f"step_{step:05d}.trained.json", self.supervisor.restarts
         while not answer.exists():
             await self._guarded(asyncio.sleep(0.02))
         report = json.loads(answer.read_text())
         current = read_json(self.run / "policy" / "current.json")
-        if not current["live"]:
-            await self.supervisor.restart()
+        if not current["live"] or self.supervisor.restarts != restarts:  # a server that came back meanwhile may have loaded the older export
+            await self._guarded(self.supervisor.ensure(current["version"]))
         self.version = current["version"]
-        self.client.initial_version = self.version
         for group, tokens in report["groups"].items():
             self.ledger.write("trained", group, step=step, trained=tokens["trained"], masked=tokens["masked"])

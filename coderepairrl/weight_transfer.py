@@ -93,9 +93,9 @@ class WeightSender:
     def __init__(self, url: str, timeout_s: float, host: str = "127.0.0.1"):
         self.url, self.timeout_s, self.host = url, timeout_s, host
 
-    def _post(self, path: str, parameters: dict | None = None, **body: Any) -> dict:
+    def _call(self, method: str, path: str, parameters: dict | None = None, **body: Any) -> dict:
         try:
-            response = requests.post(f"{self.url}/{path}", params=parameters, json=body or None, timeout=self.timeout_s)
+            response = requests.request(method, f"{self.url}/{path}", params=parameters, json=body or None, timeout=self.timeout_s)
         except requests.RequestException as error:
             raise EngineError(f"vLLM did not answer /{path} ({type(error).__name__}): restart it from the newest export") from error
         if not response.ok:
@@ -105,16 +105,19 @@ class WeightSender:
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Weights as (Hugging Face name, whole tensor). Afterwards every new token carries `version`. Raises EngineError."""
         weights = [(name, tensor.contiguous()) for name, tensor in weights]
-        workers = requests.get(f"{self.url}/get_world_size", timeout=self.timeout_s).json()["world_size"]
+        workers = self._call("GET", "get_world_size")["world_size"]
         store = dist.TCPStore(self.host, 0, 1 + workers, is_master=True, timeout=timedelta(seconds=self.timeout_s), wait_for_workers=False)
-        self._post("pause", {"mode": "keep", "clear_cache": "true"})
+        self._call("POST", "pause", {"mode": "keep", "clear_cache": "true"})
         with ThreadPoolExecutor(1) as pool:  # vLLM answers only when the collective is over, so each request needs its own thread
-            ready = pool.submit(self._post, "init_weight_transfer_engine", init_info={
+            ready = pool.submit(self._call, "POST", "init_weight_transfer_engine", init_info={
                 "host": self.host, "port": store.port, "world_size": 1 + workers, "timeout_s": self.timeout_s})
-            group = _group(store, 0, 1 + workers, self.timeout_s)
+            try:
+                group = _group(store, 0, 1 + workers, self.timeout_s)
+            except RuntimeError as error:
+                raise EngineError(f"vLLM did not join the transfer ({str(error)[:200]}): restart it from the newest export") from error
             ready.result()
-            self._post("start_weight_update")
-            update = pool.submit(self._post, "update_weights", update_info={
+            self._call("POST", "start_weight_update")
+            update = pool.submit(self._call, "POST", "update_weights", update_info={
                 "names": [name for name, _ in weights], "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in weights],
                 "shapes": [list(t.shape) for _, t in weights]})
             try:
@@ -123,8 +126,8 @@ class WeightSender:
             except RuntimeError as error:
                 raise EngineError(f"the broadcast to vLLM broke ({str(error)[:200]}): restart it from the newest export") from error
             update.result()
-        self._post("finish_weight_update", weight_version=str(version))
-        self._post("resume")
+        self._call("POST", "finish_weight_update", weight_version=str(version))
+        self._call("POST", "resume")
 
 
 if "vllm" in sys.modules:  # imported by a vLLM worker; the trainer has no use for vLLM's ten seconds of imports

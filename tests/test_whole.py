@@ -103,6 +103,32 @@ def test_vllm_killed_in_mid_run(policy, tmp_path):
     assert model.config.model_type == "qwen3"
 
 
+def test_update_into_a_stopped_vllm(policy, tmp_path):
+    """vLLM hangs when the update comes: bounded by a deadline, restarted from the export, and the run goes on with the right weights."""
+    run = tmp_path / "run"
+    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=2",
+               "rollout.server.update_timeout_s=5", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run / "rollouts" / "step_00000.parquet").exists():
+            assert program.poll() is None and time.monotonic() < deadline, program.stdout.read()
+            time.sleep(0.005)
+        os.killpg(read_json(run / "policy" / "engine.json")["pid"], signal.SIGSTOP)
+        output, _ = program.communicate(timeout=300)
+    finally:
+        if program.poll() is None:
+            program.terminate()
+            program.wait(60)
+    assert program.returncode == 0, output
+    assert "weight update 1 failed" in output
+    rows, summary = metrics_of(run), read_json(run / "summary.json")
+    assert [row["failed_updates"] for row in rows] == [1, 1] and rows[-1]["engine_restarts"] == 1
+    assert summary["weight_updates"] == 1 and summary["max_logprob_gap"] < 1e-4
+    check_books(run)
+    assert not processes_of(run)
+
+
 def test_killed_driver_leaves_nothing_and_goes_on(policy, tmp_path):
     """SIGKILL to the driver after the first checkpoint: all its processes end; the same command goes on from there with new versions."""
     run = tmp_path / "run"
