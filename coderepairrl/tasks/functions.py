@@ -300,5 +300,5 @@ class FunctionsConfig(Config):
 
 def load(config: FunctionsConfig) -> dict[str, list[Task]]:
     """Split name -> tasks."""
-    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", "test")}
+    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", "held out")}
     return {split: [next(stream).task for _ in range(getattr(config, split))] for split, stream in streams.items()}
