@@ -1,18 +1,23 @@
-"""Proves from a run's files alone that every group ended once and every sampled token is accounted for.
+"""Proves from a run's files alone that every group ended once, every sampled token is accounted for, and none was trained too late.
 
     python analysis/audit.py runs/quickstart
 
 Checks: the ledger's chain (a row changed, added or removed by hand breaks it); every Parquet file's sha256; every group
-admitted, finished, graded and ended exactly once; sampled = trained + masked + dropped, group by group, against the token ids
-in the Parquet files; on-policy versions; the summary's and the metrics' totals. Exit code 1 and one line a violation.
+admitted, finished, graded, stored and ended once; no position of the data order used twice or left out; the steps' groups in
+their order of admission; sampled = trained + masked + dropped, group by group, against the token ids in the Parquet files;
+no trained token staler than the run's rollout.max_staleness (0: on-policy); no version with two meanings; the totals of summary and
+metrics. Exit code 1 and one line a violation.
 """
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import yaml
+
 from coderepairrl import ledger, store
-from coderepairrl.policy import read_json
+from coderepairrl.admission import ATTEMPT_ENDED
+from coderepairrl.files import read_json
 from coderepairrl.types import Trajectory
 
 
@@ -20,10 +25,15 @@ class Audit:
     def __init__(self, run: Path):
         self.run, self.violations = run, []
         self.rows = list(ledger.rows(run / "ledger.jsonl"))
-        self.by_group: dict[str, list[dict]] = defaultdict(list)
+        self.by_group: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))  # group -> event -> rows
         for row in self.rows:
-            self.by_group[row["group"]].append(row)
+            self.by_group[row["group"]][row["event"]].append(row)
         self.trajectories: dict[str, list[Trajectory]] = defaultdict(list)
+        config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
+        rollout = config.get("rollout", {})
+        self.max_staleness, self.max_refills = rollout.get("max_staleness", 0), rollout.get("max_refills", 0)
+        self.steps_of: dict[int, int] = {}  # version -> updates in its weights
+        self.old = not any("position" in row for row in self.rows)  # a run made before there was versions.jsonl: synchronous, lost groups without an end
 
     def check(self, holds: bool, message: str) -> None:
         if not holds:
@@ -34,9 +44,18 @@ class Audit:
         broken = ledger.broken_link(self.rows)
         self.check(broken is None, f"ledger.jsonl line {broken}: does not follow from the lines before it (changed by hand?)")
 
+    def versions(self) -> None:
+        """A version has one meaning, and numbers only grow."""
+        last = -1
+        for row in ledger.rows(self.run / "policy" / "versions.jsonl"):
+            self.check(row["version"] > last, f"versions.jsonl: version {row['version']} after {last}")
+            self.check(self.steps_of.setdefault(row["version"], row["step"]) == row["step"], f"versions.jsonl: version {row['version']} is of two steps")
+            last = max(last, row["version"])
+        self.check(bool(self.steps_of) or self.old, "versions.jsonl: empty or missing")
+
     def files(self) -> None:
         """Reads every Parquet file whose steps were kept, and compares it with the sha256 that the ledger booked last for it."""
-        booked = {row["file"]: row["sha256"] for row in self.rows if row["event"] == "graded"}
+        booked = {row["file"]: row["sha256"] for row in self.rows if "sha256" in row}
         for path in sorted((self.run / "rollouts").glob("*.parquet")):
             self.check(path.name in booked, f"{path.name}: no ledger row speaks of it")
             if booked.get(path.name) != store.sha256(path):
@@ -49,38 +68,74 @@ class Audit:
 
     def groups(self) -> None:
         last_attempt = max((self._attempt(group) for group in self.by_group), default=0)
-        for group, rows in self.by_group.items():
-            events = [row["event"] for row in rows]
-            self.check(events.count("admitted") == 1, f"{group}: admitted {events.count('admitted')} times")
-            ends = [row for row in rows if row["event"] in ("trained", "dropped")]
-            if not ends and self._attempt(group) < last_attempt:
-                continue  # an attempt that was killed: its unfinished groups ran again under other names
-            self.check(len(ends) == 1, f"{group}: {len(ends)} ends instead of one ({events})")
-            self.check(events.count("finished") == 1 and events.count("graded") == 1, f"{group}: not finished and graded once ({events})")
-            if len(ends) == 1 and {"admitted", "finished", "graded"} <= set(events):
-                self._tokens(group, rows, ends[0])
+        for group, events in self.by_group.items():
+            self.check(len(events["admitted"]) == 1, f"{group}: admitted {len(events['admitted'])} times")
+            ends = events["trained"] + events["dropped"]
+            if not ends and self._attempt(group) < last_attempt and self.old:
+                continue  # it ran again under another name
+            self.check(len(ends) == 1, f"{group}: {len(ends)} ends instead of one ({dict(Counter(row['event'] for row in ends))})")
+            if not events["admitted"] or len(ends) != 1:
+                continue
+            if ends[0].get("reason") == ATTEMPT_ENDED:
+                sampled = sum(row["sampled"] for row in events["finished"])
+                self.check(ends[0]["tokens"] == sampled, f"{group}: {sampled} tokens sampled, {ends[0]['tokens']} accounted for")
+                self.check(group not in self.trajectories, f"{group}: dropped because its attempt ended, and yet in a file")
+                continue
+            once = len(events["finished"]) == len(events["graded"]) == 1
+            self.check(once, f"{group}: not finished and graded once ({len(events['finished'])}, {len(events['graded'])})")
+            if once:
+                self._tokens(group, events, ends[0])
 
-    def _tokens(self, group: str, rows: list[dict], end: dict) -> None:
-        finished = next(row for row in rows if row["event"] == "finished")
+    def _tokens(self, group: str, events: dict[str, list[dict]], end: dict) -> None:
+        finished, graded, admitted = events["finished"][0], events["graded"][0], events["admitted"][0]
         booked = end["trained"] + sum(end["masked"].values()) if end["event"] == "trained" else end["tokens"]
         self.check(booked == finished["sampled"], f"{group}: {finished['sampled']} tokens sampled, {booked} accounted for")
+        self.check(admitted["split"] == "train" or end["event"] == "dropped", f"{group}: held-out tasks were trained")
         members = self.trajectories.get(group)
+        if "step" in end and end["event"] == "dropped":
+            rewards = {reward for reward, outcome in zip(graded["rewards"], finished["outcomes"]) if outcome != "infrastructure_error"}
+            self.check(len(rewards) <= 1, f"{group}: dropped for its equal rewards, which are not equal")
+            self.check(members is None, f"{group}: dropped, and yet in a file")
+            return
+        if end["event"] == "trained" and events["stored"]:
+            stored = events["stored"][-1].get("step")
+            self.check(end["step"] == stored, f"{group}: trained at step {end['step']}, stored in step {stored}")
         if members is None:
-            self.check(self._superseded(rows), f"{group}: in no Parquet file")
+            self.check(self._superseded(group, events), f"{group}: in no Parquet file")
             return
         in_file = sum(len(call.completion_ids) for t in members for call in t.calls)
         self.check(in_file == finished["sampled"], f"{group}: {in_file} sampled tokens in the file, {finished['sampled']} in the ledger")
-        self.check([t.reward for t in members] == next(r for r in rows if r["event"] == "graded")["rewards"], f"{group}: rewards differ between file and ledger")
-        admitted = next(row for row in rows if row["event"] == "admitted")
+        self.check([t.reward for t in members] == graded["rewards"], f"{group}: rewards differ between file and ledger")
         self.check(len(members) == admitted["episodes"], f"{group}: {len(members)} episodes of {admitted['episodes']}")
         self.check([str(t.outcome) for t in members] == finished["outcomes"], f"{group}: outcomes differ between file and ledger")
         self.check({t.split for t in members} == {admitted["split"]}, f"{group}: the file's split is not the ledger's")
-        self.check(admitted["split"] == "train" or end["event"] == "dropped", f"{group}: held-out tasks were trained")
         for trajectory in members:
             for call in trajectory.calls:
                 self.check(len(call.completion_ids) == len(call.logprobs) == len(call.policy_versions), f"{trajectory.trajectory_id} call {call.index}: lengths differ")
-                self.check(all(version == admitted["version"] for version in call.policy_versions), f"{trajectory.trajectory_id} call {call.index}: a token of another policy version")
                 self._continues(trajectory, call)
+        self._staleness(group, members, admitted, end)
+
+    def _staleness(self, group: str, members: list[Trajectory], admitted: dict, end: dict) -> None:
+        """Staleness of a token = the step that trains it - the updates in the weights that sampled it. An episode is masked as a whole."""
+        versions = {t.trajectory_id: {version for call in t.calls for version in call.policy_versions} for t in members}
+        seen = set().union(*versions.values())
+        if self.old:
+            self.check(seen <= {admitted["version"]}, f"{group}: a token of another policy version")
+            return
+        unknown = {*seen, admitted["version"]} - self.steps_of.keys()
+        self.check(not unknown, f"{group}: versions {sorted(unknown)} are not in versions.jsonl")
+        if unknown:
+            return
+        first = self.steps_of[admitted["version"]]
+        last = end["step"] if end["event"] == "trained" else first
+        self.check(all(first <= self.steps_of[version] <= last for version in seen),
+                   f"{group}: a token of another policy version than those from its admission to its end")
+        if end["event"] == "trained":
+            late = {name for name, own in versions.items() if any(last - self.steps_of[version] > self.max_staleness for version in own)}
+            stale = sum(len(call.completion_ids) for t in members if t.trajectory_id in late for call in t.calls)
+            self.check(end["trained"] + stale <= sum(len(call.completion_ids) for t in members for call in t.calls) and end["masked"].get("stale", 0) <= stale,
+                       f"{group}: {end['trained']} tokens trained and {end['masked'].get('stale', 0)} masked as stale, "
+                       f"{stale} are of episodes staler than {self.max_staleness}")
 
     def _continues(self, trajectory: Trajectory, call) -> None:
         """Token in, token out: a continuation starts with exactly what was prompted and sampled before."""
@@ -90,15 +145,36 @@ class Audit:
         start = parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
         self.check(call.prompt_ids[: len(start)] == start, f"{trajectory.trajectory_id} call {call.index}: its prompt does not start with its parent's tokens")
 
-    def _superseded(self, rows: list[dict]) -> bool:
-        """A later attempt wrote the same step again, so the file now holds other groups."""
-        name = next((row["file"] for row in rows if row["event"] == "graded"), None)
-        later = [row for row in self.rows if row["event"] == "graded" and row["file"] == name]
-        return bool(later) and self._attempt(later[-1]["group"]) > self._attempt(rows[0]["group"])
+    def _superseded(self, group: str, events: dict[str, list[dict]]) -> bool:
+        """A later attempt wrote the same file again (held-out tasks; steps, in runs made before steps were kept)."""
+        name = next((row["file"] for event in ("stored", "graded") for row in events[event] if "file" in row), None)
+        later = [row for row in self.rows if row.get("file") == name]
+        return bool(later) and self._attempt(later[-1]["group"]) > self._attempt(group)
 
     @staticmethod
     def _attempt(group: str) -> int:
         return int(group.split("-")[0].removeprefix("a"))
+
+    def order(self) -> None:
+        """Every position of the data order was consumed or dropped without variance once; steps take groups in their order of admission."""
+        rank: dict[str, int] = {}
+        uses: Counter[int] = Counter()
+        refills: Counter[int] = Counter()
+        for group, events in self.by_group.items():  # in order of admission
+            for row in events["admitted"]:
+                if "position" in row:
+                    lost = any(end["reason"] == ATTEMPT_ENDED for end in events["dropped"])
+                    uses[row["position"]] += not lost
+                    if events["stored"] and not events["dropped"]:
+                        rank[group] = events["stored"][-1]["step"]
+            refills.update(row["step"] for row in events["dropped"] if "step" in row)
+        wrong = [position for position in range(max(uses, default=-1) + 1) if uses[position] != 1]
+        self.check(not wrong, f"positions of the data order used not once but {[uses[position] for position in wrong]} times: {wrong}")
+        self.check(list(rank.values()) == sorted(rank.values()), "a step holds a group that was admitted after one of a later step")
+        sizes = Counter(rank.values())
+        self.check(len(set(sizes.values())) <= 1 and sorted(sizes) == list(range(len(sizes))), f"steps left out, or of different numbers of groups: {dict(sizes)}")
+        for step, number in refills.items():
+            self.check(number <= self.max_refills, f"step {step}: {number} groups replaced, {self.max_refills} allowed")
 
     def totals(self) -> None:
         summary = read_json(self.run / "summary.json")
@@ -120,15 +196,17 @@ class Audit:
             self.check(steps.get(step) == tokens, f"step {step}: {steps.get(step)} tokens trained in metrics.jsonl, {tokens} in the ledger")
 
     def _unfinished(self) -> bool:
-        return any(not any(row["event"] in ("trained", "dropped") for row in rows) for rows in self.by_group.values())
+        return any(not events["trained"] + events["dropped"] for events in self.by_group.values())
 
 
 def audit(run: Path) -> list[str]:
     """The violations; none means that the books are right."""
     work = Audit(run)
     work.chain()
+    work.versions()
     work.files()
     work.groups()
+    work.order()
     work.totals()
     return work.violations
 

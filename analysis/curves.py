@@ -1,85 +1,299 @@
-"""Draws a run: pass rate, loss, entropy, gradient norm, gap between trainer and vLLM, outcomes, and where the time went.
+"""Draws runs: pass rate, reward, entropy, gradient norm, gap between trainer and vLLM, how episodes ended, where the time went ...
 
-    python analysis/curves.py runs/quickstart        -> runs/quickstart/curves.png
+    python analysis/curves.py runs/quickstart                              -> runs/quickstart/curves.png
+    python analysis/curves.py runs/a runs/a_seed1 runs/b_seed* out=ab.png
+
+Runs of the same name up to _seedN are one curve: the mean, with a 95% interval over seeds (Student's t; on logarithmic axes
+of the logarithms). Only steps that all seeds of a curve have are drawn. Nothing is smoothed. A panel of which there is nothing
+to see (no such metric, or all zeros) is left out.
 """
-import json
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, PercentFormatter  # noqa: E402
+from seeds import curves_of, differences, interval  # noqa: E402
 
-from coderepairrl.policy import read_json  # noqa: E402
+from coderepairrl.files import read_json  # noqa: E402
+from coderepairrl.metrics import read_metrics  # noqa: E402
 
-INK, ACCENT, SOFT = "#20303c", "#c8553d", "#8aa1ad"
-OUTCOMES = ("submitted", "turn_limit", "token_limit", "time_limit", "agent_error", "infrastructure_error")
+INK, SOFT, ACCENT, TEXT = "#20303c", "#8aa1ad", "#c8553d", "#5c6b75"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by the colour-blind as well (Okabe, Ito)
+OUTCOMES = {"submitted": "#4a7c8c", "turn_limit": "#e0a458", "token_limit": "#c8553d", "time_limit": "#8e5572", "agent_error": "#6b705c",
+            "infrastructure_error": "#20303c"}
+SECONDS = {"wait_for_rollouts_s": ("waiting for\nrollouts", SOFT), "train_s": ("training", INK), "update_s": ("weight update", ACCENT)}
+
+STYLE = {"axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.edgecolor": TEXT, "axes.labelcolor": TEXT, "axes.labelsize": 9,
+         "axes.spines.top": False, "axes.spines.right": False, "xtick.color": TEXT, "ytick.color": TEXT, "xtick.labelsize": 9, "ytick.labelsize": 9}
 
 
-def line(axis, steps: list[int], values: list[float], title: str, logarithmic: bool = False) -> None:
-    axis.plot(steps, values, color=INK, linewidth=1.6)
-    axis.set_title(title, loc="left", fontsize=10)
-    if logarithmic and any(v > 0 for v in values):
+@dataclass(frozen=True)
+class Panel:
+    """keys are added up."""
+    title: str
+    keys: tuple[str, ...]
+    percent: bool = False
+    logarithmic: bool = False
+    floor: float = 0.0  # magnitudes up to this are nothing to see
+
+    def values(self, rows: Sequence[dict]) -> list[float]:
+        return [sum(row[key] for key in self.keys) for row in rows]
+
+    def drawn(self, runs: Sequence["Run"]) -> bool:
+        return all(key in row for key in self.keys for run in runs for row in run.rows) and any(
+            abs(value) > self.floor for run in runs for value in self.values(run.rows))
+
+
+PASS_RATE = Panel("tasks repaired", ("pass_rate",), percent=True)
+PANELS = (
+    Panel("reward", ("reward",)),
+    Panel("groups whose rewards are all equal", ("frac_reward_zero_std",), percent=True),
+    Panel("loss", ("loss",), floor=1e-5),
+    Panel("entropy of sampled tokens (nats)", ("entropy",)),
+    Panel("gradient norm, before clipping", ("grad_norm",)),
+    Panel("tokens clipped", ("clip_ratio/low_mean", "clip_ratio/high_mean"), percent=True),
+    Panel("KL to the reference policy (nats)", ("kl",)),
+    Panel("staleness of trained tokens (steps, mean)", ("staleness_mean",)),
+    Panel("largest |logprob trainer \N{MINUS SIGN} vLLM| (nats)", ("logprob_gap",), logarithmic=True),
+    Panel("model calls an episode", ("calls_per_episode",)),
+    Panel("sampled tokens an episode", ("completions/mean_length",)))
+SUBMITTED = Panel("episodes that the agent submitted", ("submitted",), percent=True)
+STEP_SECONDS = Panel("seconds of a step", ("step_s",))
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    rows: list[dict]
+    summary: dict | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    name: str
+    colour: str
+    runs: list[Run]
+    steps: list[int]  # that all runs have
+
+    def rows(self, run: Run) -> list[dict]:
+        wanted = set(self.steps)
+        return [row for row in run.rows if row["step"] in wanted]
+
+
+def read(folder: Path) -> Run:
+    return Run(folder, [row | {"submitted": submitted(row)} for row in read_metrics(folder / "metrics.jsonl")], read_json(folder / "summary.json"))
+
+
+def load(folders: Sequence[Path]) -> list[Curve]:
+    """Raises ValueError with cause and remedy in one line."""
+    groups = curves_of(folders)
+    if len(groups) > len(COLOURS):
+        raise ValueError(f"{len(groups)} curves: at most {len(COLOURS)} can be told apart in one picture: give fewer")
+    curves = []
+    for (name, members), colour in zip(groups.items(), COLOURS):
+        runs = [read(folder) for folder in members]
+        steps = sorted(set.intersection(*({row["step"] for row in run.rows} for run in runs)))
+        if not steps:
+            raise ValueError(f"{name}: no step that {' and '.join(map(str, members))} both have: wait for the first one, or give other runs")
+        curves.append(Curve(name, colour if len(folders) > 1 else INK, runs, steps))
+    return curves
+
+
+def submitted(row: dict) -> float:
+    """Share of the step's episodes."""
+    return row.get("outcome/submitted", 0) / max(1, sum(value for name, value in row.items() if name.startswith("outcome/")))
+
+
+def band(values: Sequence[float], logarithmic: bool) -> tuple[float, float, float]:
+    """(mean, low, high) over seeds; on a logarithmic axis of the logarithms, since an interval must not reach below 0 there.
+
+    0 has no place there, and is left out: a gap of 0 says that a step had no tokens to measure it on.
+    """
+    if logarithmic and not any(values):
+        return math.nan, math.nan, math.nan
+    mean, half = interval([math.log(value) for value in values if value > 0] if logarithmic else values)
+    low, high = mean - half, mean + half
+    return (math.exp(mean), math.exp(low), math.exp(high)) if logarithmic else (mean, low, high)
+
+
+def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None) -> None:
+    for curve in curves:
+        by_seed = [panel.values(curve.rows(run)) for run in curve.runs]
+        means, lows, highs = zip(*(band(values, panel.logarithmic) for values in zip(*by_seed, strict=True)), strict=True)
+        if len(curve.runs) > 1:
+            axis.fill_between(curve.steps, lows, highs, color=curve.colour, alpha=0.18, linewidth=0)
+        alone = len(curve.steps) == 1 or any(map(math.isnan, means))  # a point between gaps is on no line
+        axis.plot(curve.steps, means, color=colour or curve.colour, linewidth=1.7, marker="o" if alone else None, markersize=3)
+    axis.set_title(panel.title)
+    if panel.logarithmic:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axis.yaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(10, 10)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    if panel.percent:
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axis.set_ylim(bottom=0)
 
 
-def pass_rate(axis, steps: list[int], rows: list[dict], summary: dict | None) -> None:
-    """Training groups a step, and the held-out tasks before and after with their 95% intervals."""
-    axis.plot(steps, [row["pass_rate"] for row in rows], color=SOFT, linewidth=1.2, label="training tasks, each step")
-    if summary and "pass_rate_before" in summary:
-        for name, x in (("before", steps[0] - 1), ("after", steps[-1] + 1)):
-            value, (low, high) = summary[f"pass_rate_{name}"], summary[f"pass_rate_{name}_interval"]
-            axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=ACCENT, marker="o", capsize=4, linewidth=1.6,
-                          label=f"{summary['heldout_tasks']} held-out tasks" if name == "before" else None)
-            axis.annotate(f"{value:.0%}", (x, high), textcoords="offset points", xytext=(0, 4), ha="center", color=ACCENT)
-    axis.set_ylim(bottom=0)
-    axis.set_title("tasks repaired", loc="left", fontsize=10)
-    axis.legend(fontsize=8, frameon=False)
+def pass_rate(axis, curves: Sequence[Curve]) -> None:
+    """Training tasks at each step, and the held-out tasks before and after: of one run over tasks, of several over seeds."""
+    lines(axis, curves, PASS_RATE, colour=SOFT if len(curves[0].runs) == len(curves) == 1 else None)
+    first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
+    room = max(1.0, (last - first) / 12)
+    tasks = set()
+    for place, curve in enumerate(curves):
+        summaries = [run.summary for run in curve.runs if run.summary and "pass_rate_before" in run.summary]
+        if len(summaries) < len(curve.runs):
+            continue  # not all of its runs are finished, or they were not evaluated
+        tasks |= {summary["heldout_tasks"] for summary in summaries}
+        shift = room * (0.6 + 0.35 * place)
+        for name, x in (("before", first - shift), ("after", last + shift)):
+            value, half = interval([summary[f"pass_rate_{name}"] for summary in summaries])
+            low, high = summaries[0][f"pass_rate_{name}_interval"] if len(summaries) == 1 else (value - half, value + half)
+            colour = ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour
+            axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
+                          clip_on=False)
+            if len(curves) == 1:
+                axis.annotate(f"{value:.0%}", (x, high), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
+    if tasks:
+        axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
+        axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, before and after)")
 
 
-def outcomes(axis, steps: list[int], rows: list[dict]) -> None:
-    shown = [name for name in OUTCOMES if any(row.get(f"outcome/{name}") for row in rows)]
-    axis.stackplot(steps, [[row.get(f"outcome/{name}", 0) for row in rows] for name in shown], labels=shown, alpha=0.85)
-    axis.set_title("how episodes ended", loc="left", fontsize=10)
-    axis.legend(fontsize=7, frameon=False, loc="lower left")
+def stack(axis, steps: Sequence[int], layers: dict[str, tuple[Sequence[float], str]], top: float) -> None:
+    """label -> (values, colour). Each layer is named at its right end."""
+    axis.stackplot(steps, [values for values, _ in layers.values()], colors=[colour for _, colour in layers.values()], step="mid", linewidth=0)
+    axis.margins(x=0)
+    axis.set_ylim(0, top)
+    total = 0.0
+    entries = []
+    for label, (values, colour) in layers.items():
+        entries.append((total + values[-1] / 2, label, colour))
+        total += values[-1]
+    name_at_the_right(axis, entries)
 
 
-def seconds(axis, steps: list[int], rows: list[dict]) -> None:
-    parts = {"rollout": "rollout_s", "training": "train_s", "weight update": "update_s"}
-    axis.stackplot(steps, [[row[key] for row in rows] for key in parts.values()], labels=list(parts), colors=[SOFT, INK, ACCENT], alpha=0.9)
-    axis.set_title("seconds of a step", loc="left", fontsize=10)
-    axis.legend(fontsize=7, frameon=False)
+def name_at_the_right(axis, entries: Sequence[tuple[float, str, str]]) -> None:
+    """(y, label, colour): beside the axes, moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    entries = sorted(entries)
+    places = [min(max((y - low) / (high - low), 0.0), 1.0) for y, _, _ in entries]
+    heights = [0.03 + 0.055 * (1 + label.count("\n")) for _, label, _ in entries]  # of the axes
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + (heights[i - 1] + heights[i]) / 2)
+    limit = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], limit - heights[i] / 2)
+        limit = places[i] - heights[i] / 2
+    for place, (_, label, colour) in zip(places, entries):
+        axis.text(1.015, place, label, transform=axis.transAxes, color=colour, fontsize=8.5, va="center", linespacing=0.95)
 
 
-def draw(run: Path) -> Path:
-    rows = {row["step"]: row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
-    steps, rows = sorted(rows), [rows[step] for step in sorted(rows)]
-    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
-    pass_rate(axes[0, 0], steps, rows, read_json(run / "summary.json"))
-    line(axes[0, 1], steps, [row["entropy"] for row in rows], "entropy of sampled tokens (nats)")
-    line(axes[0, 2], steps, [row["gradient_norm"] for row in rows], "gradient norm")
-    line(axes[0, 3], steps, [row["logprob_gap"] for row in rows], "largest |logprob trainer - vLLM|", logarithmic=True)
-    line(axes[1, 0], steps, [row["calls_per_episode"] for row in rows], "model calls an episode")
-    outcomes(axes[1, 1], steps, rows)
-    line(axes[1, 2], steps, [row["loss"] for row in rows], "loss")
-    seconds(axes[1, 3], steps, rows)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel("step", fontsize=9)
-    figure.suptitle(str(run.name), fontsize=12, x=0.01, ha="left")
-    path = run / "curves.png"
-    figure.savefig(run / "curves.tmp.png", dpi=110)
-    plt.close(figure)
-    (run / "curves.tmp.png").rename(path)
-    return path
+def outcomes(axis, curve: Curve) -> None:
+    rows = curve.rows(curve.runs[0])
+    shown = {name: colour for name, colour in OUTCOMES.items() if any(row.get(f"outcome/{name}") for row in rows)}
+    totals = [sum(row.get(f"outcome/{name}", 0) for name in shown) or 1 for row in rows]
+    shares = {name: [row.get(f"outcome/{name}", 0) / total for row, total in zip(rows, totals)] for name in shown}
+    stack(axis, curve.steps, {name.replace("_", "\n"): (shares[name], colour) for name, colour in shown.items()}, top=1.0)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_title("how episodes ended")
 
 
-def main() -> None:
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.jsonl").is_file():
-        sys.exit(__doc__ + "\nerror: give the folder of a run that has a metrics.jsonl")
-    print(draw(Path(sys.argv[1])))
+def seconds(axis, curve: Curve) -> None:
+    rows = curve.rows(curve.runs[0])
+    stack(axis, curve.steps, {label: ([row[key] for row in rows], colour) for key, (label, colour) in SECONDS.items()},
+          top=cut_at_usual(axis, curve.steps, [sum(row[key] for key in SECONDS) for row in rows]))
+    axis.set_title(STEP_SECONDS.title)
+
+
+def cut_at_usual(axis, steps: Sequence[int], values: Sequence[float]) -> float:
+    """Upper end of an axis at which the usual values fill it. The few that are far larger, such as that of a first step which waits
+    for vLLM, leave the picture there, and are written beside it."""
+    usual = sorted(values)[int(0.9 * (len(values) - 1))]
+    top = 1.08 * max(value for value in values if value <= 1.5 * usual)
+    for step, value in zip(steps, values):
+        if value > top:
+            axis.annotate(f"\N{UPWARDS ARROW}{value:.0f} s", (step, 1.0), xycoords=("data", "axes fraction"), textcoords="offset points", xytext=(7, -3),
+                          va="top", fontsize=8, color=TEXT)
+    return top
+
+
+def header(figure, curves: Sequence[Curve]) -> None:
+    """What is drawn: of one run its size, of several the legend."""
+    if len(curves) == len(curves[0].runs) == 1:
+        run, steps = curves[0].runs[0], len(curves[0].steps)
+        size = f"{run.summary['episodes']:,} episodes, {run.summary['tokens_trained']:,} tokens trained" if run.summary else "not finished"
+        figure.suptitle(f"{run.folder.resolve().name}    {steps} steps, {size}", fontsize=12, x=0.008, ha="left", color=INK)
+        return
+    handles = [plt.Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves]
+    names = [f"{curve.name} ({len(curve.runs)} seed{'s' * (len(curve.runs) > 1)})" for curve in curves]
+    several, single = any(len(curve.runs) > 1 for curve in curves), any(len(curve.runs) == 1 for curve in curves)
+    said = ["mean over seeds with 95% interval (Student's t)"] * several + ["one seed: interval of its points over tasks"] * single
+    figure.suptitle("; ".join(said), fontsize=10, x=0.992, ha="right", color=TEXT)
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=11, handlelength=1.4)
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    runs = [run for curve in curves for run in curve.runs]
+    alone = len(runs) == 1
+    panels = [panel for panel in PANELS if panel.drawn(runs)]
+    more = [] if alone else [panel for panel in (SUBMITTED, STEP_SECONDS) if panel.drawn(runs)]
+    count = 1 + len(panels) + (2 if alone else len(more))
+    first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
+    columns = 3 if count <= 9 else 4
+    with plt.rc_context(STYLE):
+        rows = math.ceil(count / columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns, 3.0 * rows + 0.4), layout="constrained", squeeze=False)
+        places = iter(axes.flat)
+        pass_rate(next(places), curves)
+        for panel in (*panels, *more):
+            axis = next(places)
+            lines(axis, curves, panel)
+            if panel is STEP_SECONDS:
+                slowest: dict[int, float] = {}
+                for row in (row for run in runs for row in run.rows):
+                    slowest[row["step"]] = max(row["step_s"], slowest.get(row["step"], 0.0))
+                axis.set_ylim(0, cut_at_usual(axis, list(slowest), list(slowest.values())))
+        if alone:
+            outcomes(next(places), curves[0])
+            seconds(next(places), curves[0])
+        for axis in axes.flat[:count]:
+            axis.set_xticks([tick for tick in MaxNLocator(8, integer=True).tick_values(first, last) if first <= tick <= last])
+            axis.set_xlabel("step")
+        for axis in places:
+            axis.set_visible(False)
+        header(figure, curves)
+        temporary = path.with_name(path.stem + ".tmp.png")
+        figure.savefig(temporary, dpi=110)
+        plt.close(figure)
+    temporary.rename(path)
+
+
+def main(arguments: list[str]) -> None:
+    folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
+    out = [Path(argument.removeprefix("out=")) for argument in arguments if argument.startswith("out=")]
+    if not folders:
+        sys.exit(__doc__)
+    for folder in folders:
+        if not (folder / "metrics.jsonl").is_file():
+            sys.exit(f"error: {folder}: no metrics.jsonl there: give the folder of a run that has trained a step")
+    try:
+        curves = load(folders)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for curve in curves:
+        if found := differences([run.folder for run in curve.runs]):
+            print(f"warning: the runs of {curve.name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
+    path = out[-1] if out else folders[0] / "curves.png"
+    draw(curves, path)
+    print(path)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,15 +1,18 @@
-"""Prints what finished runs showed, and their mean gain.
+"""Prints what finished runs showed, and the mean gain over seeds.
 
     python analysis/table.py runs/quickstart [RUN ...]
+
+Runs of the same name up to _seedN are seeds of one thing; intervals are 95%: of one run over its tasks, over seeds by Student's t.
 """
+import math
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
 
 from rich.console import Console
 from rich.table import Table
+from seeds import curves_of, differences, interval
 
-from coderepairrl.policy import read_json
+from coderepairrl.files import read_json
 
 
 def percent(value: float, interval: list[float]) -> str:
@@ -30,19 +33,40 @@ def describe(run: Path, summary: dict) -> Table:
     return table
 
 
-def main() -> None:
-    runs = [Path(name) for name in sys.argv[1:]]
+def over_seeds(curves: dict[str, list[dict]]) -> Table:
+    """Held-out tasks repaired, a row a curve: the mean over its seeds and its 95% interval."""
+    table = Table("run", "seeds", "repaired before", "repaired after", "difference", title="mean over seeds, 95% interval by Student's t", title_justify="left")
+    for name, summaries in curves.items():
+        cells = []
+        for key in ("before", "after", "difference"):
+            mean, half = interval([summary[f"pass_rate_{key}"] for summary in summaries])
+            cells.append(f"{mean:.1%}" if math.isnan(half) else percent(mean, [mean - half, mean + half]))
+        table.add_row(name, str(len(summaries)), *cells)
+    return table
+
+
+def main(arguments: list[str]) -> None:
+    runs = [Path(name) for name in arguments]
     if not runs:
         sys.exit(__doc__)
-    for run in runs:
-        summary = read_json(run / "summary.json")
+    summaries = {run: read_json(run / "summary.json") for run in runs}
+    for run, summary in summaries.items():
         if summary is None:
             sys.exit(f"error: {run}: no summary.json: the run is not finished, start it again")
-        Console(width=110).print(describe(run, summary))
-    if len(runs) > 1:
-        gains = [read_json(run / "summary.json")["pass_rate_difference"] for run in runs]
-        print(f"mean gain over {len(runs)} runs: {fmean(gains):.1%} (standard deviation {stdev(gains):.1%})")
+    try:
+        curves = curves_of(runs)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    console = Console(width=110)
+    for run, summary in summaries.items():
+        console.print(describe(run, summary))
+    for name, members in curves.items():
+        if found := differences(members):
+            print(f"warning: the runs of {name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
+    evaluated = {name: [summaries[run] for run in members] for name, members in curves.items() if all("heldout_tasks" in summaries[run] for run in members)}
+    if evaluated and any(len(members) > 1 for members in curves.values()):
+        console.print(over_seeds(evaluated))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,37 +1,140 @@
-"""Advantages and losses: pure tensor functions. Legend: G episodes of a group, B rows, T tokens of a row, V vocabulary."""
+"""Advantages, losses and their aggregation: pure tensor functions, each with its paper's equation.
+
+Legend: G episodes of a group; N trained tokens of a micro-batch; r = exp(logp - logp_old) the ratio of a token; A its advantage.
+logp_old are the logprobs under the behaviour policy, as the serving engine reported them.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
+from pydantic import model_validator
+
+from coderepairrl.config import Config
+from coderepairrl.types import Sample
+
+PRESETS = {
+    "grpo": {},
+    "dr_grpo": {"advantage": "centred", "aggregation": "constant"},
+    "dapo": {"clip_high": 0.28, "aggregation": "token"},  # with rollout.max_refills for its dynamic sampling
+    "gspo": {"surrogate": "sequence_ratio", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "sequence"},
+    "cispo": {"surrogate": "clipped_weight", "clip_low": 1.0, "clip_high": 0.28, "aggregation": "token"},
+    "rloo": {"advantage": "leave_one_out"},
+}
 
 
-def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T, V) logits, (B, T) ids -> logprob of each token given those before it, entropy there; both (B, T), column 0 is 0."""
-    logprobs = logits[:, :-1].log_softmax(-1)
-    picked = logprobs.gather(2, token_ids[:, 1:, None])[..., 0]
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return torch.nn.functional.pad(picked, (1, 0)), torch.nn.functional.pad(entropy, (1, 0))
+class AlgorithmConfig(Config):
+    """A name sets what its paper says; every entry can be set beside it."""
+    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
+    advantage: Literal["normalised", "centred", "leave_one_out"] = "normalised"
+    surrogate: Literal["token_ratio", "sequence_ratio", "clipped_weight"] = "token_ratio"
+    aggregation: Literal["token", "sequence", "trajectory", "constant"] = "trajectory"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    correction: Literal["none", "truncate", "mask"] = "none"  # of what separates the trainer's weights from those that sampled
+    correction_cap: float = 2.0
+    kl_coefficient: float = 0.0  # towards the policy that training began with: LoRA's base
+    mask_truncated: bool = False  # episodes that a limit ended teach nothing, instead of what their reward says
+    overlong_buffer: int = 0  # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: dict) -> dict:
+        return PRESETS.get(values.get("name", "grpo"), {}) | values
 
 
-def grpo_advantages(rewards_G: torch.Tensor, scale: bool = True) -> torch.Tensor:
-    """(r - mean) / (std + 1e-6) over the group: GRPO, equation in section 4.1 of arXiv:2402.03300. scale=False: without the division.
+def group_advantages(kind: str, rewards_G: torch.Tensor) -> torch.Tensor:
+    """Of the episodes of one group; a group whose rewards are all equal gets exact zeros.
 
-    A group whose rewards are all equal gets zeros.
+    normalised      (r - mean) / (std + 1e-6): GRPO, section 4.1 of arXiv:2402.03300
+    centred         r - mean: Dr.GRPO, section 3.2 of arXiv:2503.20783
+    leave_one_out   r - mean of the others: RLOO, section 2.2 of arXiv:2402.14740
     """
     if (rewards_G == rewards_G[0]).all():  # the mean of equal numbers can differ from them in the last bit
         return torch.zeros_like(rewards_G)
     centred = rewards_G - rewards_G.mean()
-    if not scale:
-        return centred
-    return centred / (rewards_G.std(correction=0) + 1e-6)
+    if kind == "normalised":
+        return centred / (rewards_G.std(correction=0) + 1e-6)
+    return centred * len(rewards_G) / (len(rewards_G) - 1) if kind == "leave_one_out" else centred
 
 
-def clipped_policy_loss(logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, advantages: torch.Tensor,
-                        clip_low: float, clip_high: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped surrogate, equation 7 of arXiv:1707.06347, per token: -min(r A, clip(r, 1 - low, 1 + high) A), r = exp(logp - logp_old).
+def overlong_penalty(tokens: int, limit: int, buffer: int) -> float:
+    """0 up to limit - buffer tokens, then falling to -1 at the limit: DAPO's soft punishment, equation 13 of arXiv:2503.14476."""
+    return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer)) if buffer else 0.0
 
-    All (B, T). Returns (loss, ratio); how tokens are averaged is the caller's.
+
+@dataclass(frozen=True)
+class Surrogate:
+    """All (N,)."""
+    losses: torch.Tensor
+    ratio: torch.Tensor
+    clipped_low: torch.Tensor  # float: 1 where the lower bound took the gradient away
+    clipped_high: torch.Tensor
+
+
+def token_ratio(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> Surrogate:
+    """PPO's clipped surrogate, equation 7 of arXiv:1707.06347, for each token: -min(r A, clip(r, 1 - low, 1 + high) A).
+
+    low != high is DAPO's clip-higher, section 3.1 of arXiv:2503.14476.
     """
-    ratio = (logprobs - behaviour_logprobs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages), ratio
+    return _clipped((logprobs - old).exp(), advantages, low, high)
+
+
+def sequence_ratio(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float, branches: torch.Tensor) -> Surrogate:
+    """GSPO, equations 5 to 7 of arXiv:2507.18071: the ratio is s = exp(mean over the sequence's tokens of logp - logp_old), clipped as a whole.
+
+    A sequence is one branch of a trajectory. Every token carries its sequence's loss, so that aggregation "sequence" is the paper's objective.
+    """
+    count = int(branches.max()) + 1 if len(branches) else 0
+    zeros = torch.zeros(count, dtype=logprobs.dtype, device=logprobs.device)
+    tokens = zeros.index_add(0, branches, torch.ones_like(logprobs))
+    mean = zeros.index_add(0, branches, logprobs - old) / tokens.clamp(min=1)
+    return _clipped(mean.exp()[branches], advantages, low, high)
+
+
+def clipped_weight(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> Surrogate:
+    """CISPO, equations 4 and 5 of arXiv:2506.13585: -sg(clip(r, 1 - low, 1 + high)) A logp: clips the weight, keeps every token's gradient."""
+    ratio = (logprobs - old).exp().detach()
+    return Surrogate(-ratio.clamp(1 - low, 1 + high) * advantages * logprobs, ratio, (ratio < 1 - low).float(), (ratio > 1 + high).float())
+
+
+def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> Surrogate:
+    plain, bounded = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return Surrogate(-torch.minimum(plain, bounded), ratio, ((ratio < 1 - low) & (advantages < 0)).float(), ((ratio > 1 + high) & (advantages > 0)).float())
+
+
+def correction(kind: str, current: torch.Tensor, behaviour: torch.Tensor, cap: float) -> torch.Tensor:
+    """Weight w of each token for the distance between the policy before this step and the one that sampled, w = exp(current - behaviour), no gradient.
+
+    truncate   min(w, cap): truncated importance sampling; for stale data the outer weight of the decoupled objective (arXiv:2505.24298,
+               section 5.2), and the same for what two engines compute differently under equal weights
+    mask       w where 1 / cap <= w <= cap, else 0: IcePop (arXiv:2510.18855)
+    """
+    weight = (current - behaviour).exp().detach()
+    if kind == "truncate":
+        return weight.clamp(max=cap)
+    return weight * ((weight <= cap) & (weight >= 1 / cap))
+
+
+def policy_loss(config: AlgorithmConfig, logprobs: torch.Tensor, behaviour: torch.Tensor, advantages: torch.Tensor, branches: torch.Tensor,
+                reference: torch.Tensor | None = None) -> Surrogate:
+    """The loss of each token, not yet aggregated.
+
+    With a correction the objective is decoupled (arXiv:2505.24298, section 5.2): ratios are taken to the policy before this step, whose
+    logprobs are the present ones, because a step makes one update; the correction weighs each token's loss.
+    """
+    old = behaviour if config.correction == "none" else logprobs.detach()
+    if config.surrogate == "sequence_ratio":
+        out = sequence_ratio(logprobs, old, advantages, config.clip_low, config.clip_high, branches)
+    else:
+        out = (token_ratio if config.surrogate == "token_ratio" else clipped_weight)(logprobs, old, advantages, config.clip_low, config.clip_high)
+    losses = out.losses
+    if config.correction != "none":
+        losses = losses * correction(config.correction, logprobs, behaviour, config.correction_cap)
+        out = Surrogate(out.losses, (logprobs.detach() - behaviour).exp(), out.clipped_low, out.clipped_high)
+    if reference is not None:
+        losses = losses + config.kl_coefficient * low_variance_kl(logprobs, reference)
+    return Surrogate(losses, out.ratio.detach(), out.clipped_low, out.clipped_high)
 
 
 def low_variance_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
@@ -40,21 +143,28 @@ def low_variance_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) ->
     return difference.exp() - difference - 1
 
 
-def weighted_cross_entropy(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of -w log p over all tokens, (B, T) -> scalar; the caller divides by the sum of the weights of the whole step."""
-    return -(logprobs * weights).sum()
+def row_weights(aggregation: str, rows: Sequence[Sample], constant: float, trajectories: int | None = None) -> list[float]:
+    """Weight of each trained token of each row, so that the step's loss is the weighted sum of its tokens' losses.
 
-
-def token_weights(aggregation: str, tokens_of: dict[str, int]) -> dict[str, float]:
-    """Trajectory id -> weight of each of its trained tokens, so that the loss is the weighted sum of the token losses.
-
-    "token": every token weighs the same, 1 / (tokens of the step), as in DAPO (arXiv:2503.14476, section 3.3).
-    "trajectory": the mean over trajectories of the mean over a trajectory's tokens, as GRPO's equation 3 (arXiv:2402.03300)
-    has it for answers of one turn; long episodes then don't drown short ones. `tokens_of`: trajectory id -> trained tokens.
+    token        1 / (tokens of the step): DAPO, section 3.3 of arXiv:2503.14476
+    sequence     mean over branches of the mean over a branch's tokens: GSPO's, equation 5 of arXiv:2507.18071
+    trajectory   mean over trajectories of the mean over all tokens of one: equation 3 of arXiv:2402.03300, where an answer was one turn;
+                 long episodes then don't drown short ones
+    constant     1 / (trajectories x `constant`), the same for every token and step: Dr.GRPO, section 3.2 of arXiv:2503.20783, where the
+                 constant is the generation budget
+    `trajectories`: how many the step has, also those that are not trained; default: those of the rows.
     """
+    tokens = [sum(row.loss_mask) for row in rows]
+    of_trajectory: dict[str, int] = {}
+    for row, count in zip(rows, tokens, strict=True):
+        of_trajectory[row.trajectory_id] = of_trajectory.get(row.trajectory_id, 0) + count
     if aggregation == "token":
-        total = sum(tokens_of.values())
-        return {name: 1 / total for name in tokens_of}
+        return [1 / max(1, sum(tokens))] * len(rows)
+    if aggregation == "sequence":
+        branches = sum(count > 0 for count in tokens)
+        return [1 / (branches * count) if count else 0.0 for count in tokens]
     if aggregation == "trajectory":
-        return {name: 1 / (len(tokens_of) * tokens) for name, tokens in tokens_of.items()}
-    raise ValueError(f"unknown aggregation {aggregation!r}: token or trajectory")
+        return [1 / (len(of_trajectory) * max(1, of_trajectory[row.trajectory_id])) for row in rows]
+    if aggregation == "constant":
+        return [1 / ((trajectories or len(of_trajectory)) * constant) for _ in rows]
+    raise ValueError(f"unknown aggregation {aggregation!r}: token, sequence, trajectory or constant")

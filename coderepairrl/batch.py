@@ -1,25 +1,35 @@
-"""Trajectories -> samples -> micro-batches: padded (B, T) tensors of rows of similar length, the same number on every rank."""
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+"""Trajectories -> samples -> micro-batches: one packed row each, with the tokens that are trained as a list beside it."""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 
+from coderepairrl import packing
+from coderepairrl.attention import Layout
+from coderepairrl.packing import Piece
 from coderepairrl.types import Call, Sample, Trajectory
-
-LENGTH_STEP = 16  # lengths are rounded up to a multiple: few distinct shapes, which CPU kernels are compiled for
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors are (B, T); column t speaks of token t, also of the logprob of token t given those before it."""
+    """A packed row of T tokens and the N of them that are trained (a token that several samples share can be there several times).
+
+    token_ids, position_ids (1, T). The rest is (N,): the logprob of `targets` comes from the row's output at `sources`.
+    """
     token_ids: torch.Tensor
-    loss_mask: torch.Tensor  # float: 1 trained, 0 not
+    position_ids: torch.Tensor
+    layout: Layout
+    sources: torch.Tensor
+    targets: torch.Tensor
     behaviour_logprobs: torch.Tensor
     advantages: torch.Tensor
-    trajectory_ids: tuple[str, ...]  # one a row
+    weights: torch.Tensor  # of each token's loss in the step's
+    staleness: torch.Tensor  # optimizer steps between the weights that sampled the token and those before this step
+    branches: torch.Tensor  # 0..: tokens of one sample have the same number
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(*(t.to(device) for t in (self.token_ids, self.loss_mask, self.behaviour_logprobs, self.advantages)), self.trajectory_ids)
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def branches(calls: Sequence[Call]) -> list[list[Call]]:
@@ -65,47 +75,52 @@ def trained_tokens(rows: Sequence[Sample]) -> dict[str, int]:
     return out
 
 
-def pad(rows: Sequence[Sequence], value: float, dtype: torch.dtype, width: int) -> torch.Tensor:
-    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], dtype=dtype)
+def micro_batches(rows: Sequence[Sample], weights: Sequence[float], tokens: int, rank: int, world_size: int, *, hidden_size: int,
+                  staleness_of: Mapping[int, int] | None = None, share_prefixes: bool = True) -> list[MicroBatch]:
+    """This rank's micro-batches of at most `tokens` tokens (or one longer sample); every rank gets equally many, as ZeRO-3's collectives need.
 
-
-def rounded(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
-def split(lengths: Sequence[int], tokens: int, parts: int) -> list[list[list[int]]]:
-    """Row indices by part (rank) and micro-batch: at most `tokens` padded tokens each, equally many for every part.
-
-    Rows of similar length go together; micro-batches are dealt to the parts in turn, so that their costs are close. A part
-    that gets one less repeats nothing: it gets an empty list, which the caller turns into a batch without loss.
+    `weights`: of a trained token, for each row. `staleness_of`: policy version -> staleness; without it, 0.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batches, current = [], []
-    for i in order:
-        if current and rounded(lengths[i]) * (len(current) + 1) > tokens:
-            batches.append(current)
-            current = []
-        current.append(i)
-    if current:
-        batches.append(current)
-    while len(batches) % parts:
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        if len(batches[largest]) > 1:  # rather halve a batch than leave a rank idle
-            half = batches.pop(largest)
-            batches += [half[: len(half) // 2], half[len(half) // 2 :]]
-        else:
-            batches.append([])
-    return [batches[part::parts] for part in range(parts)]
+    if not any(any(row.loss_mask) for row in rows):
+        return []
+    dealt = packing.deal(packing.pieces(rows, tokens, share_prefixes), tokens, world_size, hidden_size)[rank]
+    return [collate(parts, rows, weights, staleness_of or {}) for parts in dealt]
 
 
-def micro_batches(rows: Sequence[Sample], tokens: int, rank: int, world_size: int) -> list[MicroBatch]:
-    """This rank's share of the rows. Every rank gets equally many micro-batches, as ZeRO-3's collectives need."""
-    return [collate([rows[i] for i in indices]) for indices in split([len(r.token_ids) for r in rows], tokens, world_size)[rank]]
+def collate(parts: Sequence[Piece], rows: Sequence[Sample], weights: Sequence[float], staleness_of: Mapping[int, int]) -> MicroBatch:
+    """A micro-batch without pieces is one token without loss: it keeps the ranks in step."""
+    if not parts:
+        alone = np.zeros(1, dtype=np.int64)
+        parts = [Piece((), (), alone, alone, (packing.Node(0, 1, alone),))]
+    offsets = np.cumsum([0] + [piece.size for piece in parts])
+    columns: dict[str, list] = {name: [] for name in ("sources", "targets", "behaviour_logprobs", "advantages", "weights", "staleness", "branches")}
+    branch = 0
+    for piece, offset in zip(parts, offsets, strict=False):
+        for index, places in zip(piece.samples, piece.places, strict=True):
+            row = rows[index]
+            at = np.flatnonzero(row.loss_mask)
+            at = at[at > 0]  # nothing predicts the first token
+            picked = lambda column: np.asarray(column)[at]
+            columns["sources"].append(places[at - 1] + offset)
+            columns["targets"].append(picked(row.token_ids))
+            columns["behaviour_logprobs"].append(picked(row.behaviour_logprobs))
+            columns["advantages"].append(picked(row.advantages))
+            columns["weights"].append(np.full(len(at), weights[index]))
+            columns["staleness"].append(np.array([staleness_of.get(v, 0) for v in picked(row.policy_versions).tolist()], dtype=np.int64))
+            columns["branches"].append(np.full(len(at), branch))
+            branch += 1
+    column = lambda name, dtype: torch.from_numpy(np.concatenate([np.zeros(0), *columns[name]])).to(dtype)
+    whole, exact = torch.float32, torch.long
+    return MicroBatch(
+        torch.from_numpy(np.concatenate([piece.token_ids for piece in parts]))[None].long(), torch.from_numpy(np.concatenate([piece.position_ids for piece in parts]))[None].long(),
+        layout(parts, offsets), column("sources", exact), column("targets", exact), column("behaviour_logprobs", whole), column("advantages", whole),
+        column("weights", whole), column("staleness", exact), column("branches", exact))
 
 
-def collate(rows: Sequence[Sample]) -> MicroBatch:
-    width = rounded(max((len(r.token_ids) for r in rows), default=1))
-    rows = rows or [Sample("", "", 0, (0,), (0,), (0,), (0.0,), (0.0,), (-1,))]  # no loss: keeps the ranks in step
-    column: Callable[[str, float, torch.dtype], torch.Tensor] = lambda name, value, dtype: pad([getattr(r, name) for r in rows], value, dtype, width)
-    return MicroBatch(column("token_ids", 0, torch.long), column("loss_mask", 0.0, torch.float), column("behaviour_logprobs", 0.0, torch.float),
-                      column("advantages", 0.0, torch.float), tuple(r.trajectory_id for r in rows))
+def layout(parts: Sequence[Piece], offsets: np.ndarray) -> Layout:
+    nodes = [(node, offset) for piece, offset in zip(parts, offsets, strict=False) for node in piece.nodes]
+    queries, keys = tuple(node.stop - node.start for node, _ in nodes), tuple(len(node.path) for node, _ in nodes)
+    shared = queries != keys
+    path_index = torch.from_numpy(np.concatenate([node.path + offset for node, offset in nodes])) if shared else None
+    edges = lambda lengths: torch.from_numpy(np.cumsum((0, *lengths))).to(torch.int32)
+    return Layout(edges(queries), edges(keys), path_index, queries, keys)

@@ -1,11 +1,14 @@
-"""DeepSpeed ZeRO-3 behind six verbs: forward, backward, step, gathered parameters, save, load. It knows no tasks and no losses.
+"""DeepSpeed ZeRO-3 behind a few verbs: logprobs, backward, step, buckets of whole weights, save, load. It knows no tasks and no losses.
 
-Every method is collective: all ranks call it, in the same order, with the same number of micro-batches.
+Every method is collective unless it says otherwise: all ranks call it, in the same order, with the same number of micro-batches.
 """
-import json
+import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,45 +16,90 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import save_torch_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
+from coderepairrl import attention
+from coderepairrl.batch import MicroBatch
 from coderepairrl.engine_config import EngineConfig
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, EngineError
+from coderepairrl.files import read_json, write_json
+from coderepairrl.policy_model import PolicyModel, recompute
 
 
 class Engine:
-    """`rank`, `world_size`, `module` (the Hugging Face model), and the verbs below."""
+    """`rank`, `world_size`, `device`, `tokenizer`, `steps` (optimizer steps so far), `hidden_size`, and the verbs below."""
 
-    def __init__(self, model_path: str | Path, config: EngineConfig):
+    def __init__(self, model_path: str | Path, config: EngineConfig, resume: Path | None = None):
+        """`resume`: a folder that `save` wrote, at any number of ranks."""
         if not (Path(model_path) / "config.json").exists():
             raise ConfigError(f"{model_path}: no model there (no config.json): make it first, or correct the path")
         if not torch.cuda.is_available():
             # the shared-memory all-reduce is compiled at first use, which takes a minute and a compiler; gloo needs neither
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        else:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=timedelta(hours=12))
         self.rank, self.world_size, self.config = dist.get_rank(), dist.get_world_size(), config
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(model_path)
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        self.tokenizer = None if config.random_weights else AutoTokenizer.from_pretrained(model_path)
+        model = self._load_model(model_path)
+        self.hidden_size = model.config.hidden_size
+        self.module = PolicyModel(model, config.lora)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=torch.cuda.is_available() or None)
         if config.leaf_modules:
             set_z3_leaf_modules(model, config.leaf_modules)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._deepspeed_config())
-        self.module = self._engine.module
+        universal = resume is not None and self._universal(resume)
+        self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, config=self._deepspeed_config(universal))
         self.steps = 0
+        if resume:
+            self._load(resume, universal)
 
-    def _deepspeed_config(self) -> dict:
+    def _load_model(self, path: str | Path) -> PreTrainedModel:
+        dtype = getattr(torch, self.config.dtype)
+        if self.config.random_weights:
+            with self.device:
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation=attention.NAME)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
+        attention.check(model.config)
+        model.train()
+        if self.device.type == "cuda" and dtype == torch.bfloat16 and is_liger_kernel_available():
+            apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # norms, rotary embedding and gated MLP, fused; the head is our own
+        if self.config.checkpointed_share or self.config.lora:
+            recompute(model, self.config.checkpointed_share)
+        return model
+
+    def _deepspeed_config(self, universal: bool) -> dict:
+        config = self.config
+        half = config.dtype == "bfloat16"
+        layer = sum(p.numel() for p in self.module.model.get_decoder().layers[0].parameters())
         return {
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": self.config.gradient_clipping,
-            "bf16": {"enabled": self.config.dtype == "bfloat16"}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False,
+            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clipping,
+            "bf16": {"enabled": half}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False, "checkpoint": {"load_universal": universal},
             "zero_optimization": {"stage": 3, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True,
-                                  "stage3_param_persistence_threshold": self.config.persistence_threshold},
-        }
+                                  "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none", "pin_memory": True},
+                                  "stage3_prefetch_bucket_size": layer,  # a layer ahead
+                                  "stage3_param_persistence_threshold": config.persistence_threshold},
+        } | ({"data_types": {"grad_accum_dtype": "fp32"}} if half else {})
 
-    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) ids -> (B, T, V) float32 logits."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-            return self._engine(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
+    def logprobs(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logprob of each trained token, entropy of the distribution that it was drawn from), both (N,) float32; entropy has no gradient."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast))
+            if self.config.offload_activations:
+                stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
+            return self._engine(micro, temperature)
+
+    def reference_logprobs(self, micro: MicroBatch, temperature: float) -> torch.Tensor:
+        """(N,) under the policy that training began with. With LoRA that is the base; raises ConfigError without."""
+        if not self.config.lora:
+            raise ConfigError("a KL term needs a reference policy, which is LoRA's base: set engine.lora, or kl_coefficient to 0")
+        with torch.no_grad(), self.module.base():
+            return self.logprobs(micro, temperature)[0]
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulates gradients. Ranks are summed, not averaged; `last` marks the last micro-batch of a step."""
@@ -67,65 +115,96 @@ class Engine:
         self.steps += 1
         return float(self._engine.get_global_grad_norm()), rate
 
+    def skip(self) -> float:
+        """A step that has nothing to learn from: it is counted, no weight changes. Returns the learning rate."""
+        rate = self.learning_rate()
+        self.steps += 1
+        return rate
+
     def learning_rate(self) -> float:
         config = self.config
         rate = config.learning_rate * min(1.0, (self.steps + 1) / max(1, config.warmup_steps))
         if config.decay_steps:
             progress = min(1.0, self.steps / config.decay_steps)
-            rate *= max(config.final_share, 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * progress)).item())
+            rate *= max(config.final_share, 0.5 + 0.5 * math.cos(math.pi * progress))
         return rate
 
-    def parameters(self, bucket_elements: int = 50_000_000) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, whole tensor) of every parameter, gathered bucket by bucket in lockstep on all ranks."""
-        bucket: list[tuple[str, torch.nn.Parameter]] = []
-        size = 0
-        for name, parameter in self.module.named_parameters():
-            bucket.append((name, parameter))
-            size += parameter.ds_numel
-            if size >= bucket_elements:
+    def layout(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Not collective. (Hugging Face name, dtype, whole shape) of every weight that is published, in order."""
+        return [(name, parameters[0].dtype, tuple(parameters[0].ds_shape)) for name, parameters, _ in self.module.published()]
+
+    def buckets(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """(Hugging Face name, whole tensor on every rank), LoRA merged, bucket by bucket. Valid until the next bucket is asked for."""
+        self._engine.empty_partition_cache()  # a forward pass without a backward one leaves prefetched parameters in flight
+        bucket, size = [], 0
+        for entry in self.module.published():
+            bucket.append(entry)
+            size += sum(p.ds_numel for p in entry[1])
+            if size >= self.config.bucket_elements:
                 yield from self._gather(bucket)
                 bucket, size = [], 0
-        yield from self._gather(bucket)
+        if bucket:
+            yield from self._gather(bucket)
 
-    def _gather(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
-        with deepspeed.zero.GatheredParameters([p for _, p in bucket]):
-            yield from [(name, parameter.data.detach()) for name, parameter in bucket]
+    def _gather(self, bucket: list) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        with deepspeed.zero.GatheredParameters([p for _, parameters, _ in bucket for p in parameters]):
+            with torch.no_grad():
+                yield [(name, make(*(p.data for p in parameters))) for name, parameters, make in bucket]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Collective. All parameters whole, in CPU memory, on rank 0; nothing on the others."""
+        """All published weights whole, in CPU memory, on rank 0; nothing on the others."""
         out = {}
-        for name, tensor in self.parameters():
+        for bucket in self.buckets():
             if self.rank == 0:
-                out[name] = tensor.to("cpu", copy=True)
+                out |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket}
         return out
 
-    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Rank 0. A Hugging Face folder that transformers and vLLM load as it is; appears whole or not at all."""
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.module.save_pretrained(temporary, state_dict=weights)
-        self.tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-
-    def save(self, folder: Path, state: dict, export: Path) -> None:
-        """Collective. Model, optimizer, `state` (JSON) and a copy of the export as policy/, so that `load` goes on from here."""
-        temporary = folder.with_name(folder.name + ".tmp")
+    def export(self, folder: Path) -> None:
+        """A Hugging Face folder that transformers and vLLM load as it is; appears whole or not at all."""
+        weights = self.weights()
         if self.rank == 0:
+            temporary = folder.with_name(folder.name + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
-        dist.barrier()
-        self._engine.save_checkpoint(str(temporary), tag="state", client_state={"steps": self.steps})
-        if self.rank == 0:
-            shutil.copytree(export, temporary / "policy")
-            (temporary / "state.json").write_text(json.dumps(state))
+            temporary.mkdir(parents=True)
+            save_torch_state_dict(weights, temporary)
+            self.module.model.config.save_pretrained(temporary)
+            self.module.model.generation_config.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         dist.barrier()
 
-    def load(self, folder: Path) -> dict:
-        _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+    def save(self, folder: Path, state: dict) -> None:
+        """A checkpoint: model, optimizer, `state` (JSON), and the policy as a Hugging Face folder in policy/."""
+        temporary = folder.with_name(folder.name + ".tmp")
+        if self.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        dist.barrier()
+        self._engine.save_checkpoint(str(temporary), tag="state", client_state={"steps": self.steps}, exclude_frozen_parameters=self.config.lora is not None)
+        self.export(temporary / "policy")
+        if self.rank == 0:
+            write_json(temporary / "state.json", state | {"ranks": self.world_size})
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        dist.barrier()
+
+    def _universal(self, folder: Path) -> bool:
+        """Whether the checkpoint was written by another number of ranks; it is then converted to the form that any number can load."""
+        saved = read_json(folder / "state.json")["ranks"]
+        if saved == self.world_size:
+            return False
+        if self.rank == 0 and not (folder / "universal").exists():
+            converted = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", folder / "state",
+                                        "--output_folder", folder / "universal.tmp"], capture_output=True, text=True)
+            if converted.returncode:
+                raise EngineError(f"{folder} was written by {saved} ranks and could not be converted for {self.world_size}: {converted.stderr[-300:]}")
+            (folder / "universal.tmp").rename(folder / "universal")
+        dist.barrier()
+        return True
+
+    def _load(self, folder: Path, universal: bool) -> None:
+        _, client_state = self._engine.load_checkpoint(str(folder), tag="universal" if universal else "state", load_module_strict=self.config.lora is None)
         self.steps = client_state["steps"]
-        return json.loads((folder / "state.json").read_text())
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over ranks."""

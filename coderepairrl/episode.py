@@ -30,7 +30,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
     """
-    started = time.monotonic()
+    started, started_at = time.monotonic(), time.time()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
     outcome, detail, diff, verdict, parts, reward = Outcome.SUBMITTED, "", "", None, {}, 0.0
     try:
@@ -55,4 +55,4 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     return Trajectory(
         trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
         outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=tuple(session.events),
-        stats={"generation_s": generated - started, "grading_s": finished - generated} | {k: float(v) for k, v in session.counters.items()})
+        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated} | {k: float(v) for k, v in session.counters.items()})

@@ -22,11 +22,13 @@ def ranks_command(ranks: int, arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *arguments]
 
 
-def ranks_environment(threads: int) -> dict[str, str]:
-    """The variables of such a process, on top of this one's."""
+def ranks_environment(threads: int, devices: str | None = None) -> dict[str, str]:
+    """The variables of such a process, on top of this one's. `devices`: its GPUs as in CUDA_VISIBLE_DEVICES; None: all that this process sees."""
     variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
     if not has_gpu():
         variables |= ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if devices is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = devices
     return os.environ | variables
 
 

@@ -2,9 +2,13 @@
 
 The folder `policy/` of a run is where trainer and rollout meet:
     v000003/        an export, a Hugging Face folder
-    current.json    {"version": 3, "path": ".../v000003", "live": true}: written by the trainer when the update is over; live false:
-                    the update failed, and vLLM has to be restarted from `path`
+    current.json    {"version": 3, "step": 3, "path": ".../v000003", "path_version": 3, "live": true}: written by the trainer when an
+                    update is over. step: updates that the weights contain. live false: the update failed (`reason`), and vLLM has
+                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest
+    versions.jsonl  {"version": 3, "step": 3}, a row for every version of the run, before it is sent: written by the trainer
     engine.json     {"url": ..., "pid": ...}: written by the rollout process whenever a server is ready
+    export_wanted.json  {"version": 3}: written by the rollout process when it can't start vLLM before the trainer has exported this version
+    recoveries.jsonl    {"time": ..., "what": ...}: written by the rollout process, a row for every restart of vLLM, with its cause
 """
 import asyncio
 import json
@@ -12,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +24,11 @@ import aiohttp
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError
-from coderepairrl.launch import ends_with_parent
+from coderepairrl.files import read_json, write_json
+from coderepairrl.launch import ends_with_parent, has_gpu
+
+POLL_S = 0.02  # between two looks at the trainer's files
+HEALTH_EVERY_S = 5.0
 
 
 class ServerConfig(Config):
@@ -32,22 +41,15 @@ class ServerConfig(Config):
     extra_arguments: list[str] = []
     threads: int = 2  # on CPU
     start_timeout_s: float = 300.0
-    update_timeout_s: float = 60.0
+    update_timeout_s: float = 60.0  # of a weight update: then it has failed
+    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where there are GPUs
+    devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
+    health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
 
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value))
-    temporary.rename(path)
-
-
-def read_json(path: Path) -> Any | None:
-    """None when the file is not there (yet)."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
+    @property
+    def transfer_backend(self) -> Literal["gloo", "nccl"]:
+        return self.weight_backend or ("nccl" if has_gpu() else "gloo")
 
 
 def free_port(wanted: int) -> int:
@@ -76,19 +78,22 @@ class Server:
                    "--served-model-name", "policy", "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
                    "--dtype", config.dtype, "--max-model-len", str(config.max_model_len), "--max-num-seqs", str(config.max_num_seqs),
                    "--max-num-batched-tokens", str(config.max_num_batched_tokens), "--enable-scale-out", "--disable-uvicorn-access-log",
-                   "--weight-transfer-config", json.dumps({"backend": "gloo"}),
-                   "--worker-extension-cls", "coderepairrl.weight_transfer.WorkerExtension"]
+                   "--weight-transfer-config", json.dumps({"backend": config.transfer_backend})]
+        if config.transfer_backend == "gloo":  # ours; vLLM has the other
+            command += ["--worker-extension-cls", "coderepairrl.weight_transfer.receiver.WorkerExtension"]
         if config.kv_cache_mib:
             command += ["--enforce-eager", "--kv-cache-memory-bytes", f"{config.kv_cache_mib}M", "--distributed-executor-backend", "uni"]
         return command + config.extra_arguments
 
     async def start(self, model: str) -> None:
         """Returns when the server answers. Raises EngineError with the end of its log when it doesn't come up."""
-        environment = os.environ | {
-            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+        environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ | {
+            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self.config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         if self.config.kv_cache_mib:  # on CPU vLLM insists on a worker process of its own unless told so: it costs a third of the speed
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if self.config.devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.config.devices
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *ends_with_parent(signal.SIGKILL), *self._command(model), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -138,47 +143,101 @@ class Server:
 
 
 class Supervisor:
-    """Keeps one server alive: restarts it from the newest export when it ends or when the trainer says that an update failed.
+    """Keeps one server alive, with the newest weights: restarts it when it ended, stopped answering, or missed an update.
 
     `hold` is called before and `release(version)` after a restart, so that the gateway's requests wait in between.
+    serving: what current.json said of the weights that the server has; it lags behind while an update is being repaired.
     """
 
     def __init__(self, server: Server, hold, release):
         self.server, self.hold, self.release = server, hold, release
         self.restarts = 0
-        self._loaded: int | None = None  # version that the newest start gave the server; live updates come on top of it
-        self._lock = asyncio.Lock()
+        self.serving: dict[str, Any] = {}
+        self._policy = server.run / "policy"
 
-    async def start(self, model: str, version: int) -> None:
+    async def start(self) -> None:
         self.hold()
-        write_json(self.server.run / "policy" / "current.json", {"version": version, "path": model, "live": True})
-        await self.server.start(model)
-        self._loaded = version
-        self.release(version)
+        await self._load()
 
-    async def ensure(self, version: int) -> None:
-        """Restarts the server, unless its newest start has loaded this version already."""
-        async with self._lock:
-            if self._loaded != version:
-                await self._restart()
+    async def _load(self) -> None:
+        while True:
+            current = await self._exported()
+            try:
+                await self.server.start(current["path"])
+                break
+            except EngineError:
+                if self._current()["version"] == current["version"]:
+                    raise  # else the trainer has gone on, and may have removed the older export under the server's feet
+        self.serving = current
+        self.release(current["version"])
 
     async def watch(self) -> None:
-        """Runs until cancelled, and restarts a server that has ended; an EngineError ends it."""
-        while True:
-            process = self.server.process
-            await process.wait()
-            async with self._lock:
-                if self.server.process is process:  # else it was ended on purpose, and another runs in its place
-                    await self._restart()
+        """Runs until cancelled; an EngineError ends it."""
+        # a connection that is kept is closed by vLLM after 5 s, and the next request on it would fail
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
+            looked = time.monotonic()
+            while True:
+                problem = await self._problem(http)
+                if problem is None and time.monotonic() - looked >= HEALTH_EVERY_S:
+                    problem = await self._silence(http)
+                    looked = time.monotonic()
+                if problem:
+                    await self._restart(problem)
+                await asyncio.sleep(POLL_S)
 
-    async def _restart(self) -> None:
-        """With the newest export, whose version the next tokens carry."""
+    async def _silence(self, http: aiohttp.ClientSession) -> str | None:
+        patience_s = self.server.config.health_timeout_s
+        healthy = await self._ask(http, "health", patience_s) is not None
+        return None if healthy or self.server.process.returncode is not None else f"it did not say within {patience_s:.0f} s that it is well"
+
+    async def _problem(self, http: aiohttp.ClientSession) -> str | None:
+        code, current = self.server.process.returncode, self._current()
+        if code is not None:
+            return f"it ended with code {code}"
+        if current["version"] == self.serving["version"]:
+            return None
+        if not current["live"]:
+            return f"weight update {current['version']} failed: {current.get('reason') or 'see trainer.log'}"
+        # a server that was restarted between the end of the update and the writing of current.json has older weights
+        answer = await self._ask(http, "weight_info", self.server.config.update_timeout_s)
+        has = answer and json.loads(answer)["weight_version"]
+        if has != str(current["version"]):
+            return f"it has weights {has} instead of {current['version']}"
+        self.serving = current
+        return None
+
+    async def _ask(self, http: aiohttp.ClientSession, path: str, timeout_s: float) -> str | None:
+        """The answer's text, None when there is none in time or it is an error."""
+        try:
+            async with http.get(f"{self.server.url}/{path}", timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None  # the caller restarts the server, and says why
+
+    async def _restart(self, problem: str) -> None:
         self.hold()
         self.restarts += 1
+        with (self._policy / "recoveries.jsonl").open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "what": f"vLLM restarted: {problem}"}) + "\n")
         if self.restarts > self.server.config.max_restarts:
-            raise EngineError(f"vLLM had to be restarted more than {self.server.config.max_restarts} times: see {self.server.log}")
+            raise EngineError(f"vLLM had to be restarted more than {self.server.config.max_restarts} times, at last because: {problem}; see {self.server.log}")
         await self.server.stop()
-        current = read_json(self.server.run / "policy" / "current.json")
-        await self.server.start(current["path"])
-        self._loaded = current["version"]
-        self.release(self._loaded)
+        await self._load()
+
+    def _current(self) -> dict[str, Any]:
+        return read_json(self._policy / "current.json")
+
+    async def _exported(self) -> dict[str, Any]:
+        """What current.json says once the weights of its version lie at its path; the trainer, who may not have exported them, is asked to."""
+        wanted = self._policy / "export_wanted.json"
+        try:
+            async with asyncio.timeout(self.server.config.start_timeout_s):
+                while (current := self._current()).get("path_version", current["version"]) != current["version"]:
+                    if read_json(wanted) != {"version": current["version"]}:
+                        write_json(wanted, {"version": current["version"]})
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise EngineError(f"vLLM can't be restarted: the trainer did not export weights {current['version']} in {self.server.config.start_timeout_s:.0f} s: "
+                              "see trainer.log, or raise server.start_timeout_s") from None
+        wanted.unlink(missing_ok=True)
+        return current

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from coderepairrl import ledger, store
-from coderepairrl.policy import read_json, write_json
+from coderepairrl.files import read_json, write_json
 
 
 def mean_interval(values: list[float]) -> tuple[float, list[float]]:
@@ -36,14 +36,17 @@ def write_summary(run: Path) -> dict:
     for row in by_event["trained"]:
         for reason, tokens in row["masked"].items():
             masked[reason] += tokens
+    dropped = defaultdict(int, evaluation=0, infrastructure_error=sum(row["tokens"] for row in by_event["infrastructure_error"]))
+    for row in by_event["dropped"]:
+        dropped[row["reason"]] += row["tokens"]
     summary = {
-        "steps": len(metrics), "episodes": sum(row["episodes"] for row in by_event["admitted"]),
+        "steps": len(metrics), "episodes": sum(len(row["outcomes"]) for row in by_event["finished"]),
         "weight_updates": len(metrics) - metrics[-1]["failed_updates"] if metrics else 0,
         "max_logprob_gap": max([row["logprob_gap"] for row in metrics] + [(read_json(run / "final_gap.json") or {}).get("logprob_gap", 0.0)]),
         "infrastructure_errors": len(by_event["infrastructure_error"]),
         "tokens_sampled": sum(row["sampled"] for row in by_event["finished"]) + sum(row["tokens"] for row in by_event["infrastructure_error"]),
         "tokens_trained": sum(row["trained"] for row in by_event["trained"]), "tokens_masked": dict(masked),
-        "tokens_dropped": {"evaluation": sum(row["tokens"] for row in by_event["dropped"]), "infrastructure_error": sum(row["tokens"] for row in by_event["infrastructure_error"])},
+        "tokens_dropped": dict(dropped),
         "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in (("rollout", "rollout_s"), ("train", "train_s"), ("update", "update_s"), ("all_steps", "step_s"))}}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
     if before_file.exists() and after_file.exists():

@@ -24,6 +24,7 @@ from train_grpo import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
+from coderepairrl.files import write_json
 from coderepairrl.program import program
 from coderepairrl.rollout import Rollout
 from coderepairrl.types import Call, Task, Trajectory, Verdict
@@ -144,7 +145,8 @@ async def run_one(config: TrainConfig, split: str, number: str, console: Console
     folder = Path(config.run).with_name(Path(config.run).name + ".run_one")
     for name in ("logs/attempt_1", "policy"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    rollouts = Rollout(config.rollout, folder, config.model, version=0, attempt=1)
+    write_json(folder / "policy" / "current.json", {"version": 0, "step": 0, "path": config.model, "live": True})
+    rollouts = Rollout(config.rollout, folder, config.model, attempt=1)
     task = pick(rollouts.tasks, split, number)  # before vLLM is started
     with console.status(f"vLLM starts with {config.model}") as status:
         async with rollouts:

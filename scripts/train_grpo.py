@@ -7,7 +7,8 @@ On one machine (role: all) it starts two programs and watches over them, in the 
     role=train     DeepSpeed ZeRO-3 ranks: advantages, loss, step    -> new weights, live in vLLM
 The same command again goes on from the newest checkpoint, or says that the run is done.
 
-Left out on purpose: asynchronous rollouts, other losses, packed rows.
+Both run at the same time: rollout.max_staleness says how many optimizer steps older than the trainer a trained token may be.
+Left out on purpose: several optimizer steps on the same rollouts (PPO epochs).
 """
 import asyncio
 import os
@@ -16,25 +17,26 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from coderepairrl.algorithms import AlgorithmConfig
 from coderepairrl.config import Config, load
+from coderepairrl.driver import drive, start_of
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.metrics import WandbConfig
-from coderepairrl.policy import read_json
 from coderepairrl.program import program
 from coderepairrl.rollout import Rollout, RolloutConfig
 
 
 class TrainingConfig(Config):
     steps: int
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: Literal["token", "trajectory"] = "token"  # what weighs the same in the loss
-    scale_advantages: bool = True  # divide by the group's standard deviation
-    micro_batch_tokens: int = 8192  # padded, of one rank
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    micro_batch_tokens: int = 8192  # of one rank's packed row
+    share_prefixes: bool = True  # what samples of a group have in common is computed once
     checkpoint_every: int = 10
+    export_every: int = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step
     ranks: int = 1
     threads: int = 1  # of each rank, on CPU
+    devices: str | None = None  # the ranks' GPUs, as in CUDA_VISIBLE_DEVICES; vLLM's are rollout.server.devices
 
 
 class TrainConfig(Config):
@@ -47,26 +49,15 @@ class TrainConfig(Config):
     wandb: WandbConfig | None = None
 
 
-def start_of(run: Path, model: str) -> tuple[int, int, str]:
-    """(first step to do, version of the weights to start from, their folder): from the newest checkpoint, or from the beginning."""
-    checkpoints = sorted(path for path in (run / "checkpoints").glob("step_*") if path.suffix != ".tmp")
-    if not checkpoints:
-        return 0, 0, model
-    state = read_json(checkpoints[-1] / "state.json")
-    return state["step"], state["version"], str(checkpoints[-1] / "policy")
-
-
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too
-    first, version, model = start_of(run, config.model)
-    async with Rollout(config.rollout, run, model, version, attempt) as rollouts:
-        if config.training.evaluate and not (run / "rollouts" / "eval_before.parquet").exists():
-            await rollouts.evaluate("before")
-        for step in range(first, config.training.steps):
-            await rollouts.collect(step)  # on-policy: the weights do not change until the step is trained
-            await rollouts.await_update(step)
-        if config.training.evaluate:
-            await rollouts.evaluate("after")
+    steps, evaluate = config.training.steps, config.training.evaluate
+    async with Rollout(config.rollout, run, config.model, attempt) as rollouts:
+        if evaluate:
+            await rollouts.evaluate("before", updates=0)
+        await rollouts.produce(steps)  # groups run ahead of the trainer as far as max_staleness lets them
+        if evaluate:
+            await rollouts.evaluate("after", updates=steps)
 
 
 def train(config: TrainConfig, run: Path) -> None:
@@ -74,39 +65,40 @@ def train(config: TrainConfig, run: Path) -> None:
 
     from coderepairrl import algorithms, batch
     from coderepairrl.engine import Engine
-    from coderepairrl.trainer import Publisher, StepLog, advantages, wait_for_rollouts
+    from coderepairrl.publisher import Publisher
+    from coderepairrl.step_log import StepLog
+    from coderepairrl.trainer import judge, steps_of_versions, wait_for_rollouts
 
-    torch.set_num_threads(config.training.threads)
+    training, algorithm, temperature = config.training, config.training.algorithm, config.rollout.sampling.temperature
+    torch.set_num_threads(training.threads)
     first, version, _ = start_of(run, config.model)
-    engine = Engine(config.model, config.engine)
-    if first:
-        engine.load(run / "checkpoints" / f"step_{first:05d}")
-    publisher = Publisher(engine, run, config.rollout.server, version)
+    engine = Engine(config.model, config.engine, run / "checkpoints" / f"step_{first:05d}" if first else None)
+    publisher = Publisher(engine, run, config.rollout.server, version, training.export_every)
     log = StepLog(engine, run, config)
-    for step in range(first, config.training.steps):
-        trajectories, stats = wait_for_rollouts(run, f"step_{step:05d}", log)
-        rewards = advantages(trajectories, config.training.scale_advantages)  # trajectory id -> advantage, None: masked
-        rows = [s for t in trajectories if rewards.trained(t) for s in batch.samples(t, rewards.advantage[t.trajectory_id])]
-        tokens = batch.trained_tokens(rows)  # trajectory id -> tokens
-        weights = algorithms.token_weights(config.training.aggregation, tokens)
-        assert all(publisher.version == v for row in rows for v in row.policy_versions if v >= 0), "a token of another version: not on-policy"
-        micro_batches = batch.micro_batches(rows, config.training.micro_batch_tokens, engine.rank, engine.world_size)
+    for step in range(first, training.steps):
+        waited = wait_for_rollouts(run, f"step_{step:05d}", engine, publisher)
+        staleness_of = {v: step - contained for v, contained in steps_of_versions(run).items()}
+        judged = judge(waited.trajectories, algorithm, staleness_of, config.rollout.max_staleness, config.rollout.limits.max_total_tokens)
+        rows = [s for t in waited.trajectories if judged.trained(t) for s in batch.samples(t, judged.advantage[t.trajectory_id])]
+        assert all(staleness_of[v] <= config.rollout.max_staleness for row in rows for v in set(row.policy_versions) - {-1}), "a token too old to be trained"
+        weights = algorithms.row_weights(algorithm.aggregation, rows, config.rollout.limits.max_total_tokens, len(waited.trajectories))
+        micro_batches = batch.micro_batches(rows, weights, training.micro_batch_tokens, engine.rank, engine.world_size, hidden_size=engine.hidden_size,
+                                            staleness_of=staleness_of, share_prefixes=training.share_prefixes)
         for i, micro in enumerate(micro_batches):
             micro = micro.to(engine.device)
-            logits = engine.logits(micro.token_ids) / config.rollout.sampling.temperature
-            logprobs, entropy = algorithms.token_logprobs(logits, micro.token_ids)  # (B, T)
-            losses, ratio = algorithms.clipped_policy_loss(logprobs, micro.behaviour_logprobs, micro.advantages, config.training.clip_low, config.training.clip_high)
-            row_weights = torch.tensor([weights.get(t, 0.0) for t in micro.trajectory_ids], device=engine.device)[:, None]  # (B, 1)
-            loss = (losses * micro.loss_mask * row_weights).sum()
+            reference = engine.reference_logprobs(micro, temperature) if algorithm.kl_coefficient else None
+            logprobs, entropy = engine.logprobs(micro, temperature)  # (N,)
+            out = algorithms.policy_loss(algorithm, logprobs, micro.behaviour_logprobs, micro.advantages, micro.branches, reference)
+            loss = (out.losses * micro.weights).sum()
             engine.backward(loss, last=i == len(micro_batches) - 1)
-            log.add(micro, logprobs.detach(), ratio.detach(), entropy, loss.item())
-        gradient_norm, learning_rate = engine.step() if micro_batches else (0.0, engine.learning_rate())
-        publisher.publish()  # export, then live into vLLM
-        if (step + 1) % config.training.checkpoint_every == 0 or step + 1 == config.training.steps:
+            log.add(micro, logprobs, reference, entropy, out, loss)
+        gradient_norm, learning_rate = engine.step() if micro_batches else (0.0, engine.skip())
+        publisher.publish()  # new weights, live into vLLM
+        if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
             publisher.checkpoint(step + 1)
-        log.write(step, trajectories, rewards, stats, sum(tokens.values()), gradient_norm, learning_rate, publisher)
-    if config.training.evaluate:
-        log.check_final_weights(wait_for_rollouts(run, "eval_after", log)[0], config.rollout.evaluation.temperature, config.training.micro_batch_tokens)
+        log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
+    if training.evaluate:
+        log.check_final_weights(wait_for_rollouts(run, "eval_after", engine, publisher), config.rollout.evaluation.temperature, training.micro_batch_tokens)
     log.close()
     engine.close()
 
@@ -120,7 +112,6 @@ def main(arguments: list[str]) -> None:
     elif config.role == "rollout":
         asyncio.run(rollout(config, run, int(os.environ["CODEREPAIRRL_ATTEMPT"])))
     else:
-        from coderepairrl.driver import drive
         drive(config, run, arguments)
 
 if __name__ == "__main__":

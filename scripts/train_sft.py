@@ -1,122 +1,200 @@
-"""Supervised fine-tuning on conversations, on the same ZeRO-3 engine as reinforcement learning.
+"""Supervised fine-tuning on conversations and trajectories: the engine, batches and loop of reinforcement learning with another loss.
 
     python scripts/train_sft.py configs/sft/small.yaml [a.b=c ...]
 
-Reads JSONL rows {"messages": [...], "tools": [...]}, one source after the other; renders them with the model's chat template;
-the loss is on what the assistant says (weight 1) and, weakly, on the rest (`context_weight`). An assistant message with
-"train": false is shown but never learnt. Writes a Hugging Face folder.
+Sources, one after the other: `chat`, conversations in OpenAI's form (JSONL or Parquet; a teacher's export), and `trajectories`, the rollouts
+of a run, token-exact. The loss is on what the assistant says (weight 1) and, where `context_weight` says so, on the rest. Writes a Hugging
+Face folder, and beside it sft_metrics.jsonl and sft_summary.json. First this process tokenises, then it becomes the ranks.
 """
 import json
+import math
+import os
 import random
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 
 import torch
+from pydantic import Field, NonNegativeInt, model_validator
 from tqdm import tqdm
 
-from coderepairrl.algorithms import token_logprobs, weighted_cross_entropy
-from coderepairrl.batch import pad, rounded
+from coderepairrl import batch, sft_data
 from coderepairrl.config import Config, load
-from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import CodeRepairError, ConfigError
+from coderepairrl.files import read_json, write_json
 from coderepairrl.launch import become_ranks
-from coderepairrl.metrics import Metrics
+from coderepairrl.metrics import Metrics, WandbConfig
 from coderepairrl.program import program
+from coderepairrl.sft_data import Rows, SourceConfig
 
 
-class Source(Config):
-    path: str
-    steps: int
+class EvaluationConfig(Config):
+    """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other sources."""
+    share: float = Field(0.0, ge=0.0, lt=1.0)
+    sources: list[SourceConfig] = []
+    every: NonNegativeInt = 0  # steps between two evaluations; before the first and after the last step there is always one
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "EvaluationConfig":
+        if bool(self.share) == bool(self.sources):
+            raise ValueError("name either a share or sources")
+        return self
 
 
 class SFTConfig(Config):
     model: str
     output: str
-    sources: list[Source]
+    sources: list[SourceConfig] = Field(min_length=1)
+    evaluation: EvaluationConfig | None = None
     engine: EngineConfig
-    batch_tokens: int = 4096  # padded tokens of one step on all ranks together
-    context_weight: float = 0.1
+    batch_tokens: int = 4096  # of one step, on all ranks together
+    micro_batch_tokens: int = 8192  # of one rank's packed row; longer conversations are left out
+    context_weight: float = Field(0.0, ge=0.0, le=1.0)  # of what isn't said by the assistant
     seed: int = 0
     ranks: int = 1
     threads: int = 1  # of each rank
+    wandb: WandbConfig | None = None
 
 
-def encode(row: dict, tokenizer, context_weight: float) -> tuple[list[int], list[float]]:
-    """(token ids, weight of each as a target)."""
-    out = tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True)
-    ids, weights = out["input_ids"], []
-    turns = iter([m for m in row["messages"] if m["role"] == "assistant"])
-    for said, run in groupby(out["assistant_masks"]):
-        weight = (float(next(turns).get("train", True)) if said else context_weight)
-        weights += [weight] * len(list(run))
-    return ids, weights
+def train(config: SFTConfig, prepared: Path) -> None:
+    from coderepairrl.engine import Engine  # not before: the process that tokenises needs no DeepSpeed
+
+    torch.set_num_threads(config.threads)
+    if not (prepared / "books.json").exists():
+        raise ConfigError(f"{prepared}: the tokenised rows aren't there: start this program itself, without a launcher; it becomes its ranks")
+    sources, heldout = load_rows(config, prepared)
+    engine = Engine(config.model, config.engine)
+    log = Log(engine, config, heldout)
+    for source, rows in zip(config.sources, sources, strict=True):
+        order = sft_data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)  # the same on every rank
+        for samples in islice(sft_data.steps(rows, config.batch_tokens, order), source.steps):
+            weight = sum(sum(sample.advantages) for sample in samples)
+            micro_batches = batch.micro_batches(samples, [1 / weight] * len(samples), config.micro_batch_tokens, engine.rank, engine.world_size,
+                                                hidden_size=engine.hidden_size)
+            for i, micro in enumerate(micro_batches):
+                micro = micro.to(engine.device)
+                logprobs, _ = engine.logprobs(micro, temperature=1.0)  # (N,)
+                loss = -(logprobs * micro.advantages * micro.weights).sum()
+                engine.backward(loss, last=i == len(micro_batches) - 1)
+                log.add(micro, logprobs)
+            gradient_norm, learning_rate = engine.step()
+            log.write(gradient_norm, learning_rate)
+    log.close(read_json(prepared / "books.json"))
+    engine.export(Path(config.output))
+    if engine.rank == 0:
+        shutil.rmtree(prepared)
+    engine.close()
 
 
-def batches(rows: list[tuple[list[int], list[float]]], tokens: int, ranks: int, rng: random.Random) -> Iterator[list[int]]:
-    """Endless: row indices whose padded size is at most `tokens`; rows of similar length together, batches in random order."""
-    while True:
-        buckets: dict[int, list[int]] = {}
-        for i, (ids, _) in enumerate(rows):
-            buckets.setdefault(rounded(len(ids)), []).append(i)
-        out = []
-        for width, members in buckets.items():
-            rng.shuffle(members)
-            size = max(ranks, tokens // width // ranks * ranks)
-            out += [members[i : i + size] for i in range(0, len(members), size) if len(members) - i >= ranks]
-        rng.shuffle(out)
-        yield from out
+class Log:
+    """Numbers of a step: loss of the assistant's tokens (nats, mean), before the step; eval_loss the same of what is held out, after it."""
+
+    def __init__(self, engine, config: SFTConfig, heldout: list[Rows]):
+        self.engine, self.config, self.heldout, self.beside = engine, config, heldout, Path(config.output).parent
+        self.tokens, self.row, self.evaluated = 0, {}, {}
+        self.began = self.stepped = time.monotonic()
+        self.sums = [0.0, 0.0, 0.0]  # loss, tokens in it, tokens of the rows
+        if engine.rank == 0:
+            (self.beside / "sft_metrics.jsonl").unlink(missing_ok=True)  # of an attempt that didn't come to an end
+            self.metrics = Metrics(self.beside / "sft_metrics.jsonl", config.wandb, config.model_dump(mode="json"))
+        steps = [source.steps for source in config.sources]
+        self.bar = tqdm(total=None if None in steps else sum(steps), desc="fine-tuning", disable=engine.rank > 0, unit="step", mininterval=1)
+        if config.evaluation:
+            self.evaluate()
+
+    def add(self, micro: batch.MicroBatch, logprobs: torch.Tensor) -> None:
+        said = micro.advantages == 1.0
+        self.sums[0] -= (logprobs.detach() * said).sum().item()
+        self.sums[1] += said.sum().item()
+        self.sums[2] += micro.token_ids.numel()
+
+    def mean(self) -> tuple[float, float]:
+        """Collective. (loss, tokens of the rows) since the last call."""
+        loss, count, tokens = self.engine.sum(self.sums)
+        self.sums = [0.0, 0.0, 0.0]
+        return loss / max(1.0, count), tokens
+
+    def write(self, gradient_norm: float, learning_rate: float) -> None:
+        loss, tokens = self.mean()
+        self.tokens += int(tokens)
+        now = time.monotonic()
+        self.row = {"loss": loss, "grad_norm": gradient_norm, "learning_rate": learning_rate, "num_tokens": self.tokens, "trained_tokens_per_s": tokens / (now - self.stepped)}
+        every = self.config.evaluation.every if self.config.evaluation else 0
+        if every and self.engine.steps % every == 0:
+            self.evaluate()
+        elif self.engine.rank == 0:
+            self.metrics.log(self.engine.steps, self.row)
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.update()
+        self.stepped = time.monotonic()
+
+    def evaluate(self) -> None:
+        engine, config = self.engine, self.config
+        with torch.no_grad():
+            for rows in self.heldout:
+                for samples in sft_data.steps(rows, config.batch_tokens, range(len(rows))):
+                    for micro in batch.micro_batches(samples, [0.0] * len(samples), config.micro_batch_tokens, engine.rank, engine.world_size, hidden_size=engine.hidden_size):
+                        micro = micro.to(engine.device)
+                        self.add(micro, engine.logprobs(micro, temperature=1.0)[0])
+        loss, _ = self.mean()
+        self.evaluated = {"step": engine.steps, "eval_loss": loss, "eval_perplexity": math.exp(loss)}
+        if engine.rank == 0:
+            self.metrics.log(engine.steps, self.row | self.evaluated)
+
+    def close(self, books: dict) -> None:
+        """After the last step; `books`: what became of the conversations."""
+        if self.config.evaluation and self.evaluated["step"] < self.engine.steps:
+            self.evaluate()
+        self.bar.close()
+        if self.engine.rank == 0:
+            self.metrics.close()
+            summary = {"steps": self.engine.steps, "seconds": round(time.monotonic() - self.began, 1)} | self.row | self.evaluated | books
+            write_json(self.beside / "sft_summary.json", summary)
+            held = f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})" if self.config.evaluation else ""
+            print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {summary['loss']:.4f}{held}", flush=True)
 
 
-def read(source: Source, engine: Engine, config: SFTConfig) -> list[tuple[list[int], list[float]]]:
-    if not Path(source.path).exists():
-        raise ConfigError(f"{source.path}: no such file: make the demonstrations first (scripts/make_policy.py)")
-    with open(source.path) as file:
-        lines = file.readlines()
-    return [encode(json.loads(line), engine.tokenizer, config.context_weight) for line in tqdm(lines, desc=Path(source.path).stem, disable=engine.rank > 0, mininterval=1)]
+def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:
+    return sft_data.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
+
+
+def prepare(config: SFTConfig, prepared: Path) -> None:
+    """Tokenises all sources. Raises ConfigError where one has nothing to train, or nothing is held out."""
+    if not (Path(config.model) / "config.json").exists():
+        raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/make_policy.py), or correct model:")
+    evaluation = config.evaluation.sources if config.evaluation else []
+    left_out = sft_data.prepare([*config.sources, *evaluation], prepared, config.model, config.context_weight, config.micro_batch_tokens, os.cpu_count() or 1)
+    trained, heldout = load_rows(config, prepared)
+    for source, rows, reasons in zip([*config.sources, *evaluation], [*trained, *heldout][: len(left_out)], left_out, strict=True):
+        if not rows:
+            raise ConfigError(f"{source.path}: no conversation is left to learn from (left out: {json.dumps(reasons)}): correct the path, the filter or evaluation")
+    if config.evaluation and not any(heldout):
+        raise ConfigError("evaluation.share: no conversation is held out: raise it, or name evaluation.sources")
+    books = {"conversations_trained": sum(map(len, trained)), "conversations_held_out": sum(map(len, heldout)),
+             "left_out": {source.path: reasons for source, reasons in zip([*config.sources, *evaluation], left_out, strict=True) if reasons}}
+    print(json.dumps(books), flush=True)
+    write_json(prepared / "books.json", books)
 
 
 @program
 def main(arguments: list[str]) -> None:
     config = load(SFTConfig, arguments[0], arguments[1:])
-    if Path(config.output).exists():
-        print(f"{config.output}: already there")
+    output = Path(config.output)
+    if output.exists():
+        print(f"{output}: already there")
         return
-    become_ranks(config.ranks, config.threads)
-    torch.set_num_threads(config.threads)
-    engine = Engine(config.model, config.engine)
-    metrics = Metrics(Path(config.output).parent / "sft_metrics.jsonl") if engine.rank == 0 else None
-    bar = tqdm(total=sum(source.steps for source in config.sources), desc="fine-tuning", disable=engine.rank > 0, unit="step", mininterval=1)
-    for source in config.sources:
-        rows = read(source, engine, config)
-        stream = batches(rows, config.batch_tokens, engine.world_size, random.Random(config.seed))  # the same on every rank
-        for _ in range(source.steps):
-            started = time.monotonic()
-            step_rows = next(stream)
-            width = rounded(max(len(rows[i][0]) for i in step_rows))
-            picked = [rows[i] for i in step_rows[engine.rank :: engine.world_size]]  # rows of one length: no rank waits for another
-            token_ids = pad([ids for ids, _ in picked], 0, torch.long, width).to(engine.device)  # (B, T)
-            weights = pad([w for _, w in picked], 0.0, torch.float, width).to(engine.device)
-            weights[:, 0] = 0.0  # nothing predicts the first token
-            logprobs, _ = token_logprobs(engine.logits(token_ids), token_ids)
-            total, = engine.sum([weights.sum().item()])
-            engine.backward(weighted_cross_entropy(logprobs, weights) / total, last=True)
-            norm, rate = engine.step()
-            if engine.steps % 20 == 0:
-                said = weights == 1.0
-                loss, count = engine.sum([-(logprobs.detach() * said).sum().item(), said.sum().item()])
-                if metrics:
-                    metrics.log(engine.steps, {"sft/loss": loss / count, "sft/gradient_norm": norm, "sft/learning_rate": rate,
-                                               "sft/tokens_per_s": token_ids.numel() * engine.world_size / (time.monotonic() - started)})
-                    bar.set_postfix(loss=f"{loss / count:.3f}")
-            bar.update()
-    weights = engine.weights()
-    if engine.rank == 0:
-        engine.export(weights, Path(config.output))
-    engine.close()
+    prepared = output.with_name(output.name + ".rows")
+    if "RANK" not in os.environ:
+        try:
+            prepare(config, prepared)
+        except CodeRepairError:
+            shutil.rmtree(prepared, ignore_errors=True)
+            raise
+        become_ranks(config.ranks, config.threads)
+    train(config, prepared)
 
 
 if __name__ == "__main__":

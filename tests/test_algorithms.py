@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coderepairrl.algorithms import clipped_policy_loss, grpo_advantages, low_variance_kl, token_logprobs, token_weights, weighted_cross_entropy
+from coderepairrl.algorithms import PRESETS, AlgorithmConfig, correction, group_advantages, low_variance_kl, overlong_penalty, policy_loss, row_weights
+from coderepairrl.types import Sample
 
 LOGPROBS = st.floats(-8, 0)
 REWARDS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=1, max_size=8)
+TOKENS = st.lists(st.tuples(LOGPROBS, LOGPROBS, st.floats(-3, 3), st.integers(0, 2)), min_size=1, max_size=8)  # logp, behaviour, advantage, branch
+KINDS = ("normalised", "centred", "leave_one_out")
 
 
 def tensor(values):
@@ -23,66 +26,100 @@ def log_softmax(row):
     return [x - total for x in row]
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 7, 11), (2, 1, 5)])
-def test_token_logprobs_are_those_of_each_token_given_the_ones_before(shape):
-    B, T, V = shape
-    torch.manual_seed(T)
-    logits, ids = 3 * torch.randn(shape, dtype=torch.float64), torch.randint(V, (B, T))
-    logprobs, entropy = token_logprobs(logits, ids)
-    assert logprobs.shape == entropy.shape == (B, T)
-    for b in range(B):
-        assert logprobs[b, 0] == entropy[b, 0] == 0  # nothing predicts the first token
-        for t in range(1, T):
-            before = log_softmax(logits[b, t - 1].tolist())
-            assert logprobs[b, t].item() == pytest.approx(before[ids[b, t]], abs=1e-12)
-            assert entropy[b, t].item() == pytest.approx(-sum(math.exp(x) * x for x in before), abs=1e-12)
+def columns(rows):
+    """Tensors of logp, behaviour, advantage, and dense branch numbers."""
+    names = sorted({row[3] for row in rows})
+    return (*(tensor([row[i] for row in rows]) for i in range(3)), torch.tensor([names.index(row[3]) for row in rows]))
 
 
-def test_token_logprobs_of_a_prefix_do_not_depend_on_what_follows():
-    torch.manual_seed(0)
-    logits, ids = torch.randn(2, 9, 5, dtype=torch.float64), torch.randint(5, (2, 9))
-    torch.testing.assert_close(token_logprobs(logits, ids)[0][:, :6], token_logprobs(logits[:, :6], ids[:, :6])[0])
-
-
-def test_entropy_carries_no_gradient_and_logprobs_do():
-    logits = torch.randn(1, 4, 5, requires_grad=True)
-    logprobs, entropy = token_logprobs(logits, torch.tensor([[0, 1, 2, 3]]))
-    assert logprobs.requires_grad and not entropy.requires_grad
-    logprobs.sum().backward()
-    assert logits.grad[:, :-1].abs().sum() > 0 and logits.grad[:, -1].abs().sum() == 0  # the last logits predict nothing in the row
-
-
-@given(REWARDS, st.booleans())
-def test_advantages_follow_the_papers_equation(rewards, scale):
-    got = grpo_advantages(tensor(rewards), scale).tolist()
-    mean, deviation = fmean(rewards), pstdev(rewards)
+@given(REWARDS, st.sampled_from(KINDS))
+def test_advantages_follow_the_papers_equations(rewards, kind):
+    got = group_advantages(kind, tensor(rewards)).tolist()
+    mean, deviation, size = fmean(rewards), pstdev(rewards), len(rewards)
+    wanted = {"normalised": lambda r: (r - mean) / (deviation + 1e-6), "centred": lambda r: r - mean,
+              "leave_one_out": lambda r: r - (sum(rewards) - r) / (size - 1) if size > 1 else 0.0}[kind]
     if deviation > 1e-9:  # below that the reference and torch differ by rounding alone
-        assert got == pytest.approx([(r - mean) / ((deviation + 1e-6) if scale else 1) for r in rewards], rel=1e-6, abs=1e-9)
+        assert got == pytest.approx([wanted(r) for r in rewards], rel=1e-6, abs=1e-9)
     assert sum(got) == pytest.approx(0, abs=1e-6)
 
 
-@given(st.floats(-10, 10), st.integers(1, 16), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
-def test_a_group_of_equal_rewards_gets_exact_zeros(reward, size, scale, dtype):
+@given(st.floats(-10, 10), st.integers(1, 16), st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.float64]))
+def test_a_group_of_equal_rewards_gets_exact_zeros(reward, size, kind, dtype):
     """Also where the mean of equal numbers is not that number: 0.1 three times in float64."""
-    assert grpo_advantages(torch.full((size,), reward, dtype=dtype), scale).tolist() == [0.0] * size
+    assert group_advantages(kind, torch.full((size,), reward, dtype=dtype)).tolist() == [0.0] * size
 
 
 def test_three_times_a_tenth_is_a_group_without_variance():
-    assert not grpo_advantages(tensor([0.1, 0.1, 0.1])).any()
+    assert not group_advantages("normalised", tensor([0.1, 0.1, 0.1])).any()
 
 
-def clipped(logp, old, advantage, low, high):
-    ratio = math.exp(logp - old)
-    return -min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage), ratio
+def clip(ratio, low, high):
+    return min(max(ratio, 1 - low), 1 + high)
 
 
-@given(st.lists(st.tuples(LOGPROBS, LOGPROBS, st.floats(-3, 3)), min_size=1, max_size=6), st.floats(0.05, 0.9), st.floats(0.05, 2))
-def test_the_clipped_loss_is_ppos(rows, low, high):
-    logp, old, advantage = (tensor([list(column)]) for column in zip(*rows))
-    losses, ratio = clipped_policy_loss(logp, old, advantage, low, high)
-    assert losses.shape == ratio.shape == (1, len(rows))
-    for i, row in enumerate(rows):
-        assert [losses[0, i].item(), ratio[0, i].item()] == pytest.approx(clipped(*row, low, high), rel=1e-9, abs=1e-12)
+def slow_losses(config, rows):
+    """Token by token, from the papers' equations. (loss, ratio) of each."""
+    out = []
+    for logp, behaviour, advantage, branch in rows:
+        old = behaviour if config.correction == "none" else logp  # one update a step: the policy before it is the present one
+        if config.surrogate == "sequence_ratio":
+            own = [row for row in rows if row[3] == branch]
+            ratio = math.exp(fmean(row[0] - (row[1] if config.correction == "none" else row[0]) for row in own))
+        else:
+            ratio = math.exp(logp - old)
+        if config.surrogate == "clipped_weight":
+            loss = -clip(ratio, config.clip_low, config.clip_high) * advantage * logp
+        else:
+            loss = -min(ratio * advantage, clip(ratio, config.clip_low, config.clip_high) * advantage)
+        weight = math.exp(logp - behaviour)
+        if config.correction == "truncate":
+            loss *= min(weight, config.correction_cap)
+        elif config.correction == "mask":
+            loss *= weight if 1 / config.correction_cap <= weight <= config.correction_cap else 0.0
+        out.append((loss, ratio if config.correction == "none" else weight))
+    return out
+
+
+@settings(max_examples=400)
+@given(TOKENS, st.sampled_from(sorted(PRESETS)), st.sampled_from(["none", "truncate", "mask"]))
+def test_every_algorithm_is_its_slow_reference(rows, name, kind):
+    config = AlgorithmConfig(name=name, correction=kind)
+    out = policy_loss(config, *columns(rows))
+    for i, (loss, ratio) in enumerate(slow_losses(config, rows)):
+        assert [out.losses[i].item(), out.ratio[i].item()] == pytest.approx([loss, ratio], rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=200)
+@given(TOKENS, st.sampled_from(sorted(PRESETS)), st.sampled_from(["none", "truncate", "mask"]))
+def test_gradients_are_those_of_the_slow_reference(rows, name, kind):
+    """By differences, with everything held constant that the papers hold constant: CISPO's and the correction's weights, the policy before the step."""
+    config = AlgorithmConfig(name=name, correction=kind, clip_low=0.2 if name != "cispo" else 1.0, clip_high=0.28)
+    logp, behaviour, advantages, branches = columns(rows)
+    logp.requires_grad_()
+    policy_loss(config, logp, behaviour, advantages, branches).losses.sum().backward()
+    constants = policy_loss(config, logp.detach(), behaviour, advantages, branches)
+    weight = 1.0 if kind == "none" else correction(kind, logp.detach(), behaviour, config.correction_cap)
+    old = behaviour if kind == "none" else logp.detach()
+
+    def total(values):
+        if config.surrogate == "clipped_weight":
+            fixed = (logp.detach() - old).exp().clamp(1 - config.clip_low, 1 + config.clip_high)
+            return (-fixed * advantages * values * weight).sum().item()
+        difference = values - old
+        if config.surrogate == "sequence_ratio":
+            difference = torch.stack([difference[branches == b].mean() for b in branches])
+        ratio = difference.exp()
+        return (-torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages) * weight).sum().item()
+
+    step = 1e-6
+    for i in range(len(rows)):
+        bump = torch.zeros(len(rows), dtype=torch.float64)
+        bump[i] = step
+        slope = (total(logp.detach() + bump) - total(logp.detach() - bump)) / (2 * step)
+        ratios = constants.ratio if kind == "none" else torch.ones(1)
+        if any(abs(r - edge) < 1e-4 for r in ratios.tolist() for edge in (1 - config.clip_low, 1 + config.clip_high)):
+            continue  # at the corner there is no derivative
+        assert logp.grad[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("ratio, advantage, moves", [
@@ -94,18 +131,37 @@ def test_the_clipped_loss_is_ppos(rows, low, high):
     (1.25, 1.0, True),  # inside the wider upper bound
     (0.75, -1.0, False),  # outside the narrower lower bound
 ])
-def test_a_clipped_token_has_no_gradient_and_every_other_has_the_ratios(ratio, advantage, moves):
-    logp = tensor([[math.log(ratio)]]).requires_grad_()
-    losses, _ = clipped_policy_loss(logp, tensor([[0.0]]), tensor([[advantage]]), clip_low=0.2, clip_high=0.28)
-    losses.sum().backward()
+def test_a_clipped_token_has_no_gradient_every_other_has_the_ratios_and_both_are_counted(ratio, advantage, moves):
+    logp = tensor([math.log(ratio)]).requires_grad_()
+    out = policy_loss(AlgorithmConfig(name="dapo"), logp, tensor([0.0]), tensor([advantage]), torch.tensor([0]))
+    out.losses.sum().backward()
     assert logp.grad.item() == pytest.approx(-ratio * advantage if moves else 0.0)
+    assert (out.clipped_low + out.clipped_high).item() == (not moves)
 
 
-def test_on_policy_the_gradient_is_the_policy_gradient():
-    logp = tensor([[-0.3, -2.0]]).requires_grad_()
-    losses, ratio = clipped_policy_loss(logp, logp.detach(), tensor([[2.0, -1.0]]), 0.2, 0.2)
-    losses.sum().backward()
-    assert ratio.tolist() == [[1.0, 1.0]] and logp.grad.tolist() == [[-2.0, 1.0]]
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("kind", ["none", "truncate", "mask"])
+def test_on_policy_every_algorithm_is_the_policy_gradient(name, kind):
+    """GSPO's is spread over its sequence: its mean."""
+    logp, advantage = tensor([-0.3, -2.0]).requires_grad_(), 2.0
+    out = policy_loss(AlgorithmConfig(name=name, correction=kind), logp, logp.detach(), tensor([advantage] * 2), torch.tensor([0, 0]))
+    out.losses.sum().backward()
+    assert out.ratio.tolist() == [1.0, 1.0] and logp.grad.tolist() == pytest.approx([-advantage] * 2)
+
+
+def test_a_mask_drops_what_a_cap_only_bounds():
+    current, behaviour = tensor([0.0, 0.0, 0.0]), tensor([-1.0, 0.0, 1.0])  # weights e, 1, 1/e
+    assert correction("truncate", current, behaviour, 2.0).tolist() == pytest.approx([2.0, 1.0, math.exp(-1)])
+    assert correction("mask", current, behaviour, 2.0).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_kl_term_pulls_towards_the_reference():
+    config = AlgorithmConfig(kl_coefficient=0.5)
+    logp = tensor([-1.0, -3.0]).requires_grad_()
+    out = policy_loss(config, logp, logp.detach(), tensor([0.0, 0.0]), torch.tensor([0, 1]), reference=tensor([-2.0, -2.0]))
+    assert out.losses.tolist() == pytest.approx((0.5 * low_variance_kl(logp, tensor([-2.0, -2.0]))).tolist())
+    out.losses.sum().backward()
+    assert logp.grad[0] > 0 > logp.grad[1]
 
 
 @given(st.lists(st.tuples(LOGPROBS, LOGPROBS), min_size=1, max_size=6))
@@ -125,36 +181,36 @@ def test_the_kl_estimate_is_unbiased():
     assert (tensor(policy).exp() * low_variance_kl(tensor(policy), tensor(reference))).sum().item() == pytest.approx(exact)
 
 
-@given(st.lists(st.lists(st.tuples(LOGPROBS, st.floats(0, 1)), min_size=2, max_size=2), min_size=1, max_size=4))
-def test_cross_entropy_is_the_weighted_sum(rows):
-    logp, weights = (tensor([[pair[i] for pair in row] for row in rows]) for i in (0, 1))
-    wanted = -sum(logprob * weight for row in rows for logprob, weight in row)
-    assert weighted_cross_entropy(logp, weights).item() == pytest.approx(wanted, abs=1e-9)
+@pytest.mark.parametrize("tokens, wanted", [(0, 0.0), (80, 0.0), (90, -0.5), (100, -1.0), (300, -1.0)])
+def test_overlong_episodes_lose_reward_within_the_buffer(tokens, wanted):
+    assert overlong_penalty(tokens, 100, 20) == wanted and overlong_penalty(tokens, 100, 0) == 0.0
 
 
-TOKENS = st.dictionaries(st.text(max_size=3), st.integers(1, 4000), min_size=1, max_size=12)
+def rows_of(shape):
+    """(trajectory, trained tokens) -> samples."""
+    return [Sample("g", f"t{t}", i, (0,) * (n + 1), tuple(range(n + 1)), (0,) + (1,) * n, (0.0,) * (n + 1), (0.0,) * (n + 1), (0,) * (n + 1)) for i, (t, n) in enumerate(shape)]
 
 
-@given(TOKENS, st.sampled_from(["token", "trajectory"]))
-def test_the_weights_of_all_tokens_of_a_step_sum_to_one(tokens_of, aggregation):
-    weights = token_weights(aggregation, tokens_of)
-    assert weights.keys() == tokens_of.keys()
-    assert sum(weights[name] * tokens for name, tokens in tokens_of.items()) == pytest.approx(1)
-    alike = weights.values() if aggregation == "token" else [weights[name] * tokens for name, tokens in tokens_of.items()]
-    assert max(alike) == pytest.approx(min(alike))
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60)), min_size=1, max_size=12))
+def test_the_weighted_sum_is_the_mean_that_the_name_says(shape):
+    rows = rows_of(shape)
+    losses = [[float((3 * i + j) % 7) for j in range(n)] for i, (_, n) in enumerate(shape)]
+    total = lambda kind, **more: sum(sum(losses[i]) * w for i, w in enumerate(row_weights(kind, rows, 50.0, **more)))
+    trajectories = {t: [x for i, (u, _) in enumerate(shape) if u == t for x in losses[i]] for t, _ in shape}
+    everything = [x for row in losses for x in row]
+    assert total("token") == pytest.approx(fmean(everything))
+    assert total("sequence") == pytest.approx(fmean(map(fmean, losses)))
+    assert total("trajectory") == pytest.approx(fmean(map(fmean, trajectories.values())))
+    assert total("constant") == pytest.approx(sum(everything) / (50.0 * len(trajectories)))
+    assert total("constant", trajectories=40) == pytest.approx(sum(everything) / 2000.0)  # those that are not trained count
 
 
-@settings(max_examples=20)
-@given(TOKENS)
-def test_the_weighted_sum_is_the_mean_that_the_name_says(tokens_of):
-    losses = {name: [float(i % 7) for i in range(tokens)] for name, tokens in tokens_of.items()}
-    def total(kind):
-        return sum(sum(losses[name]) * weight for name, weight in token_weights(kind, tokens_of).items())
-    assert total("token") == pytest.approx(fmean([x for row in losses.values() for x in row]), abs=1e-9)
-    assert total("trajectory") == pytest.approx(fmean([fmean(row) for row in losses.values()]), abs=1e-9)
+def test_no_rows_have_no_weights_and_a_wrong_name_is_an_error():
+    assert [row_weights(kind, [], 1.0) for kind in ("token", "sequence", "trajectory", "constant")] == [[]] * 4
+    with pytest.raises(ValueError, match="token, sequence, trajectory or constant"):
+        row_weights("tokens", [], 1.0)
 
 
-def test_no_tokens_have_no_weights_and_a_wrong_name_is_an_error():
-    assert token_weights("token", {}) == token_weights("trajectory", {}) == {}
-    with pytest.raises(ValueError, match="token or trajectory"):
-        token_weights("sequence", {"a": 1})
+def test_a_name_sets_what_its_paper_says_and_every_entry_can_be_set_beside_it():
+    assert (AlgorithmConfig().aggregation, AlgorithmConfig(name="dapo").clip_high, AlgorithmConfig(name="dapo", clip_high=0.3).clip_high) == ("trajectory", 0.28, 0.3)
+    assert AlgorithmConfig.model_validate({"name": "dr_grpo"}).aggregation == "constant"

@@ -1,9 +1,8 @@
-"""Trees of calls -> rows: every sampled token is trained exactly once, tool output never; rows -> micro-batches: every row once."""
+"""Trees of calls -> samples: every sampled token is trained exactly once, tool output never."""
 from dataclasses import replace
 
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coderepairrl import batch
@@ -138,59 +137,3 @@ def test_a_call_that_is_no_part_of_its_branch_is_refused():
 
 def test_a_trajectory_without_calls_gives_no_rows():
     assert batch.samples(Tree().trajectory(), 0.7) == [] and batch.trained_tokens([]) == {}
-
-
-LENGTHS = st.lists(st.integers(1, 700), max_size=40)
-
-
-@settings(max_examples=300)
-@given(LENGTHS, st.sampled_from([64, 256, 1024, 4096]), st.integers(1, 5))
-def test_split_gives_every_row_once_bounded_and_every_part_alike(lengths, tokens, parts):
-    shares = batch.split(lengths, tokens, parts)
-    assert len(shares) == parts and len({len(share) for share in shares}) == 1
-    micro = [indices for share in shares for indices in share]
-    assert sorted(i for indices in micro for i in indices) == list(range(len(lengths)))
-    for indices in micro:
-        if len(indices) > 1:  # a row that is longer than the bound goes alone
-            assert len(indices) * batch.rounded(max(lengths[i] for i in indices)) <= tokens
-    assert shares == batch.split(lengths, tokens, parts)  # every rank computes it for itself
-
-
-@settings(max_examples=100)
-@given(LENGTHS, st.integers(1, 5))
-def test_no_part_idles_while_another_has_rows_to_share(lengths, parts):
-    shares = batch.split(lengths, 1024, parts)
-    for position in range(len(shares[0])):
-        row = [len(share[position]) for share in shares]
-        assert min(row) > 0 or max(row) <= 1
-
-
-def test_split_wastes_little_where_lengths_are_mixed():
-    lengths = [16 + 16 * (i * 7 % 40) for i in range(200)]
-    padded = sum(len(m) * batch.rounded(max(lengths[i] for i in m)) for share in batch.split(lengths, 8192, 2) for m in share if m)
-    assert padded < 1.35 * sum(lengths)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_ranks_micro_batches_together_hold_every_row_as_it_was(world_size):
-    rows = [row for i, make in enumerate(TREES) for row in batch.samples(make()[0].trajectory(f"t{i}"), 0.5)]
-    ranks = [batch.micro_batches(rows, 64, rank, world_size) for rank in range(world_size)]
-    assert len({len(micros) for micros in ranks}) == 1
-    found = []
-    for micro in (micro for micros in ranks for micro in micros):
-        B, T = micro.token_ids.shape
-        assert T % batch.LENGTH_STEP == 0 and len(micro.trajectory_ids) == B
-        assert micro.loss_mask.shape == micro.behaviour_logprobs.shape == micro.advantages.shape == (B, T)
-        assert micro.token_ids.dtype == torch.long and micro.loss_mask.dtype == micro.advantages.dtype == torch.float
-        for b, name in enumerate(micro.trajectory_ids):
-            found.append((name, tuple(micro.token_ids[b].tolist()), tuple(micro.loss_mask[b].tolist())))
-    for row in rows:
-        matches = [f for f in found if f[0] == row.trajectory_id and f[1][: len(row.token_ids)] == row.token_ids]
-        assert any(f[2] == row.loss_mask + (0,) * (len(f[2]) - len(row.loss_mask)) and not any(f[1][len(row.token_ids):]) for f in matches)
-    assert sum(sum(mask) for _, _, mask in found) == sum(sum(row.loss_mask) for row in rows)
-
-
-def test_an_empty_share_is_a_batch_without_loss():
-    micro = batch.collate([])
-    assert micro.token_ids.shape == (1, batch.LENGTH_STEP) and micro.loss_mask.sum() == 0 and micro.trajectory_ids == ("",)
-    assert micro.to(torch.device("cpu")).trajectory_ids == ("",)

@@ -163,7 +163,12 @@ def test_a_configuration_cannot_be_changed_by_mistake(write):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    if path.parent.name == "policy":
+    if path.parent.name == "bench":
+        if path.name.startswith("weights"):
+            from bench_weights import BenchConfig as model
+        else:
+            from bench_trainer import BenchConfig as model
+    elif path.parent.name == "policy":
         from make_policy import MakePolicyConfig as model
     elif path.parent.name == "sft":
         from train_sft import SFTConfig as model

@@ -174,7 +174,9 @@ def test_update_under_running_requests(policy, tmp_path):
             running = [asyncio.create_task(ask(f"old-{i}", 1500)) for i in range(4)]
             await asyncio.sleep(1.0)
             weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
-            await asyncio.to_thread(WeightSender(server.url, 60.0).send, weights, 7)
+            sender = WeightSender("gloo", torch.float32, torch.device("cpu"), 60.0)
+            layout = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights]
+            await asyncio.to_thread(sender.send, [(server.url, server.process.pid)], 7, layout, [weights])
             return [await task for task in running], await ask("new", 40)
         finally:
             await client.close()

@@ -109,6 +109,18 @@ class Renderer:
         content, calls, malformed = parse_hermes(text)
         return content, reasoning, calls, malformed
 
+    def turn(self, message: Message, tools: list[dict] | None) -> tuple[int, ...]:
+        """The ids that a policy samples when it says this message, the end of the turn included: `parse` backwards. Raises TemplateRefusal."""
+        head, text = self._text(OPENING, tools, generate=True), self._text([*OPENING, message], tools, generate=False)
+        if not text.startswith(head):
+            raise TemplateRefusal("the model's chat template does not show an assistant's turn as what follows its generation prompt")
+        said = text[len(head):]
+        if self._end and self._end in said:
+            said = said[: said.rindex(self._end) + len(self._end)]
+        before = self._encode(self._head_generate)  # in front, so that the tokeniser's view is that of a conversation
+        ids = self._encode(self._head_generate + said)
+        return ids[len(before):] if ids[: len(before)] == before else self._encode(said)
+
     def _find_end(self) -> tuple[int | None, str | None]:
         """The special token that ends an assistant turn in this template; None when there is none: no splice then."""
         try:

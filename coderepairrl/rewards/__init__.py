@@ -1,17 +1,19 @@
-"""Rewards: each is f(task, diff, verdict) -> float in a file of its own, and one entry of REWARDS.
+"""Rewards: each is f(task, diff, verdict) -> float in a file of its own, and one entry of REWARDS; or the user's, by a dotted path.
 
     grader = Grader(sandbox_config)
     verdict, parts, total = await compute(config, task, diff, grader)
 """
+import asyncio
 import difflib
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import field_validator
+from pydantic import FiniteFloat, field_validator
 
 from coderepairrl.config import Config
-from coderepairrl.rewards import patch, random_reward, tests
+from coderepairrl.rewards import patch, random_reward, tests, user
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.tests import Grader, grade
 from coderepairrl.types import Task, Verdict
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reward:
-    function: Callable[[Task, str, Verdict | None], float]  # in [0, 1]
-    needs_verdict: bool
+    function: Callable[[Task, str, Verdict | None], float]  # the built-in ones in [0, 1]
+    needs_verdict: bool  # the tests are run for it
 
 
 REWARDS = {
@@ -33,27 +35,39 @@ REWARDS = {
 }
 
 
+@functools.cache
+def find_reward(name: str) -> Reward:
+    """One of REWARDS; a name with a dot is the user's, and always gets the verdict. Raises ValueError with cause and remedy."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if "." in name:
+        return Reward(functools.partial(user.call, name, user.load(name)), needs_verdict=True)
+    near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.4)
+    raise ValueError(f"unknown reward {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}, or the dotted path of your own"))
+
+
 class RewardConfig(Config):
-    weights: dict[str, float] = {"tests": 1.0}  # name of REWARDS -> weight; one of weight 0 is computed and logged only
+    weights: dict[str, FiniteFloat] = {"tests": 1.0}  # name of REWARDS or dotted path -> weight; one of weight 0 is computed and logged only
     require_submission: bool = False  # an episode that the agent did not end by itself gets 0: else it never learns to stop
     always_test: bool = False  # run the tests even where no reward needs them: for evaluation
 
     @field_validator("weights")
     @classmethod
     def _known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name in weights.keys() - REWARDS.keys():
-            near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.4)
-            raise ValueError(f"unknown reward {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}"))
         if not weights:
             raise ValueError(f"no reward has a weight: give at least one of {', '.join(REWARDS)}")
+        for name in weights:
+            find_reward(name)
         return weights
 
 
 async def compute(config: RewardConfig, task: Task, diff: str, grader: Grader) -> tuple[Verdict | None, dict[str, float], float]:
-    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError."""
-    tested = config.always_test or any(REWARDS[name].needs_verdict for name in config.weights)
+    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError; ConfigError for a user's reward that fails."""
+    rewards = {name: find_reward(name) for name in config.weights}
+    tested = config.always_test or any(reward.needs_verdict for reward in rewards.values())
     verdict = await grader.grade(task, diff) if tested else None
-    parts = {name: REWARDS[name].function(task, diff, verdict) for name in config.weights}
+    # in a thread: a slow reward must not hold up the model calls of other episodes
+    parts = await asyncio.to_thread(lambda: {name: reward.function(task, diff, verdict) for name, reward in rewards.items()})
     total = sum(weight * parts[name] for name, weight in config.weights.items())
     log.debug("rewards of %s: %s total=%.4f", task.task_id, parts, total)
     return verdict, parts, total

@@ -3,6 +3,7 @@
 Nothing that depends on time, host or process enters the prompt; assistant messages go back exactly as they were received;
 every tool call is answered, a wrong one with an error that says what to do.
 """
+import asyncio
 import json
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ class TerminalConfig(Config):
     system_prompt: str = SYSTEM_PROMPT
     command_timeout_s: float = 60.0
     max_output_chars: int = 8000
+    tool_delay_s: float = 0.0  # every tool call takes so much longer: what a slow build costs, for measuring asynchronous runs
     max_idle_answers: int = 3  # answers in a row without one usable tool call, then the agent gives up
 
 
@@ -104,6 +106,7 @@ class Terminal:
 
     async def _act(self, function: dict[str, Any], sandbox: Sandbox) -> tuple[str, bool, bool]:
         """(answer, the call was well-formed, the agent has submitted)."""
+        await asyncio.sleep(self.config.tool_delay_s)
         try:
             arguments = json.loads(function["arguments"] or "{}")
         except ValueError as error:

@@ -1,34 +1,75 @@
-"""Run by test_engine.py under torchrun: three optimizer steps on fixed rows, dealt to the ranks; rank 0 saves the weights.
+"""Run by test_engine.py under torchrun: for each case a new engine makes three optimizer steps on fixed rows, dealt to the ranks.
 
-    torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL OUT.safetensors [LOAD_FOLDER] [SAVE_FOLDER]
+    torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL FOLDER CASES
+
+CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
+"save": folder, "steps": int}. Rank 0 writes FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step) and NAME.json (losses).
 """
+import json
+import random
 import sys
 from pathlib import Path
 
 import torch
+from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
-from coderepairrl.algorithms import token_logprobs
+from coderepairrl import batch
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
+from coderepairrl.types import Sample
 
-model, out, load, save = (sys.argv[1:] + ["", ""])[:4]
-torch.set_num_threads(1)
-engine = Engine(model, EngineConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=2, gradient_clipping=0.5))
-first = engine.load(Path(load))["step"] if load else 0
-for step in range(first, first + 3):
-    rows = torch.randint(20, 300, (8, 24), generator=torch.Generator().manual_seed(step))  # (B, T)
-    mine = rows[engine.rank :: engine.world_size]
-    halves = mine.chunk(2)
-    for i, half in enumerate(halves):
-        logprobs, _ = token_logprobs(engine.logits(half), half)
-        engine.backward(-logprobs.sum() / (8 * 23), last=i == len(halves) - 1)
-    engine.step()
-weights = engine.weights()
-if save:
+
+def samples(step: int) -> list[Sample]:
+    """12 rows in 3 groups: within a group they share a prefix, and half of them a longer one."""
+    rng = random.Random(step)
+    out = []
+    for group in range(3):
+        prefix, middle = ([rng.randrange(20, 300) for _ in range(n)] for n in (9, 7))
+        for number in range(4):
+            ids = prefix + (middle if number % 2 else []) + [rng.randrange(20, 300) for _ in range(rng.randrange(3, 30))]
+            mask = [0] * 5 + [int(rng.random() < 0.7) for _ in ids[5:-1]] + [1]
+            out.append(Sample(f"g{group}", f"t{group}-{number}", 0, tuple(ids), tuple(range(len(ids))), tuple(mask), tuple(-0.5 * m for m in mask),
+                              tuple(rng.uniform(-1, 1) * m for m in mask), tuple(0 if m else -1 for m in mask)))
+    return out
+
+
+def run(model: str, folder: Path, name: str, options: dict) -> None:
+    engine = Engine(model, EngineConfig(**{"learning_rate": 1e-3, "weight_decay": 0.01, "warmup_steps": 2, "gradient_clipping": 0.5} | options.get("engine", {})),
+                    Path(options["load"]) if "load" in options else None)
+    losses, gradients = [], {}
+    for step in range(engine.steps, engine.steps + options.get("steps", 3)):
+        rows = samples(step)
+        random.Random(options.get("order", 0)).shuffle(rows)
+        count = sum(sum(row.loss_mask) for row in rows)
+        micro_batches = batch.micro_batches(rows, [1 / count] * len(rows), options.get("tokens", 64), engine.rank, engine.world_size,
+                                            hidden_size=engine.hidden_size, share_prefixes=options.get("share", True))
+        total = 0.0
+        for i, micro in enumerate(micro_batches):
+            logprobs, _ = engine.logprobs(micro.to(engine.device), 0.8)
+            loss = -(logprobs * micro.advantages * micro.weights).sum()
+            engine.backward(loss, last=i == len(micro_batches) - 1)
+            total += loss.item()
+        losses += engine.sum([total])
+        if step == 0:
+            gradients = {key: safe_get_full_grad(p).clone() for key, p in engine.module.model.named_parameters() if p.requires_grad}  # collective
+        engine.step()
+    if "save" in options:
+        engine.save(Path(options["save"]), {"step": engine.steps, "version": engine.steps})
+    weights = engine.weights()
     if engine.rank == 0:
-        engine.export(weights, Path(save).with_name("export"))
-    engine.save(Path(save), {"step": first + 3, "version": 3}, Path(save).with_name("export"))
-if engine.rank == 0:
-    save_file(weights, out)
-engine.close()
+        save_file(weights, folder / f"{name}.safetensors")
+        save_file(gradients, folder / f"{name}.gradients")
+        (folder / f"{name}.json").write_text(json.dumps(losses))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, options in json.loads(sys.argv[3]).items():
+        run(sys.argv[1], Path(sys.argv[2]), name, options)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

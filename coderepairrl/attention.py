@@ -1,0 +1,81 @@
+"""Attention over a packed row: sequences laid end to end, prefixes that several of them share computed once.
+
+A row is cut into nodes: runs of new tokens. The queries of a node see the keys of its path, which is everything from its
+sequence's first token to the node's end; its own tokens come last, so the mask is causal, aligned at the end of the keys.
+A sequence that shares nothing is one node whose path is itself. Registered in transformers as the attention "packed".
+Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their size.
+"""
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from inspect import signature
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+
+from coderepairrl.errors import ConfigError
+
+NAME = "packed"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets have one entry more than there are nodes."""
+    query_offsets: torch.Tensor  # int32: node n's tokens are row[query_offsets[n] : query_offsets[n + 1]]
+    key_offsets: torch.Tensor  # int32: its path is path_index[key_offsets[n] : key_offsets[n + 1]]
+    path_index: torch.Tensor | None  # (K,) place in the row of every key; None: each path is its node, K = T
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Layout":
+        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)
+        return Layout(move(self.query_offsets), move(self.key_offsets), move(self.path_index), self.query_lengths, self.key_lengths)
+
+
+def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, *,
+                     layout: Layout, scaling: float | None = None, **_) -> tuple[torch.Tensor, None]:
+    """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D)."""
+    if query.is_cuda and query.dtype != torch.float32:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
+        if layout.path_index is not None:
+            key, value = key.index_select(0, layout.path_index), value.index_select(0, layout.path_index)
+        return _flash(query, key, value, layout, scaling)[None], None
+    if layout.path_index is not None:
+        key, value = key.index_select(2, layout.path_index), value.index_select(2, layout.path_index)
+    pieces, dtype = [], query.dtype
+    # half precision comes here on CPUs only, whose attention is 1.5 to 2.5 times as fast in float32 (its backward pass is), also under autocast
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value))
+        for q, k, v in zip(query.split(layout.query_lengths, 2), key.split(layout.key_lengths, 2), value.split(layout.key_lengths, 2), strict=True):
+            new, seen = q.shape[2], k.shape[2]
+            mask = None if new == seen else torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
+            pieces.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
+    return torch.cat(pieces, 2).transpose(1, 2).to(dtype), None
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None) -> torch.Tensor:
+    """query (T, H, D), key and value (K, H or fewer, D), half precision on CUDA -> (T, H, D)."""
+    lengths = layout.query_offsets, layout.key_offsets, max(layout.query_lengths), max(layout.key_lengths)
+    if _has_flash_attention_4():
+        from flash_attn.cute import flash_attn_varlen_func
+        return flash_attn_varlen_func(query, key, value, None, *lengths, softmax_scale=scaling, causal=True)[0]
+    from torch.nn.attention.varlen import varlen_attn
+    fewer_keys = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}  # torch before 2.13 needs no word for it
+    return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=(-1, 0), **fewer_keys)
+
+
+@cache
+def _has_flash_attention_4() -> bool:
+    """It has kernels of its own for Hopper and Blackwell; torch's varlen_attn is FlashAttention 2."""
+    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def check(config: PretrainedConfig) -> None:
+    """Raises ConfigError for models whose attention is not plainly causal: a packed row would be computed wrongly."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ConfigError(f"{config.model_type}: layers of {', '.join(sorted(kinds))}: packed rows are only right for full causal attention; use another model")
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the layout says it all

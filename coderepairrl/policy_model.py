@@ -1,0 +1,137 @@
+"""The model that is trained: a Hugging Face decoder on packed rows, and logprobs of chosen tokens without all logits in memory."""
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from coderepairrl.batch import MicroBatch
+from coderepairrl.engine_config import LoRAConfig
+
+CHUNK_BYTES = 2**29  # of logits at a time
+
+
+def _compiled_on_gpu(function: Callable) -> Callable:
+    """There its steps over all logits become one or two kernels; on CPU compiling takes longer than it saves."""
+    return torch.compile(function) if torch.cuda.is_available() else function
+
+
+@_compiled_on_gpu
+def _statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, V), (N,) -> logprob of each target, entropy, logarithm of the normaliser, each (N,) float32. Overwrites float32 logits."""
+    logits = logits.float().div_(temperature)
+    norm = logits.logsumexp(-1)
+    return logits.gather(1, targets[:, None])[:, 0] - norm, norm - ((logits - norm[:, None]).exp() * logits).sum(-1), norm
+
+
+@_compiled_on_gpu
+def _slope(logits: torch.Tensor, norm: torch.Tensor, targets: torch.Tensor, grad: torch.Tensor, temperature: float) -> torch.Tensor:
+    """d loss / d logits = grad / temperature (onehot - softmax), in the dtype of the logits. Overwrites float32 logits."""
+    probabilities = (logits.float().div_(temperature) - norm[:, None]).exp_()
+    grad = grad.float() / temperature
+    at_target = grad * (1 - probabilities.gather(1, targets[:, None])[:, 0])
+    return probabilities.mul_(-grad[:, None]).to(logits.dtype).scatter_(1, targets[:, None], at_target[:, None].to(logits.dtype))
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """(N, d) outputs, (V, d) head, (N,) ids -> logprob of each id, entropy; logits exist for one chunk at a time, also in backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, temperature):
+        rows = CHUNK_BYTES // (head.shape[0] * head.element_size())
+        ctx.rows, ctx.temperature = max(1, rows // 256 * 256 or rows), temperature  # a multiple of the matrix units' tiles
+        parts = [_statistics(h @ head.T, ids, temperature) for h, ids in zip(hidden.split(ctx.rows), targets.split(ctx.rows), strict=True)]
+        logprobs, entropy, norms = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, head, targets, norms)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        hidden, head, targets, norms = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            slope = _slope(hidden[part] @ head.T, norms[part], targets[part], grad[part], ctx.temperature)
+            torch.mm(slope, head, out=grad_hidden[part])
+            if grad_head is not None:
+                grad_head += slope.T @ hidden[part]
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
+
+
+class LogprobHead(nn.Module):
+    """Shares the language model head's weight, so that ZeRO-3 gathers it for this module."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _ChunkedLogprobs.apply(hidden.to(self.weight.dtype), self.weight, targets, temperature)
+
+
+class PolicyModel(nn.Module):
+    """forward: micro-batch -> (logprobs (N,) float32, entropy (N,) without gradient) of its trained tokens."""
+
+    def __init__(self, model: PreTrainedModel, lora: LoRAConfig | None):
+        super().__init__()
+        if lora:
+            model = inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets), model)
+        self.model = model
+        head = model.get_output_embeddings()
+        assert head.bias is None, "a language model head with a bias is not supported"
+        self.head = LogprobHead(head.weight)
+
+    def forward(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.model.get_decoder()(
+            input_ids=micro.token_ids, position_ids=micro.position_ids, layout=micro.layout, use_cache=False).last_hidden_state[0]  # (T, d)
+        return self.head(hidden.index_select(0, micro.sources), micro.targets, temperature)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The model without its LoRA adapters: the reference policy, at no cost in memory."""
+        layers = [module for module in self.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def published(self) -> Iterator[tuple[str, list[nn.Parameter], Callable[..., torch.Tensor]]]:
+        """(Hugging Face name, parameters that it is made of, how) of every weight that vLLM serves, in order."""
+        adapted = {f"{name}.base_layer.weight": module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                continue
+            layer = adapted.get(name)
+            if layer is None:
+                yield name.replace(".base_layer.", "."), [parameter], _as_it_is
+            else:
+                yield name.replace(".base_layer.", "."), [parameter, layer.lora_A["default"].weight, layer.lora_B["default"].weight], _merged(layer.scaling["default"])
+
+
+def _as_it_is(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _merged(scaling: float):
+    """W + s B A (arXiv:2106.09685, section 4.1), the sum taken in float32."""
+    return lambda weight, a, b: torch.addmm(weight.float(), b.float(), a.float(), alpha=scaling).to(weight.dtype)
+
+
+def recompute(model: PreTrainedModel, share: float) -> None:
+    """So much of the layers, spread evenly over the depth, keep only their input for backward and compute the rest again there."""
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    # Under a frozen embedding (LoRA) the first layer's input has no gradient: recomputing would cut the layer off, and ZeRO-3 would
+    # reduce the gradients of a leaf module before they are there.
+    model.enable_input_require_grads()
+    for number, layer in enumerate(model.get_decoder().layers):
+        layer.gradient_checkpointing = math.floor((number + 1) * share) > math.floor(number * share)

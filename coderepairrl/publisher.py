@@ -1,0 +1,122 @@
+"""What the trainer tells the rest of the run about its weights: counts them, sends them into the running vLLM, exports them now and then.
+
+policy.py describes the files. Every method is collective.
+"""
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from coderepairrl.engine import Engine
+from coderepairrl.errors import EngineError
+from coderepairrl.files import read_json, write_json
+from coderepairrl.policy import ServerConfig
+from coderepairrl.weight_transfer import Sent, WeightSender
+
+KEPT_EXPORTS = 2  # so that a vLLM that is reading the one before the newest can go on
+
+
+class Publisher:
+    """`version` of the newest weights; of the last `publish`: `seconds`, without the export `send_s`; `sent` on rank 0 (None: it failed)."""
+
+    def __init__(self, engine: Engine, run: Path, server: ServerConfig, version: int, export_every: int):
+        """`version`: of the weights that the engine has now, which vLLM was started with, as current.json says already."""
+        self.engine, self.version, self.export_every = engine, version, export_every
+        self.seconds, self.send_s, self.updates, self.failed = 0.0, 0.0, 0, 0
+        self.sent: Sent | None = None
+        self._run, self._policy = run, run / "policy"
+        # Versions that a killed attempt has used after the checkpoint are not given again: its tokens carry them. All ranks must have
+        # read the file before one of them publishes.
+        self._highest = int(engine.max([max(version, read_json(self._policy / "highest_version") or 0)])[0])
+        self._exported: int | None = None
+        self._since_export = 0
+        if engine.rank == 0:
+            self._sender = WeightSender(server.transfer_backend, getattr(torch, server.dtype), engine.device, server.update_timeout_s)
+            self._register()
+
+    def publish(self) -> None:
+        """A failed send is not an error: vLLM is then restarted by the rollout process from the export that is made at once."""
+        started = time.monotonic()
+        self._highest += 1
+        self.version = self._highest
+        self._since_export += 1
+        if self.engine.rank == 0:
+            write_json(self._policy / "highest_version", self.version)
+            self._register()
+        problem = self._send()
+        failed = self.engine.max([float(bool(problem))])[0] > 0  # all ranks learn it
+        self.send_s = time.monotonic() - started
+        self.updates += not failed
+        self.failed += failed
+        if failed or self._since_export >= self.export_every:
+            self._export()
+        self._announce({"version": self.version, "step": self.engine.steps, "live": not failed, "reason": problem})
+        self.seconds = time.monotonic() - started
+
+    def answer_wish(self) -> None:
+        """Exports the newest weights if the rollout process has asked for them: between two steps, and often while the trainer waits."""
+        wish = self._policy / "export_wanted.json"
+        if not self.engine.max([float(self.engine.rank == 0 and wish.exists())])[0]:
+            return
+        if self._exported != self.version:
+            self._export()
+        self._announce({})
+        if self.engine.rank == 0:
+            wish.unlink(missing_ok=True)
+
+    def checkpoint(self, step: int) -> None:
+        """Everything that a later attempt needs, under checkpoints/step_N. Only the newest is kept, and one that vLLM may be started from."""
+        folder = self._run / "checkpoints" / f"step_{step:05d}"
+        self.engine.save(folder, {"step": step, "version": self.version})
+        if self.engine.rank == 0:
+            self._remove(folder.parent.glob("step_*"), keep=1)
+
+    def _register(self) -> None:
+        """A row in versions.jsonl, before any token can carry the version."""
+        path, row = self._policy / "versions.jsonl", json.dumps({"version": self.version, "step": self.engine.steps})
+        if not path.exists() or row not in path.read_text().splitlines():  # a resumed run has its first row already
+            with path.open("a") as file:
+                file.write(row + "\n")
+
+    def _send(self) -> str:
+        """Why vLLM does not have the weights, on rank 0; "" if it has them, and on the other ranks."""
+        self.sent = None
+        server = read_json(self._policy / "engine.json") if self.engine.rank == 0 else None
+        if server is None:  # all ranks gather, whatever rank 0 knows
+            for _ in self.engine.buckets():
+                pass
+            problem = "" if self.engine.rank else "vLLM is being restarted"
+        else:
+            try:
+                self.sent = self._sender.send([(server["url"], server["pid"])], self.version, self.engine.layout(), self.engine.buckets())
+                problem = ""
+            except EngineError as error:
+                problem = str(error)
+        if problem:
+            print(f"weight update {self.version} failed: {problem}", flush=True)
+        return problem
+
+    def _export(self) -> None:
+        self.engine.export(self._policy / f"v{self.version:06d}")
+        self._exported, self._since_export = self.version, 0
+
+    def _announce(self, changes: dict) -> None:
+        """Rewrites current.json and removes exports that it does not name any more."""
+        if self.engine.rank:
+            return
+        if self._exported is not None:
+            changes = changes | {"path": str(self._policy / f"v{self._exported:06d}"), "path_version": self._exported}
+        write_json(self._policy / "current.json", read_json(self._policy / "current.json") | changes)
+        self._remove(self._policy.glob("v[0-9]*"), KEPT_EXPORTS)
+
+    def _remove(self, folders: Iterable[Path], keep: int) -> None:
+        """All but the newest, unfinished ones too; never what current.json names."""
+        folders = set(folders)
+        newest = sorted(folder for folder in folders if folder.suffix != ".tmp")[-keep:]
+        named = Path(read_json(self._policy / "current.json")["path"]).resolve()
+        for folder in folders.difference(newest):
+            if not named.is_relative_to(folder.resolve()):
+                shutil.rmtree(folder)

@@ -1,0 +1,35 @@
+"""Stands in for `vllm serve` where its life is tested, not its answers: small_server.py PORT MODEL. Dies when the model isn't there.
+
+/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them.
+"""
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+
+class Handler(BaseHTTPRequestHandler):
+    version = "default"
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        Handler.version = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["new_version"]
+        self.answer()
+
+    def answer(self) -> None:
+        body = json.dumps({"weight_version": Handler.version}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        """Nothing."""
+
+
+port, model = sys.argv[1:]
+if not Path(model).is_dir():
+    sys.exit(f"FileNotFoundError: {model}")
+HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()

@@ -1,0 +1,208 @@
+"""Whatever happens to the server: it comes back with the newest weights, nothing is released before, and the reason is on record."""
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from coderepairrl import ledger
+from coderepairrl.errors import EngineError
+from coderepairrl.files import read_json, write_json
+from coderepairrl.policy import Server, ServerConfig, Supervisor
+
+PROGRAM = Path(__file__).resolve().parent / "programs" / "small_server.py"
+
+
+class SmallServer(Server):
+    """Real processes, ports and signals; only the program is small."""
+
+    def _command(self, model: str) -> list[str]:
+        (self.run / "started").open("a").write(model + "\n")
+        return [sys.executable, str(PROGRAM), str(self.port), model]
+
+
+class Run:
+    """A run folder with exports, a trainer's files, and a supervisor that notes what it holds and releases."""
+
+    def __init__(self, folder: Path, **config):
+        self.folder = folder
+        (folder / "policy").mkdir()
+        self.calls: list = []
+        server = SmallServer(ServerConfig(**{"start_timeout_s": 60.0, "update_timeout_s": 10.0} | config), folder, folder / "vllm.log")
+        self.supervisor = Supervisor(server, lambda: self.calls.append("hold"), self.calls.append)
+        self.publish(0)
+
+    def publish(self, version: int, **fields) -> None:
+        self.export(version)
+        write_json(self.folder / "policy" / "current.json", {"version": version, "step": version, "path": self.path(version), "live": True} | fields)
+
+    def export(self, version: int) -> None:
+        Path(self.path(version)).mkdir(exist_ok=True)
+
+    def path(self, version: int) -> str:
+        return str(self.folder / "policy" / f"v{version:06d}")
+
+    def update(self, version: int) -> None:
+        """A trainer's live update."""
+        requests.post(f"{self.supervisor.server.url}/update_weight_version", json={"new_version": str(version)}, timeout=10).raise_for_status()
+        self.publish(version)
+
+    @property
+    def pid(self) -> int:
+        return read_json(self.folder / "policy" / "engine.json")["pid"]
+
+    def started(self) -> list[str]:
+        return [Path(line).name for line in (self.folder / "started").read_text().splitlines()]
+
+    def recoveries(self) -> list[str]:
+        return [row["what"] for row in ledger.rows(self.folder / "policy" / "recoveries.jsonl")]
+
+    async def until(self, holds) -> None:
+        async with asyncio.timeout(60):
+            while not holds():
+                if self.watch.done():
+                    self.watch.result()
+                await asyncio.sleep(0.01)
+
+    async def __aenter__(self) -> "Run":
+        await self.supervisor.start()
+        self.watch = asyncio.create_task(self.supervisor.watch())
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.watch.cancel()
+        await asyncio.wait([self.watch])
+        await self.supervisor.server.stop()
+
+
+def test_killed_after_live_updates_it_comes_back_with_the_newest(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            assert run.calls == ["hold", 0] and run.supervisor.serving["step"] == 0
+            for version in (1, 2):
+                await asyncio.to_thread(run.update, version)
+                await run.until(lambda: run.supervisor.serving["version"] == version)
+            assert run.calls == ["hold", 0]  # a live update needs no restart
+            os.kill(run.pid, signal.SIGKILL)
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 2])
+            assert run.started() == ["v000000", "v000002"] and run.recoveries() == ["vLLM restarted: it ended with code -9"]
+            assert run.supervisor.restarts == 1 and run.supervisor.serving["version"] == 2
+            await asyncio.to_thread(run.update, 3)  # and takes updates as before
+            await run.until(lambda: run.supervisor.serving["version"] == 3)
+            assert run.supervisor.restarts == 1
+    asyncio.run(scenario())
+
+
+def test_a_failed_update_restarts_it_with_the_export(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            run.publish(1, live=False, reason="the broadcast broke")
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+            assert run.started() == ["v000000", "v000001"] and run.recoveries() == ["vLLM restarted: weight update 1 failed: the broadcast broke"]
+    asyncio.run(scenario())
+
+
+def test_an_update_that_went_to_a_server_that_is_no_more(tmp_path):
+    """current.json says live, but the server was restarted in between, from the older export: its own word counts."""
+    async def scenario():
+        async with Run(tmp_path) as run:
+            run.publish(1)
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+            assert run.recoveries() == ["vLLM restarted: it has weights default instead of 1"] and run.supervisor.serving["version"] == 1
+    asyncio.run(scenario())
+
+
+def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("coderepairrl.policy.HEALTH_EVERY_S", 0.1)
+
+    async def scenario():
+        async with Run(tmp_path, health_timeout_s=2.0) as run:
+            stopped = run.pid
+            os.kill(stopped, signal.SIGSTOP)
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 0])
+            assert run.pid != stopped and not Path(f"/proc/{stopped}").exists()
+            assert run.recoveries() == ["vLLM restarted: it did not say within 2 s that it is well"]
+    asyncio.run(scenario())
+
+
+def test_weights_that_were_not_exported_are_asked_for(tmp_path):
+    """Nothing is started, and nothing released, with older weights than the newest."""
+    async def scenario():
+        async with Run(tmp_path) as run:
+            wish = tmp_path / "policy" / "export_wanted.json"
+            await asyncio.to_thread(run.update, 1)
+            run.publish(1, path=run.path(0), path_version=0)  # the trainer exports now and then only
+            await run.until(lambda: run.supervisor.serving["version"] == 1)
+            os.kill(run.pid, signal.SIGKILL)
+            await run.until(wish.exists)
+            assert read_json(wish) == {"version": 1}
+            run.publish(2, path=run.path(0), path_version=0, live=False)  # it went on before it saw the wish
+            await run.until(lambda: read_json(wish) == {"version": 2})
+            assert run.calls == ["hold", 0, "hold"] and run.started() == ["v000000"]
+            run.publish(2, path_version=2, live=False)
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 2])
+            assert run.started() == ["v000000", "v000002"] and not wish.exists() and run.supervisor.restarts == 1
+    asyncio.run(scenario())
+
+
+def test_an_export_that_never_comes(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            run.supervisor.server.config = ServerConfig(start_timeout_s=0.5)
+            run.publish(1, path=run.path(0), path_version=0, live=False)
+            with pytest.raises(EngineError, match="did not export weights 1 in 0 s: see trainer.log"):
+                await run.until(lambda: False)
+    asyncio.run(scenario())
+
+
+def test_an_export_that_is_removed_while_the_server_starts(tmp_path):
+    """The trainer keeps the newest exports only: where it went on meanwhile, the start is tried again with the newer one."""
+    async def scenario():
+        run = Run(tmp_path)
+        shutil.rmtree(run.path(0))
+        start = asyncio.create_task(run.supervisor.start())
+        while not (tmp_path / "started").exists():
+            await asyncio.sleep(0.001)
+        run.publish(1)
+        await start
+        assert run.calls == ["hold", 1] and run.started() == ["v000000", "v000001"]
+        await run.supervisor.server.stop()
+    asyncio.run(scenario())
+
+
+def test_a_model_that_is_not_there_is_an_error_with_its_cause(tmp_path):
+    async def scenario():
+        run = Run(tmp_path)
+        shutil.rmtree(run.path(0))
+        with pytest.raises(EngineError, match="before it was ready: FileNotFoundError"):
+            await run.supervisor.start()
+        assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine.json").exists()
+    asyncio.run(scenario())
+
+
+def test_it_is_not_restarted_for_ever(tmp_path):
+    async def scenario():
+        async with Run(tmp_path, max_restarts=2) as run:
+            for restarts in (1, 2):
+                os.kill(run.pid, signal.SIGKILL)
+                await run.until(lambda: len(run.calls) == 2 + 2 * restarts)
+            os.kill(run.pid, signal.SIGKILL)
+            with pytest.raises(EngineError, match="more than 2 times, at last because: it ended with code -9"):
+                await run.until(lambda: False)
+            assert len(run.recoveries()) == 3
+    asyncio.run(scenario())
+
+
+def test_rows_on_record_are_json_with_a_time(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            os.kill(run.pid, signal.SIGKILL)
+            await run.until(lambda: run.supervisor.restarts == 1 and len(run.calls) == 4)
+    asyncio.run(scenario())
+    row = json.loads((tmp_path / "policy" / "recoveries.jsonl").read_text())
+    assert row.keys() == {"time", "what"} and row["time"] > 1e9
