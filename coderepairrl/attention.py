@@ -7,11 +7,11 @@ Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their
 """
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from inspect import signature
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.utils import is_flash_attn_4_available
 
 from coderepairrl.errors import ConfigError
 
@@ -55,19 +55,20 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None) -> torch.Tensor:
     """query (T, H, D), key and value (K, H or fewer, D), half precision on CUDA -> (T, H, D)."""
-    lengths = layout.query_offsets, layout.key_offsets, max(layout.query_lengths), max(layout.key_lengths)
+    longest = max(layout.query_lengths), max(layout.key_lengths)
     if _has_flash_attention_4():
         from flash_attn.cute import flash_attn_varlen_func
-        return flash_attn_varlen_func(query, key, value, None, *lengths, softmax_scale=scaling, causal=True)[0]
+        return flash_attn_varlen_func(query, key, value, cu_seqlens_q=layout.query_offsets, cu_seqlens_k=layout.key_offsets, max_seqlen_q=longest[0],
+                                      max_seqlen_k=longest[1], softmax_scale=scaling, causal=True)[0]
     from torch.nn.attention.varlen import varlen_attn
     fewer_keys = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}  # torch before 2.13 needs no word for it
-    return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=(-1, 0), **fewer_keys)
+    return varlen_attn(query, key, value, layout.query_offsets, layout.key_offsets, *longest, scale=scaling, window_size=(-1, 0), **fewer_keys)
 
 
 @cache
 def _has_flash_attention_4() -> bool:
-    """It has kernels of its own for Hopper and Blackwell; torch's varlen_attn is FlashAttention 2."""
-    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None and torch.cuda.get_device_capability() >= (9, 0)
+    """It has kernels of its own for Hopper and Blackwell, twice as fast there as torch's varlen_attn, which is FlashAttention 2."""
+    return is_flash_attn_4_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def check(config: PretrainedConfig) -> None:

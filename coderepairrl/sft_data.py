@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -31,7 +32,7 @@ from transformers import AutoTokenizer
 from coderepairrl import batch, packing, store
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
-from coderepairrl.gateway.chat_request import normalise
+from coderepairrl.gateway.chat_request import normalise, without_surrogates
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.types import Outcome, Sample, Trajectory
 
@@ -158,26 +159,33 @@ def _encode(part: list[tuple[str, Any]]) -> list[Conversation | LeftOut]:
     out = []
     for where, raw in part:
         try:
-            out.append(_from_chat(json.loads(raw) if isinstance(raw, str) else raw))
-        except (GatewayError, ValueError) as error:  # ValueError: of JSON, or half a surrogate pair, which no tokeniser takes
+            if isinstance(raw, str):
+                raw = without_surrogates(json.loads(raw)) if "\\ud" in raw.lower() else json.loads(raw)
+            out.append(_from_chat(raw))
+        except (GatewayError, ValueError) as error:
             raise ConfigError(f"{where}: {error}: correct that conversation, or take it out") from error
     return out
 
 
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        kind = "a Parquet file" if file.suffix == ".parquet" else "text in UTF-8"
+        raise ConfigError(f"{file}: not {kind} ({error}): correct the path, or write the file again") from error
+
+
 def lines(file: Path) -> Iterator[tuple[str, Any]]:
     """(where, a line's text or a Parquet row)."""
-    try:
+    with readable(file):
         if file.suffix != ".parquet":
             with file.open(encoding="utf-8") as opened:
                 yield from ((f"{file}, line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
             return
-        number = 0
-        for part in pq.ParquetFile(file).iter_batches(CHUNK):
-            for row in part.to_pylist():
-                number += 1
-                yield f"{file}, row {number}", {name: json.loads(value) if isinstance(value, str) else without_null(value) for name, value in row.items()}
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a {'Parquet file' if file.suffix == '.parquet' else 'text file'} ({error}): correct the path, or write the file again") from error
+        rows = (row for part in pq.ParquetFile(file).iter_batches(CHUNK) for row in part.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{file}, row {number}", {name: json.loads(value) if isinstance(value, str) else without_null(value) for name, value in row.items()}
 
 
 def without_null(value: Any) -> Any:
@@ -190,7 +198,9 @@ def without_null(value: Any) -> Any:
 def trajectory_conversations(source: TrajectoriesSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
     known = len(AutoTokenizer.from_pretrained(model))
     for file in files(source.path, ("step_*.parquet",)):
-        for trajectory in store.read(file)[0]:
+        with readable(file):
+            trajectories, _ = store.read(file)
+        for trajectory in trajectories:
             found = from_trajectory(trajectory, source, context_weight)
             if isinstance(found, Conversation) and max(max(row.token_ids) for row in found.rows) >= known:
                 raise ConfigError(f"{file}: {trajectory.trajectory_id} has token ids that the tokenizer of {model} doesn't know: it was sampled with another; name that one's model")

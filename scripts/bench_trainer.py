@@ -15,7 +15,6 @@ With full parameters that is the customary 6 N a token plus attention. Memory a 
 state. TRL: one process; the trajectories enter by its rollout_func, so that padding, splitting, loss, backward and optimizer are its own; its
 weights and Adam's moments are bf16 (ours: float32); time is taken from the last reward to the end of the step.
 """
-import gc
 import json
 import math
 import os
@@ -155,7 +154,6 @@ class Trainer:
         from coderepairrl.engine_config import EngineConfig, LoRAConfig
         self.torch, self.shape, self.mode = torch, SHAPES[shape], mode
         self.gpu = torch.cuda.is_available()
-        self.others = torch.cuda.memory_allocated() if self.gpu else 0  # what an engine before this one has left
         entries = {"learning_rate": 1e-6, "dtype": "bfloat16" if self.gpu else "float32", "leaf_modules": ["Qwen3DecoderLayer"]} | entries
         self.engine = Engine(folder, EngineConfig(**entries, lora=LoRAConfig(rank=LORA_RANK) if mode == "lora" else None, random_weights=True))
         self.algorithm = AlgorithmConfig(name="dapo")
@@ -180,7 +178,7 @@ class Trainer:
 
     def set_recomputed(self, tokens: int) -> float:
         """Recomputes as few layers as the memory allows. Returns their share."""
-        gpu_bytes = self.torch.cuda.get_device_properties(0).total_memory - self.others if self.gpu else 1e15
+        gpu_bytes = self.torch.cuda.get_device_properties(0).total_memory if self.gpu else 1e15
         share = recomputed_share(self.shape, self.mode, tokens, self.engine.world_size, gpu_bytes)
         self.recompute(share)
         return share
@@ -189,30 +187,19 @@ class Trainer:
         from coderepairrl.policy_model import recompute
         recompute(self.engine.module.model, share)
 
-    def memory(self, reset: bool = False) -> tuple[float, float]:
-        """GiB (now, at most since the last reset)."""
+    def memory(self, reset: bool = False) -> tuple[float | None, float | None]:
+        """GiB (now, at most since the last reset); None without a GPU."""
         if not self.gpu:
-            return math.nan, math.nan
+            return None, None
         if reset:
             self.torch.cuda.reset_peak_memory_stats()
         return self.torch.cuda.memory_allocated() / 2**30, self.torch.cuda.max_memory_allocated() / 2**30
 
 
 def run_rows(case: dict, report) -> None:
-    import torch
-    trainer = None
-    for mode in case["modes"]:
-        trainer = None  # frees the one before
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        trainer = Trainer(case["shape"], mode, Path(case["folder"]), case["engine"])
-        for options in map(RowConfig.model_validate, case["rows"]):
-            try:
-                report(run_row(trainer, options, case["measured_s"]) | {"shape": case["shape"], "mode": mode})
-            except torch.OutOfMemoryError as error:
-                report({"failed": f"{case['shape']} {mode} {options}: {str(error)[:100]}"})
-                break  # the engine stands in mid-step
+    trainer = Trainer(case["shape"], case["mode"], Path(case["folder"]), case["engine"])
+    for options in case["rows"]:
+        report(run_row(trainer, RowConfig(**options), case["measured_s"]) | {"shape": case["shape"], "mode": case["mode"]})
     trainer.engine.close()
 
 
@@ -236,7 +223,7 @@ def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
     work = flops(shape, trainer.mode, tokens, tokens - 1, tokens * (tokens + 1) // 2) / 1e12
     return {"tokens": tokens, "ranks": engine.world_size, "recomputed": round(share, 3), "offload_activations": options.offload_activations, "pass_s": forward_backward,
             "step_s": step, "measured": len(seconds), "tokens_s": tokens * engine.world_size / (forward_backward + step), "tflops_pass": work / forward_backward,
-            "tflops_step": work / (forward_backward + step), "peak_gib": peak, "mib_a_token": (peak - state) * 1024 / tokens}
+            "tflops_step": work / (forward_backward + step), "peak_gib": peak, "mib_a_token": (peak - state) * 1024 / tokens if trainer.gpu else None}
 
 
 def run_agent(case: dict, report) -> None:
@@ -252,7 +239,7 @@ def run_agent(case: dict, report) -> None:
         make = lambda chosen, shared=shared: batch.micro_batches(chosen, weights[:len(chosen)], config.row_tokens, engine.rank, engine.world_size,
                                                                  hidden_size=engine.hidden_size, share_prefixes=shared)
         trainer.step(make(rows[:config.group_size]))  # warm
-        state, _ = trainer.memory(reset=True)
+        trainer.memory(reset=True)
         start = trainer.now()
         micro_batches = make(rows)
         packed = trainer.now() - start
@@ -304,19 +291,15 @@ def plan(config: BenchConfig, out: Path, ranks: int, gpu_bytes: float) -> tuple[
         case = common | {"agent": agent.model_dump(), "folder": str(out / "models" / agent.shape)}
         cases.append(case | {"name": "agent", "run": "agent", "ranks": ranks})
         if agent.trl and has_gpu() and ranks == 1:
-            from importlib.util import find_spec
-            flash = find_spec("flash_attn") and find_spec("flash_attn.cute")
-            cases.append(case | {"name": "trl", "run": "trl", "ranks": None, "attention": "flash_attention_4" if flash else "sdpa"})
-    for chosen in config.shapes:
-        shape, modes = chosen.shape, []
-        for mode in chosen.modes:
-            needed = state_bytes(SHAPES[shape], mode, ranks)
-            if has_gpu() and needed > 0.9 * gpu_bytes and not config.engine.get("offload_optimizer"):
-                left_out.append(f"{shape} {mode}: {needed / 2**30:.0f} GiB of state on each of {ranks} GPUs: take more, or engine.offload_optimizer=true")
-            else:
-                modes.append(mode)
-        cases.append(common | {"name": shape, "run": "rows", "ranks": ranks, "shape": shape, "modes": modes, "rows": [r.model_dump() for r in chosen.rows],
-                               "folder": str(out / "models" / shape)})
+            from transformers.utils import is_flash_attn_4_available
+            cases.append(case | {"name": "trl", "run": "trl", "ranks": None, "attention": "flash_attention_4" if is_flash_attn_4_available() else "sdpa"})
+    for chosen, mode in ((chosen, mode) for chosen in config.shapes for mode in chosen.modes):
+        needed = state_bytes(SHAPES[chosen.shape], mode, ranks)
+        if has_gpu() and needed > 0.9 * gpu_bytes and not config.engine.get("offload_optimizer"):
+            left_out.append(f"{chosen.shape} {mode}: {needed / 2**30:.0f} GiB of state on each of {ranks} GPUs: take more, or engine.offload_optimizer=true")
+            continue
+        cases.append(common | {"name": f"{chosen.shape}_{mode}", "run": "rows", "ranks": ranks, "shape": chosen.shape, "mode": mode,
+                               "rows": [options.model_dump() for options in chosen.rows], "folder": str(out / "models" / chosen.shape)})
     return cases, left_out
 
 
@@ -348,16 +331,20 @@ def last_error(log: Path) -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    ceiling = results.get("ceiling", [{}])[0].get("tflops", math.nan)
+    """Markdown. A dash stands for what needs a GPU."""
+    ceiling = results.get("ceiling", [{}])[0].get("tflops")
+    shown = lambda value, digits=0, of=1: "-" if value is None or of is None else f"{value / of:.{digits}f}"
+    line = lambda *cells: f"| {' | '.join(map(str, cells))} |"
     reports = [r for some in results.values() for r in some]
-    lines = [f"matrix ceiling {ceiling:.0f} TFLOP/s\n", "| shape | trained | GPUs | row | recomputed | tokens/s | share, pass | share, with step | pass s | step s | peak GiB | MiB a token |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['shape']} | {r['mode']} | {r['ranks']} | {r['tokens']} | {r['recomputed']:.2f}{', offloaded' * r['offload_activations']} | {r['tokens_s']:.0f} | {r['tflops_pass'] / ceiling:.2f} | "
-              f"{r['tflops_step'] / ceiling:.2f} | {r['pass_s']:.3f} | {r['step_s']:.3f} | {r['peak_gib']:.1f} | {r['mib_a_token']:.3f} |" for r in reports if "pass_s" in r]
-    lines += ["", "| agent batch | GPUs | trajectories | tokens | computed | seconds | tokens/s | peak GiB |", "|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['trainer']} | {r['ranks']} | {r['trajectories']} | {r['tokens']} | {r['computed_tokens']} | {r['seconds']:.2f} | {r['tokens_s']:.0f} | {r['peak_gib']:.1f} |"
+    lines = [f"matrix ceiling {shown(ceiling)} TFLOP/s", "",
+             line("shape", "trained", "GPUs", "row", "recomputed", "tokens/s", "share, pass", "share, with step", "pass s", "step s", "peak GiB", "MiB a token"), "|---" * 12 + "|"]
+    lines += [line(r["shape"], r["mode"], r["ranks"], r["tokens"], f"{r['recomputed']:.2f}{', offloaded' * r['offload_activations']}", shown(r["tokens_s"]),
+                   shown(r["tflops_pass"], 2, ceiling), shown(r["tflops_step"], 2, ceiling), shown(r["pass_s"], 3), shown(r["step_s"], 3), shown(r["peak_gib"], 1),
+                   shown(r["mib_a_token"], 3)) for r in reports if "pass_s" in r]
+    lines += ["", line("agent batch", "GPUs", "trajectories", "tokens", "computed", "seconds", "tokens/s", "peak GiB"), "|---" * 8 + "|"]
+    lines += [line(r["trainer"], r["ranks"], r["trajectories"], r["tokens"], r["computed_tokens"], shown(r["seconds"], 2), shown(r["tokens_s"]), shown(r["peak_gib"], 1))
               for r in reports if "trainer" in r]
-    return "\n".join([*lines, *(r["failed"] for r in reports if "failed" in r)])
+    return "\n".join(lines)
 
 
 @program

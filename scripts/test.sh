@@ -2,4 +2,5 @@
 # Makes the environment if it is missing, then passes the tests. Arguments go to pytest: bash scripts/test.sh -k ledger
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
-exec .venv/bin/python -m pytest "$@"
+workers=$(nproc)  # a test of a whole run waits most of the time, for vLLM to start
+exec .venv/bin/python -m pytest -n "$((workers < 8 ? workers : 8))" --dist worksteal "$@"

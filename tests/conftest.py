@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("project", deadline=None)  # how long an example takes says nothing about the project
+settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -13,7 +13,9 @@ from coderepairrl.files import read_json
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 
 SMALL = ["rollout.groups_per_step=3", "rollout.group_size=4", "rollout.limits.max_turns=4", "rollout.limits.max_completion_tokens=48",
-         "rollout.tasks.train=12", "rollout.tasks.heldout=6", "rollout.server.kv_cache_mib=128", "rollout.concurrent_episodes=8"]
+         "rollout.tasks.train=12", "rollout.tasks.heldout=6", "rollout.server.kv_cache_mib=128", "rollout.server.start_timeout_s=900",
+         "rollout.concurrent_episodes=8"]
+PATIENCE_S = 1800.0  # of a test with a program that does not end
 RANDOM = ["rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
 
 
@@ -41,7 +43,7 @@ def staleness(run) -> dict[int, Counter]:
 @pytest.mark.whole
 def test_rollout_and_training_overlap(policy, tmp_path):
     run = tmp_path / "run"
-    result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=2", "training.steps=6"))
+    result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=2", "training.steps=6"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     assert sum(row["event"] == "trained" for row in rows) == 6 * 3 and not any("stale" in row.get("masked", {}) for row in rows)
@@ -61,7 +63,7 @@ def test_an_agent_that_sleeps_for_a_minute(policy, tmp_path):
     """Its group is admitted with the first step's, and late: the run waits for it rather than train what is too old, or leave it out."""
     run = tmp_path / "run"
     result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=1", "training.steps=4", "training.evaluate=false",
-                                  program="tests/programs/train_with_a_sleeper.py"))
+                                  program="tests/programs/train_with_a_sleeper.py"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     assert all(0 <= age <= 1 for counter in staleness(run).values() for age in counter)
@@ -77,7 +79,7 @@ def test_an_agent_that_sleeps_for_a_minute(policy, tmp_path):
 def test_refills_end_with_a_reason(policy, tmp_path):
     """A policy that never repairs anything: two groups a step are replaced in vain, then the step takes what there is."""
     run = tmp_path / "run"
-    result = run_program(*command(run, policy, "rollout.max_refills=2", "training.steps=2", "training.evaluate=false"))
+    result = run_program(*command(run, policy, "rollout.max_refills=2", "training.steps=2", "training.evaluate=false"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     dropped = [row for row in rows if row["event"] == "dropped"]
@@ -93,7 +95,7 @@ def test_refills_end_with_a_reason(policy, tmp_path):
 def kill_when(holds, arguments: list[str], run) -> None:
     """Starts the program, and kills it when `holds()`; its processes end with it."""
     program = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + PATIENCE_S
     try:
         while not holds():
             assert program.poll() is None and time.monotonic() < deadline, (run / "status.json").read_text()
@@ -115,7 +117,7 @@ def test_killed_at_several_moments_it_goes_on(policy, tmp_path):
                lambda: (read_json(run / "policy" / "current.json") or {"step": 0})["step"] == 5]
     for holds in moments:
         kill_when(holds, arguments, run)
-    result = run_program(*arguments)  # at once: it waits for what is left of the last attempt
+    result = run_program(*arguments, timeout_s=PATIENCE_S)  # at once: it waits for what is left of the last attempt
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     assert Counter(row["step"] for row in rows if row["event"] == "trained") == dict.fromkeys(range(6), 3)

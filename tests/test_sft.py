@@ -124,6 +124,14 @@ def test_parquet_of_structs_or_of_json_text_equals_jsonl(policy, demonstrations,
         assert found.table.equals(expected.table) and len(found) == len(demonstrations)
 
 
+def test_half_a_surrogate_pair_is_replaced_as_the_gateway_does(known_tokens, tmp_path):
+    text = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "%s"}]}\n'
+    (tmp_path / "pairs.jsonl").write_text(text % "\\ud83d\\ude42 ok" + text % "\\ud83d ok")
+    rows, _ = prepared(ChatSource(path=str(tmp_path / "pairs.jsonl")), tmp_path / "rows", known_tokens)
+    learnt = [tokenizer(QWEN3).decode([i for i, m in zip(rows[n][0].token_ids, rows[n][0].loss_mask, strict=True) if m]) for n in range(2)]
+    assert [text.removeprefix("<think>\n\n</think>\n\n") for text in learnt] == ["🙂 ok<|im_end|>", "\ufffd ok<|im_end|>"]
+
+
 # trajectories
 
 def trajectory(number: int, rng: random.Random, **changes) -> Trajectory:
@@ -224,10 +232,9 @@ MESSAGE = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant",
     (MESSAGE + "[]\n", "line 2: there is no list of messages"),
     (MESSAGE.replace("user", "robot"), "line 1: each message must be an object with a role of"),
     (MESSAGE.replace('"a"', "7"), "line 1: the content of a message must be a string"),
-    (MESSAGE.replace('"a"', '"\\ud800"'), "line 1: .*surrogate"),
     (MESSAGE.replace("}]}", '}], "tools": ["ls"]}'), "line 1: each of tools must be an object"),
     (MESSAGE.replace('"role": "user", ', '"role": "assistant", "tool_calls": [3], '), "line 1: tool_calls of a message must be objects"),
-    (b"\xff\xfe\n", "bad.jsonl: not a text file"),
+    (b"\xff\xfe\n", "bad.jsonl: not text in UTF-8"),
     (MESSAGE.replace("assistant", "user"), r"no conversation is left .*no assistant's turn to learn.*1"),
     (MESSAGE.replace('"b"', f'"{"b " * 9000}"'), "no conversation is left .*longer than micro_batch_tokens"),
 ])

@@ -43,7 +43,7 @@ def parse_chat_request(body: bytes, retry_count: str | None) -> ChatRequest:
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
     if b"\\ud" in body.lower():
-        data = _without_surrogates(data)  # no tokeniser takes a lone one
+        data = without_surrogates(data)  # no tokeniser takes a lone one
     if not isinstance(data, dict):
         raise BadRequest("the body must be a JSON object")
     messages = data.get("messages")
@@ -138,13 +138,13 @@ def _of_type(data: dict, name: str, kind: type, default: Any) -> Any:
     return value
 
 
-def _without_surrogates(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
+        return [without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
     return value
 
 
