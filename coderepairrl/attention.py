@@ -49,7 +49,8 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
         for q, k, v in zip(query.split(layout.query_lengths, 2), key.split(layout.key_lengths, 2), value.split(layout.key_lengths, 2), strict=True):
             new, seen = q.shape[2], k.shape[2]
             mask = None if new == seen else torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
-            pieces.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
+            attend = torch.nn.functional.scaled_dot_product_attention
+            pieces.append(attend(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
     return torch.cat(pieces, 2).transpose(1, 2).to(dtype), None
 
 

@@ -92,6 +92,9 @@ def _prepare(run: Path, model: str, steps: int) -> None:
     for step in range(first):
         if not (run / "rollouts" / f"step_{step:05d}.trained.json").exists():
             raise EngineError(f"{run}: the checkpoint has step {step}, but its trained.json is missing: the folder is damaged, take another `run:` folder")
+    stored = len(list((run / "rollouts").glob("step_*.parquet")))
+    if stored > steps:
+        raise ConfigError(f"training.steps={steps}, but the agents have worked for {stored} steps: every step must be trained, so give at least {stored}")
     for answer in (run / "rollouts").glob("step_*.trained.json"):
         if int(answer.name[5:10]) >= first:
             answer.unlink()

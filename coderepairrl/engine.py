@@ -49,7 +49,8 @@ class Engine:
         self.hidden_size = model.config.hidden_size
         self.module = PolicyModel(model, config.lora)
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=torch.cuda.is_available() or None)
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
+                                      fused=torch.cuda.is_available() or None)
         if config.leaf_modules:
             set_z3_leaf_modules(model, config.leaf_modules)
         universal = resume is not None and self._universal(resume)

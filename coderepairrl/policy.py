@@ -155,8 +155,11 @@ class Supervisor:
         self.serving: dict[str, Any] = {}
         self._policy = server.run / "policy"
 
-    async def start(self) -> None:
+    async def start(self, updates: int = 0) -> None:
+        """First waits for weights of so many updates: a resumed trainer repeats what it has the files for, and nothing is sampled before."""
         self.hold()
+        while self._current()["step"] < updates:
+            await asyncio.sleep(POLL_S)
         await self._load()
 
     async def _load(self) -> None:
@@ -175,17 +178,22 @@ class Supervisor:
         """Runs until cancelled; an EngineError ends it."""
         # a connection that is kept is closed by vLLM after 5 s, and the next request on it would fail
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
-            looked = time.monotonic()
-            while True:
-                problem = await self._problem(http)
-                if problem is None and time.monotonic() - looked >= HEALTH_EVERY_S:
-                    problem = await self._silence(http)
-                    looked = time.monotonic()
-                if problem:
-                    await self._restart(problem)
-                await asyncio.sleep(POLL_S)
+            look = asyncio.create_task(self._silence(http))  # beside the loop: a server that hangs must not hide that an update failed
+            try:
+                while True:
+                    problem = await self._problem(http) or (look.result() if look.done() else None)
+                    if problem or look.done():
+                        look.cancel()
+                        if problem:
+                            await self._restart(problem)
+                        look = asyncio.create_task(self._silence(http))
+                    await asyncio.sleep(POLL_S)
+            finally:
+                look.cancel()
 
     async def _silence(self, http: aiohttp.ClientSession) -> str | None:
+        """After a while, one look at whether the server still answers."""
+        await asyncio.sleep(HEALTH_EVERY_S)
         patience_s = self.server.config.health_timeout_s
         healthy = await self._ask(http, "health", patience_s) is not None
         return None if healthy or self.server.process.returncode is not None else f"it did not say within {patience_s:.0f} s that it is well"

@@ -80,7 +80,7 @@ class Rollout:
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
         await self.gateway.start()
         try:
-            await self.supervisor.start()
+            await self.supervisor.start(self.books.admission.next_step)
         except BaseException:
             await self._close()
             raise

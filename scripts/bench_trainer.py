@@ -221,9 +221,10 @@ def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
     forward_backward, step = np.median(seconds, axis=0).tolist()
     _, peak = trainer.memory()
     work = flops(shape, trainer.mode, tokens, tokens - 1, tokens * (tokens + 1) // 2) / 1e12
-    return {"tokens": tokens, "ranks": engine.world_size, "recomputed": round(share, 3), "offload_activations": options.offload_activations, "pass_s": forward_backward,
-            "step_s": step, "measured": len(seconds), "tokens_s": tokens * engine.world_size / (forward_backward + step), "tflops_pass": work / forward_backward,
-            "tflops_step": work / (forward_backward + step), "peak_gib": peak, "mib_a_token": (peak - state) * 1024 / tokens if trainer.gpu else None}
+    return {"tokens": tokens, "ranks": engine.world_size, "recomputed": round(share, 3), "offload_activations": options.offload_activations,
+            "pass_s": forward_backward, "step_s": step, "measured": len(seconds), "tokens_s": tokens * engine.world_size / (forward_backward + step),
+            "tflops_pass": work / forward_backward, "tflops_step": work / (forward_backward + step), "peak_gib": peak,
+            "mib_a_token": (peak - state) * 1024 / tokens if trainer.gpu else None}
 
 
 def run_agent(case: dict, report) -> None:
@@ -248,8 +249,8 @@ def run_agent(case: dict, report) -> None:
         _, peak = trainer.memory()
         seconds = packed + forward_backward + step
         report({"trainer": "this one, shared prefixes" if shared else "this one, nothing shared", "ranks": engine.world_size, "trajectories": len(rows),
-                "tokens": tokens, "trained_tokens": trained, "computed_tokens": int(computed), "micro_batches": len(micro_batches), "recomputed": round(share, 3),
-                "seconds": seconds, "packing_s": packed, "step_s": step, "tokens_s": tokens / seconds, "peak_gib": peak})
+                "tokens": tokens, "trained_tokens": trained, "computed_tokens": int(computed), "micro_batches": len(micro_batches),
+                "recomputed": round(share, 3), "seconds": seconds, "packing_s": packed, "step_s": step, "tokens_s": tokens / seconds, "peak_gib": peak})
     engine.close()
 
 
@@ -336,14 +337,14 @@ def table(results: dict[str, list[dict]]) -> str:
     shown = lambda value, digits=0, of=1: "-" if value is None or of is None else f"{value / of:.{digits}f}"
     line = lambda *cells: f"| {' | '.join(map(str, cells))} |"
     reports = [r for some in results.values() for r in some]
-    lines = [f"matrix ceiling {shown(ceiling)} TFLOP/s", "",
-             line("shape", "trained", "GPUs", "row", "recomputed", "tokens/s", "share, pass", "share, with step", "pass s", "step s", "peak GiB", "MiB a token"), "|---" * 12 + "|"]
+    columns = "shape", "trained", "GPUs", "row", "recomputed", "tokens/s", "share, pass", "share, with step", "pass s", "step s", "peak GiB", "MiB a token"
+    lines = [f"matrix ceiling {shown(ceiling)} TFLOP/s", "", line(*columns), "|---" * 12 + "|"]
     lines += [line(r["shape"], r["mode"], r["ranks"], r["tokens"], f"{r['recomputed']:.2f}{', offloaded' * r['offload_activations']}", shown(r["tokens_s"]),
-                   shown(r["tflops_pass"], 2, ceiling), shown(r["tflops_step"], 2, ceiling), shown(r["pass_s"], 3), shown(r["step_s"], 3), shown(r["peak_gib"], 1),
-                   shown(r["mib_a_token"], 3)) for r in reports if "pass_s" in r]
+                   shown(r["tflops_pass"], 2, ceiling), shown(r["tflops_step"], 2, ceiling), shown(r["pass_s"], 3), shown(r["step_s"], 3),
+                   shown(r["peak_gib"], 1), shown(r["mib_a_token"], 3)) for r in reports if "pass_s" in r]
     lines += ["", line("agent batch", "GPUs", "trajectories", "tokens", "computed", "seconds", "tokens/s", "peak GiB"), "|---" * 8 + "|"]
-    lines += [line(r["trainer"], r["ranks"], r["trajectories"], r["tokens"], r["computed_tokens"], shown(r["seconds"], 2), shown(r["tokens_s"]), shown(r["peak_gib"], 1))
-              for r in reports if "trainer" in r]
+    lines += [line(r["trainer"], r["ranks"], r["trajectories"], r["tokens"], r["computed_tokens"], shown(r["seconds"], 2), shown(r["tokens_s"]),
+                   shown(r["peak_gib"], 1)) for r in reports if "trainer" in r]
     return "\n".join(lines)
 
 

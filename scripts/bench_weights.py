@@ -140,9 +140,12 @@ def kill(config: BenchConfig, folder: Path) -> list[dict]:
     first = publisher.sent
     elements = sum(torch.Size(shape).numel() for _, _, shape in engine.layout())
     whole_buckets = engine.buckets
-    engine.buckets = lambda: interrupted(whole_buckets(), elements, lambda: engine.rank or os.killpg(pid, signal.SIGKILL))
+
+    def once() -> Iterator:
+        engine.buckets = whole_buckets  # the export that follows goes over them, too
+        return interrupted(whole_buckets(), elements, lambda: engine.rank or os.killpg(pid, signal.SIGKILL))
+    engine.buckets = once
     publisher.publish()
-    engine.buckets = whole_buckets
     current, computes = read_json(run / "policy" / "current.json"), still_computes(engine)
     row = {"killed_update_s": publisher.send_s, "export_s": publisher.seconds - publisher.send_s, "live": current["live"], "reason": current["reason"],
            "still_computes": computes}

@@ -13,7 +13,7 @@ from coderepairrl import books as books_module
 from coderepairrl import driver, ledger, store
 from coderepairrl.admission import Admission
 from coderepairrl.books import Books
-from coderepairrl.errors import EngineError
+from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.summary import write_summary
 from coderepairrl.types import Call, Environment, Outcome, Task, Trajectory, Verdict
@@ -194,6 +194,12 @@ def test_the_folder_is_brought_to_where_the_checkpoint_stands(run):
     (run / "rollouts" / "step_00001.trained.json").unlink()
     with pytest.raises(EngineError, match="the checkpoint has step 1"):
         driver._prepare(run, "model", STEPS)
+
+
+def test_a_run_cannot_be_made_shorter_than_what_its_agents_did(run):
+    attempt(run, 1, 1, 0)
+    with pytest.raises(ConfigError, match="give at least 4"):
+        driver._prepare(run, "model", STEPS - 1)
 
 
 def test_a_run_folder_is_held_until_the_last_process_of_an_attempt_has_ended(run, monkeypatch):

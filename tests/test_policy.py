@@ -130,6 +130,34 @@ def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
     asyncio.run(scenario())
 
 
+def test_a_failed_update_into_a_stopped_server_is_not_waited_for(tmp_path, monkeypatch):
+    """The look at its health, which hangs, does not hide what the trainer says."""
+    monkeypatch.setattr("coderepairrl.policy.HEALTH_EVERY_S", 0.0)
+
+    async def scenario():
+        async with Run(tmp_path, health_timeout_s=3600.0) as run:
+            os.kill(run.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+            run.publish(1, live=False, reason="no answer")
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+            assert run.recoveries() == ["vLLM restarted: weight update 1 failed: no answer"]
+    asyncio.run(scenario())
+
+
+def test_a_resumed_run_starts_it_once_with_the_weights_that_agents_need(tmp_path):
+    async def scenario():
+        run = Run(tmp_path)
+        start = asyncio.create_task(run.supervisor.start(updates=2))
+        for version in (1, 2):
+            await asyncio.sleep(0.1)
+            assert run.calls == ["hold"] and not (tmp_path / "started").exists()
+            run.publish(version, live=False, reason="vLLM is being restarted")
+        await start
+        assert run.calls == ["hold", 2] and run.started() == ["v000002"] and run.supervisor.restarts == 0
+        await run.supervisor.server.stop()
+    asyncio.run(scenario())
+
+
 def test_weights_that_were_not_exported_are_asked_for(tmp_path):
     """Nothing is started, and nothing released, with older weights than the newest."""
     async def scenario():

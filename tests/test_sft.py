@@ -1,12 +1,9 @@
 """Supervised fine-tuning: what is learnt of a conversation, token-exact trajectories, what is held out, and the program itself."""
 import dataclasses
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -287,31 +284,22 @@ def test_a_wrong_configuration_is_explained(text, said, tmp_path, monkeypatch):
 
 # the program
 
-def start(folder, policy, jsonl, name: str, ranks: int, **popen) -> subprocess.Popen:
+def start(folder, policy, jsonl, name: str, ranks: int) -> subprocess.Popen:
     (folder / name).mkdir(exist_ok=True)
     (folder / f"{name}.yaml").write_text(json.dumps({
         "model": str(policy), "output": str(folder / name / "policy"), "sources": [{"path": str(jsonl), "steps": 10}], "ranks": ranks, "seed": 3,
         "evaluation": {"share": 0.2, "every": 4}, "batch_tokens": 1024, "context_weight": 0.25, "engine": {"learning_rate": 3e-3, "warmup_steps": 2}}))
-    return subprocess.Popen([sys.executable, "scripts/train_sft.py", str(folder / f"{name}.yaml")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    with (folder / f"{name}.log").open("w") as log:
+        return subprocess.Popen([sys.executable, "scripts/train_sft.py", str(folder / f"{name}.yaml")], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
 def runs(policy, jsonl, tmp_path_factory):
-    """{ranks: folder}. The run on two ranks is killed after its first step, and started again."""
+    """{ranks: folder}."""
     folder = tmp_path_factory.mktemp("sft")
-    killed = start(folder, policy, jsonl, "two", 2, start_new_session=True)
-    metrics = folder / "two" / "sft_metrics.jsonl"
-    while not (metrics.exists() and '"loss"' in metrics.read_text()):
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert not (folder / "two" / "policy").exists() and not (folder / "two" / "sft_summary.json").exists()
     for ranks, name in ((1, "one"), (2, "two")):
         process = start(folder, policy, jsonl, name, ranks)
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-        assert "eval_loss" in output
+        assert process.wait(timeout=300) == 0 and "eval_loss" in (folder / f"{name}.log").read_text(), (folder / f"{name}.log").read_text()
     return {1: folder / "one", 2: folder / "two"}
 
 
