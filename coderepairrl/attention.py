@@ -8,12 +8,16 @@ Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.utils import is_flash_attn_4_available
 
 from coderepairrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coderepairrl.sequence_parallel import RowGroup
 
 NAME = "packed"
 
@@ -33,13 +37,19 @@ class Layout:
 
 
 def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, *,
-                     layout: Layout, scaling: float | None = None, **_) -> tuple[torch.Tensor, None]:
-    """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D)."""
+                     layout: Layout, row_group: "RowGroup | None" = None, scaling: float | None = None, **_) -> tuple[torch.Tensor, None]:
+    """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D). With a `row_group` T is this rank's part of the row."""
+    if row_group is None:
+        return _attend(query, key, value, layout, scaling), None
+    return row_group.join_heads(_attend(*row_group.split_heads(query, key, value, sum(layout.query_lengths)), layout, scaling)), None
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None) -> torch.Tensor:
     if query.is_cuda and query.dtype != torch.float32:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
         if layout.path_index is not None:
             key, value = key.index_select(0, layout.path_index), value.index_select(0, layout.path_index)
-        return _flash(query, key, value, layout, scaling)[None], None
+        return _flash(query, key, value, layout, scaling)[None]
     if layout.path_index is not None:
         key, value = key.index_select(2, layout.path_index), value.index_select(2, layout.path_index)
     pieces, dtype = [], query.dtype
@@ -51,7 +61,7 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
             mask = None if new == seen else torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
             attend = torch.nn.functional.scaled_dot_product_attention
             pieces.append(attend(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
-    return torch.cat(pieces, 2).transpose(1, 2).to(dtype), None
+    return torch.cat(pieces, 2).transpose(1, 2).to(dtype)
 
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""One machine, two programs: starts the rollout process and the trainer's ranks, watches both, ends all by their process groups.
+"""The driver of a run's attempt on one node: starts the rollout process, or the trainer's ranks, or both; watches, and ends all by process groups.
 
-status.json: {"state": running | done | failed, "attempt", "step": optimizer updates so far, "reason" of the end, "recoveries": the
-last of {"time", "what"}: each restart of vLLM with its cause, over all attempts}.
+On one machine it is the whole run. Of a job with several nodes each has one; they meet in the run folder (attempt.py), node 0 leads.
+
+status.json: {"state": running | done | stopped | failed, "attempt", "step": optimizer updates so far, "reason" of the end, "recoveries":
+the last of {"time", "what"}: each restart of vLLM with its cause, over all attempts}.
 """
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,17 +12,24 @@ import sys
 import time
 from pathlib import Path
 
+from coderepairrl import attempt as attempts
 from coderepairrl import ledger
+from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import dump
+from coderepairrl.containers import in_image
 from coderepairrl.errors import CodeRepairError, ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.launch import ends_with_parent, ranks_command, ranks_environment
-from coderepairrl.provenance import provenance
+from coderepairrl.launch import ends_with_parent, free_port, interface_of, ranks_command, ranks_environment
+from coderepairrl.provenance import ROOT, provenance
 from coderepairrl.summary import write_summary
 
 PATIENCE_S = 30.0  # for a program to end by itself after SIGTERM
-LOCK_S = 60.0  # for the programs of a killed attempt
+LOOK_S = 0.2
 KEPT_RECOVERIES = 20
+
+
+class Stopped(CodeRepairError):
+    """A signal ended the attempt; everything is kept."""
 
 
 def start_of(run: Path, model: str) -> tuple[int, int, str]:
@@ -34,56 +42,125 @@ def start_of(run: Path, model: str) -> tuple[int, int, str]:
 
 
 def drive(config, run: Path, arguments: list[str]) -> None:
-    """Raises CodeRepairError with the reason when one of the two programs fails; status.json holds it as well."""
+    """Raises CodeRepairError with the reason when the attempt fails; status.json holds it as well. Exits with attempt.STOPPED after SIGUSR2."""
     if not (run / "summary.json").exists() and not (Path(config.model) / "config.json").exists():
         raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/make_policy.py, scripts/train_sft.py), or correct model:")
+    place = Place.here()
+    if place.node:
+        try:
+            if attempt := attempts.follow(run, place):
+                _work(config, run, arguments, attempt)
+        except Stopped:
+            sys.exit(attempts.STOPPED)
+        return
     for folder in ("logs", "rollouts/buffer", "checkpoints", "policy"):
         (run / folder).mkdir(parents=True, exist_ok=True)
-    lock = _lock(run)
+    attempt = attempts.lead(run, place)
     if (run / "summary.json").exists():
         print(f"{run}: done already, see {run / 'summary.json'}; another run needs another `run:` folder")
+        attempt.end()
         return
-    attempt = 1 + max((int(path.name.removeprefix("attempt_")) for path in (run / "logs").glob("attempt_*")), default=0)  # never used twice: it is in groups' names
-    logs = run / "logs" / f"attempt_{attempt}"
-    logs.mkdir()
+    _lead(config, run, arguments, attempt)
+
+
+def _lead(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
     dump(config, run / "config.yaml")
     write_json(run / "provenance.json", provenance(arguments))
-    children: dict[str, subprocess.Popen] = {}
     try:
         _prepare(run, config.model, config.training.steps)
-        _status(run, "running", attempt)
-        program = [sys.argv[0], *arguments]
-        os.environ["CODEREPAIRRL_RUN"] = str(run.resolve())  # every process of a run can be told by it
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CODEREPAIRRL_ATTEMPT": str(attempt), "PYTHONUNBUFFERED": "1"}
-        children["rollout"] = _spawn([sys.executable, *program, "role=rollout"], logs / "rollout.log", environment, lock)
-        children["trainer"] = _spawn(ranks_command(config.training.ranks, [*program, "role=train"]), logs / "trainer.log",
-                                     environment | ranks_environment(config.training.threads, config.training.devices), lock)
-        _follow(children, run, logs, attempt)
+        _status(run, "running", attempt.number)
+        attempts.ready(attempt)
+        _work(config, run, arguments, attempt)
+        _await_others(attempt)
         write_summary(run)
-        _status(run, "done", attempt)
+        _over(attempt, "done")
+    except Stopped as stopped:
+        _over(attempt, "stopped", str(stopped))
+        sys.exit(attempts.STOPPED)
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             reason = "stopped by the user or a signal: the same command goes on from the newest checkpoint"
         else:
             reason = str(error) if isinstance(error, CodeRepairError) else f"{type(error).__name__}: {error}"
-        _status(run, "failed", attempt, reason)
+        _over(attempt, "failed", reason)
+        raise
+
+
+def _over(attempt: Attempt, state: str, reason: str = "") -> None:
+    _status(attempt.run, state, attempt.number, reason)
+    attempts.note(attempt, {"state": state, "reason": reason})
+
+
+def _work(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
+    """This node's part: returns when its programs have ended well, Stopped or CodeRepairError otherwise; says so to the other nodes."""
+    children: dict[str, subprocess.Popen] = {}
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGUSR2, lambda *_: stop.append(1))
+    reason = "ended by a signal"
+    try:
+        _start(children, config, run, arguments, attempt)
+        _follow(children, run, attempt, stop)
+        reason = ""
+    except Stopped:
+        reason = ""
+        raise
+    except CodeRepairError as error:
+        reason = str(error)
         raise
     finally:
         _end(children)
+        attempt.end(reason)
 
 
-def _lock(run: Path) -> int:
-    """Holds the run folder. The two programs inherit it: what a killed attempt has left must have ended before the next begins. EngineError."""
-    lock = os.open(run / "lock", os.O_CREAT | os.O_RDWR)
-    deadline = time.monotonic() + LOCK_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise EngineError(f"{run} is in use by another process: end it, or wait until it has ended, then start the same command again") from None
-            time.sleep(0.2)
+def _start(children: dict[str, subprocess.Popen], config, run: Path, arguments: list[str], attempt: Attempt) -> None:
+    place, training = attempt.place, config.training
+    logs = run / "logs" / f"attempt_{attempt.number}"
+    os.environ["CODEREPAIRRL_RUN"] = str(run.resolve())  # every process of a run can be told by it
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CODEREPAIRRL_ATTEMPT": str(attempt.number), "PYTHONUNBUFFERED": "1"}
+    if place.nodes > 1:
+        name = interface_of(place.address)
+        environment = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name, "VLLM_HOST_IP": place.address} | environment  # the site's word counts
+    program = [sys.argv[0], *arguments]
+    if place.serves and place.node:
+        children["server"] = _spawn([sys.executable, *program, "role=serve", f"rollout.server.host={place.address}"], logs / f"server_{place.node}.log", environment)
+    elif place.serves:
+        children["rollout"] = _spawn([sys.executable, *program, "role=rollout", f"rollout.server.host={place.address}"], logs / "rollout.log", environment)
+    attempt.beat([child.pid for child in children.values()])
+    if place.trains:
+        command = in_image(place.images.get("train"), ranks_command(training.ranks, [*program, "role=train"], *_rendezvous(attempt)),
+                           binds=[ROOT, run.resolve(), Path(config.model).resolve()], options=place.container_options)
+        number = place.node - place.serve_nodes if place.train_nodes else 0
+        log = logs / (f"trainer_{number}.log" if number else "trainer.log")
+        children["trainer"] = _spawn(command, log, environment | ranks_environment(training.threads, training.devices))
+
+
+def _rendezvous(attempt: Attempt) -> tuple[int, int, str]:
+    """(training nodes, number of this one among them, address:port of the first), which picks a free port and says it in its heartbeat."""
+    place = attempt.place
+    if place.train_nodes <= 1:
+        return 1, 0, ""
+    if place.node == place.serve_nodes:
+        port = free_port(place.address, 0)
+        attempt.beat(port=port)
+        return place.train_nodes, 0, f"{place.address}:{port}"
+    deadline = time.monotonic() + attempts.JOIN_S
+    while time.monotonic() < deadline and not attempt.lost():
+        first = attempt.other(place.serve_nodes)
+        if first and "port" in first:
+            return place.train_nodes, place.node - place.serve_nodes, f"{first['address']}:{first['port']}"
+        time.sleep(LOOK_S)
+    raise EngineError(f"node {place.node}: {attempt.lost() or 'the first training node did not come up'}")
+
+
+def _await_others(attempt: Attempt) -> None:
+    deadline = time.monotonic() + attempts.JOIN_S
+    while not attempt.ended(range(1, attempt.place.nodes)):
+        if lost := attempt.lost():
+            raise EngineError(lost)
+        if time.monotonic() > deadline:
+            raise EngineError(f"another node has not ended {attempts.JOIN_S:.0f} s after this one: see {attempt.run}/logs/attempt_{attempt.number}")
+        time.sleep(LOOK_S)
 
 
 def _prepare(run: Path, model: str, steps: int) -> None:
@@ -113,35 +190,60 @@ def _status(run: Path, state: str, attempt: int, reason: str = "") -> None:
         write_json(run / "status.json", status)
 
 
-def _spawn(command: list[str], log: Path, environment: dict[str, str], lock: int) -> subprocess.Popen:
+def _spawn(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
     with log.open("ab") as file:
         return subprocess.Popen([*ends_with_parent(signal.SIGTERM), *command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                start_new_session=True, pass_fds=[lock])
+                                start_new_session=True)
 
 
-def _follow(children: dict[str, subprocess.Popen], run: Path, logs: Path, attempt: int) -> None:
-    """Shows the trainer's step lines and keeps status.json; returns when both programs have ended well."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    seen = 0
+class _Lines:
+    """What the user sees of the trainer's log, as it grows."""
+
+    def __init__(self, log: Path):
+        self._log, self._at = log, 0
+
+    def show(self) -> None:
+        if not self._log.exists():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._at)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._at += len(whole) + len(end)
+        for line in whole.decode(errors="replace").splitlines():
+            if line.startswith(("step ", "weight update", "vLLM is")):
+                print(line, flush=True)
+
+
+def _follow(children: dict[str, subprocess.Popen], run: Path, attempt: Attempt, stop: list) -> None:
+    """Until this node's programs have ended. After a wish to stop the trainer ends by itself, with a checkpoint; then nobody needs the rollouts."""
+    place, logs = attempt.place, run / "logs" / f"attempt_{attempt.number}"
+    lines = _Lines(logs / "trainer.log")
     while True:
         codes = {name: child.poll() for name, child in children.items()}
-        lines = [line for line in (logs / "trainer.log").read_text(errors="replace").splitlines() if line.startswith(("step ", "weight update", "vLLM is"))]
-        for line in lines[seen:]:
-            print(line, flush=True)
-        seen = len(lines)
-        _status(run, "running", attempt)
+        attempt.beat([child.pid for child in children.values()])
+        if place.node == 0:
+            lines.show()
+            _status(run, "running", attempt.number)
+        if lost := attempt.lost():
+            raise EngineError(lost)
+        if stop and not attempt.asked_to_stop():
+            attempt.ask_to_stop()
+        stopping = attempt.asked_to_stop()
+        if stopping and codes.get("trainer", 0) == 0 and (place.trains or attempt.ended(place.trainers)):
+            raise Stopped(f"stopped by a signal at step {(read_json(run / 'policy' / 'current.json') or {'step': 0})['step']}: the same command goes on from its checkpoint")
         for name, code in codes.items():
             if code not in (None, 0):
-                raise CodeRepairError(f"the {name} program ended with code {code}: {_cause(logs / f'{name}.log')}; see {logs / f'{name}.log'}; the same command goes on from the newest checkpoint")
-        if all(code == 0 for code in codes.values()):
+                log = logs / f"{name}_{number}.log" if (number := place.node if place.serves else place.node - place.serve_nodes) else logs / f"{name}.log"
+                raise CodeRepairError(f"the {name} program ended with code {code}: {_cause(log)}; see {log}; the same command goes on from the newest checkpoint")
+        if all(code == 0 for code in codes.values()) or (place.serves and place.node and attempt.ended([0])):
             return
-        time.sleep(0.2)
+        time.sleep(LOOK_S)
 
 
 def _cause(log: Path) -> str:
-    """The program's own one line, or the last line that names an exception."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    for wanted in (lambda line: line.startswith("error: "), lambda line: "Error" in line):
+    """The program's own one line, or the last line that names an exception, or the signal that torchrun saw end a rank."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "ChildFailedError" not in line]  # torchrun's, of any end
+    for wanted in (lambda line: line.startswith("error: "), lambda line: "Error" in line, lambda line: "Signal" in line and "received by PID" in line):
         found = [line for line in lines if wanted(line)]
         if found:
             return found[-1].removeprefix("error: ")[:500]

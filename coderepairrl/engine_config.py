@@ -1,6 +1,8 @@
 """What the engine is configured by; apart from it, because reading a configuration should not import DeepSpeed."""
 from typing import Literal
 
+from pydantic import Field
+
 from coderepairrl.config import Config
 
 
@@ -25,6 +27,7 @@ class EngineConfig(Config):
     offload_activations: bool = False  # what is kept waits in CPU memory
     offload_optimizer: bool = False  # optimizer state and master weights in CPU memory
     bucket_elements: int = 100_000_000  # parameters gathered at a time for weight updates and exports
+    sequence_ranks: int = Field(1, ge=1)  # so many neighbouring ranks share one row (Ulysses), each with so much less of its activations
     random_weights: bool = False  # don't read weights, draw them: benchmarks need a config.json only
     leaf_modules: list[str] = []  # class names that ZeRO-3 gathers in one piece: fewer, larger collectives
     persistence_threshold: int = 0  # parameters with fewer elements stay whole on every rank, each gathered on its own after a step

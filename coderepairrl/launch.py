@@ -1,7 +1,12 @@
-"""How a program becomes several ranks: the command and the variables of torchrun on this machine."""
+"""How processes are started: with the life of their parent, as ranks of torchrun, at which port and network interface."""
 import os
 import signal
+import socket
 import sys
+
+import psutil
+
+from coderepairrl.errors import ConfigError, EngineError
 
 # Without these glibc gives the memory of every large tensor back to the kernel, and gets it again page by page: training on
 # CPU is five times slower.
@@ -9,17 +14,44 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "
 
 
 def ends_with_parent(sent: signal.Signals) -> list[str]:
-    """A prefix of argv: the kernel sends the signal when the program that started this one ends, however it ends."""
-    return ["setpriv", "--pdeathsig", sent.name.removeprefix("SIG")]
+    """A prefix of argv: the kernel sends the signal when the program that started this one ends, however it ends.
+
+    SIGUSR2 is the driver's: Slurm sends it to every process of a job, and what doesn't know it would die of it.
+    """
+    return ["setpriv", "--pdeathsig", sent.name.removeprefix("SIG"), "env", "--ignore-signal=USR2"]
 
 
 def has_gpu() -> bool:
     return os.path.exists("/dev/nvidia0")
 
 
-def ranks_command(ranks: int, arguments: list[str]) -> list[str]:
-    """argv that runs this interpreter `ranks` times on `arguments`."""
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *arguments]
+def free_port(host: str, wanted: int) -> int:
+    """0: any. Raises EngineError when the wanted port is in use."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, wanted))
+        except OSError as error:
+            raise EngineError(f"port {wanted} of {host} can't be had ({error.strerror}): set another (rollout.server.port), or 0 for any free one") from error
+        return probe.getsockname()[1]
+
+
+def interface_of(address: str) -> str:
+    """Name of the network interface that has this address: what NCCL and gloo want to be told on a node with several."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    raise EngineError(f"no network interface of this node has the address {address}: see `ip address`, and what the node's name resolves to")
+
+
+def ranks_command(ranks: int, arguments: list[str], nodes: int = 1, node: int = 0, endpoint: str = "") -> list[str]:
+    """argv that runs this interpreter on `arguments`: `ranks` ranks in all, spread evenly over `nodes`, which meet at `endpoint` (address:port)."""
+    if ranks % nodes:
+        raise ConfigError(f"training.ranks={ranks} can't be spread evenly over {nodes} training nodes: take a multiple")
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    if nodes > 1:
+        address, _, port = endpoint.rpartition(":")
+        meet = ["--nnodes", str(nodes), "--node-rank", str(node), "--rdzv-backend", "static", "--master-addr", address, "--master-port", port]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks // nodes), *meet, *arguments]
 
 
 def ranks_environment(threads: int, devices: str | None = None) -> dict[str, str]:

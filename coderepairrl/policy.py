@@ -6,15 +6,15 @@ The folder `policy/` of a run is where trainer and rollout meet:
                     update is over. step: updates that the weights contain. live false: the update failed (`reason`), and vLLM has
                     to be restarted. path_version: the version that lies at `path`, where that isn't the newest
     versions.jsonl  {"version": 3, "step": 3}, a row for every version of the run, before it is sent: written by the trainer
-    engine.json     {"url": ..., "pid": ...}: written by the rollout process whenever a server is ready
-    export_wanted.json  {"version": 3}: written by the rollout process when it can't start vLLM before the trainer has exported this version
-    recoveries.jsonl    {"time": ..., "what": ...}: written by the rollout process, a row for every restart of vLLM, with its cause
+    engine_0.json   {"url", "pid", "version"}: a server that is ready, with the weights that it was started with, or was brought up to at its
+                    start; of server 0 written by the rollout process, of the others by the node that has them
+    export_wanted.json  {"version": 3}: written by whoever can't start vLLM before the trainer has exported this version
+    recoveries.jsonl    {"time": ..., "what": ...}: a row for every restart of vLLM, with its cause
 """
 import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -22,16 +22,21 @@ from typing import Any, Literal
 
 import aiohttp
 
+from coderepairrl.attempt import Place
 from coderepairrl.config import Config
+from coderepairrl.containers import in_image
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.launch import ends_with_parent, has_gpu
+from coderepairrl.launch import ends_with_parent, free_port, has_gpu
+from coderepairrl.provenance import ROOT
 
 POLL_S = 0.02  # between two looks at the trainer's files
 HEALTH_EVERY_S = 5.0
+BROUGHT_UP_POLL_S = 0.2
 
 
 class ServerConfig(Config):
+    host: str = "127.0.0.1"  # where it listens; a job over several nodes sets it to its node's address
     port: int = 0  # 0: any free one
     max_model_len: int = 2048
     max_num_seqs: int = 256
@@ -52,29 +57,20 @@ class ServerConfig(Config):
         return self.weight_backend or ("nccl" if has_gpu() else "gloo")
 
 
-def free_port(wanted: int) -> int:
-    """Raises EngineError when the wanted port is in use."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise EngineError(f"port {wanted} is in use: set server.port to another, or to 0 for any free one") from error
-        return probe.getsockname()[1]
-
-
 class Server:
-    """One `vllm serve` process in its own process group."""
+    """One `vllm serve` process in its own process group: server `number` of the run."""
 
-    def __init__(self, config: ServerConfig, run: Path, log: Path):
+    def __init__(self, config: ServerConfig, run: Path, log: Path, number: int = 0):
         self.config, self.run, self.log = config, run, log
-        self.port = free_port(config.port)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.ready_file = run / "policy" / f"engine_{number}.json"
+        self.port = free_port(config.host, config.port)
+        self.url = f"http://{config.host}:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
 
     def _command(self, model: str) -> list[str]:
         config = self.config
-        command = [sys.executable, "-m", "coderepairrl.serve", "serve", model, "--host", "127.0.0.1", "--port", str(self.port),
+        command = [sys.executable, "-m", "coderepairrl.serve", "serve", model, "--host", config.host, "--port", str(self.port),
                    "--served-model-name", "policy", "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
                    "--dtype", config.dtype, "--max-model-len", str(config.max_model_len), "--max-num-seqs", str(config.max_num_seqs),
                    "--max-num-batched-tokens", str(config.max_num_batched_tokens), "--enable-scale-out", "--disable-uvicorn-access-log",
@@ -85,8 +81,12 @@ class Server:
             command += ["--enforce-eager", "--kv-cache-memory-bytes", f"{config.kv_cache_mib}M", "--distributed-executor-backend", "uni"]
         return command + config.extra_arguments
 
-    async def start(self, model: str) -> None:
-        """Returns when the server answers. Raises EngineError with the end of its log when it doesn't come up."""
+    def _in_image(self, model: str) -> list[str]:
+        place = Place.here()
+        return in_image(place.images.get("serve"), self._command(model), binds=[ROOT, self.run.resolve(), Path(model).resolve()], options=place.container_options)
+
+    async def start(self, model: str, version: int = 0) -> None:
+        """Returns when the server answers. `version`: of the weights in the folder `model`. Raises EngineError with the end of its log when it doesn't come up."""
         environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ | {
             "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self.config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -96,7 +96,7 @@ class Server:
             environment["CUDA_VISIBLE_DEVICES"] = self.config.devices
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *ends_with_parent(signal.SIGKILL), *self._command(model), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                *ends_with_parent(signal.SIGKILL), *self._in_image(model), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.starts += 1
         try:
             async with asyncio.timeout(self.config.start_timeout_s):
@@ -104,7 +104,10 @@ class Server:
         except TimeoutError:
             await self.stop()
             raise EngineError(f"vLLM was not ready after {self.config.start_timeout_s:.0f} s: see {self.log}, or raise server.start_timeout_s") from None
-        write_json(self.run / "policy" / "engine.json", {"url": self.url, "pid": self.process.pid})
+        self.announce(version)
+
+    def announce(self, version: int) -> None:
+        write_json(self.ready_file, {"url": self.url, "pid": self.process.pid, "version": version})
 
     async def _ready(self) -> None:
         async with aiohttp.ClientSession() as http:
@@ -127,7 +130,7 @@ class Server:
         """Ends the server and all of its processes, by their group."""
         if self.process is None:
             return
-        (self.run / "policy" / "engine.json").unlink(missing_ok=True)
+        self.ready_file.unlink(missing_ok=True)
         for sent, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             try:
                 os.killpg(self.process.pid, sent)
@@ -166,13 +169,32 @@ class Supervisor:
         while True:
             current = await self._exported()
             try:
-                await self.server.start(current["path"])
+                await self.server.start(current["path"], current["version"])
                 break
             except EngineError:
                 if self._current()["version"] == current["version"]:
                     raise  # else the trainer has gone on, and may have removed the older export under the server's feet
-        self.serving = current
-        self.release(current["version"])
+        self.serving = await self._brought_up(current)
+        self.release(self.serving["version"])
+
+    async def _brought_up(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        """What the server has: as loaded, or, where the trainer has gone on meanwhile, newer weights, which it sends as soon as it waits for rollouts.
+
+        A trainer that doesn't is given up after a while; watch() then sees older weights than there should be, and restarts the server.
+        """
+        if self._current()["version"] == loaded["version"]:
+            return loaded
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
+            for _ in range(int(self.server.config.start_timeout_s / BROUGHT_UP_POLL_S)):
+                current = self._current()
+                answer = await self._ask(http, "weight_info", self.server.config.update_timeout_s)
+                if answer and json.loads(answer)["weight_version"] == str(current["version"]) and current["live"]:
+                    self.server.announce(current["version"])
+                    return current
+                if self.server.process.returncode is not None:
+                    break
+                await asyncio.sleep(BROUGHT_UP_POLL_S)
+        return loaded
 
     async def watch(self) -> None:
         """Runs until cancelled; an EngineError ends it."""
@@ -249,3 +271,14 @@ class Supervisor:
                               "see trainer.log, or raise server.start_timeout_s") from None
         wanted.unlink(missing_ok=True)
         return current
+
+
+async def serve(config: ServerConfig, run: Path, log: Path, number: int) -> None:
+    """A further server on a node of its own, kept alive until this task is cancelled. The rollout process finds it by its file."""
+    server = Server(config, run, log, number)
+    supervisor = Supervisor(server, hold=lambda: None, release=lambda version: None)
+    try:
+        await supervisor.start()
+        await supervisor.watch()
+    finally:
+        await server.stop()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine_config import LoRAConfig
+from coderepairrl.sequence_parallel import RowGroup
 
 CHUNK_BYTES = 2**29  # of logits at a time
 
@@ -77,10 +78,11 @@ class LogprobHead(nn.Module):
 
 
 class PolicyModel(nn.Module):
-    """forward: micro-batch -> (logprobs (N,) float32, entropy (N,) without gradient) of its trained tokens."""
+    """forward: micro-batch -> (logprobs (N,) float32, entropy (N,) without gradient) of its trained tokens, on each rank of the row's group."""
 
-    def __init__(self, model: PreTrainedModel, lora: LoRAConfig | None):
+    def __init__(self, model: PreTrainedModel, lora: LoRAConfig | None, row_group: RowGroup | None = None):
         super().__init__()
+        self.row_group = row_group
         if lora:
             model = inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets), model)
         self.model = model
@@ -89,8 +91,15 @@ class PolicyModel(nn.Module):
         self.head = LogprobHead(head.weight)
 
     def forward(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = self.model.get_decoder()(
-            input_ids=micro.token_ids, position_ids=micro.position_ids, layout=micro.layout, use_cache=False).last_hidden_state[0]  # (T, d)
+        if self.row_group is None:
+            return self._outputs(micro, temperature)
+        part, own = self.row_group.part(micro)
+        logprobs, entropy = self.row_group.whole(torch.stack(self._outputs(part, temperature)), own, len(micro.targets))
+        return logprobs, entropy.detach()
+
+    def _outputs(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.model.get_decoder()(input_ids=micro.token_ids, position_ids=micro.position_ids, layout=micro.layout, row_group=self.row_group,
+                                          use_cache=False).last_hidden_state[0]  # (T, d)
         return self.head(hidden.index_select(0, micro.sources), micro.targets, temperature)
 
     @contextmanager

@@ -33,6 +33,7 @@ class Publisher:
         self._highest = int(engine.max([max(version, read_json(self._policy / "highest_version") or 0)])[0])
         self._exported: int | None = None
         self._since_export = 0
+        self._tried: set[int] = set()  # pids of the servers that the newest weights were sent to; where that failed they are restarted
         if engine.rank == 0:
             self._sender = WeightSender(server.transfer_backend, getattr(torch, server.dtype), engine.device, server.update_timeout_s)
             self._register()
@@ -46,6 +47,7 @@ class Publisher:
         if self.engine.rank == 0:
             write_json(self._policy / "highest_version", self.version)
             self._register()
+        self._tried = set()
         problem = self._send()
         failed = self.engine.max([float(bool(problem))])[0] > 0  # all ranks learn it
         self.send_s = time.monotonic() - started
@@ -57,9 +59,14 @@ class Publisher:
         self.seconds = time.monotonic() - started
 
     def answer_wish(self) -> None:
-        """Exports the newest weights if the rollout process has asked for them: between two steps, and often while the trainer waits."""
+        """Called often while the trainer waits. Exports the newest weights if a server needs them to start; sends them to one that began with older ones."""
         wish = self._policy / "export_wanted.json"
-        if not self.engine.max([float(self.engine.rank == 0 and wish.exists())])[0]:
+        wanted, behind = self.engine.max([float(self.engine.rank == 0 and wish.exists()), float(self.engine.rank == 0 and self._behind())])
+        if behind:
+            problem = self._send()
+            if self.engine.rank == 0:
+                self._announce({"live": not problem, "reason": problem})
+        if not wanted:
             return
         if self._exported != self.version:
             self._export()
@@ -70,6 +77,8 @@ class Publisher:
     def checkpoint(self, step: int) -> None:
         """Everything that a later attempt needs, under checkpoints/step_N. Only the newest is kept, and one that vLLM may be started from."""
         folder = self._run / "checkpoints" / f"step_{step:05d}"
+        if folder.exists():
+            return
         self.engine.save(folder, {"step": step, "version": self.version})
         if self.engine.rank == 0:
             self._remove(folder.parent.glob("step_*"), keep=1)
@@ -81,17 +90,27 @@ class Publisher:
             with path.open("a") as file:
                 file.write(row + "\n")
 
+    def _servers(self) -> list[dict]:
+        """Those that are up, on rank 0. One that is being restarted has no file; it begins with an export."""
+        files = sorted(self._policy.glob("engine_*.json")) if self.engine.rank == 0 else []
+        return [server for server in map(read_json, files) if server]
+
+    def _behind(self) -> bool:
+        """Whether a server was started with older weights, and is waiting for these."""
+        return any(server["version"] < self.version and server["pid"] not in self._tried for server in self._servers())
+
     def _send(self) -> str:
         """Why vLLM does not have the weights, on rank 0; "" if it has them, and on the other ranks."""
         self.sent = None
-        server = read_json(self._policy / "engine.json") if self.engine.rank == 0 else None
-        if server is None:  # all ranks gather, whatever rank 0 knows
+        servers = self._servers()
+        if not servers:  # all ranks gather, whatever rank 0 knows
             for _ in self.engine.buckets():
                 pass
             problem = "" if self.engine.rank else "vLLM is being restarted"
         else:
+            self._tried = {server["pid"] for server in servers}
             try:
-                self.sent = self._sender.send([(server["url"], server["pid"])], self.version, self.engine.layout(), self.engine.buckets())
+                self.sent = self._sender.send([(server["url"], server["pid"]) for server in servers], self.version, self.engine.layout(), self.engine.buckets())
                 problem = ""
             except EngineError as error:
                 problem = str(error)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import aiohttp
 from pydantic import Field
-from transformers import AutoTokenizer
 
 from coderepairrl.admission import Admission
+from coderepairrl.attempt import Place, stop_asked
 from coderepairrl.books import Books, sampled_tokens
 from coderepairrl.config import Config
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError
+from coderepairrl.files import read_json
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
 from coderepairrl.policy import POLL_S, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
@@ -69,13 +70,15 @@ class Rollout:
         self._slots = asyncio.Semaphore(config.concurrent_episodes)
 
     async def __aenter__(self) -> "Rollout":
+        from coderepairrl.tokenizer import load_tokenizer  # imports transformers, which a program that only reads a configuration needn't
+
         config = self.config
         await asyncio.to_thread(check, config.sandbox)
-        tokenizer = AutoTokenizer.from_pretrained(self._model)
+        tokenizer = load_tokenizer(self._model)
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
-        self.client = VLLMClient(server.url, config.engine_wait_s)
-        self.gateway = Gateway(config.gateway, self.client, Renderer(tokenizer, config.chat_template))
-        self.supervisor = Supervisor(server, self.client.pause, self._release)
+        self.clients = [VLLMClient(server.url, config.engine_wait_s) for _ in range(Place.here().serve_nodes)]  # the others' addresses come from their files
+        self.gateway = Gateway(config.gateway, self.clients, Renderer(tokenizer, config.chat_template))
+        self.supervisor = Supervisor(server, self.clients[0].pause, self._release)
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
         await self.gateway.start()
@@ -84,7 +87,7 @@ class Rollout:
         except BaseException:
             await self._close()
             raise
-        self._watch = asyncio.create_task(self.supervisor.watch())
+        self._watch = asyncio.gather(self.supervisor.watch(), self._follow_other_servers())  # either's error is the run's
         self._services = Services(self.gateway, make_scaffold(config.scaffold), config.sandbox, self.grader, config.rewards, config.limits, self._http)
         return self
 
@@ -96,13 +99,33 @@ class Rollout:
     async def _close(self) -> None:
         await self.gateway.stop()
         await self._http.close()
-        await self.client.close()
+        for client in self.clients:
+            await client.close()
         await self.supervisor.server.stop()
         self.books.close()
 
     def _release(self, version: int) -> None:
-        self.client.initial_version = version
-        self.client.resume()
+        self.clients[0].initial_version = version
+        self.clients[0].resume()
+
+    async def _follow_other_servers(self) -> None:
+        """Servers on other nodes: each is used while its file is there, from when it has the weights that our own serves."""
+        files = [self.run / "policy" / f"engine_{number}.json" for number in range(len(self.clients))]
+        running: list[dict | None] = [None] * len(files)
+        for client in self.clients[1:]:
+            client.pause()
+        while True:
+            for number, client in enumerate(self.clients[1:], 1):
+                server = read_json(files[number])
+                if server is None and running[number]:
+                    client.pause()
+                elif server and server != running[number]:
+                    if server["version"] != self.supervisor.serving["version"]:
+                        continue
+                    client.url, client.initial_version = server["url"], server["version"]
+                    client.resume()
+                running[number] = server
+            await asyncio.sleep(POLL_S)
 
     async def _guarded(self, work):
         """The result of `work`, unless vLLM can't be kept alive: then the supervisor's error. Of several errors at once, the first."""
@@ -141,7 +164,8 @@ class Rollout:
         async with asyncio.TaskGroup() as running:
             while self.books.booked < steps:
                 serving = self.supervisor.serving
-                while (position := self.books.admission.next_position(serving["step"], steps)) is not None:
+                stopping = stop_asked(self.run, self._attempt)  # what runs may still finish; nothing new begins
+                while not stopping and (position := self.books.admission.next_position(serving["step"], steps)) is not None:
                     task = self.task_at(position)
                     group = self.books.admit(position, task, serving["version"], self.config.group_size)
                     running.create_task(self._train_group(group, task))

@@ -27,13 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Discriminator, PositiveInt, Tag
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from coderepairrl import batch, packing, store
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
 from coderepairrl.gateway.chat_request import normalise, without_surrogates
 from coderepairrl.gateway.rendering import Renderer
+from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome, Sample, Trajectory
 
 SCHEMA = pa.schema([("key", pa.string()), ("tokens", pa.int64()), ("token_ids", pa.list_(pa.list_(pa.int32()))), ("weights", pa.list_(pa.list_(pa.float32())))])
@@ -152,7 +152,7 @@ def chat_conversations(source: ChatSource, model: str, context_weight: float, pr
 
 def _start_worker(model: str, context_weight: float) -> None:
     global _from_chat
-    _from_chat = partial(from_chat, renderer=Renderer(AutoTokenizer.from_pretrained(model)), context_weight=context_weight)
+    _from_chat = partial(from_chat, renderer=Renderer(load_tokenizer(model)), context_weight=context_weight)
 
 
 def _encode(part: list[tuple[str, Any]]) -> list[Conversation | LeftOut]:
@@ -196,7 +196,7 @@ def without_null(value: Any) -> Any:
 
 
 def trajectory_conversations(source: TrajectoriesSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
-    known = len(AutoTokenizer.from_pretrained(model))
+    known = len(load_tokenizer(model))
     for file in files(source.path, ("step_*.parquet",)):
         with readable(file):
             trajectories, _ = store.read(file)

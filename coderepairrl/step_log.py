@@ -36,6 +36,8 @@ class StepLog:
 
     def add(self, micro: MicroBatch, logprobs: torch.Tensor, reference: torch.Tensor | None, entropy: torch.Tensor, out: Surrogate, loss: torch.Tensor) -> None:
         """Of one micro-batch; tensors (N,). `reference`: logprobs under the reference policy."""
+        if not self.engine.leads_row:
+            return
         if not len(logprobs):
             self._sums["row_tokens"] += micro.token_ids.numel()
             return
@@ -105,7 +107,7 @@ class StepLog:
         """The last update has no training step after it: its gap is measured on the held-out episodes, without a gradient."""
         rows = [row for t in waited.trajectories for row in batch.samples(t, 0.0)]
         with torch.no_grad():
-            for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.rank, self.engine.world_size, hidden_size=self.engine.hidden_size):
+            for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.row_rank, self.engine.row_ranks, hidden_size=self.engine.hidden_size):
                 micro = micro.to(self.engine.device)
                 self._gap(self.engine.logprobs(micro, temperature)[0], micro)
         gap, = self.engine.max([self._max_gap])

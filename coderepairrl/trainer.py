@@ -1,5 +1,6 @@
 """What the training loop of scripts/train_grpo.py needs beside the engine: waiting for rollouts, and which episode teaches what."""
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 import torch
 
 from coderepairrl import store
-from coderepairrl.algorithms import AlgorithmConfig, group_advantages, overlong_penalty
+from coderepairrl.algorithm_config import AlgorithmConfig
+from coderepairrl.algorithms import group_advantages, overlong_penalty
+from coderepairrl.attempt import stop_asked
 from coderepairrl.engine import Engine
 from coderepairrl.publisher import Publisher
 from coderepairrl.types import Outcome, Trajectory
@@ -25,13 +28,18 @@ class Waited:
     seconds: float
 
 
-def wait_for_rollouts(run: Path, name: str, engine: Engine, publisher: Publisher) -> Waited:
-    """Collective. Until the rollout process has written the file; meanwhile exports weights when it asks for them.
+def wait_for_rollouts(run: Path, name: str, engine: Engine, publisher: Publisher) -> Waited | None:
+    """Collective. Until the rollout process has written the file; meanwhile exports weights when it asks for them. None: this attempt is to stop.
 
     The driver ends this process when that one dies.
     """
-    path, started = run / "rollouts" / f"{name}.parquet", time.monotonic()
-    while not engine.max([float(path.exists())])[0]:  # all ranks must see the same
+    path, started, attempt = run / "rollouts" / f"{name}.parquet", time.monotonic(), int(os.environ["CODEREPAIRRL_ATTEMPT"])
+    while True:
+        there, stop = engine.max([float(path.exists()), float(stop_asked(run, attempt))])  # all ranks must see the same
+        if stop:
+            return None
+        if there:
+            break
         publisher.answer_wish()
         time.sleep(LOOK_S)
     while not path.exists():  # another rank's node saw it first

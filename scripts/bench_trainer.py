@@ -4,7 +4,8 @@
 
 What is measured, each case in processes of its own (a case that runs out of memory or time does not end the others):
     ceiling   TFLOP/s of a bf16 8192^3 matrix product on random data, the mean of 20
-    rows      for every shape, mode and length: a row of one sequence a rank, all of it trained; forward and backward, and the optimizer step
+    rows      for every shape, mode and length: a row of one sequence a rank, all of it trained; forward and backward, and the optimizer step.
+              With engine.sequence_ranks=P one row for P ranks; shares of the ceiling stay those of one GPU
     agent     a batch with the lengths of agents' trajectories: with shared prefixes, without, and in TRL's GRPOTrainer.train()
 Written to OUT: results.json, table.md, one log a case.
 
@@ -149,7 +150,7 @@ class Trainer:
     def __init__(self, shape: str, mode: str, folder: Path, entries: dict):
         import torch
 
-        from coderepairrl.algorithms import AlgorithmConfig
+        from coderepairrl.algorithm_config import AlgorithmConfig
         from coderepairrl.engine import Engine
         from coderepairrl.engine_config import EngineConfig, LoRAConfig
         self.torch, self.shape, self.mode = torch, SHAPES[shape], mode
@@ -177,9 +178,9 @@ class Trainer:
         return middle - start, self.now() - middle
 
     def set_recomputed(self, tokens: int) -> float:
-        """Recomputes as few layers as the memory allows. Returns their share."""
+        """Recomputes as few layers as the memory allows for a row of so many tokens. Returns their share."""
         gpu_bytes = self.torch.cuda.get_device_properties(0).total_memory if self.gpu else 1e15
-        share = recomputed_share(self.shape, self.mode, tokens, self.engine.world_size, gpu_bytes)
+        share = recomputed_share(self.shape, self.mode, tokens // self.engine.config.sequence_ranks, self.engine.world_size, gpu_bytes)
         self.recompute(share)
         return share
 
@@ -210,8 +211,8 @@ def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
     trainer.recompute(share)
     engine.config = engine.config.model_copy(update={"offload_activations": options.offload_activations})
     mask = np.ones(tokens, dtype=np.int64)
-    rows = [row(r, rng.integers(1, shape["vocab_size"], tokens), mask, f"g{r}", shape["vocab_size"], 1.0) for r in range(engine.world_size)]
-    micro_batches = batch.micro_batches(rows, [1 / tokens / len(rows)] * len(rows), tokens, engine.rank, engine.world_size, hidden_size=engine.hidden_size)
+    rows = [row(r, rng.integers(1, shape["vocab_size"], tokens), mask, f"g{r}", shape["vocab_size"], 1.0) for r in range(engine.row_ranks)]
+    micro_batches = batch.micro_batches(rows, [1 / tokens / len(rows)] * len(rows), tokens, engine.row_rank, engine.row_ranks, hidden_size=engine.hidden_size)
     trainer.step(micro_batches)
     state, _ = trainer.memory(reset=True)
     seconds = []
@@ -220,9 +221,10 @@ def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
         seconds.append(trainer.step(micro_batches))
     forward_backward, step = np.median(seconds, axis=0).tolist()
     _, peak = trainer.memory()
-    work = flops(shape, trainer.mode, tokens, tokens - 1, tokens * (tokens + 1) // 2) / 1e12
-    return {"tokens": tokens, "ranks": engine.world_size, "recomputed": round(share, 3), "offload_activations": options.offload_activations,
-            "pass_s": forward_backward, "step_s": step, "measured": len(seconds), "tokens_s": tokens * engine.world_size / (forward_backward + step),
+    work = flops(shape, trainer.mode, tokens, tokens - 1, tokens * (tokens + 1) // 2) / 1e12 / engine.config.sequence_ranks  # of one GPU
+    return {"tokens": tokens, "ranks": engine.world_size, "sequence_ranks": engine.config.sequence_ranks, "recomputed": round(share, 3),
+            "offload_activations": options.offload_activations, "pass_s": forward_backward, "step_s": step, "measured": len(seconds),
+            "tokens_s": tokens * engine.row_ranks / (forward_backward + step),
             "tflops_pass": work / forward_backward, "tflops_step": work / (forward_backward + step), "peak_gib": peak,
             "mib_a_token": (peak - state) * 1024 / tokens if trainer.gpu else None}
 
@@ -237,7 +239,7 @@ def run_agent(case: dict, report) -> None:
     share = trainer.set_recomputed(config.row_tokens)
     weights = row_weights("token", rows, 0)
     for shared in (True, False):
-        make = lambda chosen, shared=shared: batch.micro_batches(chosen, weights[:len(chosen)], config.row_tokens, engine.rank, engine.world_size,
+        make = lambda chosen, shared=shared: batch.micro_batches(chosen, weights[:len(chosen)], config.row_tokens, engine.row_rank, engine.row_ranks,
                                                                  hidden_size=engine.hidden_size, share_prefixes=shared)
         trainer.step(make(rows[:config.group_size]))  # warm
         trainer.memory(reset=True)
@@ -245,7 +247,7 @@ def run_agent(case: dict, report) -> None:
         micro_batches = make(rows)
         packed = trainer.now() - start
         forward_backward, step = trainer.step(micro_batches)
-        computed, = engine.sum([sum(m.token_ids.numel() for m in micro_batches)])
+        computed, = engine.sum([engine.leads_row * sum(m.token_ids.numel() for m in micro_batches)])
         _, peak = trainer.memory()
         seconds = packed + forward_backward + step
         report({"trainer": "this one, shared prefixes" if shared else "this one, nothing shared", "ranks": engine.world_size, "trajectories": len(rows),
@@ -339,7 +341,8 @@ def table(results: dict[str, list[dict]]) -> str:
     reports = [r for some in results.values() for r in some]
     columns = "shape", "trained", "GPUs", "row", "recomputed", "tokens/s", "share, pass", "share, with step", "pass s", "step s", "peak GiB", "MiB a token"
     lines = [f"matrix ceiling {shown(ceiling)} TFLOP/s", "", line(*columns), "|---" * 12 + "|"]
-    lines += [line(r["shape"], r["mode"], r["ranks"], r["tokens"], f"{r['recomputed']:.2f}{', offloaded' * r['offload_activations']}", shown(r["tokens_s"]),
+    shared = lambda r: f"{r['tokens']}{' on %d' % r['sequence_ranks'] if r['sequence_ranks'] > 1 else ''}"
+    lines += [line(r["shape"], r["mode"], r["ranks"], shared(r), f"{r['recomputed']:.2f}{', offloaded' * r['offload_activations']}", shown(r["tokens_s"]),
                    shown(r["tflops_pass"], 2, ceiling), shown(r["tflops_step"], 2, ceiling), shown(r["pass_s"], 3), shown(r["step_s"], 3),
                    shown(r["peak_gib"], 1), shown(r["mib_a_token"], 3)) for r in reports if "pass_s" in r]
     lines += ["", line("agent batch", "GPUs", "trajectories", "tokens", "computed", "seconds", "tokens/s", "peak GiB"), "|---" * 8 + "|"]

@@ -59,7 +59,7 @@ def visible_gpus() -> list[str]:
 
 def wait_for_server(run: Path, not_pid: int = 0) -> tuple[str, int]:
     """(url, pid) of the server that is ready. The parent ends this process when none will be."""
-    while not (server := read_json(run / "policy" / "engine.json")) or server["pid"] == not_pid:
+    while not (server := read_json(run / "policy" / "engine_0.json")) or server["pid"] == not_pid:
         time.sleep(0.05)
     return server["url"], server["pid"]
 

@@ -4,6 +4,7 @@
 
 On one machine (role: all) it starts two programs and watches over them, in the run folder's own words:
     role=rollout   vLLM, gateway, agents in sandboxes, grading       -> rollouts/step_*.parquet
+    role=serve     a further vLLM, in jobs where several nodes serve
     role=train     DeepSpeed ZeRO-3 ranks: advantages, loss, step    -> new weights, live in vLLM
 The same command again goes on from the newest checkpoint, or says that the run is done.
 
@@ -17,11 +18,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from coderepairrl.algorithms import AlgorithmConfig
+from coderepairrl import policy
+from coderepairrl.algorithm_config import AlgorithmConfig
+from coderepairrl.attempt import Place
 from coderepairrl.config import Config, load
 from coderepairrl.driver import drive, start_of
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.metrics import WandbConfig
+from coderepairrl.policy import ServerConfig
 from coderepairrl.program import program
 from coderepairrl.rollout import Rollout, RolloutConfig
 
@@ -29,7 +33,7 @@ from coderepairrl.rollout import Rollout, RolloutConfig
 class TrainingConfig(Config):
     steps: int
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    micro_batch_tokens: int = 8192  # of one rank's packed row
+    micro_batch_tokens: int = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
     checkpoint_every: int = 10
     export_every: int = 1  # updates between two exports to disk, which a restarted vLLM starts from
@@ -42,7 +46,7 @@ class TrainingConfig(Config):
 class TrainConfig(Config):
     run: str  # the run folder
     model: str  # the warm-started policy, a Hugging Face folder
-    role: Literal["all", "rollout", "train"] = "all"
+    role: Literal["all", "rollout", "serve", "train"] = "all"
     engine: EngineConfig
     rollout: RolloutConfig
     training: TrainingConfig
@@ -60,6 +64,12 @@ async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
             await rollouts.evaluate("after", updates=steps)
 
 
+async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    number = Place.here().node
+    await policy.serve(config, run, run / "logs" / f"attempt_{attempt}" / f"vllm_{number}.log", number)
+
+
 def train(config: TrainConfig, run: Path) -> None:
     import torch
 
@@ -72,17 +82,22 @@ def train(config: TrainConfig, run: Path) -> None:
     training, algorithm, temperature = config.training, config.training.algorithm, config.rollout.sampling.temperature
     torch.set_num_threads(training.threads)
     first, version, _ = start_of(run, config.model)
-    engine = Engine(config.model, config.engine, run / "checkpoints" / f"step_{first:05d}" if first else None)
+    engine = Engine(config.model, config.engine, run / "checkpoints" / f"step_{first:05d}" if first else None,
+                    reference=algorithm.kl_coefficient > 0)
     publisher = Publisher(engine, run, config.rollout.server, version, training.export_every)
     log = StepLog(engine, run, config)
     for step in range(first, training.steps):
         waited = wait_for_rollouts(run, f"step_{step:05d}", engine, publisher)
+        if waited is None:  # a time limit or a preemption is near
+            if step > first:
+                publisher.checkpoint(step)
+            break
         staleness_of = {v: step - contained for v, contained in steps_of_versions(run).items()}
         judged = judge(waited.trajectories, algorithm, staleness_of, config.rollout.max_staleness, config.rollout.limits.max_total_tokens)
         rows = [s for t in waited.trajectories if judged.trained(t) for s in batch.samples(t, judged.advantage[t.trajectory_id])]
         assert all(staleness_of[v] <= config.rollout.max_staleness for row in rows for v in set(row.policy_versions) - {-1}), "a token too old to be trained"
         weights = algorithms.row_weights(algorithm.aggregation, rows, config.rollout.limits.max_total_tokens, len(waited.trajectories))
-        micro_batches = batch.micro_batches(rows, weights, training.micro_batch_tokens, engine.rank, engine.world_size, hidden_size=engine.hidden_size,
+        micro_batches = batch.micro_batches(rows, weights, training.micro_batch_tokens, engine.row_rank, engine.row_ranks, hidden_size=engine.hidden_size,
                                             staleness_of=staleness_of, share_prefixes=training.share_prefixes)
         for i, micro in enumerate(micro_batches):
             micro = micro.to(engine.device)
@@ -97,8 +112,8 @@ def train(config: TrainConfig, run: Path) -> None:
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
             publisher.checkpoint(step + 1)
         log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
-    if training.evaluate:
-        log.check_final_weights(wait_for_rollouts(run, "eval_after", engine, publisher), config.rollout.evaluation.temperature, training.micro_batch_tokens)
+    if training.evaluate and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
+        log.check_final_weights(waited, config.rollout.evaluation.temperature, training.micro_batch_tokens)
     log.close()
     engine.close()
 
@@ -111,6 +126,8 @@ def main(arguments: list[str]) -> None:
         train(config, run)
     elif config.role == "rollout":
         asyncio.run(rollout(config, run, int(os.environ["CODEREPAIRRL_ATTEMPT"])))
+    elif config.role == "serve":
+        asyncio.run(serve(config.rollout.server, run, int(os.environ["CODEREPAIRRL_ATTEMPT"])))
     else:
         drive(config, run, arguments)
 

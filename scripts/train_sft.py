@@ -51,7 +51,7 @@ class SFTConfig(Config):
     evaluation: EvaluationConfig | None = None
     engine: EngineConfig
     batch_tokens: int = 4096  # of one step, on all ranks together
-    micro_batch_tokens: int = 8192  # of one rank's packed row; longer conversations are left out
+    micro_batch_tokens: int = 8192  # of one packed row; longer conversations are left out
     context_weight: float = Field(0.0, ge=0.0, le=1.0)  # of what isn't said by the assistant
     seed: int = 0
     ranks: int = 1
@@ -72,7 +72,7 @@ def train(config: SFTConfig, prepared: Path) -> None:
         order = sft_data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)  # the same on every rank
         for samples in islice(sft_data.steps(rows, config.batch_tokens, order), source.steps):
             weight = sum(sum(sample.advantages) for sample in samples)
-            micro_batches = batch.micro_batches(samples, [1 / weight] * len(samples), config.micro_batch_tokens, engine.rank, engine.world_size,
+            micro_batches = batch.micro_batches(samples, [1 / weight] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks,
                                                 hidden_size=engine.hidden_size)
             for i, micro in enumerate(micro_batches):
                 micro = micro.to(engine.device)
@@ -106,6 +106,8 @@ class Log:
             self.evaluate()
 
     def add(self, micro: batch.MicroBatch, logprobs: torch.Tensor) -> None:
+        if not self.engine.leads_row:
+            return
         said = micro.advantages == 1.0
         self.sums[0] -= (logprobs.detach() * said).sum().item()
         self.sums[1] += said.sum().item()
@@ -136,7 +138,7 @@ class Log:
         with torch.no_grad():
             for rows in self.heldout:
                 for samples in sft_data.steps(rows, config.batch_tokens, range(len(rows))):
-                    for micro in batch.micro_batches(samples, [0.0] * len(samples), config.micro_batch_tokens, engine.rank, engine.world_size, hidden_size=engine.hidden_size):
+                    for micro in batch.micro_batches(samples, [0.0] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks, hidden_size=engine.hidden_size):
                         micro = micro.to(engine.device)
                         self.add(micro, engine.logprobs(micro, temperature=1.0)[0])
         loss, _ = self.mean()

@@ -37,14 +37,19 @@ def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def processes_of(run: Path) -> list[str]:
-    """Command lines of the processes that belong to a run: all inherit CODEREPAIRRL_RUN from its driver."""
-    found = []
+def pids_of(run: Path) -> dict[int, list[str]]:
+    """Pid -> argv of the processes that belong to a run: all inherit CODEREPAIRRL_RUN from its driver."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 if f"CODEREPAIRRL_RUN={run.resolve()}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # it ended between the listing and the look, or is another user's
     return found
+
+
+def processes_of(run: Path) -> list[str]:
+    """Command lines of the processes that belong to a run."""
+    return [" ".join(words) for words in pids_of(run).values()]

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coderepairrl.algorithms import PRESETS, AlgorithmConfig, correction, group_advantages, low_variance_kl, overlong_penalty, policy_loss, row_weights
+from coderepairrl.algorithm_config import PRESETS, AlgorithmConfig
+from coderepairrl.algorithms import correction, group_advantages, low_variance_kl, overlong_penalty, policy_loss, row_weights
 from coderepairrl.types import Sample
 
 LOGPROBS = st.floats(-8, 0)

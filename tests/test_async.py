@@ -1,9 +1,14 @@
 """Asynchronous runs with the real programs: they overlap, stay within the bound, end, and come back from every kill."""
 import asyncio
+import os
+import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, metrics_of, processes_of, run_program
@@ -42,8 +47,10 @@ def staleness(run) -> dict[int, Counter]:
 
 @pytest.mark.whole
 def test_rollout_and_training_overlap(policy, tmp_path):
+    """With two ranks that share each row, and a reference policy."""
     run = tmp_path / "run"
-    result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=2", "training.steps=6"), timeout_s=PATIENCE_S)
+    result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=2", "training.steps=6", "engine.sequence_ranks=2",
+                                  "training.algorithm.kl_coefficient=0.01"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     assert sum(row["event"] == "trained" for row in rows) == 6 * 3 and not any("stale" in row.get("masked", {}) for row in rows)
@@ -55,6 +62,7 @@ def test_rollout_and_training_overlap(policy, tmp_path):
     running = [(t.stats["started_at"], t.stats["started_at"] + t.stats["generation_s"]) for t in episodes]
     training = [(row["time"] - row["update_s"] - row["train_s"], row["time"] - row["update_s"]) for row in metrics_of(run)]
     assert any(start < end_training and end > start_training for start, end in running for start_training, end_training in training)
+    assert metrics_of(run)[0]["kl"] == 0.0 and all(row["kl"] > 0 for row in metrics_of(run)[1:])
     assert read_json(run / "status.json") | {"pid": 0} == {"state": "done", "attempt": 1, "step": 6, "pid": 0, "reason": "", "recoveries": []}
 
 
@@ -92,46 +100,82 @@ def test_refills_end_with_a_reason(policy, tmp_path):
     assert read_json(run / "summary.json")["tokens_dropped"]["zero_variance"] == sum(row["tokens"] for row in dropped)
 
 
-def kill_when(holds, arguments: list[str], run) -> None:
-    """Starts the program, and kills it when `holds()`; its processes end with it."""
+STEPS = 16  # ten attempts that are killed don't get that far
+TRACES = ("rollouts/buffer/*.parquet", "rollouts/step_*.parquet", "rollouts/step_*.trained.json", "policy/engine_*.json", "policy/versions.jsonl",
+          "policy/v0*", "checkpoints/*.tmp", "checkpoints/step_*")  # what an attempt leaves when it has come to some place
+
+
+def trace(run, pattern: str) -> dict:
+    """Path -> when it was last changed."""
+    out = {}
+    for path in run.glob(pattern):
+        with suppress(FileNotFoundError):
+            out[path] = path.stat().st_mtime_ns
+    return out
+
+
+def rank_of(run, rank: int) -> int | None:
+    """The process of a trainer's rank, while there is one."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                environment, arguments = ((entry / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
+                if {f"CODEREPAIRRL_RUN={run.resolve()}".encode(), f"RANK={rank}".encode()} <= set(environment) and b"role=train" in arguments:
+                    return int(entry.name)
+    return None
+
+
+def killed_at(moment: dict, arguments: list[str], run) -> None:
+    """Starts the program, and kills it or one of its ranks at a moment: so many seconds after its start, or after a trace of it appears."""
+    before = trace(run, moment["pattern"]) if moment["pattern"] else {}
     program = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE_S
-    try:
+
+    def wait(holds) -> None:
         while not holds():
-            assert program.poll() is None and time.monotonic() < deadline, (run / "status.json").read_text()
+            assert program.poll() is None and time.monotonic() < deadline, (moment, (run / "status.json").read_text())
             time.sleep(0.005)
+    try:
+        if moment["pattern"]:
+            wait(lambda: trace(run, moment["pattern"]).items() - before.items())
+        time.sleep(moment["seconds"])
+        if moment["rank"] is not None:
+            wait(lambda: rank_of(run, moment["rank"]))
+            os.kill(rank_of(run, moment["rank"]), signal.SIGKILL)
+            assert program.wait(PATIENCE_S) == 1  # by itself
+            status = read_json(run / "status.json")
+            assert status["state"] == "failed" and "the trainer program ended" in status["reason"]
+            assert not processes_of(run)
     finally:
         program.kill()
         program.wait(60)
 
 
 @pytest.mark.whole
-def test_killed_at_several_moments_it_goes_on(policy, tmp_path):
-    """While the first groups finish; when a step is trained; when a file appears; when new weights are out, after a resume."""
-    run = tmp_path / "run"
-    rollouts = run / "rollouts"
-    arguments = command(run, policy, *RANDOM, "rollout.max_staleness=1", "training.steps=6", "training.checkpoint_every=2", "training.evaluate=false")
-    moments = [lambda: list(rollouts.glob("buffer/*.parquet")),
-               lambda: (rollouts / "step_00000.trained.json").exists(),
-               lambda: (rollouts / "step_00003.parquet").exists(),
-               lambda: (read_json(run / "policy" / "current.json") or {"step": 0})["step"] == 5]
-    for holds in moments:
-        kill_when(holds, arguments, run)
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.cluster)])  # each costs a start of everything
+def test_killed_at_random_moments_it_goes_on(policy, tmp_path, kills):
+    """Half of them while everything starts, half after it has left some trace; half are the driver's death, half that of a rank of two."""
+    run, draw = tmp_path / "run", random.Random(3)
+    steps = STEPS if kills == 10 else 6
+    arguments = command(run, policy, *RANDOM, "rollout.max_staleness=1", f"training.steps={steps}", "training.checkpoint_every=2", "training.evaluate=false")
+    at_start, after_trace = lambda: {"pattern": None, "seconds": draw.uniform(0, 25)}, lambda: {"pattern": draw.choice(TRACES), "seconds": draw.uniform(0, 1)}
+    for moment, rank in zip([after_trace, at_start] * (kills // 2), draw.sample([None] * 5 + [0, 0, 1, 1, 1], 10)[:kills], strict=True):
+        killed_at(moment() | {"rank": rank}, arguments, run)
     result = run_program(*arguments, timeout_s=PATIENCE_S)  # at once: it waits for what is left of the last attempt
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
-    assert Counter(row["step"] for row in rows if row["event"] == "trained") == dict.fromkeys(range(6), 3)
-    assert any(row.get("reason") == "attempt_ended" for row in rows)
+    assert Counter(row["step"] for row in rows if row["event"] == "trained") == dict.fromkeys(range(steps), 3)
+    assert kills < 10 or any(row.get("reason") == "attempt_ended" for row in rows)
     assert all(age <= 1 for counter in staleness(run).values() for age in counter)
     versions = [row["version"] for row in ledger.rows(run / "policy" / "versions.jsonl")]
     assert len(set(versions)) == len(versions)
     losses = defaultdict(set)
     for row in metrics_of(run):
         losses[row["step"]].add(row["loss"])
-    assert set(losses) == set(range(6)) and all(len(values) == 1 for values in losses.values())  # a step trained again is the same step, to the bit
-    assert len(metrics_of(run)) > 6
+    assert set(losses) == set(range(steps)) and all(len(values) == 1 for values in losses.values())  # a step trained again is the same step, to the bit
+    assert len(metrics_of(run)) >= steps
     status = read_json(run / "status.json")
-    assert (status["attempt"], status["state"], status["recoveries"]) == (5, "done", [])  # vLLM is started once an attempt
+    assert (status["state"], status["recoveries"]) == ("done", [])  # vLLM is started once an attempt
 
 
 def test_a_slow_tool_holds_up_its_own_agent_alone():

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from coderepairrl import books as books_module
+from coderepairrl import attempt as attempts
 from coderepairrl import driver, ledger, store
 from coderepairrl.admission import Admission
+from coderepairrl.attempt import Place
 from coderepairrl.books import Books
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
@@ -181,7 +183,7 @@ def test_the_folder_is_brought_to_where_the_checkpoint_stands(run):
     write_json(run / "checkpoints" / "step_00003" / "state.json", {"step": 3, "version": 7})
     (run / "checkpoints" / "step_00004" / "state.json").unlink()
     (run / "checkpoints" / "step_00004").rename(run / "checkpoints" / "step_00004.tmp")  # died while it was written
-    for name in ("export_wanted.json", "engine.json"):
+    for name in ("export_wanted.json", "engine_0.json"):
         write_json(run / "policy" / name, {})
     (run / "rollouts" / "buffer" / "x.parquet.tmp").write_bytes(b"half")
     driver._prepare(run, "model", STEPS)
@@ -203,19 +205,19 @@ def test_a_run_cannot_be_made_shorter_than_what_its_agents_did(run):
 
 
 def test_a_run_folder_is_held_until_the_last_process_of_an_attempt_has_ended(run, monkeypatch):
-    monkeypatch.setattr(driver, "LOCK_S", 0.5)
-    program = f"from coderepairrl.driver import _lock; from pathlib import Path; import subprocess, sys; lock = _lock(Path({str(run)!r})); " \
-              "subprocess.Popen(['sleep', '600'], pass_fds=[lock], stdout=subprocess.DEVNULL); print(lock, flush=True); sys.stdin.read()"
+    monkeypatch.setattr(attempts, "PATIENCE_S", 0.5)
+    program = f"from coderepairrl.attempt import Place, lead; from pathlib import Path; import subprocess, sys; first = lead(Path({str(run)!r}), Place()); " \
+              "child = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, start_new_session=True); first.beat([child.pid]); print(child.pid, flush=True); sys.stdin.read()"
     first = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    assert first.stdout.readline()
-    child = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text())
-    first.kill()
-    first.wait()
-    with pytest.raises(EngineError, match="in use by another process"):
-        driver._lock(run)
+    child = int(first.stdout.readline())
+    for end in (lambda: None, lambda: (first.kill(), first.wait())):
+        end()
+        with pytest.raises(EngineError, match="in use by another process"):
+            attempts.lead(run, Place())
+    number = read_json(run / "attempt.json")["attempt"]
     subprocess.run(["kill", str(child)], check=True)
-    monkeypatch.setattr(driver, "LOCK_S", 60.0)
-    assert driver._lock(run) > 0
+    monkeypatch.setattr(attempts, "PATIENCE_S", 60.0)
+    assert attempts.lead(run, Place()).number == number + 1
 
 
 def test_status_keeps_the_last_recoveries(run):

@@ -172,6 +172,12 @@ def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(pa
         from make_policy import MakePolicyConfig as model
     elif path.parent.name == "sft":
         from train_sft import SFTConfig as model
+    elif path.parent.name == "eval":
+        from evaluate import EvaluateConfig as model
+    elif path.parent.name == "site":
+        from coderepairrl.site import SiteConfig as model
+    elif path.parent.name == "grid":
+        from coderepairrl.grid import GridConfig as model
     else:
         from train_grpo import TrainConfig as model
     config = load(model, path)

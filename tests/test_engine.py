@@ -1,4 +1,4 @@
-"""The ZeRO-3 engine against plain PyTorch on unpacked rows: any packing, order and number of ranks; resume; LoRA; recomputed layers."""
+"""The ZeRO-3 engine against plain PyTorch on unpacked rows: any packing, order and number of ranks; rows that ranks share; resume; recomputed layers; KL."""
 import json
 import subprocess
 import sys
@@ -8,8 +8,10 @@ import torch
 from conftest import ROOT
 from programs.engine_steps import samples
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
+from coderepairrl import sequence_parallel
+from coderepairrl.errors import ConfigError
 from coderepairrl.launch import ranks_command, ranks_environment
 
 
@@ -19,6 +21,17 @@ def run_engine(ranks: int, policy, folder, cases: dict[str, dict]) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def plain_loss(model, step: int) -> torch.Tensor:
+    rows = samples(step)
+    count = sum(sum(row.loss_mask) for row in rows)
+    loss = 0.0
+    for row in rows:
+        ids = torch.tensor([row.token_ids])
+        logprobs = (model(ids).logits[0, :-1] / 0.8).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        loss = loss - (logprobs * torch.tensor(row.advantages[1:])).sum() / count
+    return loss
+
+
 def plain_steps(policy, steps: int) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(losses, weights, gradients of the first step before clipping): what the engine should do, row by row with all logits, on one process."""
     torch.manual_seed(0)
@@ -26,13 +39,7 @@ def plain_steps(policy, steps: int) -> tuple[list[float], dict[str, torch.Tensor
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     losses, gradients = [], {}
     for step in range(steps):
-        rows = samples(step)
-        count = sum(sum(row.loss_mask) for row in rows)
-        loss = 0.0
-        for row in rows:
-            ids = torch.tensor([row.token_ids])
-            logprobs = (model(ids).logits[0, :-1] / 0.8).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-            loss = loss - (logprobs * torch.tensor(row.advantages[1:])).sum() / count
+        loss = plain_loss(model, step)
         loss.backward()
         gradients = gradients or {name: p.grad.clone() for name, p in model.named_parameters()}
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -54,11 +61,17 @@ def expected(policy):
     return plain_steps(policy, 6)
 
 
+SHARED_ROW = {"engine": {"sequence_ranks": 2}}
 CASES = {
     1: {"packed": {}, "one_row": {"tokens": 10_000, "order": 1}, "a_row_each": {"tokens": 32, "share": False, "order": 2},
-        "recomputed_and_offloaded": {"engine": {"checkpointed_share": 1.0, "offload_activations": True}}, "optimizer_in_cpu_memory": {"engine": {"offload_optimizer": True}}},
-    2: {"two_ranks": {"order": 3}, "two_ranks_unshared": {"tokens": 300, "share": False, "order": 4}, "half_recomputed": {"engine": {"checkpointed_share": 0.5}}},
-    4: {"four_ranks": {"order": 5}}}
+        "recomputed_and_offloaded": {"engine": {"checkpointed_share": 1.0, "offload_activations": True}},
+        "optimizer_in_cpu_memory": {"engine": {"offload_optimizer": True}}},
+    2: {"two_ranks": {"order": 3}, "two_ranks_unshared": {"tokens": 300, "share": False, "order": 4},
+        "half_recomputed": {"engine": {"checkpointed_share": 0.5}},
+        "a_row_on_two_ranks": SHARED_ROW, "unshared_on_two_ranks": SHARED_ROW | {"tokens": 301, "share": False, "order": 6},
+        "recomputed_on_two_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 1.0, "offload_activations": True}, "tokens": 10_000}},
+    4: {"four_ranks": {"order": 5}, "two_rows_on_four_ranks": SHARED_ROW | {"order": 7},
+        "recomputed_on_four_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 0.5}}}}
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +106,38 @@ def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(policy, tmp_pa
     assert 0.0 < largest_difference(weights["one_rank"], weights["same"]) < 1e-4
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "policy")
     assert largest_difference({n: p.data for n, p in exported.named_parameters()}, weights["first"]) == 0.0
+
+
+def test_ranks_that_share_a_row_have_the_losses_of_one(policy, tmp_path):
+    """GSPO's ratio couples all tokens of a sequence, whichever rank computed them."""
+    gspo = {"algorithm": {"name": "gspo", "clip_low": 1.0, "clip_high": 100.0}}
+    run_engine(1, policy, tmp_path, {"one": gspo})
+    run_engine(2, policy, tmp_path, {"two": gspo | SHARED_ROW})
+    losses = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")}
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5) and losses["one"][0] != losses["one"][1]
+    gradients = [load_file(tmp_path / f"{name}.gradients") for name in ("one", "two")]
+    assert largest_difference(*gradients) < 2e-6 * max(gradient.abs().max().item() for gradient in gradients[0].values())
+
+
+@pytest.mark.parametrize("ranks, world_size, heads, key_value_heads, word", [
+    (2, 3, 4, 4, "3 ranks"), (4, 4, 6, 4, "6 attention heads"), (4, 4, 8, 2, "2 key and value heads")])
+def test_a_row_that_can_not_be_shared_is_refused(ranks, world_size, heads, key_value_heads, word):
+    with pytest.raises(ConfigError, match=f"sequence_ranks={ranks} does not divide the {word}"):
+        sequence_parallel.check(ranks, world_size, Qwen3Config(num_attention_heads=heads, num_key_value_heads=key_value_heads))
+
+
+def test_the_reference_stays_the_policy_that_training_began_with(policy, tmp_path):
+    """A frozen second model, or LoRA's base; also after a resume, and where ranks share a row."""
+    model, checkpoint = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, attn_implementation="eager"), str(tmp_path / "checkpoint")
+    with torch.no_grad():
+        expected = [plain_loss(model, step).item() for step in range(4)]
+    kl = {"algorithm": {"kl_coefficient": 0.1}}
+    run_engine(2, policy, tmp_path, {"first": kl | {"save": checkpoint, "steps": 2}, "resumed": kl | {"load": checkpoint, "steps": 2},
+                                     "whole": kl | {"steps": 4}, "lora": kl | {"engine": {"lora": {"rank": 4}}, "steps": 4},
+                                     "shared_row": kl | SHARED_ROW | {"steps": 4}})
+    seen = {name: json.loads((tmp_path / f"{name}.reference.json").read_text()) for name in ("first", "resumed", "whole", "lora", "shared_row")}
+    assert seen["first"] + seen["resumed"] == seen["whole"]  # to the bit
+    for name in ("whole", "lora", "shared_row"):
+        under_reference, divergence = zip(*seen[name], strict=True)
+        assert under_reference == pytest.approx(expected, abs=2e-6)
+        assert divergence[0] == 0.0 and all(value > 1e-6 for value in divergence[1:])

@@ -26,7 +26,7 @@ class World:
 
     async def __aenter__(self):
         self.client = VLLMClient(await self.upstream.start(), self.wait_s, initial_version=3)
-        self.gateway = Gateway(self.config, self.client, self.renderer)
+        self.gateway = Gateway(self.config, [self.client], self.renderer)
         self.url = await self.gateway.start()
         self.session = self.gateway.open_session(self.limits, SamplingConfig(temperature=0.7), cache_salt="salt")
         self.http = aiohttp.ClientSession()
@@ -125,7 +125,7 @@ def test_authentication_and_malformed_requests():
 def test_port_in_use_is_one_line():
     async def scenario(world):
         port = int(world.url.split(":")[2].split("/")[0])
-        other = Gateway(GatewayConfig(port=port), world.client, world.renderer)
+        other = Gateway(GatewayConfig(port=port), [world.client], world.renderer)
         with pytest.raises(GatewayError, match=f"port {port} of 127.0.0.1 is in use: .* 0 for any free one"):
             await other.start()
     run(scenario)

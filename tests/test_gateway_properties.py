@@ -202,7 +202,7 @@ def test_many_sessions_at_once_stay_apart():
     async def main():
         upstream = Upstream(lambda prompt: (ids_by_character(call_text(f"cat {len(prompt)}")) + ids_of(END), "stop"))
         client = VLLMClient(await upstream.start(), wait_s=5)
-        gateway = Gateway(GatewayConfig(), client, Renderer(tokenizer()))
+        gateway = Gateway(GatewayConfig(), [client], Renderer(tokenizer()))
         await gateway.start()
         sessions = [gateway.open_session(SessionLimits(), SamplingConfig()) for _ in range(32)]
 

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def pid(self) -> int:
-        return read_json(self.folder / "policy" / "engine.json")["pid"]
+        return read_json(self.folder / "policy" / "engine_0.json")["pid"]
 
     def started(self) -> list[str]:
         return [Path(line).name for line in (self.folder / "started").read_text().splitlines()]
@@ -95,6 +95,23 @@ def test_killed_after_live_updates_it_comes_back_with_the_newest(tmp_path):
             await asyncio.to_thread(run.update, 3)  # and takes updates as before
             await run.until(lambda: run.supervisor.serving["version"] == 3)
             assert run.supervisor.restarts == 1
+    asyncio.run(scenario())
+
+
+def test_what_the_trainer_did_meanwhile_is_sent_and_no_second_start(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            first = run.pid
+            os.kill(first, signal.SIGKILL)
+            await run.until(lambda: run.calls == ["hold", 0, "hold"])
+            run.publish(1, live=False, reason="vLLM is being restarted")  # as a trainer does that finds no server
+            await run.until(lambda: (run.folder / "policy" / "engine_0.json").exists() and run.pid != first)
+            if read_json(run.folder / "policy" / "engine_0.json")["version"] == 0:
+                assert run.calls == ["hold", 0, "hold"]  # nothing is sampled with the old ones
+                await asyncio.to_thread(run.update, 1)
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+            assert read_json(run.folder / "policy" / "engine_0.json")["version"] == run.supervisor.serving["version"] == 1
+            assert run.supervisor.restarts == 1 and len(run.started()) == 2
     asyncio.run(scenario())
 
 
@@ -209,7 +226,7 @@ def test_a_model_that_is_not_there_is_an_error_with_its_cause(tmp_path):
         shutil.rmtree(run.path(0))
         with pytest.raises(EngineError, match="before it was ready: FileNotFoundError"):
             await run.supervisor.start()
-        assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine.json").exists()
+        assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine_0.json").exists()
     asyncio.run(scenario())
 
 

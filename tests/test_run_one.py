@@ -120,7 +120,7 @@ async def scripted_episode(scratch, calls):
     texts = iter(calls)
     upstream = Upstream(lambda prompt: (ids_by_character("<tool_call>\n%s\n</tool_call>" % json.dumps(next(texts))) + ids_of(END), "stop"))
     client = VLLMClient(await upstream.start(), wait_s=1)
-    gateway = Gateway(GatewayConfig(), client, Renderer(tokenizer(), {}))
+    gateway = Gateway(GatewayConfig(), [client], Renderer(tokenizer(), {}))
     await gateway.start()
     sandbox = SandboxConfig(scratch=scratch)
     try:

@@ -1,7 +1,7 @@
 """Which episode teaches what: advantages by group, and every reason for which tokens are not trained."""
 import pytest
 
-from coderepairrl.algorithms import AlgorithmConfig
+from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.trainer import books, judge
 from coderepairrl.types import Call, Outcome, Trajectory
 

@@ -82,7 +82,7 @@ def test_vllm_killed_in_mid_run(policy, tmp_path):
         while not (run / "rollouts" / "step_00000.trained.json").exists():
             assert program.poll() is None and time.monotonic() < deadline, program.stdout.read()
             time.sleep(0.02)
-        engine = read_json(run / "policy" / "engine.json")
+        engine = read_json(run / "policy" / "engine_0.json")
         time.sleep(0.3)  # into the next step's episodes
         os.killpg(engine["pid"], signal.SIGKILL)
         output, _ = program.communicate(timeout=300)
@@ -114,7 +114,7 @@ def test_update_into_a_stopped_vllm(policy, tmp_path):
         while not (run / "rollouts" / "step_00000.parquet").exists():
             assert program.poll() is None and time.monotonic() < deadline, program.stdout.read()
             time.sleep(0.005)
-        os.killpg(read_json(run / "policy" / "engine.json")["pid"], signal.SIGSTOP)
+        os.killpg(read_json(run / "policy" / "engine_0.json")["pid"], signal.SIGSTOP)
         output, _ = program.communicate(timeout=300)
     finally:
         if program.poll() is None:

@@ -1,7 +1,7 @@
 """The OpenAI-compatible server in front of vLLM: sessions, and the token-exact tree of their calls.
 
     client = VLLMClient("http://127.0.0.1:8000", wait_s=600)
-    gateway = Gateway(GatewayConfig(), client, Renderer(tokenizer, {}))
+    gateway = Gateway(GatewayConfig(), [client], Renderer(tokenizer, {}))
     base_url = await gateway.start()
     session = gateway.open_session(SessionLimits(max_turns=20), SamplingConfig(temperature=1.0))
     ...  # an agent talks to base_url with session.key as its API key

@@ -10,14 +10,15 @@ evaluation of one policy would be rendered by different code. Its Hermes parser 
 not every tokenizer has. The tests hold this file against its Qwen3 renderer instead.
 """
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from coderepairrl.errors import ConfigError, GatewayError
 from coderepairrl.gateway.tool_calls import ParsedCall, parse_hermes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MARK = "\u2402dummy turn\u2403"  # stands for what was sampled; no message holds it (checked)
 CACHE_ENTRIES = 4096
@@ -38,7 +39,7 @@ class Renderer:
     stop_token_ids        end sampling: the template's end of turn and the tokenizer's end of text
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None,
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: dict[str, Any] | None = None,
                  tool_call_format: str = "hermes", keep_reasoning: bool = True):
         name = tokenizer.name_or_path or "without a name"
         if tool_call_format != "hermes":
@@ -183,6 +184,8 @@ class Renderer:
         return "".join(text.partition(MARK)[0].split()) == "".join(sampled.split())
 
     def _text(self, messages: list[Message], tools: list[dict] | None, generate: bool) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template  # a second, for who only reads a configuration
+
         try:
             texts, _ = render_jinja_template(conversations=[messages], tools=tools or None, add_generation_prompt=generate,
                                              chat_template=self.tokenizer.chat_template, **self._variables)

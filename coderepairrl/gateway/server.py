@@ -9,6 +9,7 @@ All that an agent gets is a base URL and a key. Errors have the OpenAI form; wha
 import errno
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -33,10 +34,10 @@ class GatewayConfig(Config):
 
 class Gateway:
     """`counters`: rerendered_roots, ignored_params, forced_tool_choice, reissued, joined_retries, malformed_tool_calls,
-    over all sessions. The client belongs to the caller: stop() does not close it."""
+    over all sessions. The clients, one for each vLLM server, belong to the caller: stop() does not close them."""
 
-    def __init__(self, config: GatewayConfig, client: VLLMClient, renderer: Renderer):
-        self.config, self.client, self.renderer = config, client, renderer
+    def __init__(self, config: GatewayConfig, clients: Sequence[VLLMClient], renderer: Renderer):
+        self.config, self.clients, self.renderer = config, clients, renderer
         self.counters: Counter[str] = Counter()
         self.base_url = ""
         self._sessions: dict[str, Session] = {}
@@ -77,8 +78,13 @@ class Gateway:
         key = key or secrets.token_urlsafe(32)
         if key in self._sessions:
             raise GatewayError("a session with this key is open: give each its own, or none")
-        self._sessions[key] = Session(key, limits, sampling, self.client, self.renderer, cache_salt, self._count)
+        self._sessions[key] = Session(key, limits, sampling, self._client(), self.renderer, cache_salt, self._count)
         return self._sessions[key]
+
+    def _client(self) -> VLLMClient:
+        """The server with the fewest sessions, of those that are up if any is. A session stays with it: its KV cache has the session's history."""
+        open_sessions = Counter(session.client for session in self._sessions.values())
+        return min(self.clients, key=lambda client: (not client.available.is_set(), open_sessions[client]))
 
     async def close_session(self, key: str) -> Session:
         """Ends it (SUBMITTED, unless something closed it before) and returns it, complete: later requests get 401."""

@@ -88,7 +88,7 @@ class Session:
         self.counters: Counter[str] = Counter()
         self.close_reason: Outcome | None = None
         self.close_detail = ""
-        self._client, self._renderer, self._count_in_gateway = client, renderer, count
+        self.client, self._renderer, self._count_in_gateway = client, renderer, count
         self._opened, self._down_at_open_s = time.monotonic(), client.down_s()
         self._id = secrets.token_hex(6)  # in vLLM's request ids
         self._issued = 0
@@ -142,7 +142,7 @@ class Session:
 
     def clock_s(self) -> float:
         """The agent's time: since the session was opened, less the time in which vLLM was down."""
-        return time.monotonic() - self._opened - (self._client.down_s() - self._down_at_open_s)
+        return time.monotonic() - self._opened - (self.client.down_s() - self._down_at_open_s)
 
     def _watch_deadline(self) -> None:
         if self.limits.deadline_s is None:
@@ -226,7 +226,7 @@ class Session:
 
     async def _generate(self, request: ChatRequest, prompt: _Prompt, max_tokens: int) -> Completion:
         self._issued += 1
-        completion = await self._client.generate(
+        completion = await self.client.generate(
             prompt.ids, max_tokens=max_tokens, temperature=self.sampling.temperature, cache_salt=self.cache_salt,
             stop_token_ids=self._renderer.stop_token_ids, request_id=f"{self._id}-{self._issued}", stop=request.stop)
         self._count("reissued", completion.reissues)

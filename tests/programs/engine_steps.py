@@ -3,7 +3,9 @@
     torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL FOLDER CASES
 
 CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
-"save": folder, "steps": int}. Rank 0 writes FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step) and NAME.json (losses).
+"save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs}. Rank 0 writes
+FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses), and with a KL term NAME.reference.json
+(the linear loss under the reference policy, and the KL to it).
 """
 import json
 import random
@@ -15,6 +17,8 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
 from coderepairrl import batch
+from coderepairrl.algorithm_config import AlgorithmConfig
+from coderepairrl.algorithms import low_variance_kl, policy_loss
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.types import Sample
@@ -35,22 +39,35 @@ def samples(step: int) -> list[Sample]:
 
 
 def run(model: str, folder: Path, name: str, options: dict) -> None:
-    engine = Engine(model, EngineConfig(**{"learning_rate": 1e-3, "weight_decay": 0.01, "warmup_steps": 2, "gradient_clipping": 0.5} | options.get("engine", {})),
-                    Path(options["load"]) if "load" in options else None)
-    losses, gradients = [], {}
+    algorithm = AlgorithmConfig(**options["algorithm"]) if "algorithm" in options else None
+    entries = {"learning_rate": 1e-3, "weight_decay": 0.01, "warmup_steps": 2, "gradient_clipping": 0.5} | options.get("engine", {})
+    engine = Engine(model, EngineConfig(**entries), Path(options["load"]) if "load" in options else None,
+                    reference=algorithm is not None and algorithm.kl_coefficient > 0)
+    losses, gradients, references = [], {}, []
     for step in range(engine.steps, engine.steps + options.get("steps", 3)):
         rows = samples(step)
         random.Random(options.get("order", 0)).shuffle(rows)
         count = sum(sum(row.loss_mask) for row in rows)
-        micro_batches = batch.micro_batches(rows, [1 / count] * len(rows), options.get("tokens", 64), engine.rank, engine.world_size,
+        micro_batches = batch.micro_batches(rows, [1 / count] * len(rows), options.get("tokens", 64), engine.row_rank, engine.row_ranks,
                                             hidden_size=engine.hidden_size, share_prefixes=options.get("share", True))
-        total = 0.0
+        sums = [0.0, 0.0, 0.0]
         for i, micro in enumerate(micro_batches):
+            reference = engine.reference_logprobs(micro, 0.8) if algorithm and algorithm.kl_coefficient else None
             logprobs, _ = engine.logprobs(micro.to(engine.device), 0.8)
-            loss = -(logprobs * micro.advantages * micro.weights).sum()
+            linear = lambda of, micro=micro: -(of * micro.advantages * micro.weights).sum()
+            if algorithm:
+                loss = (policy_loss(algorithm, logprobs, micro.behaviour_logprobs, micro.advantages, micro.branches, reference).losses * micro.weights).sum()
+            else:
+                loss = linear(logprobs)
             engine.backward(loss, last=i == len(micro_batches) - 1)
-            total += loss.item()
-        losses += engine.sum([total])
+            if engine.leads_row:
+                sums[0] += loss.item()
+            if engine.leads_row and reference is not None:
+                sums[1] += linear(reference).item()
+                sums[2] += (low_variance_kl(logprobs.detach(), reference) * micro.weights).sum().item()
+        sums = engine.sum(sums)
+        losses.append(sums[0])
+        references.append(sums[1:])
         if step == 0:
             gradients = {key: safe_get_full_grad(p).clone() for key, p in engine.module.model.named_parameters() if p.requires_grad}  # collective
         engine.step()
@@ -61,6 +78,8 @@ def run(model: str, folder: Path, name: str, options: dict) -> None:
         save_file(weights, folder / f"{name}.safetensors")
         save_file(gradients, folder / f"{name}.gradients")
         (folder / f"{name}.json").write_text(json.dumps(losses))
+        if algorithm and algorithm.kl_coefficient:
+            (folder / f"{name}.reference.json").write_text(json.dumps(references))
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def killing_buckets():
         if seen >= elements / 2 and not killed:
             killed = True
             if engine.rank == 0:
-                os.killpg(read_json(run / "policy" / "engine.json")["pid"], signal.SIGKILL)
+                os.killpg(read_json(run / "policy" / "engine_0.json")["pid"], signal.SIGKILL)
         seen += sum(tensor.numel() for _, tensor in bucket)
         yield bucket
     assert killed
@@ -54,7 +54,7 @@ for word, _, value in (word.partition("=") for word in words):
         while not (run / "server_is_back").exists():
             time.sleep(0.05)
     elif engine.rank == 0:
-        write_json(run / "policy" / ("engine.json" if word == "server" else "export_wanted.json"), json.loads(value or "{}"))
+        write_json(run / "policy" / ("engine_0.json" if word == "server" else "export_wanted.json"), json.loads(value or "{}"))
     engine.sum([1.0])  # all ranks are here
     rows.append({"word": word, "version": publisher.version, "updates": publisher.updates, "failed": publisher.failed,
                  "exports": sorted(path.name for path in (run / "policy").glob("v0*")),

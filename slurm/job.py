@@ -1,0 +1,19 @@
+"""Runs a job that slurm/launch.py has written, on every node that srun starts it on: what plain sbatch files call.
+
+    srun python slurm/job.py RUN/job.json
+"""
+import sys
+from pathlib import Path
+
+from coderepairrl.config import load
+from coderepairrl.job import Job
+from coderepairrl.program import program
+
+
+@program
+def main(arguments: list[str]) -> None:
+    load(Job, Path(arguments[0]))()  # JSON is YAML
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
