@@ -241,9 +241,10 @@ def _follow(children: dict[str, subprocess.Popen], run: Path, attempt: Attempt, 
 
 
 def _cause(log: Path) -> str:
-    """The program's own one line, or the last line that names an exception, or the signal that torchrun saw end a rank."""
+    """The program's own one line, or the signal that torchrun saw end a rank, or the last line that names an exception."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "ChildFailedError" not in line]  # torchrun's, of any end
-    for wanted in (lambda line: line.startswith("error: "), lambda line: "Error" in line, lambda line: "Signal" in line and "received by PID" in line):
+    killed = lambda line: "received by PID" in line and "SIGTERM" not in line  # SIGTERM is what torchrun sends to the others
+    for wanted in (lambda line: line.startswith("error: "), killed, lambda line: "Error" in line):
         found = [line for line in lines if wanted(line)]
         if found:
             return found[-1].removeprefix("error: ")[:500]

@@ -63,11 +63,16 @@ class Job(Config):
         environment = os.environ | self.environment | place.variable() | {"PYTHONPATH": self.code, "PYTHONUNBUFFERED": "1"}
         child = subprocess.Popen([self.python, self.program, *self.arguments], cwd=self.code, env=environment, stdin=subprocess.DEVNULL)
         passed = False
-        while child.poll() is None:
-            if signals and not passed:
-                child.send_signal(signal.SIGUSR2)
-                passed = True
-            time.sleep(0.1)
+        try:
+            while child.poll() is None:
+                if signals and not passed:
+                    child.send_signal(signal.SIGUSR2)
+                    passed = True
+                time.sleep(0.1)
+        finally:  # Ctrl-C where there is no Slurm
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
         return child.returncode
 
     def _place(self) -> Place:

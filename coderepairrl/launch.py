@@ -31,7 +31,7 @@ def free_port(host: str, wanted: int) -> int:
         try:
             probe.bind((host, wanted))
         except OSError as error:
-            raise EngineError(f"port {wanted} of {host} can't be had ({error.strerror}): set another (rollout.server.port), or 0 for any free one") from error
+            raise EngineError(f"port {wanted} of {host} is in use, or not ours to have ({error.strerror}): set another (server.port), or 0 for any free one") from error
         return probe.getsockname()[1]
 
 

@@ -12,15 +12,18 @@ The folder `policy/` of a run is where trainer and rollout meet:
     recoveries.jsonl    {"time": ..., "what": ...}: a row for every restart of vLLM, with its cause
 """
 import asyncio
+import getpass
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
+import psutil
 
 from coderepairrl.attempt import Place
 from coderepairrl.config import Config
@@ -67,6 +70,8 @@ class Server:
         self.url = f"http://{config.host}:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
+        self._shared_memory: set[str] = set()
+        self._temporary: tempfile.TemporaryDirectory | None = None  # what it leaves in there when it is killed: sockets, rendezvous files
 
     def _command(self, model: str) -> list[str]:
         config = self.config
@@ -87,7 +92,9 @@ class Server:
 
     async def start(self, model: str, version: int = 0) -> None:
         """Returns when the server answers. `version`: of the weights in the folder `model`. Raises EngineError with the end of its log when it doesn't come up."""
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ | {
+        self._temporary = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
+        kernels = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # torch's own choice, which compiled kernels stay in
+        environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TORCHINDUCTOR_CACHE_DIR": kernels} | os.environ | {"TMPDIR": self._temporary.name} | {
             "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self.config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         if self.config.kv_cache_mib:  # on CPU vLLM insists on a worker process of its own unless told so: it costs a third of the speed
@@ -104,6 +111,7 @@ class Server:
         except TimeoutError:
             await self.stop()
             raise EngineError(f"vLLM was not ready after {self.config.start_timeout_s:.0f} s: see {self.log}, or raise server.start_timeout_s") from None
+        self._shared_memory = shared_memory_of(self.process.pid)
         self.announce(version)
 
     def announce(self, version: int) -> None:
@@ -131,6 +139,7 @@ class Server:
         if self.process is None:
             return
         self.ready_file.unlink(missing_ok=True)
+        self._shared_memory |= shared_memory_of(self.process.pid)
         for sent, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             try:
                 os.killpg(self.process.pid, sent)
@@ -143,6 +152,26 @@ class Server:
                 continue
         await self.process.wait()
         self.process = None
+        for file in self._shared_memory:  # a server that was killed can't remove them
+            Path(file).unlink(missing_ok=True)
+        self._shared_memory = set()
+        self._temporary.cleanup()
+
+
+def shared_memory_of(pid: int) -> set[str]:
+    """Files in /dev/shm that a process and those below it have mapped."""
+    found = set()
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return found
+    for process in processes:
+        try:
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        found |= {line[line.index("/dev/shm/"):] for line in maps.splitlines() if "/dev/shm/" in line and not line.endswith(" (deleted)")}
+    return found
 
 
 class Supervisor:

@@ -217,7 +217,7 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
         if serving.done():
             serving.result()  # raises if a server did not come up
         if await measuring:
-            raise EngineError(f"the ranks ended with code {process.returncode}: see {folder / 'ranks.log'}")
+            raise EngineError(f"the ranks ended with code {process.returncode}: {last_error(folder / 'ranks.log')}; see {folder / 'ranks.log'}")
     finally:
         serving.cancel()
         await asyncio.wait([serving])
@@ -228,10 +228,16 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
     return read_json(folder / "rows.json")
 
 
+def last_error(log: Path) -> str:
+    """Of a rank; not torchrun's own, which ends every such log."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "Error" in line and "ChildFailedError" not in line]
+    return lines[-1][:300] if lines else "no error in its log"
+
+
 def line(row: dict) -> str:
     if "killed_update_s" in row:
         words = {"noticed after": f"{row['killed_update_s']:.2f} s", "reason": row["reason"], "GPU still computes": row["still_computes"],
-                 "next update": row["next_update"], "equal to the export": row["equal_to_export"]}
+                 "export": f"{row['export_s']:.1f} s", "next update": row["next_update"], "equal to the export": row["equal_to_export"]}
         return f"{row['shape']:>10}  vLLM killed in mid-transfer: " + ", ".join(f"{name}: {value}" for name, value in words.items())
     return (f"{row['shape']:>10}  {row['bytes'] / 1e9:6.2f} GB  {row['ranks']} ranks  {row['servers']} servers  init {row['init_s']:5.2f} s  "
             f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s")

@@ -4,8 +4,11 @@
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-need() {  # need COMMAND DEBIAN_PACKAGE
-    command -v "$1" >/dev/null && return
+need() {  # need COMMAND|LIBRARY.so.N DEBIAN_PACKAGE
+    case $1 in
+        *.so.*) ! /sbin/ldconfig -p | grep -q "$1" || return 0 ;;
+        *) ! command -v "$1" >/dev/null || return 0 ;;
+    esac
     local sudo=""
     [ "$(id -u)" = 0 ] || sudo="sudo -n"
     command -v apt-get >/dev/null && $sudo true 2>/dev/null || die "$1 is missing: install the package $2 (Debian, Ubuntu: sudo apt-get install $2)"
@@ -54,6 +57,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 [ "$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')" -ge 5 ] || [ -x .venv/bin/python ] || die "less than 5 GB are free here: the environment alone takes 2.5 GB"
 need git git
 need bwrap bubblewrap
+need libnuma.so.1 libnuma1  # vLLM for CPUs is linked with it
 need g++ g++  # vLLM compiles its sampling kernels at the first start
 [ -e /dev/nvidia0 ] || export DS_ACCELERATOR=cpu  # else each program says that it looked for a GPU
 make_environment

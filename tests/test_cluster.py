@@ -36,6 +36,7 @@ class Disturbed:
     cluster: Cluster
     run: Path
     job: str
+    before: set[str]  # what of the machine's a run could leave behind
 
     def engine(self) -> dict | None:
         return read_json(self.run / "policy" / "engine_0.json")
@@ -84,10 +85,10 @@ def restarts(job: str) -> int:
 @pytest.fixture
 def disturbed(cluster, policy, tmp_path, request):
     steps_asked = SCENARIOS[request.node.callspec.params["name"]][4]
-    run = tmp_path / "run"
+    run, before = tmp_path / "run", left_behind()
     images = {name: str(IMAGES / f"{name}.sif") for name in ("serve", "train") if (IMAGES / f"{name}.sif").exists()}
     job = submit(run, policy, f"training.steps={steps_asked}", "training.checkpoint_every=2", "rollout.scaffold.tool_delay_s=1.0", "rollout.max_staleness=1", images=images)
-    of = Disturbed(cluster, run, job)
+    of = Disturbed(cluster, run, job, before)
     until(of, lambda: len(steps(run)) >= 2)
     yield of
     subprocess.run(["scancel", job], timeout=60)
@@ -158,6 +159,7 @@ def test_survives(disturbed, name):
     check(run, asked)
     assert (len(begun(run)), restarts(of.job)) == (1 + attempts, requeued)
     assert repeated(run) <= again
+    assert left_behind() <= of.before
     assert "restarted" in str(read_json(run / "status.json")["recoveries"]) or name != "SIGKILL of vLLM"
     assert bool(in_image) == any(IMAGES.glob("serve*.sif"))
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,7 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
     """Each session stays with its server, both serve, both get every update; one is killed, the other goes on meanwhile."""
     run = tmp_path / "run"
     job = submit(run, policy, "training.steps=6", "rollout.max_staleness=1", serve_nodes=2)
-    of = Disturbed(cluster, run, job)
+    of = Disturbed(cluster, run, job, left_behind())
     until(of, lambda: len(steps(run)) >= 2)
     engines = [read_json(run / "policy" / f"engine_{number}.json") for number in range(2)]
     assert len({engine["url"].rpartition(":")[0] for engine in engines}) == 2
@@ -180,6 +182,11 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
     assert (logs / "vllm.log").exists() and (logs / "vllm_1.log").exists()
     assert ["vLLM restarted" in row["what"] for row in ledger.rows(run / "policy" / "recoveries.jsonl")][:1] == [True]
     assert read_json(run / "status.json")["attempt"] == 1
+
+
+def left_behind() -> set[str]:
+    """Shared-memory files, and mounts of images."""
+    return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} | {line for line in Path("/proc/mounts").read_text().splitlines() if "fuse" in line}
 
 
 def mounts(pid: int) -> str:

@@ -196,7 +196,7 @@ def test_ctrl_c_ends_the_job_and_nothing_stays_behind(bench):
         assert launcher.poll() is None, launcher.stdout.read()
         time.sleep(0.1)
     os.killpg(launcher.pid, signal.SIGINT)
-    assert "stopped: --local --resubmit goes on" in launcher.communicate(timeout=60)[0] and launcher.returncode == 1
+    assert "stopped: --local --resubmit goes on" in launcher.communicate(timeout=600)[0] and launcher.returncode == 1
     assert commands_with(bench.folder) == []
 
 

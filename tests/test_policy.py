@@ -13,7 +13,7 @@ import requests
 from coderepairrl import ledger
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.policy import Server, ServerConfig, Supervisor
+from coderepairrl.policy import Server, ServerConfig, Supervisor, shared_memory_of
 
 PROGRAM = Path(__file__).resolve().parent / "programs" / "small_server.py"
 
@@ -112,6 +112,19 @@ def test_what_the_trainer_did_meanwhile_is_sent_and_no_second_start(tmp_path):
             await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
             assert read_json(run.folder / "policy" / "engine_0.json")["version"] == run.supervisor.serving["version"] == 1
             assert run.supervisor.restarts == 1 and len(run.started()) == 2
+    asyncio.run(scenario())
+
+
+def test_what_a_killed_server_had_in_shared_memory_is_removed(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            files = shared_memory_of(run.pid)
+            assert files and all(Path(file).exists() for file in files)
+            os.killpg(run.pid, signal.SIGKILL)  # with what would have removed it
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 0])
+            assert not any(Path(file).exists() for file in files)
+            later = shared_memory_of(run.pid)
+        assert later and not any(Path(file).exists() for file in later)
     asyncio.run(scenario())
 
 

@@ -152,12 +152,12 @@ def _overused(pid: int | None, memory_mib: int) -> str:
 
 
 def _tree(pid: int) -> list[int]:
-    found, todo = [], [pid]
-    while todo:
-        found.append(todo.pop())
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
         try:
-            todo += [int(child) for task in os.listdir(f"/proc/{found[-1]}/task")
-                     for child in Path(f"/proc/{found[-1]}/task/{task}/children").read_text().split()]
+            waiting += [int(child) for task in os.listdir(f"/proc/{found[-1]}/task")
+                        for child in Path(f"/proc/{found[-1]}/task/{task}/children").read_text().split()]
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
     return found

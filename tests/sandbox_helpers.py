@@ -1,0 +1,61 @@
+"""A tiny task, and a sandbox of it that leaves nothing behind: for test_sandboxes.py and test_sandbox_diffs.py."""
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coderepairrl.sandboxes import SandboxConfig, start_sandbox
+from coderepairrl.types import Environment, Task
+
+FILES = {"lib.py": "def f():\n    return 1\n", "pkg/deep.py": "x = 1\n"}
+KINDS = ["bubblewrap", "local"]
+isolated = pytest.mark.parametrize("kind", ["bubblewrap"])
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_task(files=FILES, base=None, variables=None):
+    environment = Environment("tiny", base, sys.executable, ("{python}",), variables=variables or {})
+    return Task("tiny-1", "", environment, files, {"test_hidden.py": "SECRET"}, (), (), (), "")
+
+
+@pytest.fixture
+def use(tmp_path):
+    """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
+    def run(kind, body, task=None, **limits):
+        config = SandboxConfig(kind=kind, scratch=str(tmp_path), **limits)
+
+        async def main():
+            async with start_sandbox(config, task or make_task()) as sandbox:
+                return await body(sandbox)
+
+        try:
+            return asyncio.run(main())
+        finally:
+            assert list(tmp_path.glob("*/live/*")) == []
+            assert str(tmp_path) not in Path("/proc/mounts").read_text()
+            assert running(str(tmp_path)) == []
+    return run
+
+
+def running(marker):
+    """Command lines of live processes that hold `marker` (a killed one may stay a zombie until init takes it)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if marker in line and int(folder.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+def git_apply(folder, diff):
+    """The task's files in `folder`, and `diff` applied by the user's plain git."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    subprocess.run(["git", "apply", "-"], input=diff.encode(), cwd=folder, check=True, env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)})
