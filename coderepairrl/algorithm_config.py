@@ -25,7 +25,7 @@ class AlgorithmConfig(Config):
     clip_high: float = 0.2
     correction: Literal["none", "truncate", "mask"] = "none"  # of what separates the trainer's weights from those that sampled
     correction_cap: float = 2.0
-    kl_coefficient: float = 0.0  # towards the policy that training began with: LoRA's base
+    kl_coefficient: float = 0.0  # towards the policy that training began with: LoRA's base, or a frozen second model
     mask_truncated: bool = False  # episodes that a limit ended teach nothing, instead of what their reward says
     overlong_buffer: int = 0  # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
 
