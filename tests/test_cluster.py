@@ -141,7 +141,7 @@ def test_survives(disturbed, name):
     of, run = disturbed, disturbed.run
     start_up = (run / "policy" / "engine_0.json").stat().st_mtime - begun(run)[0]
     trained = max(row["step"] for row in steps(run))
-    in_image = [pid for pid in pids_of(run) if "squash" in mounts(pid)]  # as the kernel, or squashfuse, mounts an image
+    in_image = [pid for pid in pids_of(run) if "apptainer" in mounts(pid)]  # their root, as the kernel knows it
     killed = of.engine()["pid"]
     disturb(of)
     happened = time.time()

@@ -59,7 +59,7 @@ def test_a_grid_of_four_runs_on_pairs(warm, tmp_path):
             for run in runs:  # which image each role runs in, as the kernel knows it
                 for pid, words in pids_of(run).items():
                     if "role=train" in words or "coderepairrl.serve" in words:
-                        seen.setdefault(run, set()).add(("train" if "role=train" in words else "serve", "squash" in mounts(pid)))
+                        seen.setdefault(run, set()).add(("train" if "role=train" in words else "serve", "apptainer" in mounts(pid)))
             time.sleep(2)
         status = launch(*arguments, "--status")
         print(status.stdout)
