@@ -87,7 +87,7 @@ class Rollout:
         except BaseException:
             await self._close()
             raise
-        self._watch = asyncio.gather(self.supervisor.watch(), self._follow_other_servers())  # either's error is the run's
+        self._watch = asyncio.create_task(self._watch_servers())
         self._services = Services(self.gateway, make_scaffold(config.scaffold), config.sandbox, self.grader, config.rewards, config.limits, self._http)
         return self
 
@@ -107,6 +107,9 @@ class Rollout:
     def _release(self, version: int) -> None:
         self.clients[0].initial_version = version
         self.clients[0].resume()
+
+    async def _watch_servers(self) -> None:
+        await asyncio.gather(self.supervisor.watch(), self._follow_other_servers())  # either's error is the run's
 
     async def _follow_other_servers(self) -> None:
         """Servers on other nodes: each is used while its file is there, from when it has the weights that our own serves."""
