@@ -49,14 +49,14 @@ class ServerConfig(Config):
     threads: int = 2  # on CPU
     start_timeout_s: float = 300.0
     update_timeout_s: float = 60.0  # of a weight update: then it has failed
-    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where there are GPUs
+    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where vLLM runs on GPUs
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
     health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:
-        return self.weight_backend or ("nccl" if has_gpu() else "gloo")
+        return self.weight_backend or ("nccl" if has_gpu() and not self.kv_cache_mib else "gloo")  # the CPU build serves on a machine with GPUs, too
 
 
 class Server:
