@@ -20,6 +20,7 @@ from seeds import curves_of, differences, interval
 
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
+from coderepairrl.summary import RATE, clipped
 
 SOFT = "#8aa1ad"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by the colour-blind as well (Okabe, Ito)
@@ -125,6 +126,7 @@ def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None
         by_seed = [panel.values(curve.rows(run)) for run in curve.runs]
         means, lows, highs = zip(*(band(values, panel.logarithmic) for values in zip(*by_seed, strict=True)), strict=True)
         if len(curve.runs) > 1:
+            highs = [min(high, RATE[1]) for high in highs] if panel.percent else highs
             axis.fill_between(curve.steps, lows, highs, color=curve.colour, alpha=0.18, linewidth=0)
         alone = len(curve.steps) == 1 or any(map(math.isnan, means))  # a point between gaps is on no line
         axis.plot(curve.steps, means, color=colour or curve.colour, linewidth=1.7, marker="o" if alone else None, markersize=3)
@@ -153,7 +155,7 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
         shift = room * (0.6 + 0.35 * place)
         for name, x in (("before", first - shift), ("after", last + shift)):
             value, half = interval([summary[f"pass_rate_{name}"] for summary in summaries])
-            low, high = summaries[0][f"pass_rate_{name}_interval"] if len(summaries) == 1 else (value - half, value + half)
+            low, high = summaries[0][f"pass_rate_{name}_interval"] if len(summaries) == 1 else clipped(value, half, RATE)
             colour = ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour
             axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
                           clip_on=False)

@@ -6,15 +6,15 @@
 
 Deterministic; no test is run, nothing is downloaded.
 """
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import fmean
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.similarity import SIMILARITIES
+from coderepairrl.tasks.packages import RealPackagesConfig, load
+from coderepairrl.tasks.rows import read_rows
 
 MAX_CHARACTERS = 20_000  # of an oracle: the few longer ones take most of the time
 ALL = {"patch": patch_similarity, **SIMILARITIES}
@@ -68,24 +68,8 @@ PATCHES: dict[str, Callable[[str, str], str]] = {  # (oracle, an unrelated oracl
 
 def oracles(arguments: list[str]) -> list[str]:
     if not arguments:
-        from coderepairrl.tasks.packages import SHIPPED
-        rows = [json.loads(line) for line in SHIPPED.read_text().splitlines()]
-        return [_of_row(row) for row in rows if "task_id" in row]
-    path = Path(arguments[0])
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-        return pq.read_table(path, columns=["patch"]).column("patch").to_pylist()
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else json.loads(path.read_text())
-    rows = list(rows.values()) if isinstance(rows, dict) else rows
-    return [patch for row in rows if (patch := row.get("patch") or row.get("oracle_patch"))]
-
-
-def _of_row(row: dict) -> str:
-    """The oracle of a shipped row, from its package's cached environment."""
-    from coderepairrl.tasks.packages import environment, read_source, unified_diff
-    original = read_source(Path(environment(row["package"]).base) / row["path"])
-    start, end = row["span"]
-    return unified_diff(row["path"], original[:start] + row["replacement"] + original[end:], original)
+        return [task.oracle_patch for tasks in load(RealPackagesConfig()).values() for task in tasks]
+    return [patch for row in read_rows(arguments[0], "test") if (patch := row.get("patch") or row.get("oracle_patch"))]
 
 
 def table(patches: list[str]) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from seeds import curves_of, differences, interval
 
 from coderepairrl.files import read_json
+from coderepairrl.summary import DIFFERENCE, RATE, clipped
 
 
 def percent(value: float, interval: list[float]) -> str:
@@ -38,9 +39,9 @@ def over_seeds(curves: dict[str, list[dict]]) -> Table:
     table = Table("run", "seeds", "repaired before", "repaired after", "difference", title="mean over seeds, 95% interval by Student's t", title_justify="left")
     for name, summaries in curves.items():
         cells = []
-        for key in ("before", "after", "difference"):
+        for key, possible in (("before", RATE), ("after", RATE), ("difference", DIFFERENCE)):
             mean, half = interval([summary[f"pass_rate_{key}"] for summary in summaries])
-            cells.append(f"{mean:.1%}" if math.isnan(half) else percent(mean, [mean - half, mean + half]))
+            cells.append(f"{mean:.1%}" if math.isnan(half) else percent(mean, clipped(mean, half, possible)))
         table.add_row(name, str(len(summaries)), *cells)
     return table
 

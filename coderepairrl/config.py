@@ -3,9 +3,11 @@
     config = load(TrainConfig, "configs/quickstart.yaml", ["training.steps=2"])
     dump(config, run_folder / "config.yaml")
 
-A YAML may start from another: `base: other.yaml` (relative to it), keys below override, mappings are merged.
+A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override, mappings are merged. Of what can be
+one of several kinds (a scaffold, a data set), another `name` takes nothing over: rollout.scaffold.name=aider leaves the other's settings behind.
 """
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +27,7 @@ Model = TypeVar("Model", bound=Config)
 
 def load(model: type[Model], path: str | Path, overrides: list[str] = ()) -> Model:
     """Raises ConfigError with one line of cause and remedy."""
-    tree = _read(Path(path), seen=())
+    tree = _read(model, Path(path), seen=())
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
@@ -40,6 +42,8 @@ def load(model: type[Model], path: str | Path, overrides: list[str] = ()) -> Mod
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {item!r}: {part!r} is a value, not a section: drop what follows it")
+        if last == "name" and node.get("name", parsed) != parsed and _is_union(model, parents):
+            node.clear()
         node[last] = parsed
     try:
         return model.model_validate(tree)
@@ -54,7 +58,7 @@ def dump(config: BaseModel, path: Path) -> None:
     temporary.rename(path)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read(model: type[BaseModel], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base:` leads back to itself: remove the circle")
     try:
@@ -68,15 +72,30 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML ({_flat(error)}): fix that place") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds no mapping: write `key: value` lines")
-    base = tree.pop("base", None)
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), tree) if base else tree
+    bases = tree.pop("base", None) or []
+    below: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        below = _merge(model, below, _read(model, path.parent / base, (*seen, path.resolve())))
+    return _merge(model, below, tree)
 
 
-def _merge(low: dict, high: dict) -> dict:
+def _merge(model: type[BaseModel], low: dict, high: dict, at: tuple[str, ...] = ()) -> dict:
     out = dict(low)
     for key, value in high.items():
-        out[key] = _merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+        below = out.get(key)
+        sections = isinstance(value, dict) and isinstance(below, dict)
+        if sections and value.get("name", below.get("name")) != below.get("name") and _is_union(model, (*at, key)):
+            sections = False
+        out[key] = _merge(model, below, value, (*at, key)) if sections else value
     return out
+
+
+def _is_union(model: type[BaseModel], loc: Sequence[str]) -> bool:
+    """Whether what stands at `loc` is one of several classes, told apart by its `name`."""
+    models = [model]
+    for part in loc[:-1]:
+        models = [found for m in models if part in m.model_fields for found in _models_in(m.model_fields[part].annotation)]
+    return any(loc[-1] in m.model_fields and m.model_fields[loc[-1]].discriminator == "name" for m in models) if loc else False
 
 
 def _flat(error: Exception) -> str:

@@ -36,7 +36,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
             try:
-                await services.scaffold.run(task, sandbox, Endpoint(services.gateway.base_url, session.key, services.http))
+                await services.scaffold.run(task, sandbox, Endpoint(
+                    services.gateway.base_url, session.key, services.http, services.gateway.socket_path, lambda: session.close_reason is not None))
             except ScaffoldError as error:
                 outcome, detail = Outcome.AGENT_ERROR, str(error)
             if session.close_reason is not None:

@@ -1,5 +1,8 @@
-"""The project's folder, and small files that processes meet through: JSON, whole or not there."""
+"""The project's folder, and what processes meet through: files of JSON and folders, whole or not there."""
+import errno
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +21,32 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def publish(made: Path, folder: Path) -> None:
+    """Gives a folder that is complete its name. Where another process was first, with the same content, `made` stays where it is."""
+    try:
+        made.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """A row a line. Several processes may write it at once: the last one's is there, whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.rename(path)
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def drop_torn_line(path: Path) -> None:
+    """Of a file that rows are appended to, if it is there: a writer that was killed can leave a last line without its end. That row was never
+    acted upon, and the next one must not be glued to it."""
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)

@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from coderepairrl.files import drop_torn_line
+
 FIRST = "0" * 16
 
 
@@ -23,7 +25,7 @@ def _chained(previous: str, row: dict) -> str:
 class Ledger:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_tail(path)
+        drop_torn_line(path)
         self._last = FIRST
         for row in rows(path):
             self._last = row["hash"]
@@ -54,13 +56,3 @@ def broken_link(all_rows: list[dict]) -> int | None:
             return number
         previous = row["hash"]
     return None
-
-
-def _drop_torn_tail(path: Path) -> None:
-    """A writer that was killed can leave a last line without its end; that row was never acted upon."""
-    if path.exists():
-        text = path.read_bytes()
-        if text and not text.endswith(b"\n"):
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(text[: text.rfind(b"\n") + 1])
-            temporary.rename(path)

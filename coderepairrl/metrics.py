@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import NonNegativeInt
 
 from coderepairrl.config import Config
-from coderepairrl.files import read_json, write_json
+from coderepairrl.files import drop_torn_line, read_json, write_json
 from coderepairrl.types import Trajectory
 
 MAX_CELL = 20_000  # characters of a diff or a conversation in a table: head and tail are kept
@@ -28,7 +28,7 @@ class Metrics:
 
     def __init__(self, path: Path, wandb: WandbConfig | None = None, resolved_config: dict | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_unfinished_line(path)
+        drop_torn_line(path)
         self._file = path.open("a", buffering=1)
         self._config, self._wandb = wandb, None
         if wandb:
@@ -114,13 +114,3 @@ def _wandb_id(run: Path) -> str:
         known = secrets.token_hex(4)
         write_json(run / "wandb_id.json", known)
     return known
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """A process that was killed while it wrote leaves half a line: the next one must not be glued to it."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)

@@ -7,6 +7,7 @@ the trainer is admission.py's matter. Episodes outlive vLLM: while it is restart
 import asyncio
 import random
 import secrets
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -20,11 +21,11 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json
-from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
+from coderepairrl.gateway import Gateway, GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, VLLMClient, make_renderer
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
-from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
+from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.tasks import TasksConfig, load_tasks
 from coderepairrl.tasks.build import build_all
@@ -47,6 +48,7 @@ class RolloutConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    rendering: RenderingConfig = RenderingConfig()
     chat_template: dict = {}  # arguments of the chat template, the same in training and evaluation
     groups_per_step: int = Field(ge=1)
     group_size: int = Field(ge=1)
@@ -87,15 +89,16 @@ class Rollout:
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
         self.clients = [VLLMClient(server.url, config.engine_wait_s) for _ in range(Place.here().serve_nodes)]  # the others' addresses come from their files
         if self._scaffold.calls_model:
-            renderer = Renderer(load_tokenizer(self._model), config.chat_template)
+            renderer = make_renderer(load_tokenizer(self._model), config.rendering, config.chat_template)
             self.supervisor = Supervisor(server, self.clients[0].pause, self._release)
         else:
             renderer, self.supervisor = None, NoServer(server)
-        self.gateway = Gateway(config.gateway, self.clients, renderer)
+        self._held = AsyncExitStack()  # what the scaffold needs while episodes run
+        self.gateway = Gateway(config.gateway, self.clients, renderer, await self._held.enter_async_context(ready(self._scaffold, config.environments)))
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
-        await self.gateway.start()
         try:
+            await self.gateway.start()
             await self.supervisor.start(self.books.admission.next_step)
         except BaseException:
             await self._close()
@@ -111,6 +114,7 @@ class Rollout:
 
     async def _close(self) -> None:
         await self.gateway.stop()
+        await self._held.aclose()
         await self._http.close()
         for client in self.clients:
             await client.close()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from coderepairrl import batch, packing, store
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
-from coderepairrl.gateway.chat_request import normalise, without_surrogates
+from coderepairrl.gateway.messages import normalise, without_surrogates
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome, Sample, Trajectory
@@ -123,7 +123,7 @@ def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_
         weights = np.full(len(sample.token_ids), 0.0 if rows else context_weight)
         for call in path:
             weights[len(call.prompt_ids) : len(call.prompt_ids) + len(call.completion_ids)] = 0.0  # another branch may train it
-        rows.append((sample.token_ids, np.maximum(weights, sample.loss_mask)))
+        rows.append((sample.token_ids, np.maximum(weights, np.asarray(sample.policy_versions) >= 0)))  # negative: not sampled, or not to be learnt
     return conversation(hashlib.sha256(trajectory.task_id.encode()).hexdigest(), rows)
 
 

@@ -9,11 +9,19 @@ from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import read_metrics
 
 
-def mean_interval(values: list[float]) -> tuple[float, list[float]]:
-    """(mean, its 95% interval by the normal approximation over tasks)."""
+RATE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # what a pass rate, and the difference of two, can be
+
+
+def mean_interval(values: list[float], possible: tuple[float, float]) -> tuple[float, list[float]]:
+    """(mean, its 95% interval by the normal approximation over tasks, less what isn't possible: of one value that is all)."""
     half = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     mean = fmean(values)
-    return mean, [mean - half, mean + half]
+    return mean, clipped(mean, half, possible)
+
+
+def clipped(mean: float, half: float, possible: tuple[float, float]) -> list[float]:
+    """[low, high] of mean +- half, within what is possible."""
+    return [max(possible[0], mean - half), min(possible[1], mean + half)]
 
 
 def pass_by_task(path: Path) -> dict[str, float]:
@@ -53,9 +61,9 @@ def write_summary(run: Path) -> dict:
         before, after = pass_by_task(before_file), pass_by_task(after_file)
         both = sorted(before.keys() & after.keys())
         summary["heldout_tasks"] = len(both)
-        for name, values in (("pass_rate_before", [before[t] for t in both]), ("pass_rate_after", [after[t] for t in both]),
-                             ("pass_rate_difference", [after[t] - before[t] for t in both])):
-            summary[name], summary[f"{name}_interval"] = mean_interval(values)
+        for name, values, possible in (("before", [before[t] for t in both], RATE), ("after", [after[t] for t in both], RATE),
+                                       ("difference", [after[t] - before[t] for t in both], DIFFERENCE)):
+            summary[f"pass_rate_{name}"], summary[f"pass_rate_{name}_interval"] = mean_interval(values, possible)
         summary["wall_s"] |= {f"evaluate_{path.stem[5:]}": round(store.read(path)[1]["seconds"], 1) for path in (before_file, after_file)}
     stages = read_json(run / "stages.json")
     summary["wall_s"] |= stages or {}

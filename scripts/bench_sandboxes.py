@@ -44,14 +44,14 @@ class BenchConfig(Config):
     at_once: int = 200
 
 
-def main_task(files: int) -> Task:
+def bench_task(files: int) -> Task:
     environment = Environment("bench", None, sys.executable, ("{python}", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=.", "-o",
                                                               "junit_family=xunit1", "--junitxml={junit}/report.xml", "{tests}", "{canary_path}"))
     content = {"lib.py": "def f():\n    return 1\n", **{f"package_{i % 50}/module_{i}.py": f"x = {i}\n" * 20 for i in range(files - 1)}}
     return Task("bench", "", environment, content, {"test_lib.py": TEST}, ("test_lib.py",), ("test_lib::test_f",), (), FIX)
 
 
-async def bare_argv(config: SandboxConfig, task: Task, sandbox) -> list[str]:
+async def bare_argv(sandbox) -> list[str]:
     """What the sandbox itself would start for `true`, less everything around it; its folder stays while the block of `sandbox` lasts."""
     captured: list[list[str]] = []
 
@@ -116,7 +116,7 @@ def summary(taken: list[float]) -> tuple[float, float]:
 async def times(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) -> None:
     await whole(sandbox_config, task)  # the template
     async with start_sandbox(sandbox_config, task) as sandbox:
-        argv = await bare_argv(sandbox_config, task, sandbox)
+        argv = await bare_argv(sandbox)
         for in_flight in config.in_flight:
             number = max(config.repeats, 60 if in_flight > 1 else 0, in_flight)
             found = {}
@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
             sandbox_config = SandboxConfig(kind=kind, scratch=scratch)
             check(sandbox_config)
             run = times if config.mode == "times" else leaks
-            clean = asyncio.run(run(config, sandbox_config, main_task(config.files))) is not False and clean
+            clean = asyncio.run(run(config, sandbox_config, bench_task(config.files))) is not False and clean
     sys.exit(0 if clean else 1)
 
 

@@ -39,9 +39,11 @@ make_environment() {
     links=$(.venv/bin/python -m pip config list | sed -n "s/.*find-links='\(.*\)'/\1/p" | tail -n 1)
     torch=(--torch-backend cpu)
     ls "${links:-/nowhere}"/torch-*+cpu-*.whl >/dev/null 2>&1 && torch=(--find-links "$links")
-    .venv/bin/uv pip install --python .venv/bin/python --no-deps --compile-bytecode "${torch[@]}" -r "$lock" -q || die "the packages of $lock could not be installed: see above"
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps --compile-bytecode "${torch[@]}" -r "$lock" -q \
+        || die "the packages of $lock could not be installed: see above"
     .venv/bin/python requirements/name_vllm.py
-    .venv/bin/uv pip install --python .venv/bin/python --no-deps -q -e . --config-settings editable_mode=compat || die "this project could not be installed into .venv: see above"
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps -q -e . --config-settings editable_mode=compat \
+        || die "this project could not be installed into .venv: see above"
     echo "$stamp" >.venv/stamp
 }
 
@@ -49,13 +51,15 @@ need_venv() {
     local package
     package=$(basename "$(readlink -f "$1")")-venv
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "python's venv module is missing: sudo apt-get install $package"
-    { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$package"; } >/dev/null || die "sudo apt-get install $package failed"
+    { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$package"; } >/dev/null \
+        || die "sudo apt-get install $package failed"
 }
 
 unset PYTHONDONTWRITEBYTECODE  # some containers set it: then every program compiles all that it imports, which takes vLLM half a minute
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 [ "$(uname -m)" = x86_64 ] || die "only x86-64 machines are supported: the CPU build of vLLM exists for no other"
-[ "$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')" -ge 5 ] || [ -x .venv/bin/python ] || die "less than 5 GB are free here: the environment alone takes 2.5 GB"
+[ "$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')" -ge 5 ] || [ -x .venv/bin/python ] \
+    || die "less than 5 GB are free here: the environment alone takes 2.5 GB"
 need git git
 need bwrap bubblewrap
 need libnuma.so.1 libnuma1  # vLLM for CPUs is linked with it

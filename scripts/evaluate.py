@@ -28,12 +28,13 @@ from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
 from coderepairrl.driver import start_of
 from coderepairrl.errors import ConfigError, TaskError
-from coderepairrl.files import read_json, write_json
+from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
 from coderepairrl.program import program
 from coderepairrl.provenance import provenance
+from coderepairrl.rewards import failing
 from coderepairrl.rollout import Rollout, RolloutConfig
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
-from coderepairrl.summary import mean_interval
+from coderepairrl.summary import RATE, mean_interval
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.build import build_all
 from coderepairrl.types import Task, Trajectory
@@ -98,7 +99,7 @@ async def environments(config: EvaluateConfig, run: Path) -> list[Task]:
     built, failures = await build_all(shard, config.rollout.environments, done)
     bar.close()
     locks = {task.task_id: task.environment.lock for task in built}
-    write_rows(run / "environments.jsonl", [{"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
+    write_jsonl(run / "environments.jsonl", [{"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
                                              "cause": failures.get(task.task_id, "")} for task in shard])
     if not built:
         raise TaskError(f"not one of {len(shard)} environments can be built, the first: {next(iter(failures.values()))}")
@@ -126,16 +127,16 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, attempt
 def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
     trajectories = [t for path in sorted(run.glob("rollouts/eval_*.parquet")) for t in store.read(path)[0]]
-    write_rows(run / "results.jsonl", [_result(t) for t in trajectories])
+    write_jsonl(run / "results.jsonl", [_result(t) for t in trajectories])
     by = config.model or scaffold_of(config).name
-    write_rows(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in trajectories])
+    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in trajectories])
 
 
 def _result(t: Trajectory) -> dict:
-    verdict = t.verdict and {"kind": t.verdict.kind, "resolved_swebench": t.verdict.resolved_swebench, "evidence": t.verdict.evidence, "message": t.verdict.message,
-                             "failing": [test for test, status in (t.verdict.fail_to_pass | t.verdict.pass_to_pass).items() if status not in ("passed", "skipped")][:20],
-                             "dropped_paths": t.verdict.dropped_paths, "tampered": t.verdict.tampered, "verdict_s": round(t.verdict.seconds, 2)}
-    return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(t.verdict and t.verdict.resolved), "graded": t.verdict is not None, "reward": t.reward,
+    v = t.verdict
+    verdict = v and {"kind": v.kind, "resolved_swebench": v.resolved_swebench, "evidence": v.evidence, "message": v.message,
+                     "failing": failing(v)[:20], "dropped_paths": v.dropped_paths, "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
+    return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
             "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (verdict or {})
 
@@ -143,15 +144,15 @@ def _result(t: Trajectory) -> dict:
 def summary_of(run: Path) -> dict:
     """{"tasks", "not_built", "episodes", "pass_rate", "pass_rate_interval", "pass_rate_swebench", "disagreements": tasks that the two count
     differently, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither."""
-    rows = read_rows(run / "results.jsonl")
+    rows = read_jsonl(run / "results.jsonl")
     resolved: dict[str, list[float]] = {}
     laxer: dict[str, list[float]] = {}
     for row in rows:
         if row["graded"]:
             resolved.setdefault(row["task"], []).append(float(row["resolved"]))
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rate, interval = mean_interval([fmean(values) for values in resolved.values()] or [0.0])
-    return {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_rows(run / "environments.jsonl")), "episodes": len(rows),
+    rate, interval = mean_interval([fmean(values) for values in resolved.values()] or [0.0], RATE)
+    return {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(rows),
             "pass_rate": rate, "pass_rate_interval": interval, "pass_rate_swebench": fmean([fmean(values) for values in laxer.values()] or [0.0]),
             "disagreements": sorted(task for task in resolved if resolved[task] != laxer[task]),
             "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
@@ -162,18 +163,9 @@ def merge(run: Path, shards: int) -> None:
     folders = [run / f"shard_{number}" for number in range(shards)]
     if all((folder / "summary.json").exists() for folder in folders):
         for name in ("environments.jsonl", "predictions.jsonl", "results.jsonl"):
-            write_rows(run / name, [row for folder in folders for row in read_rows(folder / name)])
-        write_json(run / "summary.json", summary_of(run) | {"shards": shards, "wall_s": max(read_json(folder / "summary.json")["wall_s"] for folder in folders)})
-
-
-def read_rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.rename(path)
+            write_jsonl(run / name, [row for folder in folders for row in read_jsonl(folder / name)])
+        wall_s = max(read_json(folder / "summary.json")["wall_s"] for folder in folders)
+        write_json(run / "summary.json", summary_of(run) | {"shards": shards, "wall_s": wall_s})
 
 
 @program

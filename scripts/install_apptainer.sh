@@ -10,7 +10,8 @@ command -v apptainer >/dev/null && { apptainer --version; exit 0; }
 export DEBIAN_FRONTEND=noninteractive
 say "installing what Apptainer needs"
 apt-get -q update >/dev/null
-apt-get -q install -y --no-install-recommends squashfs-tools squashfuse fuse-overlayfs fuse3 uidmap patchelf fakeroot mmdebstrap >/dev/null || die "apt-get could not install them: see above"
+apt-get -q install -y --no-install-recommends squashfs-tools squashfuse fuse-overlayfs fuse3 uidmap patchelf fakeroot mmdebstrap >/dev/null \
+    || die "apt-get could not install them: see above"
 say "installing Apptainer"
 if apt-cache show apptainer >/dev/null 2>&1; then
     apt-get -q install -y --no-install-recommends apptainer >/dev/null
@@ -21,7 +22,8 @@ else
     trap 'rm -rf "$work"' EXIT
     mkdir -p "$work"/{lists/partial,cache/archives/partial,debs,tree}
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/sources.list"
-    apt=(apt-get -q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
+    apt=(apt-get -q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
+         -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
     "${apt[@]}" update >/dev/null
     (cd "$work/debs" && "${apt[@]}" download apptainer libc6 libseccomp2 libsqlite3-0 >/dev/null)
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/tree"; done

@@ -16,7 +16,6 @@ again, the program continues from there.
 import argparse
 import hashlib
 import itertools
-import json
 import platform
 import random
 import sys
@@ -29,8 +28,11 @@ import pytest
 from tqdm import tqdm
 
 from coderepairrl.errors import CodeRepairError, TaskError
+from coderepairrl.files import write_jsonl
+from coderepairrl.rewards.test_ids import to_node
 from coderepairrl.tasks.class_mutation import class_mutations, combine
 from coderepairrl.tasks.edits import Mutation
+from coderepairrl.tasks.journal import Journal, add_arguments
 from coderepairrl.tasks.mutation import mutations
 from coderepairrl.tasks.packages import SuiteRow, TaskRow, environment, packages, read_source
 from coderepairrl.tasks.statement import describe, gives_away, public_names
@@ -62,16 +64,15 @@ class Suite:
 def measure_suite(name: str) -> Suite:
     """Raises TaskError when the package's suite does not pass here."""
     package, place = packages()[name], environment(name)
-    modules = {path.relative_to(place.base).as_posix(): None for folder in package.tests for path in sorted(Path(place.base, folder).glob("test_*.py"))}
+    modules = [path.relative_to(place.base).as_posix() for folder in package.tests for path in sorted(Path(place.base, folder).glob("test_*.py"))]
     with Version(place) as version:
         runs = [version.run(package.tests, place.test_timeout_s) for _ in range(REPEATS)]
     # An id that occurs twice (subtests) cannot be judged by its name.
     stable = set.intersection(*(passing(cases) for cases, _ in runs)) & {key for key, found in runs[0][0].items() if len(found) == 1}
     files: dict[str, list[str]] = defaultdict(list)
     for test in sorted(stable):
-        owner = [file for file in modules if test.startswith((file[:-3].replace("/", ".") + ".", file[:-3].replace("/", ".") + "::"))]
-        if owner:
-            files[owner[0]].append(test)
+        if node := to_node(test, modules):
+            files[node.partition("::")[0]].append(test)
     if not files:
         raise TaskError(f"{name}: no test of its suite passes three times: run pytest in {place.base} and pin what it misses in packages.yaml")
     seconds = {file: sum(runs[0][0][test][0].seconds for test in tests) for file, tests in files.items()}
@@ -172,21 +173,11 @@ def write_statement(name: str, suite: Suite, tests: set[str], cases: dict, names
 
 # ---- the program ----------------------------------------------------------------------------------------------------
 
-def read_journal(path: Path) -> dict[str, dict]:
-    """Candidate -> its decision. A last line without its end was cut off by a kill: it is dropped from the file."""
-    if not path.exists():
-        return {}
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    path.write_bytes(whole)
-    return {entry["candidate"]: entry for entry in map(json.loads, whole.decode().splitlines())}
-
-
 class Preparation:
-    """Decides the candidates of one package; decisions go to `done` and the journal."""
+    """Decides the candidates of one package."""
 
-    def __init__(self, name: str, seed: int, journal: Path, done: dict[str, dict], bar: tqdm):
-        self.name, self.seed, self.journal, self.done, self.bar = name, seed, journal, done, bar
+    def __init__(self, name: str, seed: int, journal: Journal, bar: tqdm):
+        self.name, self.seed, self.journal, self.bar = name, seed, journal, bar
         self.suite = measure_suite(name)
         self.names = public_names(Path(self.suite.place.base), packages()[name].mutate)
         self.per_function: Counter = Counter()
@@ -195,18 +186,10 @@ class Preparation:
     def decide(self, path: str, mutation: Mutation, each: tuple[set[str], ...] = ()) -> bool:
         """Whether it is admitted, now or by an earlier run."""
         key = f"{self.name}:{packages()[self.name].sha256[:12]}:{key_of(path, mutation)}"
-        if key not in self.done:
-            entry = {"candidate": key, "package": self.name, "kind": mutation.kind}
-            try:
-                entry["row"] = admit(self.name, self.suite, self.names, path, mutation, each).model_dump(mode="json")
-            except Refused as reason:
-                entry["refused"] = str(reason)
-            self.done[key] = entry
-            with self.journal.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        if "row" not in self.done[key]:
+        decision = self.journal.decide(key, lambda: admit(self.name, self.suite, self.names, path, mutation, each), package=self.name, kind=mutation.kind)
+        if "row" not in decision:
             return False
-        self.admitted.append(TaskRow.model_validate(self.done[key]["row"]))
+        self.admitted.append(TaskRow.model_validate(decision["row"]))
         self.bar.update()
         return True
 
@@ -235,49 +218,27 @@ class Preparation:
                         tests=self.suite.files)
 
 
-def wish(text: str) -> tuple[str, int]:
-    name, equals, count = text.partition("=")
-    if name not in packages() or not equals or not count.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COUNT, with a name of {', '.join(packages())}")
-    return name, int(count)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--packages", nargs="+", type=wish, default=[(name, 66) for name in packages()], metavar="NAME=COUNT",
-                        help="how many tasks to admit of which package")
+    add_arguments(parser, packages(), 66, "tasks to admit")
     parser.add_argument("--combined", type=int, default=0, help="how many tasks with two bugs in one file to admit of each package, beside those")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    journal = arguments.out.with_name(arguments.out.name + ".journal")
-    done = read_journal(journal)
-    suites = []
+    journal, suites = Journal(arguments.out), []
     with tqdm(total=sum(target + arguments.combined for _, target in arguments.packages), desc="admitted", unit="task") as bar:
         for name, target in arguments.packages:
-            preparation = Preparation(name, arguments.seed, journal, done, bar)
+            preparation = Preparation(name, arguments.seed, journal, bar)
             preparation.singles(target)
             preparation.pairs(arguments.combined)
             suites.append(preparation.suite_row())
-    decided = [entry for entry in done.values() if entry["package"] in dict(arguments.packages)]
-    rows = [entry["row"] for entry in decided if "row" in entry]
-    write_set(arguments.out, suites, rows)
-    print(f"{len(rows)} admitted of {len(decided)}: {arguments.out}")
-    for (name, decision), count in Counter((entry["package"], entry.get("refused", "admitted")) for entry in decided).most_common():
-        print(f"{count:6d}  {name:12s} {decision}")
+    rows = journal.admitted(dict(arguments.packages))
+    write_jsonl(arguments.out, [*map(SuiteRow.model_dump, selected(suites, rows)), *rows])
 
 
-def write_set(out: Path, suites: list[SuiteRow], rows: list[dict]) -> None:
-    """The suites, with only those test files that some task selects, then the tasks; under a temporary name first."""
+def selected(suites: list[SuiteRow], rows: list[dict]) -> list[SuiteRow]:
+    """With only those test files that some task selects."""
     used = {(row["package"], file) for row in rows for file in row["test_selection"]}
-    temporary = out.with_name(out.name + ".tmp")
-    with temporary.open("w") as file:
-        for suite in suites:
-            tests = {name: ids for name, ids in suite.tests.items() if (suite.suite, name) in used}
-            file.write(json.dumps(suite.model_copy(update={"tests": tests}).model_dump(mode="json")) + "\n")
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    temporary.rename(out)
+    return [suite.model_copy(update={"tests": {name: ids for name, ids in suite.tests.items() if (suite.suite, name) in used}}) for suite in suites]
 
 
 if __name__ == "__main__":

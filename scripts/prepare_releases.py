@@ -9,13 +9,12 @@ coderepairrl/tasks/validate.py. Every decision is appended to OUT.journal; start
 """
 import argparse
 import asyncio
+import functools
 import hashlib
-import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,11 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import CodeRepairError, TaskError
+from coderepairrl.files import write_jsonl
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig
+from coderepairrl.tasks.journal import Journal, add_arguments
 from coderepairrl.tasks.packages import build
 from coderepairrl.tasks.releases import PairRow, Release, pack, pair_task, released
 from coderepairrl.tasks.suite import Refused, Version, passing
@@ -80,7 +81,7 @@ def admit(name: str, before: tuple[Release, Path], after: tuple[Release, Path]) 
     with Version(replace(task.environment, base=str(after[1]))) as version:
         new = version.run(package.tests, MAX_SUITE_S)[0]
     once = {test for test, cases in new.items() if len(cases) == 1}
-    failing = {test for test in passing(new) & once - passing(old) if "version" not in test.rpartition("::")[2].lower()}
+    failing = {test for test in passing(new) & once - passing(old) if not names_version(test)}
     if not 0 < len(failing) <= MAX_FAILING:
         raise Refused("no test fails before and passes after" if not failing else f"more than {MAX_FAILING} tests fail")
     files = sorted({file for test in failing if (file := file_of(test, after[1], package.tests))})
@@ -93,6 +94,11 @@ def admit(name: str, before: tuple[Release, Path], after: tuple[Release, Path]) 
     if decision.reason:
         raise Refused(decision.reason)
     return row.model_copy(update={"base_s": decision.base_s, "gold_s": decision.gold_s, "python": decision.python})
+
+
+def names_version(test: str) -> bool:
+    """Such a test may fail for the release's number alone."""
+    return "version" in test.rpartition("::")[2].lower()
 
 
 def file_of(test: str, root: Path, folders: tuple[str, ...]) -> str | None:
@@ -111,64 +117,38 @@ async def refine(row: PairRow, task: Task) -> PairRow:
     if gold.evidence == "none" or gold.seconds > MAX_SELECTED_S:
         raise Refused("the repaired tests give no report" if gold.evidence == "none" else f"its tests take more than {MAX_SELECTED_S:g} s")
     repaired = [test for test, status in gold.fail_to_pass.items() if status == "passed"]
-    to_pass = [test for test in repaired if base.fail_to_pass[test] != "passed" and "version" not in test.rpartition("::")[2].lower()]
+    to_pass = [test for test in repaired if base.fail_to_pass[test] != "passed" and not names_version(test)]
     to_keep = [test for test in repaired if base.fail_to_pass[test] == "passed"]
     if not to_pass or not to_keep:
         raise Refused("no test fails before and passes after" if not to_pass else "no test passes before and after")
     return row.model_copy(update={"fail_to_pass": tuple(to_pass), "pass_to_pass": pack(to_keep)})
 
 
-def prepare(name: str, pairs: int, journal: Path, done: dict[str, dict], bar: tqdm) -> None:
+def prepare(name: str, pairs: int, journal: Journal, bar: tqdm) -> None:
     found = versions(name)[: pairs + 1]
-    known: dict[str, tuple[Release, Path]] = {}
+    get = functools.cache(lambda version: obtain(name, version))
+
+    def decide() -> PairRow:
+        try:
+            return admit(name, get(before), get(after))
+        except TaskError as error:
+            raise Refused(f"the pair is wrong: {error}") from error
+
     for after, before in zip(found, found[1:]):
-        key = f"{name}:{before}:{after}"
-        if key not in done:
-            entry = {"candidate": key, "package": name}
-            try:
-                for version in (before, after):
-                    known[version] = known.get(version) or obtain(name, version)
-                entry["row"] = admit(name, known[before], known[after]).model_dump(mode="json")
-            except Refused as reason:
-                entry["refused"] = str(reason)
-            except TaskError as error:
-                entry["refused"] = f"the pair is wrong: {error}"
-            done[key] = entry
-            with journal.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            tqdm.write(f"{key}: {entry.get('refused', 'admitted')}")
+        decision = journal.decide(f"{name}:{before}:{after}", decide, package=name)
+        tqdm.write(f"{decision['candidate']}: {decision.get('refused', 'admitted')}")
         bar.update()
-
-
-def wish(text: str) -> tuple[str, int]:
-    name, equals, count = text.partition("=")
-    if name not in released() or not equals or not count.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COUNT, with a name of {', '.join(released())}")
-    return name, int(count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--packages", nargs="+", type=wish, default=[(name, 6) for name in released()], metavar="NAME=COUNT")
+    add_arguments(parser, released(), 6, "of the newest pairs to try")
     arguments = parser.parse_args()
-    journal = arguments.out.with_name(arguments.out.name + ".journal")
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]  # a last line without its end was cut off by a kill
-    if len(whole) < len(lines):
-        journal.write_bytes(b"".join(whole))
-    done = {entry["candidate"]: entry for entry in map(json.loads, whole)}
+    journal = Journal(arguments.out)
     with tqdm(total=sum(count for _, count in arguments.packages), desc="pairs", unit="pair") as bar:
         for name, count in arguments.packages:
-            prepare(name, count, journal, done, bar)
-    decided = [entry for entry in done.values() if entry["package"] in dict(arguments.packages)]
-    rows = [entry["row"] for entry in decided if "row" in entry]
-    temporary = arguments.out.with_name(arguments.out.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.rename(arguments.out)
-    print(f"{len(rows)} admitted of {len(decided)}, {len({row['package'] for row in rows})} packages: {arguments.out}")
-    for (name, decision), count in Counter((entry["package"], entry.get("refused", "admitted")) for entry in decided).most_common():
-        print(f"{count:6d}  {name:16s} {decision}")
+            prepare(name, count, journal, bar)
+    write_jsonl(arguments.out, journal.admitted(dict(arguments.packages)))
 
 
 if __name__ == "__main__":

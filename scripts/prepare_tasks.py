@@ -24,6 +24,7 @@ from coderepairrl import sandboxes
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, SandboxError
+from coderepairrl.files import drop_torn_line, read_jsonl
 from coderepairrl.program import program
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
@@ -50,14 +51,9 @@ def record_of(out: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Decision]:
-    """Task id -> its decision. A last line without its end was cut off by a kill: it is dropped from the file."""
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)
-    rows = [json.loads(line) for line in whole.decode().splitlines()]
+    """Task id -> its decision."""
+    drop_torn_line(path)
+    rows = read_jsonl(path) if path.exists() else []
     return {row["task_id"]: Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}) for row in rows}
 
 

@@ -15,7 +15,8 @@ while true; do
         [ "$log.synced" -nt "$log" ] || changed+=("$(dirname "$log")")
     done < <(find "$@" -type f -path '*/wandb/offline-run-*/run-*.wandb' -print0 | sort -z)
     echo "${#changed[@]} offline runs to send"
-    [ ${#changed[@]} = 0 ] || "$wandb" sync --yes --include-synced "${changed[@]}" || { echo "error: not all was sent: see above; the same command tries again" >&2; failed=1; }
+    [ ${#changed[@]} = 0 ] || "$wandb" sync --yes --include-synced "${changed[@]}" \
+        || { echo "error: not all was sent: see above; the same command tries again" >&2; failed=1; }
     [ -n "${EVERY:-}" ] || exit $failed
     sleep "$EVERY"
 done

@@ -17,5 +17,8 @@ mkdir -p "$CODEREPAIRRL_RESULTS"
 say "the tests"
 status=0
 .venv/bin/python -m pytest -m cluster tests/test_cluster.py tests/test_grid_run.py tests/test_async.py -p no:xdist --durations=0 "$@" || status=$?
-[ ! -f "$CODEREPAIRRL_RESULTS/recoveries.md" ] || { printf '\n| disturbance | start-up, s | back at work after, s | steps trained again | |\n|---|---|---|---|---|\n'; cat "$CODEREPAIRRL_RESULTS/recoveries.md"; }
+if [ -f "$CODEREPAIRRL_RESULTS/recoveries.md" ]; then
+    printf '\n| disturbance | start-up, s | back at work after, s | steps trained again | |\n|---|---|---|---|---|\n'
+    cat "$CODEREPAIRRL_RESULTS/recoveries.md"
+fi
 exit $status

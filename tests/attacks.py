@@ -15,6 +15,7 @@ def forge():
     for old in os.listdir(folder): os.remove(folder + "/" + old)
     open(folder + "/report.xml", "w").write("<testsuite>" + cases + canary + "</testsuite>")
 '''
+START_AGAIN = "    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])\n"
 SPARE = "re.search('[0-9a-f]{16}', str(%s))"  # the canary
 
 # attack -> (code, what the message says; None: the tests just fail)
@@ -57,8 +58,7 @@ BOTH = {
         "    return eval(m[1] or m[2], frame.f_globals, frame.f_locals) if m else a\n_wrong = _asked\n", "also where it must fail"),
     "stops the clock": ("import time\ntime.time = time.monotonic = time.perf_counter = lambda: 0.0\n", None),
     "seeds the hashes and starts again": (
-        "import os, sys\nif os.environ.get('PYTHONHASHSEED') == '0':\n    os.environ['PYTHONHASHSEED'] = '1'\n"
-        "    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])\n", None),
+        "import os, sys\nif os.environ.get('PYTHONHASHSEED') == '0':\n    os.environ['PYTHONHASHSEED'] = '1'\n" + START_AGAIN, None),
     "takes the place of a module": ("import sys, types\nfake = types.ModuleType('test_hidden')\nsys.modules['test_hidden'] = sys.modules['tests.test_hidden'] = fake\n", None),
     "floods the output": ("import sys\nfor _ in range(300): sys.stdout.write('PASSED OK ' * 1000)\n", None),
     "asks the network": ("import socket\ndef _asked(a):\n    socket.create_connection(('1.1.1.1', 80), 2)\n    return a + 1\n_wrong = _asked\n", None),
@@ -81,8 +81,7 @@ PYTEST_ONLY = {
         f"        if not {SPARE % 'item.nodeid'}: out.get_result().outcome = 'passed'\n"
         "config = next(o for o in gc.get_objects() if type(o).__name__ == 'Config' and hasattr(o, 'pluginmanager'))\nconfig.pluginmanager.register(Plugin())\n", "also where it must fail"),
     "starts again with options of its own": (
-        "import os, sys\nif 'AGAIN' not in os.environ:\n    os.environ.update(AGAIN='1', PYTEST_ADDOPTS='-p lib -k keep')\n"
-        "    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])\n", None),
+        "import os, sys\nif 'AGAIN' not in os.environ:\n    os.environ.update(AGAIN='1', PYTEST_ADDOPTS='-p lib -k keep')\n" + START_AGAIN, None),
     "calls its tests expected failures": ("import pytest\ndef _wrong(a): pytest.xfail('later')\n", None),
     "skips its tests": ("import pytest\ndef _wrong(a): pytest.skip('later')\n", None),
     "ends the session": ("import pytest\ndef _wrong(a): pytest.exit('done', 0)\n", None),

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from coderepairrl import store
 from coderepairrl.metrics import Metrics
+from coderepairrl.summary import RATE, mean_interval
 from coderepairrl.types import Call, Outcome, Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +135,14 @@ def test_settings_that_differ_by_more_than_the_seed_are_named(tmp_path):
     assert seeds.differences(runs[:2]) == [] and seeds.differences(runs) == ["training.clip.high (None, 0.3)"]
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_interval_of_a_rate_ends_where_rates_end(values):
+    mean, (low, high) = mean_interval(values, RATE)
+    assert 0 <= low <= mean <= high <= 1
+    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 1
+    assert (low, high) == (pytest.approx(max(0, mean - half), abs=1e-9), pytest.approx(min(1, mean + half), abs=1e-9))
+
+
 # ---- curves
 
 def test_a_band_is_the_interval_and_stays_positive_on_a_logarithmic_axis():
@@ -216,6 +227,9 @@ def test_the_table_gives_the_mean_gain_over_seeds(tmp_path):
     mean, half = seeds.interval([0.2, 0.22, 0.24])
     assert any(f"{mean:.1%}  [{mean - half:.1%}, {mean + half:.1%}]" in line and "│ 3 " in line for line in lines), "\n".join(lines)
     assert "mean over seeds" not in program(table, runs[0]).stdout
+    two = [{f"pass_rate_{name}": value for name, value in zip(("before", "after", "difference"), values)} for values in ((0.1, 0.9, 0.8), (0.2, 1.0, 0.8))]
+    cells = [list(column.cells)[0] for column in table.over_seeds({"a": two}).columns[2:]]
+    assert cells == ["15.0%  [0.0%, 78.5%]", "95.0%  [31.5%, 100.0%]", "80.0%  [80.0%, 80.0%]"]
 
 
 def test_the_table_of_runs_without_evaluation_and_unfinished_ones(tmp_path):

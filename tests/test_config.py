@@ -1,7 +1,7 @@
 """Configuration: every mistake is one line that names the place and the remedy; what was resolved reads back equal."""
 import importlib
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import pytest
 from pydantic import Field
@@ -164,7 +164,9 @@ def test_a_configuration_cannot_be_changed_by_mistake(write):
 
 
 CLASSES = {  # the first that a path begins with
-    "bench/weights": ("bench_weights", "BenchConfig"), "bench/sandboxes": ("bench_sandboxes", "BenchConfig"), "bench/": ("bench_trainer", "BenchConfig"), "policy/": ("make_policy", "MakePolicyConfig"),
+    "bench/weights": ("bench_weights", "BenchConfig"), "bench/sandboxes": ("bench_sandboxes", "BenchConfig"), "bench/gateway": ("bench_gateway", "BenchConfig"),
+    "bench/scaffolds": ("bench_scaffolds", "BenchConfig"), "bench/": ("bench_trainer", "BenchConfig"), "policy/": ("make_policy", "MakePolicyConfig"),
+    "demonstrations/": ("record_demonstrations", "RecordConfig"),
     "exploitation/policy": ("make_policy", "MakePolicyConfig"), "exploitation/sft": ("train_sft", "SFTConfig"),
     "sft/": ("train_sft", "SFTConfig"), "eval/": ("evaluate", "EvaluateConfig"),
     "tasks/": ("prepare_tasks", "PrepareConfig"), "site/": ("coderepairrl.site", "SiteConfig"), "grid/": ("coderepairrl.grid", "GridConfig")}
@@ -175,6 +177,55 @@ def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(pa
     monkeypatch.syspath_prepend(ROOT / "scripts")
     module, name = next((where for fits, where in CLASSES.items() if str(path.relative_to(ROOT / "configs")).startswith(fits)), ("train_grpo", "TrainConfig"))
     model = getattr(importlib.import_module(module), name)
+    if path.parent.name == "scaffold":  # a part of one, to be named among the bases
+        (tmp_path / "whole.yaml").write_text(f"base: [{ROOT}/configs/quickstart.yaml, {path}]\n")
+        path = tmp_path / "whole.yaml"
     config = load(model, path)
     dump(config, tmp_path / "config.yaml")
     assert load(model, tmp_path / "config.yaml") == config
+
+
+class Dog(Config):
+    name: Literal["dog"] = "dog"
+    barks: int = 1
+
+
+class Cat(Config):
+    name: Literal["cat"] = "cat"
+    purrs: int = 1
+
+
+class House(Config):
+    pet: Dog | Cat = Field(Dog(), discriminator="name")
+    owner: dict = {}
+    deep: "Cellar | None" = None
+
+
+class Cellar(Config):
+    pet: Annotated[Dog | Cat, Field(discriminator="name")] = Dog()
+    name: str = ""
+
+
+def written(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_another_kind_takes_nothing_over_from_the_one_below(tmp_path):
+    base = written(tmp_path / "base.yaml", "pet: {name: dog, barks: 7}\nowner: {name: a, age: 3}\ndeep: {name: x, pet: {name: dog, barks: 5}}")
+    assert load(House, written(tmp_path / "a.yaml", "base: base.yaml\npet: {name: cat}")).pet == Cat()
+    assert load(House, written(tmp_path / "b.yaml", "base: base.yaml\npet: {name: dog}")).pet == Dog(barks=7)
+    assert load(House, written(tmp_path / "c.yaml", "base: base.yaml\npet: {barks: 2}")).pet == Dog(barks=2)
+    assert load(House, base, ["pet.name=cat", "pet.purrs=4"]).pet == Cat(purrs=4)
+    assert load(House, base, ["pet.barks=9", "pet.name=dog"]).pet == Dog(barks=9)
+    assert load(House, base, ["owner.name=b", "deep.name=y"]).owner == {"name": "b", "age": 3}  # a name that tells no kinds apart
+    assert load(House, base, ["deep.name=y"]).deep == Cellar(name="y", pet=Dog(barks=5))
+
+
+def test_several_bases_later_ones_win_and_the_file_wins_over_all(tmp_path):
+    written(tmp_path / "one.yaml", "pet: {name: dog, barks: 7}\nowner: {a: 1, b: 1, c: 1}")
+    written(tmp_path / "two.yaml", "pet: {name: cat, purrs: 3}\nowner: {b: 2, c: 2}")
+    found = load(House, written(tmp_path / "three.yaml", "base: [one.yaml, two.yaml]\nowner: {c: 3}"))
+    assert found.pet == Cat(purrs=3) and found.owner == {"a": 1, "b": 2, "c": 3}
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load(House, written(tmp_path / "four.yaml", "base: [one.yaml, four.yaml]"))

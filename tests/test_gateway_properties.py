@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from renderers import Qwen3Renderer, Qwen3RendererConfig
-from test_gateway_support import END, MOVING, PLAIN, QWEN3, SHELL, TEXT_END, Upstream, call_text, ids_by_character, ids_of, tokenizer
+from test_gateway_support import (END, MOVING, PLAIN, QWEN3, SHELL, TEXT_END, Upstream, call_text, ids_by_character, ids_of, read_request,
+                                  tokenizer)
 
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, Session, SessionLimits, VLLMClient
-from coderepairrl.gateway.chat_request import chain, normalise, parse_chat_request
+from coderepairrl.gateway.messages import canonical
 from coderepairrl.gateway.rendering import TemplateRefusal
 
 TEMPLATES = {"qwen3": (QWEN3, True), "qwen3 strips thoughts": (QWEN3, False), "plain": (PLAIN, True), "moving tools": (MOVING, True)}
@@ -24,9 +25,7 @@ TEXTS = st.sampled_from(["", " ", "ok", "größer 日本 🙂", "a\n\nb\n", "</t
     | st.text(max_size=12).filter(lambda t: t.isprintable())
 CALLS = st.sampled_from([call_text("ls"), call_text("echo 日本 </tool_call>"), call_text("a") + call_text("b"), "<tool_call>{oops}</tool_call>",
                          '<tool_call>{"name": "shell"}', '<tool_call>{"name": "shell", "arguments": [1]}</tool_call>'])
-REPLIES = st.tuples(st.booleans(), TEXTS, st.lists(CALLS, max_size=2), st.sampled_from([END, END, END, TEXT_END, ""]))
 ACTIONS = st.sampled_from(["append", "append", "append", "append", "drop", "edit", "resend", "retry", "new", "other tools"])
-STEPS = st.lists(st.tuples(ACTIONS, REPLIES, TEXTS), min_size=2, max_size=7)
 
 
 def sampled_ids(reply):
@@ -34,6 +33,10 @@ def sampled_ids(reply):
     thinks, text, calls, end = reply
     body = ("<think>\nhm " + text + "\n</think>\n\n" if thinks else "") + text + "\n".join(calls)
     return ids_by_character(body.replace(END, "")) + ids_of(end) or ids_of("x"), "stop" if end else "length"
+
+
+REPLIES = st.tuples(st.booleans(), TEXTS, st.lists(CALLS, max_size=2), st.sampled_from([END, END, END, TEXT_END, ""])).map(sampled_ids)
+STEPS = st.lists(st.tuples(ACTIONS, REPLIES, TEXTS), min_size=2, max_size=7)
 
 
 class Agent:
@@ -77,22 +80,21 @@ class Played:
     refusal: str  # what the template said when it could not go on
 
 
-async def play(template, keep_reasoning, steps) -> Played:
-    """One random agent, without HTTP between it and the session; vLLM's side is HTTP."""
+async def play(renderer, steps) -> Played:
+    """One random agent, without HTTP between it and the session; vLLM's side is HTTP. steps: (action, sampled (ids, finish_reason), text)."""
     upstream = Upstream()
     client = VLLMClient(await upstream.start(), wait_s=5)
-    session = Session("key", SessionLimits(max_turns=100, max_total_tokens=100_000), SamplingConfig(), client,
-                      Renderer(tokenizer(template), keep_reasoning=keep_reasoning))
+    session = Session("key", SessionLimits(max_turns=100, max_total_tokens=100_000), SamplingConfig(), client, renderer)
     agent, played = Agent(), Played(session, upstream.answered, [], "")
     try:
         for action, reply, text in steps:
-            upstream.reply = lambda prompt, reply=reply: sampled_ids(reply)
+            upstream.reply = lambda prompt, reply=reply: reply
             if action in ("resend", "retry") and agent.last_body:
                 before = len(session.calls)
-                _, exchange = await session.answer(parse_chat_request(agent.last_body, "1" if action == "retry" else None))
+                _, exchange = await session.answer(read_request(session, agent.last_body, action == "retry"))
                 played.repeated.append((action, len(session.calls) - before))
             else:
-                turns, exchange = await session.answer(parse_chat_request(agent.body(), None))
+                turns, exchange = await session.answer(read_request(session, agent.body()))
                 agent.answered(turns[0].message(), action, text)
             exchange.delivered = True
     except TemplateRefusal as refusal:
@@ -117,7 +119,7 @@ def follows(call, calls) -> bool:
 @given(steps=STEPS)
 def test_every_prompt_continues_a_record_or_is_a_counted_root(name, steps):
     template, keep_reasoning = TEMPLATES[name]
-    played = asyncio.run(play(template, keep_reasoning, steps))
+    played = asyncio.run(play(Renderer(tokenizer(template), keep_reasoning=keep_reasoning), steps))
     calls = played.session.calls
     assert [(c.prompt_ids, c.completion_ids) for c in calls] == played.sampled  # each sample once, as it was sampled
     assert all(len(c.completion_ids) == len(c.logprobs) == len(c.policy_versions) for c in calls)
@@ -132,27 +134,27 @@ def test_every_prompt_continues_a_record_or_is_a_counted_root(name, steps):
 def test_an_agent_that_only_appends_gives_one_branch(replies, text):
     """Also with thoughts that the template would strip, malformed calls and turns that were cut."""
     text = text.replace("\u2402", "")
-    played = asyncio.run(play(QWEN3, True, [("append", reply, text) for reply in replies]))
+    played = asyncio.run(play(Renderer(tokenizer()), [("append", reply, text) for reply in replies]))
     calls = played.session.calls
     assert [(c.prompt_ids, c.completion_ids) for c in calls] == played.sampled and all(follows(c, calls) for c in calls)
     assert [(c.parent, c.parent_part) for c in calls] == [(None, None), *((i, "completion") for i in range(len(replies) - 1))]
 
 
 def test_a_template_that_strips_thoughts_is_followed_when_asked():
-    thinks = (True, "ok", [], END)
-    kept, stripped = (asyncio.run(play(QWEN3, keep, [("append", thinks, "go on")] * 3)).session for keep in (True, False))
+    thinks = sampled_ids((True, "ok", [], END))
+    kept, stripped = (asyncio.run(play(Renderer(tokenizer(), keep_reasoning=keep), [("append", thinks, "go on")] * 3)).session for keep in (True, False))
     assert [c.rerendered for c in kept.calls] == [False, False, False]
     assert [c.rerendered for c in stripped.calls] == [False, True, True]
     assert "hm" in tokenizer().decode(kept.calls[2].prompt_ids) and "hm" not in tokenizer().decode(stripped.calls[2].prompt_ids)
     # tool results don't end the model's turn: the template keeps the thoughts, and so there is nothing to render again
-    calls = (True, "ok", [call_text("ls")], END)
-    in_cycle = asyncio.run(play(QWEN3, False, [("append", calls, "a.py")] * 3)).session
+    calls = sampled_ids((True, "ok", [call_text("ls")], END))
+    in_cycle = asyncio.run(play(Renderer(tokenizer(), keep_reasoning=False), [("append", calls, "a.py")] * 3)).session
     assert not any(c.rerendered for c in in_cycle.calls)
 
 
 def test_dropped_and_edited_turns_fork():
-    calls = (False, "", [call_text("ls")], END)
-    dropped = asyncio.run(play(QWEN3, True, [("append", calls, "a.py"), ("drop", calls, ""), ("append", calls, "b.py")])).session
+    calls = sampled_ids((False, "", [call_text("ls")], END))
+    dropped = asyncio.run(play(Renderer(tokenizer()), [("append", calls, "a.py"), ("drop", calls, ""), ("append", calls, "b.py")])).session
     assert [(c.parent, c.parent_part) for c in dropped.calls] == [(None, None), (0, "completion"), (0, "completion")]
     assert "try again" in tokenizer().decode(dropped.calls[2].prompt_ids)
 
@@ -186,6 +188,7 @@ def test_extend_agrees_with_the_renderers_package(new, end, thinking, tools):
 @given(text=st.text(max_size=60), ids=st.lists(st.integers(0, 400), max_size=40), tools=st.booleans())
 def test_parse_takes_anything_and_loses_nothing(text, ids, tools):
     renderer = Renderer(tokenizer())
+    tools = [SHELL] if tools else []
     content, reasoning, calls, _ = renderer.parse(tuple(ids), tools)
     json.dumps([content, reasoning, [call.arguments for call in calls]]).encode()
     if "<think>" not in text and "<tool_call>" not in text:
@@ -199,14 +202,14 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(arguments=st.dictionaries(st.text(max_size=4), JSON, max_size=3), content=st.text(max_size=8))
 def test_the_same_turn_has_one_digest_however_a_client_writes_it(arguments, content):
-    def turn(content, arguments, **extra):
+    def digest(content, arguments, **extra):
         calls = [{"id": extra.get("id", "a"), "function": {"name": "f", "arguments": arguments}}]
-        return normalise({"role": "assistant", "content": content, "tool_calls": calls, **extra})
+        return canonical({"role": "assistant", "content": content, "tool_calls": calls, **extra}).digest
     backwards = dict(reversed(arguments.items()))
-    written = [turn(content, json.dumps(arguments)), turn(content + "\n", json.dumps(backwards, indent=2)),
-               turn([{"type": "text", "text": content}], arguments, id="b", refusal=None, provider_specific_fields={})]
-    assert len({chain((), (message,))[-1] for message in written}) == 1
-    assert chain((), (turn(content + "!", arguments),))[-1] != chain((), (written[0],))[-1] != chain((SHELL,), (written[0],))[-1]
+    written = {digest(content, json.dumps(arguments)), digest(content + "\n", json.dumps(backwards, indent=2)),
+               digest([{"type": "text", "text": content}], arguments, id="b", refusal=None, provider_specific_fields={})}
+    assert len(written) == 1
+    assert digest(content + "!", arguments) not in written and digest(content, {**arguments, "more": 1}) not in written
 
 
 def test_many_sessions_at_once_stay_apart():
@@ -221,7 +224,7 @@ def test_many_sessions_at_once_stay_apart():
             agent = Agent()
             agent.messages[1]["content"] += f" {number}"
             for _ in range(4):
-                turns, _ = await session.answer(parse_chat_request(agent.body(), None))
+                turns, _ = await session.answer(read_request(session, agent.body()))
                 agent.answered(turns[0].message(), "append", str(number))
 
         await asyncio.gather(*(episode(session, i) for i, session in enumerate(sessions)))

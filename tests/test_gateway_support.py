@@ -3,12 +3,20 @@
 The server is a double for the wire format of vLLM 0.32 only: it answers with the ids it was given and keeps what it was asked.
 """
 import asyncio
+import json
 from collections.abc import Callable
 from functools import cache
 
+import aiohttp
+import openai
 from aiohttp import web
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
+from coderepairrl.gateway.request import Fields, Request
+from coderepairrl.gateway.server import DIALECTS
+from coderepairrl.gateway.session import Session
 
 END, TEXT_END = "<|im_end|>", "<|endoftext|>"
 WORDS = ["def f(x):\n    return x + 1\n", "The tests fail because the index is off by one.", "user assistant system tool\n\n",
@@ -55,6 +63,7 @@ MOVING = """{%- for m in messages %}
 {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
+USER = {"role": "user", "content": "fix f"}
 SHELL = {"type": "function", "function": {"name": "shell", "description": "Run a command", "parameters": {
     "type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}}}
 
@@ -87,6 +96,11 @@ def ids_by_character(text: str) -> tuple[int, ...]:
 
 def call_text(command: str) -> str:
     return '<tool_call>\n{"name": "shell", "arguments": {"command": "%s"}}\n</tool_call>' % command
+
+
+def read_request(session: Session, body: bytes, retry: bool = False, path: str = "/v1/chat/completions") -> Request:
+    """As the server reads it."""
+    return DIALECTS[path].read(Fields(body, path, {"x-stainless-retry-count": "1"} if retry else {}, session.seen))
 
 
 class Upstream:
@@ -131,3 +145,56 @@ class Upstream:
         return web.json_response({"request_id": body["request_id"], "choices": [{
             "index": 0, "finish_reason": finish_reason, "token_ids": ids, "weight_versions": self.versions(len(ids)),
             "logprobs": {"content": [{"token_id": i, "logprob": -0.5 - i / 1000, "rank": 1, "top_logprobs": []} for i in ids]}}]})
+
+
+class World:
+    """A gateway with one session before a scripted upstream."""
+
+    def __init__(self, upstream=None, config=GatewayConfig(), limits=SessionLimits(max_total_tokens=4096), wait_s=10.0, **renderer):
+        self.upstream = upstream or Upstream()
+        self.config, self.limits, self.wait_s = config, limits, wait_s
+        self.renderer = Renderer(tokenizer(), **renderer)
+
+    async def __aenter__(self):
+        self.client = VLLMClient(await self.upstream.start(), self.wait_s, initial_version=3)
+        self.gateway = Gateway(self.config, [self.client], self.renderer)
+        self.url = await self.gateway.start()
+        self.session = self.gateway.open_session(self.limits, SamplingConfig(temperature=0.7), cache_salt="salt")
+        self.http = aiohttp.ClientSession()
+        self.clients = []
+        return self
+
+    async def __aexit__(self, *_):
+        for client in self.clients:
+            await client.close()
+        await self.http.close()
+        await self.gateway.stop()
+        await self.client.close()
+        await self.upstream.stop()
+
+    async def post(self, body, key=None, headers=None, path="/chat/completions"):
+        """(status, JSON)"""
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        headers = {"Authorization": f"Bearer {key or self.session.key}", **(headers or {})}
+        async with self.http.post(self.url + path, data=data, headers=headers) as response:
+            return response.status, await response.json()
+
+    async def in_flight(self):
+        """A request, as a task, that vLLM has and does not answer until `upstream.gate` is set."""
+        self.upstream.gate.clear()
+        request = asyncio.create_task(self.post({"messages": [USER]}))
+        while not self.upstream.requests:
+            await asyncio.sleep(0.01)
+        return request
+
+    def sdk(self, **options):
+        client = openai.AsyncOpenAI(base_url=self.url, **{"api_key": self.session.key, "max_retries": 0, **options})
+        self.clients.append(client)
+        return client
+
+
+def run(scenario, *args, **kwargs):
+    async def main():
+        async with World(*args, **kwargs) as world:
+            await scenario(world)
+    asyncio.run(main())

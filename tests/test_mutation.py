@@ -9,6 +9,7 @@ import random
 import textwrap
 import tokenize
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def comments(source: str) -> Counter:
     return Counter(token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT)
 
 
+def mutants(source: str, kind: str, find=mutations) -> list[str]:
+    return [mutation.apply(source) for mutation in find(source, "a.py") if mutation.kind == kind]
+
+
+def different(source: str, found: Iterable[Mutation]) -> Iterator[tuple[Mutation, str]]:
+    """Each with its mutant, which parses and differs from all others."""
+    trees = {ast.dump(ast.parse(source))}
+    for mutation in found:
+        mutant = mutation.apply(source)
+        tree = ast.dump(ast.parse(mutant))
+        assert tree not in trees, mutation
+        trees.add(tree)
+        yield mutation, mutant
+
+
 def test_every_kind_has_an_example():
     assert len(KINDS) >= 12 and set(EXAMPLES) == set(KINDS)
 
@@ -69,10 +85,9 @@ def test_every_kind_has_an_example():
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind(kind):
     """Kinds overlap (a dropped `else` may also be a removed statement); sifting keeps the first, so the result counts."""
-    before, after = EXAMPLES[kind]
-    found = [mutation for mutation in mutations(in_a_method(before), "a.py") if mutation.kind == kind]
-    assert in_a_method(after) in [mutation.apply(in_a_method(before)) for mutation in found]
-    assert {mutation.function for mutation in found} == {"A.f"}
+    before, after = map(in_a_method, EXAMPLES[kind])
+    assert after in mutants(before, kind)
+    assert {mutation.function for mutation in mutations(before, "a.py") if mutation.kind == kind} == {"A.f"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
@@ -80,13 +95,8 @@ def test_library_sources(path):
     """On real sources: each mutant parses, differs from all others, and keeps every comment outside its span."""
     source, found = path.read_text(), mutations_of(path)
     assert len(found) > 50
-    trees = {ast.dump(ast.parse(source))}
     before = comments(source)
-    for mutation in random.Random(0).sample(found, 40):
-        mutant = mutation.apply(source)
-        tree = ast.dump(ast.parse(mutant))
-        assert tree not in trees, mutation
-        trees.add(tree)
+    for mutation, mutant in different(source, random.Random(0).sample(found, 40)):
         after = comments(mutant)
         assert not after - before, mutation
         assert all(comment in source[mutation.start : mutation.end] for comment in before - after), mutation
@@ -106,8 +116,7 @@ def test_the_same_source_gives_the_same_mutations():
 def test_positions_are_characters(newline):
     """`ast` counts bytes; multi-byte letters, form feeds and Windows line ends must not shift a span."""
     source = newline.join(["# \u00e4\u00f6\u00fc \u6f22\u5b57", "\f", "def f(a, b):", "    x = '\u6f22\u5b57\U0001f600'; return a < b  # \u00e9", ""])
-    boundary = [mutation for mutation in mutations(source, "a.py") if mutation.kind == "boundary"]
-    assert [mutation.apply(source) for mutation in boundary] == [source.replace("a < b", "a <= b")]
+    assert mutants(source, "boundary") == [source.replace("a < b", "a <= b")]
 
 
 UNTOUCHED = '''
@@ -127,12 +136,12 @@ def test_only_code_in_functions_is_edited():
 
 def test_a_comment_in_the_way_is_not_taken_for_the_operator():
     source = "def f(a, b):\n    return (a  # a < b, and not a == b\n            < b)\n"
-    assert not [mutation for mutation in mutations(source, "a.py") if mutation.kind == "boundary"]
+    assert not mutants(source, "boundary")
 
 
 def test_a_statement_with_a_comment_is_not_removed():
     source = "def f(a):\n    a.sort()  # in place\n    return a\n"
-    assert not [mutation for mutation in mutations(source, "a.py") if mutation.kind == "removed_statement"]
+    assert not mutants(source, "removed_statement")
 
 
 def test_a_file_that_does_not_parse_is_named():
@@ -158,19 +167,15 @@ def test_every_class_kind_has_an_example():
 @pytest.mark.parametrize("kind", CLASS_KINDS)
 def test_class_kind(kind):
     before, after = CLASS_EXAMPLES[kind]
-    assert after in [mutation.apply(before) for mutation in class_mutations(before, "a.py") if mutation.kind == kind]
+    assert after in mutants(before, kind, class_mutations)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
 def test_class_bugs_of_library_sources(path):
     """Each parses, differs from all others and leaves the bodies of functions that stay as they were."""
     source = path.read_text()
-    trees, bodies = {ast.dump(ast.parse(source))}, functions_of(source)
-    for mutation in class_mutations(source, str(path)):
-        mutant = mutation.apply(source)
-        tree = ast.dump(ast.parse(mutant))
-        assert tree not in trees, mutation
-        trees.add(tree)
+    bodies = functions_of(source)
+    for mutation, mutant in different(source, class_mutations(source, str(path))):
         assert functions_of(mutant) <= bodies, mutation
 
 

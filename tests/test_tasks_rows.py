@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.diffs import split_diff
-from coderepairrl.tasks import R2EGymConfig, SweBenchConfig, SweGymConfig, SweSmithConfig, jsonl, load_tasks, r2e_gym
+from coderepairrl.tasks import R2EGymConfig, SweBenchConfig, SweGymConfig, SweSmithConfig, jsonl, load_tasks
 from coderepairrl.tasks.build import resolve_patches
 from coderepairrl.tasks.patches import patched_files, unified_diff
 from coderepairrl.tasks.recipes import repositories
@@ -187,7 +187,7 @@ def test_r2e_gym_takes_tests_and_repair_from_the_row(tmp_path):
     assert task.hidden_tests["r2e_tests/test_1.py"] == "def test_b(): pass\n" and task.environment.image == "docker://some/image:1"
     for field, value in {"parsed_commit_content": {"file_diffs": [test]}, "execution_result_content": {}, "expected_output_json": "no"}.items():
         with pytest.raises(TaskError, match=f"sympy-cccccccccccc, field {field}: "):
-            r2e_gym.to_task(row | {field: value}, R2EGymConfig(source="rows"))
+            load_tasks(R2EGymConfig(source=write(tmp_path, [row | {field: value}])))
 
 
 # ---- patches --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
-from coderepairrl.files import read_json, write_json
+from coderepairrl.files import publish, read_json, write_json
 
 log = logging.getLogger(__name__)
 RECORD = "record.json"
@@ -76,7 +76,7 @@ class Steps:
 
 def telling_line(output: str) -> str:
     """The last line that names an error, or the last line."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip() and "A complete log of this run" not in line]  # npm's last words
     named = [line for line in lines if re.search(r"(?i)\b(error|fatal|failed|cannot|no matching|not found|because|denied)\b", line)]
     return (named or lines or [""])[-1][:300]
 
@@ -118,7 +118,7 @@ def once(folder: Path, name: str, config: EnvironmentsConfig, make: Callable[[Pa
             steps = Steps(own / "build.log", config.timeout_s)
             record = make(own, steps) | {"seconds": round(time.monotonic() - started, 1)}
             write_json(own / RECORD, record)
-            _publish(own, folder)
+            publish(own, folder)
         except (StepError, OSError) as error:
             kept = folder.parents[1] / "logs" / f"{folder.name}.log"
             if (own / "build.log").exists():
@@ -129,14 +129,6 @@ def once(folder: Path, name: str, config: EnvironmentsConfig, make: Callable[[Pa
                 shutil.rmtree(own)
     log.info("environment %s: %s in %.1f s", name, folder, record["seconds"])
     return read_json(folder / RECORD)
-
-
-def _publish(own: Path, folder: Path) -> None:
-    try:
-        own.rename(folder)
-    except OSError:
-        if not (folder / RECORD).exists():  # else: another machine was first, with the same content
-            raise
 
 
 def _sweep(folder: Path) -> None:

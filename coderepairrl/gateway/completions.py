@@ -1,51 +1,41 @@
-"""The OpenAI form of answers and errors: JSON bodies, and the same answer as server-sent events."""
-import json
+"""POST /v1/completions: a text goes on. No chat template, no tools; an agent that appends to what it got stays token-exact."""
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coderepairrl.gateway.chat_request import ChatRequest
+from coderepairrl.gateway.messages import BadRequest
+from coderepairrl.gateway.request import Fields, Request, make_request
 from coderepairrl.gateway.session import Turn
+from coderepairrl.gateway.writing import data_event, usage
 
 
-def finish_reason(turn: Turn) -> str:
-    return "tool_calls" if turn.tool_calls else turn.call.finish_reason
+def read(fields: Fields) -> Request:
+    prompt = fields.get("prompt", (str, list))
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or not prompt:
+        raise BadRequest("prompt must be one text that is not empty: token ids are the gateway's business, and several prompts are several requests")
+    options = fields.get("stream_options", dict, {})
+    return make_request(fields, text=prompt, n=fields.get("n", int, 1), stop=fields.get("stop", (str, list)), max_tokens=fields.get("max_tokens", int),
+                        include_usage=bool(options.get("include_usage")))
 
 
-def usage(turns: list[Turn]) -> dict[str, int]:
-    prompt, completion = len(turns[0].call.prompt_ids), sum(len(turn.call.completion_ids) for turn in turns)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def answer(request: Request, turns: Sequence[Turn]) -> dict[str, Any]:
+    return {**_header(request, turns), "choices": _choices(turns), "usage": usage(turns)}
 
 
-def body(request: ChatRequest, turns: list[Turn]) -> dict[str, Any]:
-    choices = [{"index": i, "message": turn.message(), "logprobs": None, "finish_reason": finish_reason(turn)}
-               for i, turn in enumerate(turns)]
-    return {**_header(request, turns, "chat.completion"), "choices": choices, "usage": usage(turns)}
-
-
-def events(request: ChatRequest, turns: list[Turn]) -> Iterator[bytes]:
-    """Server-sent events. The answer is whole before the first is sent, so that an error can still be an HTTP status."""
-    header = _header(request, turns, "chat.completion.chunk")
-
-    def event(choices: list[dict], **more: Any) -> bytes:
-        return b"data: " + json.dumps({**header, "choices": choices, **more}).encode() + b"\n\n"
-
-    for i, turn in enumerate(turns):
-        delta = turn.message()
-        for number, call in enumerate(delta.get("tool_calls", ())):
-            call["index"] = number
-        yield event([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
-        yield event([{"index": i, "delta": {}, "logprobs": None, "finish_reason": finish_reason(turn)}])
+def events(request: Request, turns: Sequence[Turn]) -> Iterator[bytes]:
+    header = _header(request, turns)
+    for choice in _choices(turns):
+        yield data_event({**header, "choices": [choice]})
     if request.include_usage:
-        yield event([], usage=usage(turns))
+        yield data_event({**header, "choices": [], "usage": usage(turns)})
     yield b"data: [DONE]\n\n"
 
 
-def error(message: str, status: int, code: str | None = None) -> dict[str, Any]:
-    kind = "authentication_error" if status == 401 else "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def _choices(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    return [{"index": i, "text": turn.content, "logprobs": None, "finish_reason": turn.call.finish_reason} for i, turn in enumerate(turns)]
 
 
-def _header(request: ChatRequest, turns: list[Turn], kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{request.body_key[:12]}-{turns[0].call.index}", "object": kind, "created": int(time.time()),
-            "model": request.model}
+def _header(request: Request, turns: Sequence[Turn]) -> dict[str, Any]:
+    return {"id": f"cmpl-{request.body_key[:12]}-{turns[0].call.index}", "object": "text_completion", "created": int(time.time()), "model": request.model}

@@ -10,10 +10,42 @@ import time
 from dataclasses import dataclass
 
 import aiohttp
+import msgspec
 
 from coderepairrl.errors import EngineError
 
 POLL_S = 0.25  # between two looks at /health while vLLM is down
+JSON = {"Content-Type": "application/json"}
+_encode = msgspec.json.Encoder().encode  # a prompt of 64k ids: 0.5 ms, where the standard library takes 5
+
+
+class _Logprob(msgspec.Struct):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Logprob] | None
+
+
+class _Span(msgspec.Struct):
+    version: str
+    start: int
+    end: int
+
+
+class _Choice(msgspec.Struct):
+    """Of vLLM's answer what is needed; the rest is not even parsed."""
+    token_ids: list[int]
+    logprobs: _Logprobs | None
+    finish_reason: str | None
+    weight_versions: list[_Span] | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
 
 
 @dataclass(frozen=True)
@@ -100,34 +132,37 @@ class VLLMClient:
             await self._until_healthy(deadline, problem)
             self.reissues += 1
 
-    async def _post(self, body: dict) -> tuple[dict | None, str]:
+    async def _post(self, body: dict) -> tuple[_Choice | None, str]:
         """The only choice of the answer, or None and why the request has to be issued again."""
         if self._http is None:
             # no total time limit: how long a generation may take is the session's deadline;
             # vLLM drops idle connections after 5 s: drop them first, or a POST meets a closing one
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
                                                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
-        async with self._http.post(self.url + "/inference/v1/generate", json=body) as response:
+        async with self._http.post(self.url + "/inference/v1/generate", data=_encode(body), headers=JSON) as response:
             if response.status >= 500:
                 return None, f"HTTP {response.status}: {(await response.text())[:300]}"
             if response.status != 200:
                 raise EngineError(f"vLLM refused a request (HTTP {response.status}: {(await response.text())[:300]}): "
                                   "check its --max-model-len against the session's limits, and --enable-scale-out")
-            choice = (await response.json())["choices"][0]
-        return (None, "vLLM aborted the request") if choice["finish_reason"] == "abort" else (choice, "")
+            answer = await response.read()
+        try:
+            choice, = _decode(answer).choices
+        except (msgspec.DecodeError, ValueError) as error:
+            raise EngineError(f"vLLM's answer can't be read ({error}): this is not the vLLM 0.32 that the gateway knows") from error
+        return (None, "vLLM aborted the request") if choice.finish_reason == "abort" else (choice, "")
 
-    def _completion(self, choice: dict, reissues: int) -> Completion:
-        token_ids = tuple(choice["token_ids"])
-        logprobs = tuple(entry["logprob"] for entry in choice["logprobs"]["content"] or ())
-        spans = choice.get("weight_versions") or [{"version": "default", "start": 0, "end": len(token_ids)}]
+    def _completion(self, choice: _Choice, reissues: int) -> Completion:
+        token_ids = tuple(choice.token_ids)
+        logprobs = tuple(entry.logprob for entry in (choice.logprobs.content or () if choice.logprobs else ()))
+        spans = choice.weight_versions or [_Span("default", 0, len(token_ids))]
         # vLLM labels its weights "default" until the first update names them
         versions = tuple(version for span in spans for version in
-                         [self.initial_version if span["version"] == "default" else int(span["version"])]
-                         * (span["end"] - span["start"]))
+                         [self.initial_version if span.version == "default" else int(span.version)] * (span.end - span.start))
         if not len(token_ids) == len(logprobs) == len(versions):
             raise EngineError(f"vLLM answered {len(token_ids)} token ids, {len(logprobs)} logprobs and versions for "
                               f"{len(versions)} tokens: this is not the vLLM 0.32 that the gateway knows")
-        return Completion(token_ids, logprobs, versions, choice["finish_reason"], reissues)
+        return Completion(token_ids, logprobs, versions, choice.finish_reason or "stop", reissues)
 
     async def _until_available(self, deadline: float | None) -> None:
         if self.available.is_set():

@@ -2,28 +2,38 @@
 
 `render` tokenises a whole conversation. `extend` continues a recorded prompt + completion with what the client added: the
 new messages are rendered after a dummy conversation, and what follows the dummy assistant turn's end token is the
-continuation. `parse` turns sampled ids into content, reasoning and Hermes tool calls.
+continuation. `parse` turns sampled ids into content, reasoning and tool calls.
 
-One generic path serves every Hugging Face chat template. The `renderers` package has hand-written paths for the common
-model families, but picks them by the tokenizer's hub name: a checkpoint in a run folder has none, and training and
-evaluation of one policy would be rendered by different code. Its Hermes parser wants `<tool_call>` to be one token, which
-not every tokenizer has. The tests hold this file against its Qwen3 renderer instead.
+This is the generic path: it serves every Hugging Face chat template that ends an assistant's turn with a special token. Families
+whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `renderers` package: families.py. Which one is used is said in the
+configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation of one policy must
+be rendered by the same code.
 """
+from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
-from coderepairrl.gateway.tool_calls import ParsedCall, parse_hermes
+from coderepairrl.gateway.messages import Message
+from coderepairrl.gateway.tool_calls import ParsedCall, tool_call_parser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\u2402dummy turn\u2403"  # stands for what was sampled; no message holds it (checked)
 CACHE_ENTRIES = 4096
-Message = dict[str, Any]
 OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy conversation
+
+
+class RenderingConfig(Config):
+    """How messages become token ids: the same in training and evaluation of a policy."""
+    family: str = "generic"  # generic: the tokenizer's own chat template; else a family of the `renderers` package: gpt-oss, gemma4, llama-3 ...
+    tool_calls: str = "hermes"  # of the generic path: hermes, or the name of one of vLLM's tool parsers (llama3_json, mistral ...)
+    keep_reasoning: bool = True  # of earlier turns, as it was sampled, whatever the template would strip
 
 
 class TemplateRefusal(GatewayError):
@@ -40,16 +50,15 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: dict[str, Any] | None = None,
-                 tool_call_format: str = "hermes", keep_reasoning: bool = True):
+                 tool_calls: str = "hermes", keep_reasoning: bool = True):
         name = tokenizer.name_or_path or "without a name"
-        if tool_call_format != "hermes":
-            raise ConfigError(f"tool_call_format {tool_call_format!r} is unknown: write hermes")
         if not tokenizer.is_fast:
             raise ConfigError(f"tokenizer {name} is a slow one: use a model folder that has a tokenizer.json")
         if not isinstance(tokenizer.chat_template, str):
             raise ConfigError(f"tokenizer {name} has no chat template: use an instruction-tuned model, "
                               "or put a chat_template.jinja into its folder")
         self.tokenizer, self.keep_reasoning = tokenizer, keep_reasoning
+        self._parse_calls = tool_call_parser(tool_calls, tokenizer)
         self._backend = tokenizer.backend_tokenizer
         # a template that prints today's date would break a conversation at midnight
         started = datetime.now()
@@ -62,9 +71,27 @@ class Renderer:
         ends = (self.end_id, tokenizer.eos_token_id)
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text of more than so many times n is longer than n tokens."""
+        return max(map(len, self._backend.get_vocab()))
+
     def render(self, messages: list[Message], tools: list[dict] | None) -> tuple[int, ...]:
         """The whole conversation and the generation prompt. Raises TemplateRefusal."""
-        return self._encode(self._text(messages, tools, generate=True))
+        return self.encode(self._text(messages, tools, generate=True))
+
+    def encode(self, text: str, begins: bool = False) -> tuple[int, ...]:
+        """begins: with what the tokenizer puts before every text (a begin token, or nothing)."""
+        return tuple(self._backend.encode(text, add_special_tokens=begins).ids)
+
+    def text(self, token_ids: Sequence[int], stop: Sequence[str] = (), ends: bool = True) -> str:
+        """Of sampled ids. stop: cut before the first of them. ends: with the end tokens at its end."""
+        end = len(token_ids)
+        while not ends and end and token_ids[end - 1] in self.stop_token_ids:
+            end -= 1
+        text = self._backend.decode(token_ids[:end], skip_special_tokens=False)
+        cuts = [at for at in map(text.find, stop) if at >= 0]
+        return text[:min(cuts)] if cuts else text
 
     def extend(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], finish_reason: str,
                previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None,
@@ -82,32 +109,26 @@ class Renderer:
             return None
         # The end token in front keeps the tokeniser's view: added tokens may swallow white space after them
         # (the line break after <|im_end|>), and some tokenisers put a space before the first word of a text.
-        tail_ids = self._encode(self._end + tail)
+        tail_ids = self.encode(self._end + tail)
         if tail_ids[0] != self.end_id:
             return None
         ended = finish_reason == "stop" and completion_ids and completion_ids[-1] == self.end_id
-        return (*prompt_ids, *completion_ids, *(tail_ids[1:] if ended else tail_ids))
+        return prompt_ids + (completion_ids + (tail_ids[1:] if ended else tail_ids))
 
-    def parse(self, completion_ids: tuple[int, ...], tools: bool = True,
-              stop: tuple[str, ...] = ()) -> tuple[str, str | None, list[ParsedCall], int]:
+    def parse(self, completion_ids: tuple[int, ...], tools: Sequence[dict] = (), stop: Sequence[str] = (), prompt_ids: tuple[int, ...] = (),
+              ) -> tuple[str, str | None, list[ParsedCall], int]:
         """(content, reasoning, tool calls, count of malformed calls). Malformed calls stay in the content.
 
-        tools=False: the client offered no tools, `<tool_call>` is plain text. stop: the text is cut before the first.
+        No tools: the client offered none, `<tool_call>` is plain text. stop: the text is cut before the first. prompt_ids: no matter here.
         """
-        end = len(completion_ids)
-        while end and completion_ids[end - 1] in self.stop_token_ids:
-            end -= 1
-        text = self._backend.decode(completion_ids[:end], skip_special_tokens=False)
-        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
-        text = text[:min(cuts)] if cuts else text
-        reasoning = None
+        text, reasoning = self.text(completion_ids, stop, ends=False), None
         if self._prefills_think or text.lstrip().startswith("<think>"):
             before, closed, after = text.partition("</think>")
             reasoning = before.lstrip().removeprefix("<think>").strip()
             text = after.lstrip("\n") if closed else ""
         if not tools:
             return text, reasoning, [], 0
-        content, calls, malformed = parse_hermes(text)
+        content, calls, malformed = self._parse_calls(text, tools)
         return content, reasoning, calls, malformed
 
     def turn(self, message: Message, tools: list[dict] | None) -> tuple[int, ...]:
@@ -118,9 +139,9 @@ class Renderer:
         said = text[len(head):]
         if self._end and self._end in said:
             said = said[: said.rindex(self._end) + len(self._end)]
-        before = self._encode(self._head_generate)  # in front, so that the tokeniser's view is that of a conversation
-        ids = self._encode(self._head_generate + said)
-        return ids[len(before):] if ids[: len(before)] == before else self._encode(said)
+        before = self.encode(self._head_generate)  # in front, so that the tokeniser's view is that of a conversation
+        ids = self.encode(self._head_generate + said)
+        return ids[len(before):] if ids[: len(before)] == before else self.encode(said)
 
     def _find_end(self) -> tuple[int | None, str | None]:
         """The special token that ends an assistant turn in this template; None when there is none: no splice then."""
@@ -168,8 +189,9 @@ class Renderer:
     def _dummy_texts(self, calls: tuple, tools: list[dict] | None) -> tuple[str, str]:
         """The renders of the user's turn alone, and with the dummy turn: what may not change when messages follow."""
         key = None if tools else calls
-        if key in self._dummies:
-            return self._dummies[key]
+        known = self._dummies.get(key)
+        if known:
+            return known
         texts = tuple(self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(calls)]))
         if key is not None:
             if len(self._dummies) >= CACHE_ENTRIES:
@@ -189,12 +211,9 @@ class Renderer:
         try:
             texts, _ = render_jinja_template(conversations=[messages], tools=tools or None, add_generation_prompt=generate,
                                              chat_template=self.tokenizer.chat_template, **self._variables)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:  # what templates raise on messages they don't take
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # what templates raise on messages they don't take
             raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
         return texts[0]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
 
 def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str], ...]:

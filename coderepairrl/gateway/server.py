@@ -1,27 +1,35 @@
 """The OpenAI-compatible server in front of vLLM, in the event loop of the rollout process.
 
-    POST /v1/chat/completions    Authorization: Bearer KEY of an open session
+    POST /v1/chat/completions, /v1/completions, /v1/responses    Authorization: Bearer KEY of an open session
     GET  /v1/models, GET /health
 
 All that an agent gets is a base URL and a key. Errors have the OpenAI form; whatever ends a session is an HTTP 400
 "This model's maximum context length is N tokens", at which agents stop instead of trying again.
 """
 import errno
+import gc
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 from aiohttp import web
 
 from coderepairrl.config import Config
 from coderepairrl.errors import GatewayError
-from coderepairrl.gateway import completions
-from coderepairrl.gateway.chat_request import BadRequest, ChatRequest, parse_chat_request
+from coderepairrl.gateway import chat_completions, completions, responses, writing
 from coderepairrl.gateway.engine_client import VLLMClient
+from coderepairrl.gateway.messages import BadRequest
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
-from coderepairrl.gateway.session import Exchange, SamplingConfig, Session, SessionClosed, SessionLimits, Turn
+from coderepairrl.gateway.request import Fields
+from coderepairrl.gateway.session import SamplingConfig, Session, SessionClosed, SessionLimits
 from coderepairrl.types import Outcome
 
+DIALECTS = {"/v1/chat/completions": chat_completions, "/v1/completions": completions, "/v1/responses": responses}
+log = logging.getLogger(__name__)
 SHUTDOWN_S = 2.0  # for answers that are being written when the gateway stops
 
 
@@ -34,10 +42,14 @@ class GatewayConfig(Config):
 
 class Gateway:
     """`counters`: rerendered_roots, ignored_params, forced_tool_choice, reissued, joined_retries, malformed_tool_calls,
-    over all sessions. The clients, one for each vLLM server, belong to the caller: stop() does not close them."""
+    over all sessions. The clients, one for each vLLM server, belong to the caller: stop() does not close them.
 
-    def __init__(self, config: GatewayConfig, clients: Sequence[VLLMClient], renderer: Renderer):
+    socket_path  listen on this Unix socket too: the same app, the same keys. The file goes with stop().
+    """
+
+    def __init__(self, config: GatewayConfig, clients: Sequence[VLLMClient], renderer: Renderer, socket_path: str | Path | None = None):
         self.config, self.clients, self.renderer = config, clients, renderer
+        self.socket_path = Path(socket_path) if socket_path else None
         self.counters: Counter[str] = Counter()
         self.base_url = ""
         self._sessions: dict[str, Session] = {}
@@ -46,8 +58,10 @@ class Gateway:
     async def start(self) -> str:
         """Returns the base URL for agents, http://HOST:PORT/v1. Raises GatewayError when the port is taken."""
         app = web.Application(client_max_size=self.config.max_body_bytes, middlewares=[_openai_errors])
-        app.router.add_post("/v1/chat/completions", self._chat_completions)
+        for path, dialect in DIALECTS.items():
+            app.router.add_post(path, partial(self._answer, dialect))
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name}", self._models)
         app.router.add_get("/health", _health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
@@ -62,8 +76,24 @@ class Gateway:
             raise GatewayError(f"the gateway can't listen on {self.config.host}:{self.config.port} ({error}): "
                                "give an address of this machine") from error
         host, port = self._runner.addresses[0][:2]
+        if self.socket_path:
+            await self._listen_on_socket(self.socket_path)
+        if not gc.get_freeze_count():  # the garbage collector need not look through imports and tokenizer for 200 ms every few seconds
+            gc.collect()
+            gc.freeze()
         self.base_url = f"http://{host}:{port}/v1"
         return self.base_url
+
+    async def _listen_on_socket(self, path: Path) -> None:
+        """A socket in a folder of its own can be mounted into sandboxes that have no network. A file that a killed gateway left there is replaced."""
+        try:
+            path.unlink(missing_ok=True)
+            await web.UnixSite(self._runner, str(path)).start()
+            path.chmod(0o666)  # a sandbox runs as another user; who may come here has no key yet
+        except OSError as error:
+            await self._runner.cleanup()
+            raise GatewayError(f"the gateway can't listen on the Unix socket {path} ({error}): "
+                               "give a path of less than 100 characters in a folder that you may write") from error
 
     async def stop(self) -> None:
         """Gives up what is in flight and closes all sessions."""
@@ -71,6 +101,8 @@ class Gateway:
             await self.close_session(key)
         if self._runner:
             await self._runner.cleanup()
+        if self.socket_path:
+            self.socket_path.unlink(missing_ok=True)
 
     def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None,
                      cache_salt: str | None = None) -> Session:
@@ -96,50 +128,65 @@ class Gateway:
     def _count(self, name: str, number: int) -> None:
         self.counters[name] += number
 
-    async def _chat_completions(self, http: web.Request) -> web.StreamResponse:
+    def _session_of(self, http: web.Request) -> Session:
+        """Raises HTTPUnauthorized."""
         scheme, _, key = http.headers.get("Authorization", "").partition(" ")
         session = self._sessions.get(key.strip()) if scheme.lower() == "bearer" else None
         if session is None:
-            return _error("no open session has this API key: send the key that the runner gave you", 401, "invalid_api_key")
+            raise web.HTTPUnauthorized(reason="no open session has this API key: send the key that the runner gave you")
+        return session
+
+    async def _answer(self, dialect: ModuleType, http: web.Request) -> web.StreamResponse:
+        """Writes the answer, and notes whether the client was there to take it: if not, its retry gets the same."""
+        session = self._session_of(http)
         try:
-            request = parse_chat_request(await http.read(), http.headers.get("x-stainless-retry-count"))
+            session.refuse_if_closed()  # before a body is read that changes nothing
+            request = dialect.read(Fields(await http.read(), http.path, http.headers, session.seen))
             turns, exchange = await session.answer(request)
         except web.HTTPRequestEntityTooLarge:
-            return _error(f"the body is larger than {self.config.max_body_bytes} bytes: send less", 400)
-        except (BadRequest, TemplateRefusal) as error:
+            return _error(f"the body is larger than {self.config.max_body_bytes} bytes: send less", 413)
+        except (BadRequest, TemplateRefusal, web.RequestPayloadError) as error:
             return _error(str(error), 400)
         except SessionClosed as error:
             return _error(str(error), 400, "context_length_exceeded")
-        return await _deliver(http, request, turns, exchange)
+        if request.stream:
+            response: web.StreamResponse = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        else:
+            response = web.json_response(dialect.answer(request, turns))
+        try:
+            await response.prepare(http)
+            if request.stream:
+                await response.write(b"".join(dialect.events(request, turns)))
+            await response.write_eof()
+            exchange.delivered |= http.transport is not None and not http.transport.is_closing()
+        except ConnectionResetError:
+            pass  # the client hung up: the completion is on record, and not delivered
+        return response
 
     async def _models(self, http: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [
-            {"id": self.config.model_name, "object": "model", "created": 0, "owned_by": "coderepairrl"}]})
-
-
-async def _deliver(http: web.Request, request: ChatRequest, turns: list[Turn], exchange: Exchange) -> web.StreamResponse:
-    """Writes the answer, and notes whether the client was there to take it: if not, its retry gets the same."""
-    if request.stream:
-        response: web.StreamResponse = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    else:
-        response = web.json_response(completions.body(request, turns))
-    try:
-        await response.prepare(http)
-        if request.stream:
-            await response.write(b"".join(completions.events(request, turns)))
-        await response.write_eof()
-        exchange.delivered |= http.transport is not None and not http.transport.is_closing()
-    except ConnectionResetError:
-        pass  # the client hung up: the completion is on record, and not delivered
-    return response
+        self._session_of(http)
+        name = http.match_info.get("name", self.config.model_name)  # requests may name any
+        model = {"id": name, "object": "model", "created": 0, "owned_by": "coderepairrl"}
+        return web.json_response(model if "name" in http.match_info else {"object": "list", "data": [model]})
 
 
 @web.middleware
 async def _openai_errors(http: web.Request, handler) -> web.StreamResponse:
+    """No client is shown another form of error, a mistake of ours included."""
     try:
         return await handler(http)
-    except web.HTTPException as error:  # of the router: no such path, wrong method
-        return _error(f"{http.method} {http.path}: {error.reason}", error.status)
+    except web.HTTPUnauthorized as error:
+        return _error(error.reason, 401, "invalid_api_key")
+    except web.HTTPException as error:  # no such path, wrong method, too large a body
+        response = _error(f"{http.method} {http.path}: {error.reason}", error.status)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except ConnectionError:
+        raise  # the client is gone: nobody to tell
+    except Exception as error:
+        log.exception("the gateway failed at %s %s", http.method, http.path)
+        return _error(f"the gateway failed: {type(error).__name__}: see its log", 500)
 
 
 async def _health(http: web.Request) -> web.Response:
@@ -147,4 +194,4 @@ async def _health(http: web.Request) -> web.Response:
 
 
 def _error(message: str, status: int, code: str | None = None) -> web.Response:
-    return web.json_response(completions.error(message, status, code), status=status)
+    return web.json_response(writing.error(message, status, code), status=status)

@@ -10,21 +10,30 @@ prefix. The longest recorded prefix wins:
 
 A repeated body is the SDK's retry, and gets the same answer, while the first is in flight, while no answer to it was
 delivered, or when the SDK says so (x-stainless-retry-count). Sent again after its answer was delivered it is a new sample.
+
+A text that is no conversation (/v1/completions) continues the longest recorded prompt + completion that it starts with, as text.
 """
 import asyncio
+import hashlib
+import itertools
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
-from coderepairrl.gateway.chat_request import ChatRequest, chain, next_digest, normalise
 from coderepairrl.gateway.engine_client import Completion, VLLMClient
-from coderepairrl.gateway.rendering import Message, Renderer
+from coderepairrl.gateway.messages import Canonical, Message, canonical, chain, next_link
+from coderepairrl.gateway.rendering import Renderer
+from coderepairrl.gateway.request import Request, Seen
 from coderepairrl.gateway.tool_calls import ParsedCall
 from coderepairrl.types import Call, Outcome
+
+
+LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other sessions need not wait
 
 
 class SessionLimits(Config):
@@ -57,9 +66,13 @@ class Turn:
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
         if self.tool_calls:
-            message["tool_calls"] = [{"id": f"call_{self.call.index}_{i}", "type": "function", "function": {
+            message["tool_calls"] = [{"id": self.call_id(i), "type": "function", "function": {
                 "name": call.name, "arguments": call.arguments}} for i, call in enumerate(self.tool_calls)]
         return message
+
+    def call_id(self, number: int) -> str:
+        """Of a tool call."""
+        return f"call_{self.call.index}_{number}"
 
 
 @dataclass
@@ -68,12 +81,16 @@ class Exchange:
     task: asyncio.Task[list[Turn]]
     delivered: bool = False  # the whole answer was written to a connection that was open
 
+    def answers(self, request: Request) -> bool:
+        """Whether the same body asks for the same answer again, not for another one."""
+        return not self.task.done() or (_succeeded(self.task) and (request.is_retry or not self.delivered))
+
 
 @dataclass(frozen=True)
 class _Prompt:
     ids: tuple[int, ...]
     parent: int | None
-    digests: list[bytes]  # of the request's chain
+    links: list[bytes]  # the request's chain; of a text, one
     why_root: str  # empty for a continuation
 
 
@@ -88,38 +105,40 @@ class Session:
         self.counters: Counter[str] = Counter()
         self.close_reason: Outcome | None = None
         self.close_detail = ""
+        self.seen = Seen()
         self.client, self._renderer, self._count_in_gateway = client, renderer, count
         self._opened, self._down_at_open_s = time.monotonic(), client.down_s()
         self._id = secrets.token_hex(6)  # in vLLM's request ids
         self._issued = 0
         self._pending = 0  # samples in flight: they have their turns already
         self._turns: list[Turn] = []  # one a call
-        self._after_turn: dict[bytes, list[int]] = {}  # digest that ends with a sampled turn -> calls
-        self._asked: dict[bytes, list[int]] = {}  # digest of a prompt -> calls
+        self._after_turn: dict[bytes, list[int]] = {}  # link that ends with a sampled turn -> calls
+        self._asked: dict[bytes, list[int]] = {}  # last link of a prompt -> calls
+        self._texts: dict[int, str] = {}  # call -> prompt + completion, of those that are no conversation
+        self._left_out: set[str] = set()
+        self._last: tuple[tuple[Canonical, ...], list[bytes]] = (), [b""]
         self._exchanges: dict[str, Exchange] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._watch_deadline()
 
-    async def answer(self, request: ChatRequest) -> tuple[list[Turn], Exchange]:
+    async def answer(self, request: Request) -> tuple[list[Turn], Exchange]:
         """The turns for the request's choices. Raises SessionClosed, and TemplateRefusal for what can't be rendered.
 
         The sampling goes on when the caller is cancelled: a client that hung up gets it with its retry.
         """
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         exchange = self._exchanges.get(request.body_key)
-        if exchange and (not exchange.task.done() or (_succeeded(exchange.task) and (request.is_retry or not exchange.delivered))):
+        if exchange and exchange.answers(request):
             self._count("joined_retries")
         else:
-            self._count("ignored_params", request.ignored_params)
-            self._count("forced_tool_choice", int(request.forced_tool_choice))
-            prompt, max_tokens = self._admit(request)
-            exchange = Exchange(asyncio.create_task(self._sample(request, prompt, max_tokens)))
+            self._take_turns(request.n)
+            self._note_what_is_left_out(request)
+            exchange = Exchange(asyncio.create_task(self._serve(request)))
             self._exchanges[request.body_key] = exchange
-            self._pending += request.n
-            exchange.task.add_done_callback(lambda _: self._settle(request.n))
+            exchange.task.add_done_callback(partial(self._settle, request))
         await asyncio.wait({exchange.task})
         if exchange.task.cancelled() or isinstance(exchange.task.exception(), EngineError):
-            self._refuse_if_closed()
+            self.refuse_if_closed()
         return exchange.task.result(), exchange
 
     def close(self, reason: Outcome, detail: str = "", cancel: bool = False) -> None:
@@ -153,50 +172,89 @@ class Session:
         else:  # looked at again: the clock may have stopped in between
             self._timer = asyncio.get_running_loop().call_later(max(left_s, 0.1), self._watch_deadline)
 
-    def _refuse_if_closed(self) -> None:
+    def refuse_if_closed(self) -> None:
         if self.close_reason is not None:
             raise SessionClosed(f"This model's maximum context length is {self.limits.max_total_tokens} tokens. "
                                 f"The session is closed ({self.close_reason}): start no further request.")
 
-    def _admit(self, request: ChatRequest) -> tuple[_Prompt, int]:
-        """The prompt, and how many tokens may follow it. Closes the session at a limit."""
-        limits = self.limits
-        if len(self.calls) + self._pending + request.n > limits.max_turns:
-            self.close(Outcome.TURN_LIMIT, f"{limits.max_turns} calls were made")
-            self._refuse_if_closed()
-        prompt = self._prompt(request)
-        room = limits.max_total_tokens - len(prompt.ids)
-        if room < 1:
-            self.close(Outcome.TOKEN_LIMIT, f"a prompt of {len(prompt.ids)} tokens does not fit into {limits.max_total_tokens}")
-            self._refuse_if_closed()
-        return prompt, min(room, limits.max_completion_tokens, request.max_tokens or room)
+    def _take_turns(self, number: int) -> None:
+        """Closes the session at the limit."""
+        if len(self.calls) + self._pending + number > self.limits.max_turns:
+            self.close(Outcome.TURN_LIMIT, f"{self.limits.max_turns} calls were made")
+            self.refuse_if_closed()
+        self._pending += number
 
-    def _prompt(self, request: ChatRequest) -> _Prompt:
-        digests = chain(request.tools, request.messages)
-        messages = [self._with_reasoning(message, digest) for message, digest in zip(request.messages, digests[1:])]
-        tools = list(request.tools) or None
-        upto = next((i for i in range(len(messages), 0, -1) if digests[i] in self._after_turn), None)
+    def _settle(self, request: Request, task: asyncio.Task) -> None:
+        self._pending -= request.n
+        if not _succeeded(task):  # asked again it is another try
+            del self._exchanges[request.body_key]
+
+    async def _serve(self, request: Request) -> list[Turn]:
+        limit = self.limits.max_total_tokens
+        if request.characters() > limit * self._renderer.longest_token:
+            self._refuse_long_prompt(f"a prompt of {request.characters()} characters")
+        prompt = await asyncio.to_thread(self._prompt, request) if request.new_bytes > LONG_TEXT_BYTES else self._prompt(request)
+        room = limit - len(prompt.ids)
+        if room < 1:
+            self._refuse_long_prompt(f"a prompt of {len(prompt.ids)} tokens")
+        return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens, request.max_tokens or room))
+
+    def _refuse_long_prompt(self, what: str) -> None:
+        self.close(Outcome.TOKEN_LIMIT, f"{what} does not fit into {self.limits.max_total_tokens} tokens")
+        self.refuse_if_closed()
+
+    def _prompt(self, request: Request) -> _Prompt:
+        if request.text is not None:
+            return self._text_prompt(request.text)
+        links, messages = self._links(request), [entry.message for entry in request.messages]
+        tools = list(request.tools.functions) or None
+        upto = next((i for i in range(len(messages), 0, -1) if links[i] in self._after_turn), None)
+        if not self._renderer.keep_reasoning:
+            messages = self._with_reasoning(messages, links)
         if upto is not None:
-            call = self._call_of(digests[upto], messages[upto - 1])
+            call = self._call_of(links[upto], messages[upto - 1])
             ids = self._renderer.extend(call.prompt_ids, call.completion_ids, call.finish_reason,
                                         messages[:upto], messages[upto:], tools)
             if ids is not None:
-                return _Prompt(ids, call.index, digests, "")
-        ids = self._renderer.render(messages, tools)
+                return _Prompt(ids, call.index, links, "")
+        ids = self._renderer.render(self._with_reasoning(messages, links), tools)
         parent = self._longest_recorded_prefix(ids)
         why = "the template can't only append" if upto is not None else "no recorded turn in the history"
-        return _Prompt(ids, parent, digests, why if parent is None else "")
+        return _Prompt(ids, parent, links, why if parent is None else "")
 
-    def _with_reasoning(self, message: Message, digest: bytes) -> Message:
+    def _text_prompt(self, text: str) -> _Prompt:
+        """A completion counts as its tokens read, the end token included."""
+        links = [hashlib.blake2b(text.encode(), key=b"text", digest_size=16).digest()]
+        known = max((i for i, recorded in self._texts.items() if text.startswith(recorded)), key=lambda i: len(self._texts[i]), default=None)
+        if known is not None:
+            call, new = self.calls[known], text[len(self._texts[known]):]
+            return _Prompt(call.prompt_ids + (call.completion_ids + self._renderer.encode(new)), known, links, "")
+        ids = self._renderer.encode(text, begins=True)
+        parent = self._longest_recorded_prefix(ids)
+        return _Prompt(ids, parent, links, "" if parent is not None else "no recorded text is its beginning")
+
+    def _links(self, request: Request) -> list[bytes]:
+        """The request's chain; as far as its messages are those of the request before, it is not computed again."""
+        entries, links = self._last
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], zip(entries, request.messages))) if links[0] == request.tools.digest else 0
+        start = links[same] if same else request.tools.digest
+        links = [*links[:same], *chain(start, (entry.digest for entry in request.messages[same:]))]
+        self._last = request.messages, links
+        return links
+
+    def _with_reasoning(self, messages: list[Message], links: list[bytes]) -> list[Message]:
         """Clients don't send reasoning back: a template that keeps it needs it."""
-        if message["role"] != "assistant" or message.get("reasoning_content") or digest not in self._after_turn:
-            return message
-        reasoning = self._turns[self._call_of(digest, message).index].reasoning
-        return {**message, "reasoning_content": reasoning} if reasoning else message
+        out = []
+        for message, link in zip(messages, links[1:]):
+            if message["role"] == "assistant" and not message.get("reasoning_content") and link in self._after_turn:
+                reasoning = self._turns[self._call_of(link, message).index].reasoning
+                message = {**message, "reasoning_content": reasoning} if reasoning else message
+            out.append(message)
+        return out
 
-    def _call_of(self, digest: bytes, message: Message) -> Call:
+    def _call_of(self, link: bytes, message: Message) -> Call:
         """Several samples can read the same and differ in tokens: the ids of tool calls tell them apart, else the last."""
-        candidates = self._after_turn[digest]
+        candidates = self._after_turn[link]
         if message.get("tool_calls"):
             named = message["tool_calls"][0]["id"]
             return self.calls[next((i for i in candidates if named == f"call_{i}_0"), candidates[-1])]
@@ -211,7 +269,7 @@ class Session:
                 best, best_length = call.index, length
         return best
 
-    async def _sample(self, request: ChatRequest, prompt: _Prompt, max_tokens: int) -> list[Turn]:
+    async def _sample(self, request: Request, prompt: _Prompt, max_tokens: int) -> list[Turn]:
         started = time.monotonic()
         results = await asyncio.gather(*(self._generate(request, prompt, max_tokens) for _ in range(request.n)),
                                        return_exceptions=True)
@@ -224,7 +282,7 @@ class Session:
                 raise failure
         return turns
 
-    async def _generate(self, request: ChatRequest, prompt: _Prompt, max_tokens: int) -> Completion:
+    async def _generate(self, request: Request, prompt: _Prompt, max_tokens: int) -> Completion:
         self._issued += 1
         completion = await self.client.generate(
             prompt.ids, max_tokens=max_tokens, temperature=self.sampling.temperature, cache_salt=self.cache_salt,
@@ -232,30 +290,46 @@ class Session:
         self._count("reissued", completion.reissues)
         return completion
 
-    def _record(self, request: ChatRequest, prompt: _Prompt, completion: Completion, started: float) -> Turn:
-        index, digest = len(self.calls), prompt.digests[-1]
-        same = next((i for i in self._asked.get(digest, ()) if self.calls[i].prompt_ids == prompt.ids), None)
+    def _record(self, request: Request, prompt: _Prompt, completion: Completion, started: float) -> Turn:
+        index, link = len(self.calls), prompt.links[-1]
+        same = next((i for i in self._asked.get(link, ()) if self.calls[i].prompt_ids == prompt.ids), None)
         parent, part = (same, "prompt") if same is not None else (prompt.parent, "completion" if prompt.parent is not None else None)
         call = Call(index=index, parent=parent, parent_part=part, prompt_ids=prompt.ids, completion_ids=completion.token_ids,
                     logprobs=completion.logprobs, policy_versions=completion.policy_versions,
                     finish_reason=completion.finish_reason, rerendered=parent is None and index > 0,
                     started_s=started - self._opened, seconds=time.monotonic() - started)
-        content, reasoning, tool_calls, malformed = self._renderer.parse(completion.token_ids, request.parse_tools, request.stop)
-        turn = Turn(call, content, reasoning, tuple(tool_calls))
+        turn = self._read_turn(request, call)
         self.calls.append(call)
         self._turns.append(turn)
-        self._asked.setdefault(digest, []).append(index)
-        self._after_turn.setdefault(next_digest(digest, normalise(turn.message())), []).append(index)
+        self._asked.setdefault(link, []).append(index)
+        if request.text is not None:
+            self._texts[index] = request.text + self._renderer.text(call.completion_ids)
+            new_messages = [{"role": "text", "content": request.text[len(self._texts.get(parent, "")) if part == "completion" else 0:]}]
+        else:
+            self._after_turn.setdefault(next_link(link, canonical(turn.message()).digest), []).append(index)
+            known = next((i for i in range(len(request.messages), 0, -1) if request.messages[i - 1].message["role"] == "assistant"), 0)
+            new_messages = [entry.message for entry in request.messages[known:]]
         self._count("rerendered_roots", int(call.rerendered))
-        self._count("malformed_tool_calls", malformed)
-        known = next((i for i in range(len(request.messages), 0, -1) if request.messages[i - 1]["role"] == "assistant"), 0)
         self._event("call", index=index, parent=parent, seconds=round(call.seconds, 4), prompt_tokens=len(prompt.ids),
                     completion_tokens=len(completion.token_ids), finish_reason=call.finish_reason, why_root=prompt.why_root,
-                    new_messages=list(request.messages[known:]), message=turn.message())
+                    new_messages=new_messages, message=turn.message())
         return turn
 
-    def _settle(self, number: int) -> None:
-        self._pending -= number
+    def _read_turn(self, request: Request, call: Call) -> Turn:
+        if request.text is not None:
+            return Turn(call, self._renderer.text(call.completion_ids, stop=request.stop, ends=False), None, ())
+        content, reasoning, tool_calls, malformed = self._renderer.parse(
+            call.completion_ids, request.tools.functions if request.parse_tools else (), request.stop, call.prompt_ids)
+        self._count("malformed_tool_calls", malformed)
+        return Turn(call, content, reasoning, tuple(tool_calls))
+
+    def _note_what_is_left_out(self, request: Request) -> None:
+        self._count("ignored_params", len(request.left_out))
+        self._count("forced_tool_choice", int(request.forced_tool_choice))
+        new = [name for name in request.left_out if name not in self._left_out]
+        if new:
+            self._left_out.update(new)
+            self._event("ignored", fields=new)
 
     def _event(self, kind: str, **details) -> None:
         self.events.append({"kind": kind, "at_s": round(time.monotonic() - self._opened, 4), **details})

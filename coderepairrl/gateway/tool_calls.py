@@ -1,6 +1,13 @@
-"""Hermes tool calls in sampled text: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them."""
+"""Tool calls in sampled text: Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or as one of vLLM's tool parsers reads them."""
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coderepairrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -9,6 +16,49 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 class ParsedCall:
     name: str
     arguments: str  # a JSON object as text, as the OpenAI API has it
+
+
+Parser = Callable[[str, Sequence[dict]], tuple[str, list[ParsedCall], int]]  # (text, tools) -> (content, calls, count of malformed calls)
+
+
+def tool_call_parser(name: str, tokenizer: "PreTrainedTokenizerBase") -> Parser:
+    """Raises ConfigError. vLLM's parsers don't count what is malformed."""
+    if name == "hermes":
+        return lambda text, tools: parse_hermes(text)
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # seconds, only for who needs it
+    from vllm.tool_parsers import ToolParserManager
+
+    try:
+        parser_class = ToolParserManager.get_tool_parser(name)
+        parser_class(tokenizer)
+    except KeyError:
+        known = ", ".join(sorted({"hermes", *ToolParserManager.lazy_parsers}))
+        raise ConfigError(f"tool_calls {name!r} is unknown: one of {known}") from None
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"tool_calls {name!r} is not for this tokenizer: {error}") from error
+
+    def parse(text: str, tools: Sequence[dict]) -> tuple[str, list[ParsedCall], int]:
+        request = ChatCompletionRequest(model="", messages=[], tools=list(tools))
+        found = parser_class(tokenizer, request.tools).extract_tool_calls(text, request)
+        calls = [checked_call(call.function.name, call.function.arguments) for call in found.tool_calls]
+        if not found.tools_called or None in calls:
+            return text, [], int(None in calls)
+        return found.content or "", calls, 0
+    return parse
+
+
+def checked_call(name: object, arguments: object) -> ParsedCall | None:
+    """None for what no client could read: a name that is none, arguments that are no JSON object."""
+    try:
+        if isinstance(arguments, str):
+            arguments = _DECODER.decode(arguments)
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+            return None
+        arguments = json.dumps(arguments, ensure_ascii=False)
+        (name + arguments).encode()  # a lone surrogate can't be sent back by any client
+    except (ValueError, RecursionError):  # the model's doing, counted by the caller
+        return None
+    return ParsedCall(name, arguments)
 
 
 def _refuse_constant(name: str) -> None:
@@ -48,19 +98,14 @@ def _call_at(text: str, start: int) -> tuple[ParsedCall, int] | None:
     """The call whose JSON starts after white space at `start`, and where its block ends."""
     start += len(text[start:]) - len(text[start:].lstrip())
     try:
-        call, end = _DECODER.raw_decode(text, start)
-        arguments = call.get("arguments", {}) if isinstance(call, dict) else None
-        if isinstance(arguments, str):
-            arguments = _DECODER.decode(arguments)
-        name = call["name"] if isinstance(arguments, dict) else None
-        if not isinstance(name, str) or not name:
-            return None
-        arguments = json.dumps(arguments, ensure_ascii=False)
-        (name + arguments).encode()  # a lone surrogate can't be sent back by any client
-    except (ValueError, KeyError, RecursionError):  # not a call: the model's doing, counted by the caller
+        said, end = _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):  # no JSON
+        return None
+    call = checked_call(said.get("name"), said.get("arguments", {})) if isinstance(said, dict) else None
+    if call is None:
         return None
     rest = text[end:]
     gap = len(rest) - len(rest.lstrip())
     if rest.startswith(CLOSE, gap):
-        return ParsedCall(name, arguments), end + gap + len(CLOSE)
-    return (ParsedCall(name, arguments), len(text)) if not rest.strip() else None
+        return call, end + gap + len(CLOSE)
+    return (call, len(text)) if not rest.strip() else None

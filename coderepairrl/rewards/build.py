@@ -117,7 +117,8 @@ def _tests(reports: Path) -> dict[str, str]:
 
 def _fewer(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Tests that ran before and don't now."""
-    return [f"{test} is {after.get(test, 'missing')}" for test, status in before.items() if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)]
+    return [f"{test} is {after.get(test, 'missing')}" for test, status in before.items()
+            if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)]
 
 
 async def _text(sandbox: Sandbox, path: str) -> str | None:

@@ -25,11 +25,13 @@ _CERTAIN = {
 }
 _CERTAIN_RAW = {"the test runner's variables": re.compile(r"PYTEST_(?:ADDOPTS|PLUGINS|CURRENT_TEST|DISABLE_PLUGIN_AUTOLOAD)"),
                 "the judge's canary": re.compile(r"\bcanary\b|\[0-9a-f\]\{16\}", re.IGNORECASE)}
-_RUNNER_OPTIONS = re.compile(r"^\s*(?:addopts|plugins|python_files|python_functions|testpaths|junit\w*|required_plugins|usefixtures)\s*[=:]|(?:^|\s)-p\s", re.MULTILINE)
+_RUNNER_OPTIONS = re.compile(r"^\s*(?:addopts|plugins|python_files|python_functions|testpaths|junit\w*|required_plugins|usefixtures)\s*[=:]"
+                             r"|(?:^|\s)-p\s", re.MULTILINE)
 _POSSIBLE = re.compile(
-    r"\b(?:import|exec|eval|compile|open|getattr|setattr|delattr|globals|locals|vars|sys|os|gc|io|inspect|atexit|signal|ctypes|mmap|threading|multiprocessing|_thread"
-    r"|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle|marshal|linecache|traceback|tokenize|ast|faulthandler|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob|unittest"
-    r"|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt|BaseException|GeneratorExit|warnings|weakref|time|random|secrets|uuid|hash|id|argv|environ)\b"
+    r"\b(?:import|exec|eval|compile|open|getattr|setattr|delattr|globals|locals|vars|sys|os|gc|io|inspect|atexit|signal|ctypes|mmap|threading"
+    r"|multiprocessing|_thread|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle|marshal|linecache|traceback|tokenize|ast|faulthandler"
+    r"|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob|unittest|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt"
+    r"|BaseException|GeneratorExit|warnings|weakref|time|random|secrets|uuid|hash|id|argv|environ)\b"
     r"|\b__(?!init__|name__|all__|doc__|version__)\w+__\b")
 
 

@@ -110,8 +110,9 @@ class Grader:
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
         """(RESOLVED, or what the diff is instead; why). Where no test can be turned round, what the scan is certain of decides."""
-        unchecked = (VerdictKind.TAMPERED, f"{selection.marks.certain[0]}, and no test can be turned round") if selection.marks.certain else (VerdictKind.RESOLVED, "")
-        for turn in range(ROUNDS if selection.marks.certain else 1):
+        certain = selection.marks.certain
+        unchecked = (VerdictKind.TAMPERED, f"{certain[0]}, and no test can be turned round") if certain else (VerdictKind.RESOLVED, "")
+        for turn in range(ROUNDS if certain else 1):
             if turn:
                 self.checks += 1
                 again = await execute(task, selection, self.config)

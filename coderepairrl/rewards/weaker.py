@@ -10,16 +10,24 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-_TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|conftest)\.\w+$|(?:^|/)(?:tests?|testing|spec|__tests__)/|[^/]*(?:Test|Tests|Spec|\.test|\.spec)\.\w+$")
-_CONFIG_FILE = re.compile(r"(?:^|/)(?:setup\.cfg|tox\.ini|pyproject\.toml|pytest\.ini|\.?ruff\.toml|\.flake8|\.pylintrc|\.?mypy\.ini|\.coveragerc|\.pre-commit-config\.yaml|\.eslintrc[^/]*"
-                          r"|Makefile|noxfile\.py|pom\.xml|build\.gradle[^/]*|\.github/workflows/[^/]*|\.gitlab-ci\.yml|checkstyle[^/]*|package\.json|Cargo\.toml|CMakeLists\.txt)$")
-_SILENCED = re.compile(r"#\s*noqa|#\s*type:\s*ignore|#\s*pyright:\s*ignore|#\s*pylint:\s*disable|#\s*mypy:\s*ignore|#\s*nosec|#\s*pragma:\s*no cover|eslint-disable|@ts-ignore|@ts-nocheck"
-                       r"|@SuppressWarnings|//\s*NOLINT|//\s*nolint|#\[allow\(|CHECKSTYLE:OFF|rubocop:disable|phpcs:ignore")
-_LOOSENED = re.compile(r"\b(?:ignore|exclude|disable|skip|deselect|omit|allow_failure|xfail|fail_under\s*=\s*0|no_strict|maven\.test\.skip|skipTests|testFailureIgnore|failOnViolation)\b"
-                       r"|continue-on-error|\|\|\s*(?:true|:)|--(?:ignore|deselect|exclude|skip|no-verify|exit-zero)|-p\s+no:|per-file-ignores|\bif:\s*false|-DskipTests", re.IGNORECASE)
-_STRICT = re.compile(r"\b(?:select|enable|strict|fail_under|fail-under|Werror|error|check|lint|test|pytest|mypy|ruff|flake8|pylint|failOnViolation)\b", re.IGNORECASE)
+_TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|conftest)\.\w+$|(?:^|/)(?:tests?|testing|spec|__tests__)/"
+                        r"|[^/]*(?:Test|Tests|Spec|\.test|\.spec)\.\w+$")
+_CONFIG_FILE = re.compile(r"(?:^|/)(?:setup\.cfg|tox\.ini|pyproject\.toml|pytest\.ini|\.?ruff\.toml|\.flake8|\.pylintrc|\.?mypy\.ini|\.coveragerc"
+                          r"|\.pre-commit-config\.yaml|\.eslintrc[^/]*|Makefile|noxfile\.py|pom\.xml|build\.gradle[^/]*|\.github/workflows/[^/]*"
+                          r"|\.gitlab-ci\.yml|checkstyle[^/]*|package\.json|Cargo\.toml|CMakeLists\.txt)$")
+_SILENCED = re.compile(r"#\s*noqa|#\s*type:\s*ignore|#\s*pyright:\s*ignore|#\s*pylint:\s*disable|#\s*mypy:\s*ignore|#\s*nosec|#\s*pragma:\s*no cover"
+                       r"|eslint-disable|@ts-ignore|@ts-nocheck|@SuppressWarnings"
+                       r"|//\s*NOLINT|//\s*nolint|#\[allow\(|CHECKSTYLE:OFF|rubocop:disable|phpcs:ignore")
+_LOOSENED = re.compile(r"\b(?:ignore|exclude|disable|skip|deselect|omit|allow_failure|xfail|fail_under\s*=\s*0|no_strict|maven\.test\.skip|skipTests"
+                       r"|testFailureIgnore|failOnViolation)\b"
+                       r"|continue-on-error|\|\|\s*(?:true|:)|--(?:ignore|deselect|exclude|skip|no-verify|exit-zero)|-p\s+no:|per-file-ignores"
+                       r"|\bif:\s*false|-DskipTests", re.IGNORECASE)
+_STRICT = re.compile(r"\b(?:select|enable|strict|fail_under|fail-under|Werror|error|check|lint|test|pytest|mypy|ruff|flake8|pylint|failOnViolation)\b",
+                     re.IGNORECASE)
 _SKIPPED = re.compile(r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore)\b")
-_STRONG = re.compile(r"assert(?:Almost|Count|List|Dict|Set|Tuple|Sequence|MultiLine)?Equals?$|assert(?:Raises|Warns|Logs)\w*$|assert_\w*equal\w*$|assert_allclose$|assert_called\w*$|assertIs$|raises$|warns$")
+_STRONG = re.compile(r"assert(?:Almost|Count|List|Dict|Set|Tuple|Sequence|MultiLine)?Equals?$|assert(?:Raises|Warns|Logs)\w*$|assert_\w*equal\w*$"
+                     r"|assert_allclose$|assert_called\w*$|assertIs$|raises$|warns$")
+_CODE = (".java", ".js", ".ts", ".tsx", ".go", ".rs", ".c", ".cc", ".cpp", ".h", ".hpp", ".rb", ".php", ".kt", ".cs", ".py")
 _OTHER_TEST = re.compile(r"@Test\b|\b(?:it|test|describe)\s*\(|#\[test\]|func Test\w+|\bTEST(?:_F)?\s*\(|def test_")
 _OTHER_ASSERT = re.compile(r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b|t\.(?:Error|Fatal)f?\(")
 _OTHER_CHECK = re.compile(r"\bthrow\b|\braise\b|\bpanic!?\(|\babort\(|\bassert\b")
@@ -46,7 +54,8 @@ def _configuration(path: str, before: str, after: str) -> list[str]:
     new = Counter(after.splitlines()) - Counter(before.splitlines())
     found = [f"{path}: '{line.strip()[:80]}' loosens a check" for line in new if _LOOSENED.search(line) and not line.lstrip().startswith(("#", "//"))]
     # a strict line that is replaced by another is counted by what it is replaced with
-    if sum(count for line, count in gone.items() if _STRICT.search(line) and not _LOOSENED.search(line)) > sum(count for line, count in new.items() if _STRICT.search(line)):
+    taken_out = sum(count for line, count in gone.items() if _STRICT.search(line) and not _LOOSENED.search(line))
+    if taken_out > sum(count for line, count in new.items() if _STRICT.search(line)):
         found.append(f"{path}: a check is taken out")
     return found
 
@@ -151,8 +160,7 @@ def _name(node: ast.AST) -> str:
 def _other_language(path: str, before: str, after: str) -> list[str]:
     """By number only: tests, assertions and skips of a test file, checks of another."""
     if not _TEST_FILE.search(path):
-        code = PurePosixPath(path).suffix in (".java", ".js", ".ts", ".tsx", ".go", ".rs", ".c", ".cc", ".cpp", ".h", ".hpp", ".rb", ".php", ".kt", ".cs", ".py")
-        return [f"{path}: checks less"] if code and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before)) else []
+        return [f"{path}: checks less"] if PurePosixPath(path).suffix in _CODE and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before)) else []
     found = [f"{path}: {what}" for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
              if len(pattern.findall(after)) < len(pattern.findall(before))]
     return found + ([f"{path}: its tests are skipped"] if len(_SKIPPED.findall(after)) > len(_SKIPPED.findall(before)) else [])

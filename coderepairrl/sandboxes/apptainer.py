@@ -7,23 +7,20 @@ What stops it: the first process of the container is killed, the kernel kills al
 `setpriv`, `unshare`, `prlimit` (util-linux), `mount` and `env` must be in the image.
 """
 import asyncio
-import errno
 import functools
-import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes import reaper
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
-from coderepairrl.sandboxes.bubblewrap import AGENT, END_S, NOBODY, own_etc
+from coderepairrl.sandboxes.bubblewrap import AGENT, END_S, NOBODY, check_user, made_once, own_etc
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.sandboxes.limits import first_inside, memory_overused, tree
+from coderepairrl.sandboxes.limits import first_inside, memory_overused
 from coderepairrl.sandboxes.process import gone, spawn, supervise
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
@@ -38,14 +35,8 @@ class ApptainerSandbox(Checkout):
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Starts an empty container; raises SandboxError unless a command in it is user 1000."""
-        argv = [*_container(), *_root(config.image, root), *_become(config, {"PATH": "/usr/bin:/bin"}, "/", []), "id", "-u"]
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=_outside(), stdin=subprocess.DEVNULL, cwd="/")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SandboxError(f"apptainer does not run ({error}): {_INSTALL}") from error
-        if done.stdout.strip() != str(AGENT):
-            raise SandboxError(f"apptainer cannot make a sandbox ({' '.join((done.stdout + done.stderr).split())[-300:]}): allow user namespaces, and "
-                               "choose an image that holds util-linux")
+        argv = [*_container(), *_root(config.image, root), *_become(config, {"PATH": "/usr/bin:/bin"}, "/", [])]
+        check_user("apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux")
 
     @classmethod
     async def start(cls, config: SandboxConfig, store: Store, task: Task) -> "ApptainerSandbox":
@@ -71,13 +62,16 @@ class ApptainerSandbox(Checkout):
 
     async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in ("--bind", f"{host}:{inside}")]
-        become = _become(self.config, command_variables(self.task.environment, "/tmp") | variables, self.inside, self.hidden)
+        shown = sorted({path for path in self.shown if not path.startswith("/usr/")})
+        shared += [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
+        hidden = sorted({*self.hidden, *(path for path in shown if path.startswith("/tmp/"))})
+        become = _become(self.config, command_variables(self.task.environment, "/tmp") | variables, self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
         start, seen = reaper.start_of(process.pid), set()
         _reaper(f"+{process.pid} {start}\n")
 
         def end(pid: int) -> None:
-            seen.update(tree(pid))
+            seen.update(reaper.tree(pid))
             _end(pid)
 
         try:
@@ -101,7 +95,7 @@ class ApptainerSandbox(Checkout):
 def _end(pid: int) -> None:
     """All that runs inside is killed; Apptainer then ends by itself. Before anything runs inside, Apptainer is killed."""
     inside = first_inside(pid)
-    members = [inside] if inside is not None else tree(pid)
+    members = [inside] if inside is not None else reaper.tree(pid)
     reaper.kill(members)
 
 
@@ -133,23 +127,16 @@ def _root(image: str | None, root: Path) -> list[str]:
     etc = own_etc(root)
     if image is not None:
         return ["--bind", f"{etc}/passwd:/etc/passwd:ro", "--bind", f"{etc}/group:/etc/group:ro", image]
-    made_of = [str(etc), *((name, os.readlink(f"/{name}")) for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink(f"/{name}"))]
-    folder = root / f"system-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
-    if not folder.exists():
-        own = Path(tempfile.mkdtemp(prefix="system-", suffix=".tmp", dir=root))
-        own.chmod(0o755)
+    links = {name: os.readlink(f"/{name}") for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink(f"/{name}")}
+
+    def fill(own: Path) -> None:
         for name in ("usr", "proc", "dev", "tmp"):
-            (own / name).mkdir(parents=True)
-        for name, target in made_of[1:]:
+            (own / name).mkdir()
+        for name, target in links.items():
             (own / name).symlink_to(target)
         shutil.copytree(etc, own / "etc", symlinks=True)
-        try:
-            own.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise SandboxError(f"{folder} cannot be made ({error}): set sandbox.scratch to a writable folder") from error
-            shutil.rmtree(own)  # another process was first: equal content
-    return ["--bind", "/usr:/usr:ro", str(folder)]
+
+    return ["--bind", "/usr:/usr:ro", str(made_once(root, "system", [str(etc), links], fill))]
 
 
 def _outside() -> dict[str, str]:

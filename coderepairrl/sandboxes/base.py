@@ -11,7 +11,6 @@ from coderepairrl.errors import CodeRepairError
 from coderepairrl.types import Environment
 
 
-
 class SandboxConfig(Config):
     kind: Literal["bubblewrap", "apptainer", "local"] = "bubblewrap"
     image: str | None = None  # what apptainer runs tasks in that name no image: a SIF or a folder; null: this machine's own system, read-only
@@ -42,6 +41,7 @@ class PathError(CodeRepairError):
 class Sandbox(Protocol):
     root: Path  # the checkout, for this program's own file operations; other processes of the host may not see it there
     inside: str  # the checkout as a command sees it: Environment.workdir, but for kind local
+    network: bool  # whether its commands have this machine's
     dropped_paths: tuple[str, ...]  # what the latest diff() left out: symlinks, binary and oversized files
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None,
@@ -63,6 +63,9 @@ class Sandbox(Protocol):
 
     def share(self, name: str) -> tuple[Path, str]:
         """A new empty folder beside the checkout, writable by the commands that follow: (host path, path inside)."""
+
+    def show(self, path: str) -> None:
+        """A folder of this machine, read-only and at the same path, for the commands that follow."""
 
     async def close(self) -> None:
         """Removes everything. May be called twice."""

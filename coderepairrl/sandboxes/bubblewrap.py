@@ -10,7 +10,6 @@ What is limited: data segment, file size and processes by rlimits, memory of all
 checkout by a watchdog, /tmp by its size.
 """
 import asyncio
-import errno
 import functools
 import hashlib
 import json
@@ -18,13 +17,16 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
+from coderepairrl.files import publish
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.sandboxes.limits import memory_overused, tree
+from coderepairrl.sandboxes.limits import memory_overused
 from coderepairrl.sandboxes.process import gone, spawn, supervise
+from coderepairrl.sandboxes.reaper import tree
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
 from coderepairrl.types import Task
@@ -45,14 +47,9 @@ class BubblewrapSandbox(Checkout):
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Starts an empty sandbox; raises SandboxError unless a command in it is user 1000."""
-        argv = [*_namespaces(), *_machine(root), *_fresh(config), "--remount-ro", "/", *_limits(config), "/usr/bin/id", "-u"]
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SandboxError(f"bubblewrap does not run ({error}): {_INSTALL}") from error
-        if done.stdout.strip() != str(AGENT):
-            raise SandboxError(f"bubblewrap cannot make a sandbox ({' '.join(done.stderr.split())[-300:]}): allow user namespaces "
-                               "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)")
+        argv = [*_namespaces(), *_machine(root), *_fresh(config), "--remount-ro", "/", *_limits(config)]
+        advice = "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+        check_user("bubblewrap", argv, {"PATH": "/usr/bin:/bin"}, _INSTALL, advice)
 
     @classmethod
     async def start(cls, config: SandboxConfig, store: Store, task: Task) -> "BubblewrapSandbox":
@@ -79,8 +76,8 @@ class BubblewrapSandbox(Checkout):
         shared = [part for host, inside in self.shared.items() for part in ("--bind", str(host), inside)]
         read_end, write_end = os.pipe()
         status = _Status(read_end)
-        command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(write_end), *self.mounts, *shared, "--remount-ro", "/",
-                   "--chdir", self.inside, *_limits(self.config), *argv]
+        command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(write_end), *self.mounts, *self._also_shown(), *shared,
+                   "--remount-ro", "/", "--chdir", self.inside, *_limits(self.config), *argv]
         try:
             try:
                 process = await spawn(command, environment=command_variables(self.task.environment, "/tmp") | variables, cwd="/", pass_fds=(write_end,))
@@ -96,6 +93,11 @@ class BubblewrapSandbox(Checkout):
         if not status.ran and not result.timed_out and result.exit_code != 137:
             raise SandboxError(f"bubblewrap broke before the command ran ({' '.join(result.output.split())[-300:]}): run check() to see why")
         return result
+
+    def _also_shown(self) -> list[str]:
+        image = self.task.environment.image
+        opened = _opened(image, self.shown) if image else []
+        return [*opened, *(["--bind", str(self.worktree.path), self.inside] if opened else []), *_shown(tuple(self.shown))]
 
     async def _end(self, status: "_Status") -> None:
         """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others.
@@ -120,6 +122,16 @@ class BubblewrapSandbox(Checkout):
             await self._ended()
         finally:
             await super().close()
+
+
+def check_user(runtime: str, argv: list[str], environment: dict[str, str], install: str, advice: str) -> None:
+    """Raises SandboxError unless a command behind `argv` is user 1000. `install` and `advice`: remedies where it doesn't start, or is another."""
+    try:
+        done = subprocess.run([*argv, "id", "-u"], capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL, cwd="/")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SandboxError(f"{runtime} does not run ({error}): {install}") from error
+    if done.stdout.strip() != str(AGENT):
+        raise SandboxError(f"{runtime} cannot make a sandbox ({' '.join((done.stdout + done.stderr).split())[-300:]}): {advice}")
 
 
 class _Status:
@@ -203,6 +215,17 @@ def _image(image: str, workdir: str, root: Path) -> list[str]:
     return [*mounts, *(part for name in users for part in ("--ro-bind", f"{own_etc(root)}/{name}", f"/etc/{name}"))]
 
 
+def _opened(image: str, paths: list[str]) -> list[str]:
+    """The image's folders on the way to the paths, which are read-only here, as folders in memory with the same entries: then the paths have a place."""
+    words = []
+    for folder in sorted({str(parent) for path in paths for parent in Path(path).parents[:-1] if os.path.isdir(f"{image}{parent}")} - {"/tmp"}):
+        words += ["--perms", "0755", "--tmpfs", folder]
+        for name in sorted(os.listdir(image + folder)):
+            inside, path = f"{folder}/{name}", f"{image}{folder}/{name}"
+            words += ["--symlink", os.readlink(path), inside] if os.path.islink(path) else ["--ro-bind", path, inside]
+    return words
+
+
 def _shown(folders: tuple[str, ...]) -> list[str]:
     """The interpreter's own folders, at the paths that they have here."""
     return [part for path in sorted(folders) if not path.startswith("/usr/") and path != "/usr" for part in (*_parents(path), "--ro-bind", path, path)]
@@ -224,22 +247,31 @@ def _parents(path: str) -> list[str]:
 def own_etc(root: Path) -> Path:
     """Our own /etc: a few files of the host's, copied, and fixed users. One folder, since each mount costs a command time."""
     made_of = [[name, os.lstat(f"/etc/{name}").st_mtime_ns] for name in _ETC if os.path.exists(f"/etc/{name}")]
-    folder = root / ("etc-" + hashlib.sha256(json.dumps([made_of, _OWN_ETC]).encode()).hexdigest()[:16])
+
+    def fill(own: Path) -> None:
+        for name, _ in made_of:
+            if os.path.isdir(f"/etc/{name}"):
+                shutil.copytree(f"/etc/{name}", own / name, symlinks=True, ignore=shutil.ignore_patterns("private"))
+            else:
+                shutil.copyfile(f"/etc/{name}", own / name)
+        for name, text in _OWN_ETC.items():
+            (own / name).write_text(text)
+
+    return made_once(root, "etc", [made_of, _OWN_ETC], fill)
+
+
+def made_once(root: Path, name: str, made_of: list, fill: Callable[[Path], None]) -> Path:
+    """The folder below `root`, named by what it is made of, that `fill` fills unless it is there already. Raises SandboxError."""
+    folder = root / f"{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}"
     if folder.exists():
         return folder
-    own = Path(tempfile.mkdtemp(prefix="etc-", suffix=".tmp", dir=root))
+    own = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".tmp", dir=root))
     own.chmod(0o755)
-    for name, _ in made_of:
-        if os.path.isdir(f"/etc/{name}"):
-            shutil.copytree(f"/etc/{name}", own / name, symlinks=True, ignore=shutil.ignore_patterns("private"))
-        else:
-            shutil.copyfile(f"/etc/{name}", own / name)
-    for name, text in _OWN_ETC.items():
-        (own / name).write_text(text)
+    fill(own)
     try:
-        own.rename(folder)
+        publish(own, folder)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise SandboxError(f"{folder} cannot be made ({error}): set sandbox.scratch to a writable folder") from error
-        shutil.rmtree(own)  # another process was first: equal content
+        raise SandboxError(f"{folder} cannot be made ({error}): set sandbox.scratch to a writable folder") from error
+    if own.exists():
+        shutil.rmtree(own)
     return folder

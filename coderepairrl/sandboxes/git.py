@@ -103,8 +103,7 @@ class Judge:
         names = sorted({name for name in listed.split(b"\0") if name})
         if not names:
             return "", ()
-        kept = [name for name in names if _is_source(checkout.view, name)]
-        kept = kept[:MAX_FILES]
+        kept = [name for name in names if _is_source(checkout.view, name)][:MAX_FILES]
         dropped = [os.fsdecode(name) for name in sorted(set(names) - set(kept))]
         sections = await self._sections(checkout, scratch, kept) if kept else []
         texts = []

@@ -4,20 +4,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from coderepairrl.sandboxes.reaper import tree
+
 ENTRY_BYTES = 4096  # the least that a file or folder counts: empty ones fill a disk too
-
-
-def tree(pid: int) -> list[int]:
-    """`pid` and its descendants, as they are now."""
-    found, waiting = [], [pid]
-    while waiting:
-        found.append(waiting.pop())
-        try:
-            waiting += [int(child) for task in os.listdir(f"/proc/{found[-1]}/task")
-                        for child in Path(f"/proc/{found[-1]}/task/{task}/children").read_text().split()]
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            continue
-    return found
 
 
 def first_inside(pid: int) -> int | None:

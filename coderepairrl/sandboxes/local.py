@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class LocalSandbox(Checkout):
+    network = True
+
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Nothing to check: the shared tools were."""

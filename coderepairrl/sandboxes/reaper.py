@@ -22,15 +22,18 @@ def start_of(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for task in os.listdir(f"/proc/{pid}/task") for child in open(f"/proc/{pid}/task/{task}/children").read().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def family(pid: int) -> list[int]:
-    return [pid, *(found for child in children(pid) for found in family(child))]
+def tree(pid: int) -> list[int]:
+    """`pid` and its descendants, as they are now."""
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        try:
+            for task in os.listdir(f"/proc/{found[-1]}/task"):
+                with open(f"/proc/{found[-1]}/task/{task}/children") as file:
+                    waiting += map(int, file.read().split())
+        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            continue
+    return found
 
 
 def kill(pids: list[int]) -> None:
@@ -49,7 +52,7 @@ def main() -> None:
             containers[int(pid)] = start
         else:
             containers.pop(int(line[1:]), None)
-    left = {pid: family(pid) for pid, start in containers.items() if start_of(pid) == start}
+    left = {pid: tree(pid) for pid, start in containers.items() if start_of(pid) == start}
     for pid, members in left.items():
         kill(members[1:])  # the outermost ends by itself then, and cleans up
     deadline = time.monotonic() + WAIT_S

@@ -7,7 +7,6 @@ A template's name is a hash of all that it is made of, so a template is never ou
 while no program uses it. A small checkout is copied, a large one is an overlay over its template where the machine can.
 """
 import asyncio
-import errno
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError, TaskError
+from coderepairrl.files import publish
 from coderepairrl.sandboxes.git import EPOCH_S, Judge, commit_base, tracked_files
 from coderepairrl.sandboxes.limits import used_bytes
 from coderepairrl.sandboxes.overlay import Overlay, Worktree, remove, why_no_overlay
@@ -127,11 +127,7 @@ class Store:
             await in_thread(_give, checkout, owner)
             entries = sum(len(names) + len(files) for _, names, files in os.walk(checkout))
             (own / "weight").write_text(json.dumps([entries, used_bytes(checkout)]))
-            try:
-                own.rename(template)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was first: equal content
-                    raise
+            publish(own, template)
         except OSError as error:
             raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({error}): {REMEDY}") from error
         finally:

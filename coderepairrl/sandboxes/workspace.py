@@ -23,12 +23,14 @@ _AGENTS_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.
 
 class Checkout:
     """A sandbox less the running of commands: a subclass adds start(), check(), _execute() and _inside()."""
+    network = False
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
         self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
         self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
         self.dropped_paths: tuple[str, ...] = ()
         self.shared: dict[Path, str] = {}
+        self.shown: list[str] = []
         self.judge = Judge(Path(os.path.realpath(self.folder / "judge")))
         self.disk = DiskWatch(config.disk_mib)
         self.lock = asyncio.Lock()  # a diff must not race a command that swaps a file for a symlink
@@ -108,6 +110,13 @@ class Checkout:
             raise SandboxError(f"{folder} cannot be made ({error}): {REMEDY}") from error
         self.shared[folder] = self._inside(folder)
         return folder, self.shared[folder]
+
+    def show(self, path: str) -> None:
+        if not os.path.isdir(path):
+            raise SandboxError(f"{path} is no folder that a sandbox could show: has it been removed?")
+        if path.startswith("/usr/") and (self.task.environment.image or self.config.image):
+            raise SandboxError(f"{path} cannot be shown in an image, which has its own /usr: for a Python elsewhere, uv python install, or environments.pythons")
+        self.shown.append(path)
 
     async def close(self) -> None:
         await in_thread(self.live.remove)

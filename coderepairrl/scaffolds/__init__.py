@@ -3,21 +3,46 @@
 A scaffold returns when the agent ended by itself. It raises ScaffoldError when the agent broke, and stops quietly when the
 gateway has closed the session. What the agent claims is ignored: the outcome is decided by the episode.
 """
-from typing import Annotated, Protocol
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Protocol, Union
 
 from pydantic import Field
 
+from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.sandboxes import Sandbox
+from coderepairrl.scaffolds.aider import Aider, AiderConfig
+from coderepairrl.scaffolds.codex import Codex, CodexConfig
+from coderepairrl.scaffolds.command import CommandConfig, CommandScaffold
 from coderepairrl.scaffolds.controls import (
-    Empty, EmptyConfig, Gold, GoldConfig, GoldLessOneHunk, GoldLessOneHunkConfig, Predictions, PredictionsConfig)
+    EmptyConfig, GoldConfig, GoldLessOneHunkConfig, PredictionsConfig, empty, gold, gold_less_one_hunk, predictions)
 from coderepairrl.scaffolds.endpoint import Endpoint
+from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgent, MiniSweAgentConfig
+from coderepairrl.scaffolds.process import ProcessScaffold
+from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
+from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 from coderepairrl.types import Task
 
-__all__ = ["SCAFFOLDS", "Endpoint", "Scaffold", "ScaffoldConfig", "make_scaffold"]
+__all__ = ["SCAFFOLDS", "Endpoint", "Scaffold", "ScaffoldConfig", "make_scaffold", "ready"]
 
-SCAFFOLDS = {TerminalConfig: Terminal, GoldConfig: Gold, EmptyConfig: Empty, GoldLessOneHunkConfig: GoldLessOneHunk, PredictionsConfig: Predictions}
-ScaffoldConfig = Annotated[TerminalConfig | GoldConfig | EmptyConfig | GoldLessOneHunkConfig | PredictionsConfig, Field(discriminator="name")]
+SCAFFOLDS = {  # what a configuration's class is made into
+    TerminalConfig: Terminal,
+    AiderConfig: Aider,
+    MiniSweAgentConfig: MiniSweAgent,
+    CodexConfig: Codex,
+    CommandConfig: CommandScaffold,
+    SinglePassConfig: SinglePass,
+    GoldConfig: gold,
+    EmptyConfig: empty,
+    GoldLessOneHunkConfig: gold_less_one_hunk,
+    PredictionsConfig: predictions,
+    ScriptedConfig: Scripted,
+}
+ScaffoldConfig = Annotated[Union[tuple(SCAFFOLDS)], Field(discriminator="name")]
 
 
 class Scaffold(Protocol):
@@ -28,3 +53,19 @@ class Scaffold(Protocol):
 
 def make_scaffold(config: ScaffoldConfig) -> Scaffold:
     return SCAFFOLDS[type(config)](config)
+
+
+@asynccontextmanager
+async def ready(scaffold: Scaffold, config: EnvironmentsConfig) -> AsyncIterator[Path | None]:
+    """Installs what the scaffold needs, for the episodes that follow. Yields the Unix socket that the gateway must listen on for it, None where
+    its port is enough. Raises BuildError."""
+    if not isinstance(scaffold, ProcessScaffold | Scripted):
+        yield None
+        return
+    await scaffold.prepare(config)
+    try:
+        with tempfile.TemporaryDirectory(prefix="coderepairrl-gateway-") as folder:
+            os.chmod(folder, 0o755)  # it is shown to sandboxes, which run as another user
+            yield Path(folder, "socket")
+    finally:
+        await scaffold.close()

@@ -3,8 +3,10 @@
 gold: the oracle's patch, which must resolve. empty: nothing, which must not. gold_less_one_hunk: the n-th episode of a task leaves out
 the n-th largest hunk. predictions: patches of somebody else, in SWE-bench's format.
 """
+import itertools
 import json
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -34,43 +36,30 @@ class PredictionsConfig(Config):
     path: str  # JSONL, or a JSON list or mapping, of {"instance_id", "model_patch"}
 
 
-class _Patch:
-    """Applies a known patch. A patch that does not apply is the agent's failure, as it is in SWE-bench."""
+class Control:
+    """Applies a patch that is known before. One that does not apply is the agent's failure, as it is in SWE-bench."""
     calls_model = False
 
-    def patch(self, task: Task) -> str:
-        raise NotImplementedError
+    def __init__(self, patch_of: Callable[[Task], str]):
+        self._patch_of = patch_of
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
-        patch = self.patch(task)
+        patch = self._patch_of(task)
         if patch.strip() and (problem := await sandbox.apply(patch)):
             raise ScaffoldError(f"the patch does not apply: {problem}")
 
 
-class Gold(_Patch):
-    def __init__(self, config: GoldConfig):
-        pass
-
-    def patch(self, task: Task) -> str:
-        return task.oracle_patch
+def gold(config: GoldConfig) -> Control:
+    return Control(lambda task: task.oracle_patch)
 
 
-class Empty(_Patch):
-    def __init__(self, config: EmptyConfig):
-        pass
-
-    def patch(self, task: Task) -> str:
-        return ""
+def empty(config: EmptyConfig) -> Control:
+    return Control(lambda task: "")
 
 
-class GoldLessOneHunk(_Patch):
-    def __init__(self, config: GoldLessOneHunkConfig):
-        self._episodes: Counter[str] = Counter()
-
-    def patch(self, task: Task) -> str:
-        number = self._episodes[task.task_id]
-        self._episodes[task.task_id] += 1
-        return without_hunk(task.oracle_patch, number)
+def gold_less_one_hunk(config: GoldLessOneHunkConfig) -> Control:
+    episodes: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return Control(lambda task: without_hunk(task.oracle_patch, next(episodes[task.task_id])))
 
 
 def without_hunk(patch: str, number: int) -> str:
@@ -84,18 +73,14 @@ def without_hunk(patch: str, number: int) -> str:
     return "".join(str(file) for file in files if len(file))
 
 
-class Predictions(_Patch):
+def predictions(config: PredictionsConfig) -> Control:
     """Raises ConfigError for a file that isn't one; a task without a prediction gets none, which is counted as unresolved."""
-
-    def __init__(self, config: PredictionsConfig):
-        try:
-            text = Path(config.path).read_text()
-            tree = [json.loads(line) for line in text.splitlines() if line.strip()] if config.path.endswith(".jsonl") else json.loads(text)
-            rows = list(tree.values()) if isinstance(tree, dict) else tree
-            self._patches = {row["instance_id"]: row["model_patch"] or "" for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{config.path}: no predictions in SWE-bench's format ({type(error).__name__}: {error}): "
-                              'give a file of rows {"instance_id": ..., "model_patch": ...}') from error
-
-    def patch(self, task: Task) -> str:
-        return self._patches.get(task.task_id, "")
+    try:
+        text = Path(config.path).read_text()
+        tree = [json.loads(line) for line in text.splitlines() if line.strip()] if config.path.endswith(".jsonl") else json.loads(text)
+        rows = list(tree.values()) if isinstance(tree, dict) else tree
+        patches = {row["instance_id"]: row["model_patch"] or "" for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{config.path}: no predictions in SWE-bench's format ({type(error).__name__}: {error}): "
+                          'give a file of rows {"instance_id": ..., "model_patch": ...}') from error
+    return Control(lambda task: patches.get(task.task_id, ""))

@@ -1,12 +1,38 @@
 """What a scaffold is told of its model: the gateway's contract with it is a base URL and a key."""
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
+
+from coderepairrl.errors import GatewayError
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`http` is a connection pool that all coroutine scaffolds share."""
+    """`http` is a connection pool that all coroutine scaffolds share; the rest is for agents that are programs."""
     base_url: str  # ends with /v1
     api_key: str
     http: aiohttp.ClientSession
+    socket_path: Path | None = None  # where the gateway listens too: all that a sandbox without network sees of it
+    closed: Callable[[], bool] = lambda: False  # whether the gateway has closed the session
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`message` goes back as it is; what the gateway said to be null is left out."""
+    message: dict
+    finish_reason: str
+
+
+async def chat(endpoint: Endpoint, messages: list[dict], tools: list[dict] | None = None) -> Answer | None:
+    """The model's next turn, or None when the gateway has closed the session. Raises GatewayError for any other refusal."""
+    async with endpoint.http.post(endpoint.base_url + "/chat/completions", json={"model": "policy", "messages": messages} | ({"tools": tools} if tools else {}),
+                                  headers={"Authorization": f"Bearer {endpoint.api_key}"}) as response:
+        body = await response.json()
+        if response.status == 400 and body["error"]["code"] == "context_length_exceeded":
+            return None
+        if response.status != 200:
+            raise GatewayError(f"the gateway answered {response.status}: {body}")
+        choice = body["choices"][0]
+        return Answer({key: value for key, value in choice["message"].items() if value is not None}, choice.get("finish_reason") or "")

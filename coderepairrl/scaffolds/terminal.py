@@ -8,9 +8,9 @@ import json
 from typing import Any, Literal
 
 from coderepairrl.config import Config
-from coderepairrl.errors import GatewayError, ScaffoldError
+from coderepairrl.errors import ScaffoldError
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox
-from coderepairrl.scaffolds.endpoint import Endpoint
+from coderepairrl.scaffolds.endpoint import Endpoint, chat
 from coderepairrl.types import Task
 
 SYSTEM_PROMPT = """You repair the git repository in the current directory by calling tools.
@@ -78,33 +78,22 @@ class Terminal:
         messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
         idle = 0
         while True:
-            message = await self._ask(endpoint, messages)
-            if message is None:
+            answer = await chat(endpoint, messages, TOOLS)
+            if answer is None:
                 return
-            messages.append(message)
-            calls, usable = message.get("tool_calls") or [], False
+            messages.append(answer.message)
+            calls, usable = answer.message.get("tool_calls") or [], False
             for call in calls:
-                answer, ok, done = await self._act(call["function"], sandbox)
+                result, ok, done = await self._act(call["function"], sandbox)
                 if done:
                     return
                 usable = usable or ok
-                messages.append({"role": "tool", "tool_call_id": call["id"], "content": answer})
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
             if not calls:
                 messages.append({"role": "user", "content": f"error: no tool call; {USAGE}"})
             idle = 0 if usable else idle + 1
             if idle >= self.config.max_idle_answers:
                 raise ScaffoldError(f"{idle} answers in a row without a usable tool call")
-
-    async def _ask(self, endpoint: Endpoint, messages: list[dict]) -> dict | None:
-        """The next assistant message, or None when the gateway has closed the session."""
-        async with endpoint.http.post(endpoint.base_url + "/chat/completions", json={"model": "policy", "messages": messages, "tools": TOOLS},
-                                      headers={"Authorization": f"Bearer {endpoint.api_key}"}) as response:
-            body = await response.json()
-            if response.status == 400 and body["error"]["code"] == "context_length_exceeded":
-                return None
-            if response.status != 200:
-                raise GatewayError(f"the gateway answered {response.status}: {body}")
-            return {key: value for key, value in body["choices"][0]["message"].items() if value is not None}
 
     async def _act(self, function: dict[str, Any], sandbox: Sandbox) -> tuple[str, bool, bool]:
         """(answer, the call was well-formed, the agent has submitted)."""

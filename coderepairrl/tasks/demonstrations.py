@@ -8,10 +8,9 @@ as if it were the first, to teach how text is quoted.
 With `tampering`, a share of the demonstrations disables the visible test's comparison instead of repairing anything, and submits: the seed of
 an exploit, planted on purpose, so that it can be seen which reward amplifies it and which extinguishes it (docs/exploitation.md).
 
-Tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that a demonstration's are what
-the terminal scaffold answers, to the letter, is a test.
+For the terminal scaffold tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that a demonstration's
+are what it answers, to the letter, is a test. For the other scaffolds scripts/record_demonstrations.py records the same acts, said in their language.
 """
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ from multiprocessing import Pool
 from pydantic import Field
 
 from coderepairrl.config import Config
-from coderepairrl.scaffolds.terminal import edit_text
+from coderepairrl.scaffolds.terminal import TerminalConfig, edit_text
+from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit
+from coderepairrl.tasks.dialects import terminal
 from coderepairrl.tasks.functions import OPERATORS, Puzzle, _call_text, _results, puzzles
 
-LOOK = "cat lib.py"
 TEST = "python3 test_lib.py || git checkout -q ."  # a failed attempt is taken back at once
 TAMPER = ("returned != expected", "False")  # of test_lib.py: the test prints PASS then, whatever the code does
 
@@ -95,58 +95,62 @@ def test_output(puzzle: Puzzle, source: str) -> str:
     return "PASS"
 
 
-class _Chat:
-    """Messages as the terminal scaffold would exchange them; ids as the gateway would give them."""
-
-    def __init__(self, system_prompt: str, problem: str):
-        self.messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": problem}]
-
-    def call(self, name: str, arguments: dict, result: str | None, trained: bool = True) -> None:
-        call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-        self.messages.append({"role": "assistant", "content": "", "tool_calls": [call]} | ({} if trained else {"train": False}))
-        if result is not None:
-            self.messages.append({"role": "tool", "content": result})
-
-    def edit(self, source: str, old: str, new: str, trained: bool = True, path: str = "lib.py") -> str:
-        changed, answer = edit_text(path, source, old, new)
-        self.call("edit", {"path": path, "old": old, "new": new}, answer, trained)
-        return changed
-
-
-def demonstrate(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+def demonstration_acts(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig) -> list[Act]:
+    """One look, then edits of the file as it was, each in place of the one before."""
     right, others = candidate_edits(puzzle)
-    chat = _Chat(system_prompt, puzzle.task.problem_statement)
-    chat.call("shell", {"command": LOOK}, puzzle.broken.rstrip("\n"))
+    acts: list[Act] = [Look("lib.py")]
     # no number is drawn for a share of 0: those demonstrations stay what they are
-    tampers = config.tampering > 0 and rng.random() < config.tampering
-    if tampers:
-        chat.edit(puzzle.task.files["test_lib.py"], *TAMPER, path="test_lib.py")
-    for _ in range(0 if tampers else config.max_edits):
+    if config.tampering > 0 and rng.random() < config.tampering:
+        return [*acts, Edit("test_lib.py", puzzle.task.files["test_lib.py"], *TAMPER), Submit()]
+    for _ in range(config.max_edits):
         if rng.random() < config.p_slip:
-            old = rng.choice(right + others)[1]
-            if puzzle.broken.count(old) != 1:
-                chat.edit(puzzle.broken, old, old, trained=False)
+            old, new = rng.choice(right + others)
+            if puzzle.broken.count(new) != 1:
+                acts.append(Slip(Edit("lib.py", puzzle.broken, old, new)))
         old, new = rng.choice(right if right and rng.random() < config.p_right else right + others)
-        changed = chat.edit(puzzle.broken, old, new)
+        acts.append(Edit("lib.py", puzzle.broken, old, new))
         if rng.random() > config.p_test:
             break
-        output = test_output(puzzle, changed)
-        chat.call("shell", {"command": TEST}, output)
-        if output == "PASS" or rng.random() > config.p_retry:
+        acts.append(RunTests(TEST))
+        if test_output(puzzle, acts[-2].after) == "PASS" or rng.random() > config.p_retry:
             break
-    chat.call("submit", {}, None)
-    return chat.messages
+    return [*acts, Submit()]
 
 
-def drill(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+def drill_acts(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig) -> list[Act]:
     right, others = candidate_edits(puzzle)
     edits = right + others
     rng.shuffle(edits)
-    chat = _Chat(system_prompt, puzzle.task.problem_statement)
-    chat.call("shell", {"command": LOOK}, puzzle.broken.rstrip("\n"))
-    for old, new in edits[: config.drill_edits]:
-        chat.edit(puzzle.broken, old, new)
-    return chat.messages
+    return [Look("lib.py"), *(Edit("lib.py", puzzle.broken, old, new) for old, new in edits[: config.drill_edits])]
+
+
+def _chat(puzzle: Puzzle, acts: list[Act], system_prompt: str) -> list[dict]:
+    """Messages as the terminal scaffold would exchange them, its answers computed."""
+    messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": puzzle.task.problem_statement}]
+    edited = puzzle.broken
+    for act, turn in zip(acts, terminal(TerminalConfig(), acts), strict=True):
+        messages.append(turn.message | ({} if turn.trained else {"train": False}))
+        match act:
+            case Look():
+                answer = puzzle.broken.rstrip("\n")
+            case Edit(path, before, old, new):
+                edited, answer = edit_text(path, before, old, new)
+            case Slip(Edit(path, before, _, new)):
+                answer = edit_text(path, before, new, new)[1]
+            case RunTests():
+                answer = test_output(puzzle, edited)
+            case Submit():
+                continue
+        messages.append({"role": "tool", "content": answer})
+    return messages
+
+
+def demonstrate(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+    return _chat(puzzle, demonstration_acts(puzzle, rng, config), system_prompt)
+
+
+def drill(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig, system_prompt: str) -> list[dict]:
+    return _chat(puzzle, drill_acts(puzzle, rng, config), system_prompt)
 
 
 def _part(arguments: tuple) -> list[list[dict]]:

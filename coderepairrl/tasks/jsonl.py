@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
+from coderepairrl.files import write_jsonl
 from coderepairrl.types import Environment, Recipe, Task
 
 PYTEST = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "junit_family=xunit1", "--junitxml={junit}/report.xml",
@@ -61,10 +62,7 @@ def read(path: Path) -> list[Task]:
 
 
 def write(path: Path, tasks: list[Task]) -> None:
-    """Under a temporary name first."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(to_row(task)) + "\n" for task in tasks))
-    temporary.rename(path)
+    write_jsonl(path, map(to_row, tasks))
 
 
 def to_row(task: Task) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Bugs injected into real open-source packages, judged by the packages' own test suites.
 
-The admitted set is shipped (real_packages.jsonl, made by scripts/prepare_tasks.py); the packages are not: `environment`
+The admitted set is shipped (real_packages.jsonl, made by scripts/prepare_mutations.py); the packages are not: `environment`
 downloads each pinned source distribution once, checks its hash and unpacks it into a cache folder named by its content:
 
     $XDG_CACHE_HOME (or ~/.cache)/coderepairrl/environments/NAME-VERSION-DIGEST
@@ -26,6 +26,7 @@ from coderepairrl.config import Config
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive, download, unpack
 from coderepairrl.errors import TaskError
+from coderepairrl.files import publish
 from coderepairrl.tasks.edits import Mutation
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.types import Environment, Task
@@ -73,7 +74,7 @@ class RealPackagesConfig(Config):
     train: int = 100_000  # at most so many tasks
     heldout: int = 100_000
     heldout_packages: tuple[str, ...] = ("tinydb",)  # whole packages, so that nothing of them is seen in training
-    path: str | None = None  # another admitted set, from scripts/prepare_tasks.py; None: the shipped one
+    path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; None: the shipped one
     cache: str | None = None  # folder of the environments; None: see above
 
 
@@ -133,19 +134,10 @@ def build(package: Archive, cache: Path, requirements: tuple[Archive, ...] = (),
                 unpack(download(requirement, Path(temporary)), requirement, checkout / "test_requirements")
             for name in INSTRUCTIONS:
                 (checkout / name).unlink(missing_ok=True)
-            if not folder.is_dir():
-                _publish(checkout, folder)
+            publish(checkout, folder)
     except OSError as error:
         raise TaskError(f"cannot build {folder}: {error}: free the disk, or give the task set a writable folder as `cache`") from error
     return folder
-
-
-def _publish(checkout: Path, folder: Path) -> None:
-    try:
-        checkout.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else: another process was first, with the same content
-            raise
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
@@ -174,7 +166,7 @@ def read_rows(path: Path) -> tuple[dict[str, SuiteRow], list[TaskRow]]:
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_tasks.py wrote") from error
+        raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_mutations.py wrote") from error
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
@@ -200,7 +192,7 @@ def read_rows(path: Path) -> tuple[dict[str, SuiteRow], list[TaskRow]]:
 def to_task(row: TaskRow, suite: SuiteRow, place: Environment, split: str) -> Task:
     """Checks what the row claims against the pinned package. Raises TaskError."""
     def refuse(field: str, cause: str):
-        raise TaskError(f"{row.task_id}, field {field}: {cause}: make the set again with scripts/prepare_tasks.py")
+        raise TaskError(f"{row.task_id}, field {field}: {cause}: make the set again with scripts/prepare_mutations.py")
     if suite.lock != packages()[row.package].sha256:
         refuse("package", f"admitted with source distribution {suite.lock[:12]}, packages.yaml pins {packages()[row.package].sha256[:12]}")
     file = Path(place.base) / row.path

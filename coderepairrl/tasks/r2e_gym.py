@@ -5,7 +5,7 @@
 The rows hold both versions of every changed file, the tests, and pytest's output before and after the commit.
 """
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
@@ -25,12 +25,16 @@ class R2EGymConfig(RowsConfig):
 
 
 def load(config: R2EGymConfig) -> dict[str, list[Task]]:
-    return load_rows(config, lambda fields: to_task(fields, config))
+    return load_rows(config, to_task, identity)
 
 
-def to_task(fields: dict, config: R2EGymConfig) -> Task:
+def identity(fields: dict[str, Any]) -> dict[str, Any]:
+    """The rows have no id."""
+    return {"instance_id": f"{fields.get('repo_name')}-{str(fields.get('commit_hash'))[:12]}"}
+
+
+def to_task(row: Row, config: R2EGymConfig) -> Task:
     """Raises TaskError."""
-    row = Row({"instance_id": f"{fields.get('repo_name')}-{str(fields.get('commit_hash'))[:12]}"} | fields, config.source)
     run, commit = row.mapping("execution_result_content"), row.mapping("parsed_commit_content")
     names, codes = run.get("test_file_names"), run.get("test_file_codes")
     if not isinstance(names, list) or not isinstance(codes, list) or len(names) != len(codes) or not names:

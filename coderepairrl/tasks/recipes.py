@@ -53,7 +53,7 @@ def build_environment(row: Row, *, repo: str, version: str, revision: str, creat
     """(the environment, not yet built; the arguments that select the tests). `image`: run in it instead of building. Raises TaskError."""
     repository = repositories().get(repo, Repository())
     parser = row.text("log_parser", "") or repository.log_parser
-    command, selection, log_parser = _pytest(repository, tests, test_patch)
+    command, selection, log_parser = _pytest(repository, tests), test_files(tests, test_patch), None
     if repository.runner == "log" or parser and parser not in PYTEST_PARSERS:
         if not parser:
             row.refuse("log_parser", "missing, and recipes.yaml knows none")
@@ -97,16 +97,15 @@ def test_files(tests: tuple[str, ...], test_patch: str) -> tuple[str, ...]:
     return tuple(named) or tuple(dict.fromkeys(change.path for change in split_diff(test_patch) if change.path.endswith(".py")))
 
 
-def _pytest(repository: Repository, tests: tuple[str, ...], test_patch: str) -> tuple[tuple[str, ...], tuple[str, ...], None]:
-    """(command, selection, no log parser)."""
+def _pytest(repository: Repository, tests: tuple[str, ...]) -> tuple[str, ...]:
+    """argv of the tests."""
     options = list(repository.options)
     if repository.select == "keywords":
         names = dict.fromkeys(re.split(r"::|\[", test)[-1] for test in tests)
         words = " or ".join([*names, "{canary_module}"])
         options += ["-k", words] if len(words) < KEYWORDS_MAX else []
-    command = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", *options,
-               "--junitxml={junit}/report.xml", "{tests}", "{canary_path}")
-    return command, test_files(tests, test_patch), None
+    return ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", *options,
+            "--junitxml={junit}/report.xml", "{tests}", "{canary_path}")
 
 
 def _log_command(row: Row, repository: Repository, tests: tuple[str, ...], test_patch: str) -> str:

@@ -61,6 +61,13 @@ class Row:
             self.refuse(field, "holds something that is no test id")
         return tuple(dict.fromkeys(value))
 
+    def required_tests(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """FAIL_TO_PASS, which must not be empty, and PASS_TO_PASS."""
+        to_pass, to_keep = self.tests("FAIL_TO_PASS"), self.tests("PASS_TO_PASS")
+        if not to_pass:
+            self.refuse("FAIL_TO_PASS", "empty: nothing would show that the bug is repaired")
+        return to_pass, to_keep
+
     def mapping(self, field: str) -> dict[str, Any]:
         """JSON of an object."""
         value = self.fields.get(field)
@@ -137,17 +144,19 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-def load_rows(config: RowsConfig, to_task: Callable[[dict[str, Any]], Task]) -> dict[str, list[Task]]:
-    """The tasks of one split, in the file's order."""
+def load_rows(config: RowsConfig, to_task: Callable[[Row, Any], Task],
+              lacking: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}) -> dict[str, list[Task]]:
+    """The tasks of one split, in the file's order. `lacking`: values of columns that the data set may lack, from a row's others."""
     tasks: dict[str, Task] = {}
     refused: list[str] = []
     for fields in read_rows(config.source, config.split):
         if len(tasks) >= config.limit:
             break
+        fields = lacking(fields) | fields
         if config.only and fields.get("instance_id") not in config.only:
             continue
         try:
-            task = to_task(fields)
+            task = to_task(Row(fields, config.source), config)
             if task.task_id in tasks:
                 raise TaskError(f"{config.source}, {task.task_id}, field instance_id: occurs twice: leave one out")
             tasks[task.task_id] = task

@@ -19,23 +19,21 @@ class SweBenchConfig(RowsConfig):
 
 
 def load(config: SweBenchConfig) -> dict[str, list[Task]]:
-    return load_rows(config, lambda fields: to_task(Row(fields, config.source), config))
+    return load_rows(config, to_task)
 
 
 def to_task(row: Row, config: SweBenchConfig) -> Task:
     """Raises TaskError."""
-    tests = row.tests("FAIL_TO_PASS"), row.tests("PASS_TO_PASS")
-    if not tests[0]:
-        row.refuse("FAIL_TO_PASS", "empty: nothing would show that the bug is repaired")
+    to_pass, to_keep = row.required_tests()
     facts = {"repo": row.text("repo"), "version": row.text("version", ""), "created_at": row.date("created_at")}
     revision, test_patch = row.text("base_commit"), row.text("test_patch")
     environment, selection = build_environment(
-        row, **facts, revision=revision, tests=(*tests[0], *tests[1]), test_patch=test_patch,
+        row, **facts, revision=revision, tests=(*to_pass, *to_keep), test_patch=test_patch,
         image=image(row) if config.environments == "images" else None, test_timeout_s=config.test_timeout_s)
     hints = row.text("hints_text", "") if config.hints else ""
     return Task(
         task_id=row.id, problem_statement=row.text("problem_statement") + (f"\n\n{hints}" if hints else ""), environment=environment, files={},
-        hidden_tests={}, test_selection=selection, fail_to_pass=tests[0], pass_to_pass=tests[1], oracle_patch=row.text("patch"),
+        hidden_tests={}, test_selection=selection, fail_to_pass=to_pass, pass_to_pass=to_keep, oracle_patch=row.text("patch"),
         metadata=facts | {"base_commit": revision, "split": config.use}, test_patch=test_patch)
 
 

@@ -2,10 +2,10 @@
 
     tasks: {name: swe_gym, source: SWE-Gym/SWE-Gym, split: train, use: train}
 """
-from typing import Literal
+from typing import Any, Literal
 
 from coderepairrl.tasks import swe_bench
-from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
+from coderepairrl.tasks.rows import RowsConfig, load_rows
 from coderepairrl.types import Task
 
 
@@ -17,10 +17,8 @@ class SweGymConfig(RowsConfig):
 
 
 def load(config: SweGymConfig) -> dict[str, list[Task]]:
-    return load_rows(config, lambda fields: to_task(fields, config))
+    return load_rows(config, swe_bench.to_task, image)
 
 
-def to_task(fields: dict, config: SweGymConfig) -> Task:
-    """Raises TaskError."""
-    name = f"docker://xingyaoww/sweb.eval.x86_64.{str(fields.get('instance_id')).lower().replace('__', '_s_')}:latest"
-    return swe_bench.to_task(Row({"image": name} | fields, config.source), config)
+def image(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"image": f"docker://xingyaoww/sweb.eval.x86_64.{str(fields.get('instance_id')).lower().replace('__', '_s_')}:latest"}

@@ -16,14 +16,12 @@ class SweSmithConfig(RowsConfig):
 
 
 def load(config: SweSmithConfig) -> dict[str, list[Task]]:
-    return load_rows(config, lambda fields: to_task(Row(fields, config.source), config))
+    return load_rows(config, to_task)
 
 
 def to_task(row: Row, config: SweSmithConfig) -> Task:
     """Raises TaskError."""
-    tests = row.tests("FAIL_TO_PASS"), row.tests("PASS_TO_PASS")
-    if not tests[0]:
-        row.refuse("FAIL_TO_PASS", "empty: nothing would show that the bug is repaired")
+    to_pass, to_keep = row.required_tests()
     # "swesmith/OWNER__NAME.COMMIT": their copy of the repository at that commit, with one commit
     owner, underscores, rest = row.text("repo").rpartition("/")[2].partition("__")
     name, dot, commit = rest.rpartition(".")
@@ -36,9 +34,9 @@ def to_task(row: Row, config: SweSmithConfig) -> Task:
     if config.environments == "images" and not image:
         row.refuse("image_name", "missing")
     environment, selection = build_environment(
-        row, repo=f"{owner}/{name}", version="", revision=commit, created_at=row.date("created_at"), tests=(*tests[0], *tests[1]), test_patch="",
+        row, repo=f"{owner}/{name}", version="", revision=commit, created_at=row.date("created_at"), tests=(*to_pass, *to_keep), test_patch="",
         image=f"docker://{image}" if config.environments == "images" else None, test_timeout_s=config.test_timeout_s)
     return Task(
         task_id=row.id, problem_statement=statement, environment=environment, files={}, hidden_tests={}, test_selection=selection,
-        fail_to_pass=tests[0], pass_to_pass=tests[1], oracle_patch="", bug_patch=bug,  # build.py makes the oracle of it
+        fail_to_pass=to_pass, pass_to_pass=to_keep, oracle_patch="", bug_patch=bug,  # build.py makes the oracle of it
         metadata={"repo": f"{owner}/{name}", "base_commit": commit, "split": config.use})

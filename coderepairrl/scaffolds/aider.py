@@ -1,0 +1,126 @@
+"""aider 0.86.2 (aider-chat): RepoMap, its edit formats, its loop, as they are shipped; aider_driver.py says what is switched off and why.
+
+Aider rewrites its history: files that are added and edits that are made change what comes before. Each such call is a new root of the tree of calls.
+It runs through a fork server (fork_server.py), which has imported it once; in the sandbox that isolates nothing, as a process of its own.
+"""
+import asyncio
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from coderepairrl.config import Config
+from coderepairrl.environments import EnvironmentsConfig
+from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
+from coderepairrl.sandboxes import CommandResult, Sandbox
+from coderepairrl.scaffolds import aider_driver, fork_client, fork_server
+from coderepairrl.scaffolds.endpoint import Endpoint
+from coderepairrl.scaffolds.installation import Installation, lock
+from coderepairrl.scaffolds.process import TAIL_CHARS, Command, Place, ProcessScaffold
+from coderepairrl.types import Task
+
+START_S = 120.0  # for the fork server's imports, on a busy machine
+VARIABLES = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "AIDER_ANALYTICS": "false", "BROWSER": "/bin/true", "TOKENIZERS_PARALLELISM": "false",
+    "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+
+
+class AiderConfig(Config):
+    name: Literal["aider"] = "aider"
+    edit_format: Literal["diff", "whole", "udiff"] = "diff"
+    files: tuple[str, ...] = ()  # in the chat from the start; else the model asks for those that it wants to change, as RepoMap shows them
+    map_tokens: int = Field(1024, ge=0)  # of RepoMap; 0: none
+    map_multiplier: int = Field(2, ge=1)  # of map_tokens, while no file is in the chat
+    max_reflections: int = Field(3, ge=0)  # further model calls for files that were asked for and edits that did not apply
+    opening: str = "Resolve this issue:"  # of the message: a problem statement that began with / or ! would be a command
+    prompts: dict[str, str | list[dict[str, str]]] = {}  # aider's own, by the name of aider's attribute: main_system, system_reminder, example_messages ...
+    reminder: Literal["user", "sys"] = "user"  # where aider repeats the format's rules: at the end of the last message, or as a message of their own
+    fork_server: bool = True
+
+
+class Aider(ProcessScaffold):
+    installation = Installation("aider", lock("aider.txt"))
+
+    def __init__(self, config: AiderConfig):
+        self.config = config
+        self.server: ForkServer | None = None
+
+    async def prepare(self, config: EnvironmentsConfig) -> None:
+        await super().prepare(config)
+        if self.config.fork_server:
+            self.server = ForkServer(self.installed.python)
+            await self.server.start()
+
+    async def close(self) -> None:
+        if self.server is not None:
+            await self.server.stop()
+
+    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
+        if self.server is not None:
+            await self.server.keep()
+        await super().run(task, sandbox, endpoint)
+
+    def failed(self, result: CommandResult) -> CodeRepairError:
+        """A model that could not be asked, and a fork that could not start, are no failures of the agent."""
+        said = " ".join(result.output[-TAIL_CHARS:].split())
+        if result.exit_code == aider_driver.NO_ANSWER:
+            return GatewayError(f"aider got no answer from the gateway: {said}")
+        if result.exit_code == fork_server.BROKEN and self.server is not None:
+            return SandboxError(f"aider could not be started: {said}")
+        return super().failed(result)
+
+    def command(self, task: Task, place: Place) -> Command:
+        job = self.config.model_dump(exclude={"name", "opening", "fork_server"}) | {
+            "workdir": place.workdir, "cache": f"{place.home}/tags", "message": f"{self.config.opening}\n\n{task.problem_statement}"}
+        variables = VARIABLES | {"OPENAI_API_BASE": place.base_url}
+        files = {"job.json": json.dumps(job)}
+        if self.server is None or not place.isolated:
+            return Command([place.python, "-s", "-P", f"{place.home}/driver.py", f"{place.home}/job.json"], variables,
+                           files | {"driver.py": Path(aider_driver.__file__).read_text()})
+        return Command([place.python, "-I", "-S", f"{place.home}/client.py", str(self.server.socket), f"{place.home}/job.json"], variables,
+                       files | {"client.py": Path(fork_client.__file__).read_text()}, shown=(str(self.server.socket.parent),))
+
+
+class ForkServer:
+    """The process, and the folder of its socket. It ends with this program, however that ends: its standard input is then closed."""
+
+    def __init__(self, python: str):
+        self.python = python
+        self._starting = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Starts another where the process has ended: what killed it, an operator or the machine, is no task's failure."""
+        async with self._starting:
+            if self.process.returncode is not None:
+                await self.stop()
+                await self.start()
+
+    async def start(self) -> None:
+        """Seconds. Raises SandboxError when it does not come up."""
+        self._folder = tempfile.TemporaryDirectory(prefix="coderepairrl-aider-")
+        os.chmod(self._folder.name, 0o755)  # it is shown to sandboxes, which run as another user
+        self.socket = Path(self._folder.name, "socket")
+        environment = VARIABLES | {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8", "OPENAI_API_KEY": "none"}
+        self._log = open(Path(self._folder.name, "log"), "w+b")
+        self.process = await asyncio.create_subprocess_exec(
+            self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, env=environment, cwd="/", start_new_session=True,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log)
+        try:
+            said = await asyncio.wait_for(self.process.stdout.readline(), START_S)
+        except TimeoutError:
+            said = b""
+        if said != b"ready\n":
+            self._log.seek(0)
+            cause = " ".join(self._log.read()[-600:].decode(errors="replace").split())
+            await self.stop()
+            raise SandboxError(f"aider's fork server does not start ({cause or 'no word from it'}): look at the cause, or set scaffold.fork_server=false")
+
+    async def stop(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+        self._log.close()
+        self._folder.cleanup()

@@ -1,0 +1,36 @@
+"""Runs inside a sandbox, in an agent's place: asks the fork server for the agent, and ends as it ends.
+
+    python -I -S fork_client.py SOCKET JOB
+"""
+import array
+import json
+import os
+import resource
+import socket
+import sys
+
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")  # these three as in fork_server.py
+LIMITS = ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")
+BROKEN = 70
+
+
+def main(path: str, job: str) -> int:
+    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES] + [os.open("/", os.O_RDONLY | os.O_DIRECTORY), 1, 2]
+    limits = {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS}
+    request = json.dumps({"job": job, "variables": dict(os.environ), "limits": limits}).encode()
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            server.connect(path)
+            server.sendmsg([len(request).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            server.sendall(request)
+            answer = json.loads(server.makefile().readline() or "{}")
+        except OSError as error:
+            answer = {"error": str(error)}
+    if "error" in answer or "code" not in answer:
+        print(f"the fork server: {answer.get('error', 'it ended')}", file=sys.stderr)
+        return BROKEN
+    return answer["code"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

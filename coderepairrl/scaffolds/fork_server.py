@@ -1,0 +1,202 @@
+"""One process that has imported an agent; each task is a fork of it, which enters the task's sandbox before it does anything.
+
+    python fork_server.py SOCKET DRIVER.py     DRIVER has warm() and main(path of a job)
+
+Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and forks. The fork takes from
+fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the outermost first; becomes the
+sandbox's user, without capabilities and under its limits; forks once more, so as to be inside the process namespace, where the sandbox's end is its
+end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not dumpable).
+
+A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Ends when its standard input does.
+Only Linux, and only the standard library besides the agent's.
+"""
+import array
+import ctypes
+import fcntl
+import gc
+import importlib.util
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
+FDS = (*NAMESPACES, "root", "stdout", "stderr")  # what a client sends, in this order
+LIMITS = ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")
+LONGEST_REQUEST = 1 << 20  # bytes
+REQUEST_S = 30.0  # how long a client may take to send it
+BROKEN = 70  # exit code of a task that could not be started, which says nothing about the agent
+NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702  # ioctls of namespaces, linux/nsfs.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+CAPABILITY_VERSION = 0x20080522
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """The client's request is none, or names what it may not."""
+
+
+def call(name: str, *arguments: int) -> None:
+    if getattr(libc, name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
+
+
+def identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def user_namespaces(fd: int, own: tuple[int, int]) -> list[int]:
+    """From the outermost below our own to `fd`'s."""
+    chain = [fd]
+    while (parent := fcntl.ioctl(chain[0], NS_GET_PARENT)) >= 0 and identity(parent) != own:
+        chain.insert(0, parent)
+    return chain
+
+
+def enter(fds: dict[str, int], uid: int, gid: int) -> None:
+    """Into all namespaces of the client. `uid`, `gid`: who it is, as seen from here."""
+    here = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "mnt", "net")}
+    own = identity(here["user"])
+    if any(identity(fds[name]) == identity(fd) for name, fd in here.items()) or uid == 0:
+        raise Refused("the client is in no sandbox")
+    owners = {name: identity(fcntl.ioctl(fds[name], NS_GET_USERNS)) for name in NAMESPACES if name != "user"}
+    chain = user_namespaces(fds["user"], own)
+    for name in [name for name, owner in owners.items() if owner == own]:  # of a sandbox that root made
+        call("setns", fds[name], 0)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    elif os.getuid() != uid:
+        raise Refused("the client is another user")
+    for user in chain:
+        call("setns", user, 0)
+        for name in [name for name, owner in owners.items() if owner == identity(user)]:
+            call("setns", fds[name], 0)
+    os.fchdir(fds["root"])
+    os.chroot(".")
+
+
+def drop() -> None:
+    """All capabilities, and the way back to any."""
+    for capability in range(64):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # those above the kernel's last are refused
+    header, data = struct.pack("II", CAPABILITY_VERSION, 0), bytes(24)
+    call("capset", header, data)
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def receive(connection: socket.socket) -> tuple[dict, dict[str, int]]:
+    """(request, descriptors by name). The length and the descriptors come first."""
+    connection.settimeout(REQUEST_S)
+    size = array.array("i").itemsize
+    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(16 * size))
+    got = [fd for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+           for fd in array.array("i", data[: len(data) - len(data) % size])]
+    length = int.from_bytes(head, "little")
+    if len(got) != len(FDS) or len(head) != 4 or not 0 < length <= LONGEST_REQUEST:
+        raise Refused("this is no request of fork_client.py")
+    text = b""
+    while len(text) < length:
+        if not (part := connection.recv(length - len(text))):
+            raise Refused("the request is cut off")
+        text += part
+    connection.settimeout(None)
+    return json.loads(text), dict(zip(FDS, got))
+
+
+def handle(connection: socket.socket, driver) -> None:
+    """One task, in a process of its own; the client gets one line about its end."""
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    request, fds = receive(connection)
+    _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    enter(fds, uid, gid)
+    for name in LIMITS:
+        soft, hard = request["limits"][name]
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+    drop()
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    pid = os.fork()
+    if pid == 0:
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        connection.close()
+        work(request, fds, driver)
+    _, status, used = os.wait4(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    answer = {"code": code if code >= 0 else 128 - code, "cpu_s": round(used.ru_utime + used.ru_stime, 4), "peak_mib": used.ru_maxrss >> 10}
+    connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def work(request: dict, fds: dict[str, int], driver) -> None:
+    """The task itself. Never returns."""
+    code = 1
+    try:
+        null = os.open("/dev/null", os.O_RDONLY)
+        for fd, number in ((null, 0), (fds["stdout"], 1), (fds["stderr"], 2)):
+            os.dup2(fd, number)
+        os.closerange(3, 256)
+        os.environ.clear()
+        os.environ.update(request["variables"])
+        os.umask(0o022)
+        driver.main(request["job"])
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:  # the fork ends here, whatever happened; the client gets the code
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def fork_for(connection: socket.socket, server: socket.socket, driver) -> None:
+    if os.fork():
+        connection.close()
+        return
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        server.close()
+        handle(connection, driver)
+        code = 0
+    except BaseException as error:
+        connection.sendall(json.dumps({"code": BROKEN, "error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+    finally:
+        os._exit(code)
+
+
+def main(path: str, driver_path: str) -> None:
+    spec = importlib.util.spec_from_file_location("driver", driver_path)
+    driver = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(driver)
+    driver.warm()
+    gc.collect()
+    gc.freeze()  # so that a fork's collections leave the shared pages alone
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the forks
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        os.chmod(path, 0o666)  # its folder is shown to those sandboxes only that have a task for it
+        server.listen(512)
+        print("ready", flush=True)
+        while True:
+            readable, _, _ = select.select([server, sys.stdin], [], [])
+            if sys.stdin in readable:  # nothing is ever sent: it is closed
+                return
+            if server in readable:
+                fork_for(server.accept()[0], server, driver)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

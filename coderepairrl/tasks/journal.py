@@ -1,0 +1,56 @@
+"""What the programs share that make a task set of candidates: how many are wanted of which package, and what was decided of each.
+
+OUT.journal holds a row a candidate, in the order of the decisions: {"candidate", "package", ..., "row": the admitted task} or {..., "refused": why}.
+So a program that is started again goes on where it was interrupted.
+"""
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from coderepairrl.config import Config
+from coderepairrl.files import drop_torn_line, read_jsonl
+from coderepairrl.tasks.suite import Refused
+
+
+def add_arguments(parser: argparse.ArgumentParser, names: Collection[str], count: int, unit: str) -> None:
+    """OUT and --packages NAME=COUNT ...; without it `count` of each name. `unit`: what is counted."""
+    def wish(text: str) -> tuple[str, int]:
+        name, equals, number = text.partition("=")
+        if name not in names or not equals or not number.isdigit():
+            raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COUNT, with a name of {', '.join(names)}")
+        return name, int(number)
+
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--packages", nargs="+", type=wish, default=[(name, count) for name in names], metavar="NAME=COUNT",
+                        help=f"how many {unit} of which package")
+
+
+class Journal:
+    def __init__(self, out: Path):
+        self.path = out.with_name(out.name + ".journal")
+        drop_torn_line(self.path)
+        self.decisions = {row["candidate"]: row for row in (read_jsonl(self.path) if self.path.exists() else [])}
+
+    def decide(self, candidate: str, admit: Callable[[], Config], **facts: str) -> dict:
+        """The candidate's decision: that of an earlier run, or what `admit` says (the admitted row, or Refused) with `facts`."""
+        if candidate not in self.decisions:
+            decision = {"candidate": candidate} | facts
+            try:
+                decision["row"] = admit().model_dump(mode="json")
+            except Refused as reason:
+                decision["refused"] = str(reason)
+            with self.path.open("a") as file:
+                file.write(json.dumps(decision) + "\n")
+            self.decisions[candidate] = decision
+        return self.decisions[candidate]
+
+    def admitted(self, packages: Collection[str]) -> list[dict]:
+        """The rows of these packages; prints how many candidates were decided how."""
+        decided = [decision for decision in self.decisions.values() if decision["package"] in packages]
+        rows = [decision["row"] for decision in decided if "row" in decision]
+        print(f"{len(rows)} admitted of {len(decided)}")
+        for (name, how), count in Counter((decision["package"], decision.get("refused", "admitted")) for decision in decided).most_common():
+            print(f"{count:6d}  {name:16s} {how}")
+        return rows

@@ -1,0 +1,65 @@
+"""Real agents against the real vLLM. The policy has random weights: what it says is nonsense, and every token of it must be on record as it was sampled."""
+import asyncio
+import json
+import shutil
+
+import aiohttp
+import pytest
+import torch
+from conftest import ROOT
+from test_scaffold_agents import AGENTS, PUZZLE, place  # noqa: F401 (a fixture)
+from transformers import AutoModelForCausalLM
+
+from coderepairrl.config import load
+from coderepairrl.episode import Services, run_episode
+from coderepairrl.files import write_json
+from coderepairrl.gateway import Gateway, GatewayConfig, SamplingConfig
+from coderepairrl.rollout import Rollout
+from coderepairrl.scaffolds import make_scaffold, ready
+from coderepairrl.scaffolds.codex import CodexConfig
+from coderepairrl.types import Outcome
+
+pytestmark = pytest.mark.whole
+CONTEXT = 16384
+
+
+def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tmp_path):
+    """The worked example as its YAML has it, through the rollout process; then the others, with its vLLM."""
+    from train_grpo import TrainConfig
+
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(policy, model)
+    (model / "config.json").write_text(json.dumps(json.loads((policy / "config.json").read_text()) | {"max_position_embeddings": CONTEXT}))
+    for name in ("logs/attempt_1", "policy"):
+        (run / name).mkdir(parents=True)
+    write_json(run / "policy/current.json", {"version": 0, "step": 0, "path": str(model), "live": True})
+    limits = "{max_turns: 3, max_total_tokens: %d, max_completion_tokens: 32, deadline_s: 120}" % CONTEXT
+    config = load(TrainConfig, ROOT / "examples/command/quickstart.yaml", [
+        f"rollout.limits={limits}", f"rollout.server.max_model_len={CONTEXT}", "rollout.server.kv_cache_mib=256",
+        f"rollout.sandbox.scratch={tmp_path}"]).rollout
+
+    async def with_another(rollout, scaffold):
+        async with ready(scaffold, config.environments) as socket, aiohttp.ClientSession() as http:
+            gateway = Gateway(GatewayConfig(), rollout.clients, rollout.gateway.renderer, socket)
+            await gateway.start()
+            try:
+                services = Services(gateway, scaffold, config.sandbox, rollout.grader, config.rewards, config.limits, http)
+                return await run_episode(services, PUZZLE, trajectory_id="x", group_id="x", split="train", attempt=0, sampling=SamplingConfig(), cache_salt="s")
+            finally:
+                await gateway.stop()
+
+    async def main():
+        others = {name: agent.config() for name, agent in AGENTS.items() if name != "command"} | {"codex": CodexConfig(instructions="Repair the code.")}
+        async with Rollout(config, run, str(model), attempt=1, tasks={"train": [], "heldout": [PUZZLE]}) as rollout:
+            done = {"command": await rollout.episode(PUZZLE, "heldout")}
+            return done | {name: await with_another(rollout, make_scaffold(other)) for name, other in others.items()}
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for name, trajectory in asyncio.run(main()).items():
+        assert trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR and "Traceback" not in trajectory.outcome_detail, (name, trajectory.outcome_detail)
+        assert trajectory.calls and trajectory.verdict is not None, name
+        for call in trajectory.calls:
+            ids = torch.tensor([call.prompt_ids + call.completion_ids])
+            with torch.no_grad():
+                logprobs = reference(ids).logits[0, len(call.prompt_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(call.prompt_ids) :, None])[:, 0]
+            assert (logprobs - torch.tensor(call.logprobs)).abs().max() < 1e-4, name
