@@ -153,7 +153,7 @@ def serves(server: Server) -> str:
     return requests.get(f"{server.url}/weight_info", timeout=60).json()["weight_version"]
 
 
-@pytest.mark.whole
+@pytest.mark.cluster
 def test_all_servers_get_the_same_weights(policy, tmp_path):
     """Two servers with different weights become equal, bit for bit, over one communicator that is kept until the servers are others.
 

@@ -1,6 +1,8 @@
 """scripts/train_grpo.py with one agent that sleeps for a minute between two of its calls: its group, and no other, is late."""
 import asyncio
 import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -13,20 +15,28 @@ SLEEPER, SLEEP_S = 6, 60.0  # the how manieth episode of the run
 
 
 class Sleeper(Terminal):
-    started, key = 0, ""
+    started = 0
 
     async def run(self, task, sandbox, endpoint) -> None:
         self.started += 1
         if self.started == SLEEPER:
-            self.key = endpoint.api_key
+            endpoint = replace(endpoint, http=SleepyHTTP(endpoint.http))
         await super().run(task, sandbox, endpoint)
 
-    async def _ask(self, endpoint, messages):
-        message = await super()._ask(endpoint, messages)
-        if endpoint.api_key == self.key:
-            self.key = ""
+
+class SleepyHTTP:
+    """Sleeps after its first answer."""
+
+    def __init__(self, http):
+        self.http, self.requests = http, 0
+
+    @asynccontextmanager
+    async def post(self, *arguments, **keywords):
+        async with self.http.post(*arguments, **keywords) as response:
+            yield response
+        self.requests += 1
+        if self.requests == 1:
             await asyncio.sleep(SLEEP_S)
-        return message
 
 
 SCAFFOLDS[TerminalConfig] = Sleeper
