@@ -56,7 +56,7 @@ def read(folders: list[Path]) -> Found:
     for run, config in configs.items():
         if run in trained_under:
             rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-            tokens = accumulate(round(row["completions/mean_length"] * row["episodes"]) for row in rows)
+            tokens = accumulate(row["tokens_sampled"] for row in rows)
             trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row["pass_rate"] for row in rows]))
             for name, policy in (("before", WARM), ("after", trained_under[run])):
                 if (path := run / "rollouts" / f"eval_{name}.parquet").exists():

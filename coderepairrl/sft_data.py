@@ -53,7 +53,7 @@ class ChatSource(Config):
 class TrajectoriesSource(Config):
     """Episodes that the rollout process recorded, token-exact; what was sampled is learnt. Those that infrastructure ended are left out."""
     kind: Literal["trajectories"]
-    path: str  # a run's folder of rollouts, of which step_*.parquet is read, or a file
+    path: str  # step_*.parquet of this folder and of those below it (a run's folder: its rollouts), or a file
     steps: PositiveInt | None = None
     split: Literal["train", "heldout"] = "train"  # of the tasks
     min_reward: float | None = None
@@ -197,7 +197,7 @@ def without_null(value: Any) -> Any:
 
 def trajectory_conversations(source: TrajectoriesSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
     known = len(load_tokenizer(model))
-    for file in files(source.path, ("step_*.parquet",)):
+    for file in files(source.path, ("**/step_*.parquet",)):
         with readable(file):
             trajectories, _ = store.read(file)
         for trajectory in trajectories:
