@@ -58,7 +58,6 @@ def check(run: Path, steps: int) -> None:
     assert not processes_of(run)
 
 
-@pytest.mark.cluster
 def test_two_nodes_and_a_killed_rank(cluster, policy, tmp_path):
     run = tmp_path / "run"
     job = submit(run, policy, "training.steps=3")
