@@ -117,7 +117,9 @@ class Recorder:
 
     async def file(self, path: Path, part: list[tuple[str, Task, list[Turn]]], bar: tqdm) -> None:
         done = await asyncio.gather(*(self.episode(*one, bar) for one in part))
-        store.write(path, [trajectory for trajectory in done if trajectory is not None], {"left_out": dict(self.left_out)})
+        kept = [trajectory for trajectory in done if trajectory is not None]
+        if kept:  # a file without any would pass for done when the cause is mended
+            store.write(path, kept, {"left_out": dict(self.left_out)})
 
 
 async def record(config: RecordConfig, output: Path) -> dict:
@@ -137,6 +139,7 @@ async def record(config: RecordConfig, output: Path) -> dict:
                 for start in range(0, len(wanted), config.file_episodes):
                     path, part = output / f"step_{start // config.file_episodes:05d}.parquet", wanted[start : start + config.file_episodes]
                     if path.exists():
+                        recorder.left_out = Counter(store.read(path)[1]["left_out"])  # of all up to this file
                         bar.update(len(part))
                     else:
                         await recorder.file(path, part, bar)

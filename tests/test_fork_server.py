@@ -122,6 +122,44 @@ def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
     assert use("bubblewrap", body).output == "alive\n"
 
 
+INNER = """
+import subprocess, time
+child = subprocess.Popen(["unshare", "--user", "--pid", "--fork", "sleep", "60"])
+while not os.path.exists(f"/proc/{child.pid}/ns/pid_for_children") or os.readlink(f"/proc/{child.pid}/ns/pid_for_children") == os.readlink("/proc/self/ns/pid"):
+    time.sleep(0.02)
+if __name__"""
+
+
+def test_a_client_that_names_another_namespace_in_place_of_one_is_refused(server, use, monkeypatch):
+    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox."""
+    inner = CLIENT.replace("\nif __name__", INNER).replace('f"/proc/self/ns/{name}"', 'f"/proc/{child.pid}/ns/pid_for_children" if name == "pid" else f"/proc/self/ns/{name}"')
+    clients = [*(CLIENT.replace(f'"{name}"', '"net"') for name in ("pid", "ipc", "uts")), inner]
+
+    async def body(sandbox):
+        results = []
+        for client in clients:
+            monkeypatch.setitem(globals(), "CLIENT", client)
+            results.append(await task(sandbox, server[1], do="tell"))
+        return results
+
+    for result, said in zip(use("bubblewrap", body), ("setns", "setns", "setns", "not of the client's sandbox"), strict=True):
+        assert result.exit_code == fork_server.BROKEN and said in result.output, result.output
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_fork_that_cannot_be_had_is_the_trouble_of_one_task(monkeypatch, gone):
+    def none():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", none)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        if gone:
+            theirs.close()
+        fork_server.fork_for(ours, None, None)
+        assert ours.fileno() == -1 and (gone or json.loads(theirs.makefile().readline())["code"] == fork_server.BROKEN)
+
+
 def test_its_end_is_the_tasks_end(server, use):
     async def body(sandbox):
         return [await task(sandbox, server[1], **job) for job in ({"do": "exit", "code": 0}, {"do": "exit", "code": 9}, {"do": "exit", "code": "said"}, {"do": "raise"},

@@ -1,15 +1,17 @@
 """The gateway over HTTP: protocol, limits, retries, and vLLM going away. Token-exactness: test_gateway_properties.py."""
 import asyncio
 import json
+import sys
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from test_gateway_support import (END, MOVING, PLAIN, QWEN3, SHELL, TEXT_END, USER, call_text, ids_by_character, ids_of, run,
+from test_gateway_support import (END, MOVING, PLAIN, QWEN3, SHELL, TEXT_END, USER, call_text, ids_by_character, ids_of, read_request, run,
                                   tokenizer)
 
 from coderepairrl.errors import ConfigError, GatewayError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits
-from coderepairrl.gateway.rendering import MARK
+from coderepairrl.gateway.rendering import MARK, TemplateRefusal
 from coderepairrl.types import Outcome
 
 def test_versions_before_the_first_update_are_the_clients_initial_version():
@@ -29,6 +31,7 @@ def test_authentication_and_malformed_requests():
         bad = [b"{", b"[]", b"\xff", b'{"model": "\xed\xa0\xbd"}', deep, {"messages": []}, {"messages": ["x"]}, {"messages": [{"role": "robot"}]},
                {"messages": [USER], "n": 0},
                {"messages": [USER], "tools": "x"}, {"messages": [USER], "n": "2"}, {"messages": [USER], "stop": [1]},
+               {"messages": [USER], "stop": ["x"] * 65},
                {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
                {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, {"messages": [USER], "max_tokens": -1}]
         for body in bad:
@@ -288,8 +291,86 @@ def test_tokenizers_that_can_not_be_used():
     ("a <tool_call>{oops}</tool_call> " + call_text("ls"), "a <tool_call>{oops}</tool_call>", ['{"command": "ls"}'], 1),
     ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', '<tool_call>{"name": 3, "arguments": {}}</tool_call>', [], 1),
     ('<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>', '<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>', [], 1),
+    ('<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>', '<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>', [], 1),
     ("<tool_call>" + "[" * 50_000, "<tool_call>" + "[" * 50_000, [], 1),
 ])
 def test_hermes_calls(text, content, calls, malformed):
     got_content, reasoning, got, count = Renderer(tokenizer()).parse(ids_by_character(text) + ids_of(END), [SHELL])
     assert (got_content, reasoning, [call.arguments for call in got], count) == (content, None, calls, malformed)
+
+
+def test_a_parser_of_vllms_that_raises_is_a_malformed_call(monkeypatch):
+    """internlm2's, for one, raises on a call that is no JSON: what was sampled is on record all the same."""
+    class Parser:
+        def __init__(self, *_):
+            pass
+
+        def extract_tool_calls(self, text, request):
+            return json.loads(text)
+
+    parsers = SimpleNamespace(get_tool_parser=lambda name: Parser, lazy_parsers={})
+    monkeypatch.setitem(sys.modules, "vllm.entrypoints.openai.chat_completion.protocol", SimpleNamespace(ChatCompletionRequest=SimpleNamespace))
+    monkeypatch.setitem(sys.modules, "vllm.tool_parsers", SimpleNamespace(ToolParserManager=parsers))
+
+    async def scenario(world):
+        world.upstream.reply = lambda prompt: (ids_of("{oops" + END), "stop")
+        status, answer = await world.post({"messages": [USER], "tools": [SHELL]})
+        assert status == 200 and answer["choices"][0]["message"]["content"] == "{oops"
+        assert len(world.session.calls) == world.session.counters["malformed_tool_calls"] == 1
+    run(scenario, tool_calls="internlm2")
+
+
+def test_a_call_counts_once_in_the_moment_when_it_is_recorded():
+    async def scenario(world):
+        first, second = (json.dumps({"messages": [{"role": "user", "content": text}]}).encode() for text in "ab")
+        task = asyncio.create_task(world.session.answer(read_request(world.session, first)))
+        while not world.session.calls:
+            await asyncio.sleep(0)
+        await world.session.answer(read_request(world.session, second))  # in the same step of the event loop
+        await task
+        assert len(world.session.calls) == 2 and world.session.close_reason is None
+    run(scenario, limits=SessionLimits(max_turns=2, max_total_tokens=4096))
+
+
+def test_another_try_in_the_moment_when_the_first_failed_is_not_forgotten(monkeypatch):
+    async def scenario(world):
+        session, real, refusals = world.session, world.renderer.render, [TemplateRefusal("once")]
+
+        def render(*arguments):
+            if refusals:
+                raise refusals.pop()
+            return real(*arguments)
+
+        monkeypatch.setattr(world.renderer, "render", render)
+        body = json.dumps({"messages": [USER]}).encode()
+        first = asyncio.create_task(session.answer(read_request(session, body)))
+        while not (session._exchanges and next(iter(session._exchanges.values())).task.done()):
+            await asyncio.sleep(0)
+        world.upstream.gate.clear()
+        asyncio.get_running_loop().call_later(0.3, world.upstream.gate.set)
+        retries = []
+        asyncio.get_running_loop().call_later(0.1, lambda: retries.append(asyncio.create_task(session.answer(read_request(session, body)))))
+        await session.answer(read_request(session, body))
+        await asyncio.gather(first, *retries, return_exceptions=True)
+        assert isinstance(first.exception(), TemplateRefusal) and len(world.upstream.requests) == 1  # joined in flight
+        assert session.counters["joined_retries"] == len(retries) == 1
+    run(scenario)
+
+
+def test_runners_may_close_their_sessions_while_the_gateway_stops():
+    async def scenario(world):
+        request, other = await world.in_flight(), world.gateway.open_session(world.limits, SamplingConfig())
+        stopping = asyncio.create_task(world.gateway.stop())
+        await asyncio.sleep(0)  # it waits for the first session
+        await world.gateway.close_session(other.key)
+        await stopping
+        world.upstream.gate.set()
+        await asyncio.gather(request, return_exceptions=True)
+    run(scenario)
+
+
+def test_a_models_name_may_have_a_slash():
+    async def scenario(world):
+        async with world.http.get(world.url + "/models/Qwen/Qwen3", headers={"Authorization": f"Bearer {world.session.key}"}) as response:
+            assert response.status == 200 and (await response.json())["id"] == "Qwen/Qwen3"
+    run(scenario)

@@ -189,6 +189,17 @@ def test_answers_between_parallel_calls_are_the_same_turn():
     run(scenario)
 
 
+def test_calls_with_ids_of_the_clients_own_stay_turns_of_their_own():
+    async def scenario(world):
+        history, replies = [USER], iter("abc")
+        world.upstream.reply = lambda prompt: (ids_by_character(call_text(next(replies))) + ids_of(END), "stop")
+        for turn in ("call_x", "call_y", "call_z"):
+            _, answer = await world.post({"input": history, "tools": [FUNCTION]}, path="/responses")
+            history = [*history, {**answer["output"][0], "call_id": turn}, {"type": "function_call_output", "call_id": turn, "output": "ok"}]
+        assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]
+    run(scenario)
+
+
 def test_a_custom_call_that_is_malformed_comes_back_as_it_was_said():
     async def scenario(world):
         said = '<tool_call>{"name": "apply_patch", "arguments": {"patch": "+x", "more": 1}}</tool_call>'

@@ -11,6 +11,7 @@ import pytest
 from test_gateway_support import END, USER, ids_by_character, ids_of, run, tokenizer
 
 from coderepairrl.gateway import GatewayConfig, SamplingConfig, SessionLimits
+from coderepairrl.gateway.rendering import TemplateRefusal
 from coderepairrl.types import Outcome
 
 ROOMY = SessionLimits(max_turns=1000, max_total_tokens=4_000_000)
@@ -203,4 +204,39 @@ def test_many_keys_in_flight_when_the_gateway_stops():
         done = await asyncio.gather(*requests, return_exceptions=True)
         assert all(isinstance(one, aiohttp.ClientError) or one[0] == 400 for one in done) and not any(session.calls for session in sessions)
         world.upstream.gate.set()
+    run(scenario)
+
+
+def test_arguments_that_hold_half_a_character_are_no_mistake_of_ours():
+    """The escape is inside of the arguments' text, where the body's own JSON does not show it."""
+    async def scenario(world):
+        call = {"id": "a", "type": "function", "function": {"name": "shell", "arguments": '{"command": "\\ud83d \\ud83d\\ude42"}'}}
+        status, _ = await world.post({"messages": [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "a", "content": "x"}]})
+        assert status == 200 and '"\ufffd \U0001f642"' in tokenizer().decode(world.session.calls[0].prompt_ids)
+    run(scenario)
+
+
+def test_names_that_a_client_makes_up_do_not_fill_the_record(monkeypatch):
+    async def scenario(world):
+        def refuse(*_):
+            raise TemplateRefusal("no")
+
+        monkeypatch.setattr(world.renderer, "render", refuse)  # costs no turn, so it can be asked for ever
+        for turn in range(3):
+            status, _ = await world.post({"messages": [USER], **{f"{turn} {number} {'x' * 200}": 1 for number in range(150)}})
+            assert status == 400
+        assert sum(len(name) for event in world.session.events for name in event["fields"]) <= 100 * 100
+    run(scenario)
+
+
+def test_a_text_is_looked_up_while_others_are_recorded():
+    """Long texts are read in a thread."""
+    async def scenario(world):
+        class Text(str):
+            def startswith(self, other):
+                world.session._texts[99] = "recorded meanwhile"
+                return super().startswith(other)
+
+        await world.post({"prompt": "one"}, path="/completions")
+        assert world.session._text_prompt(Text("another")).parent is None
     run(scenario)

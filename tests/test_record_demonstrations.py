@@ -139,6 +139,8 @@ def test_an_edit_in_whole_lines_occurs_once_and_means_the_same():
     ("a\nb\na\nc\n", "a\nc", "x\nc", ("a\nc\n", "x\nc\n")),
     ("x = 1\nif y:\n    x = 1\nz\n", "y:\n    x", "y:\n    w", ("if y:\n    x = 1\n", "if y:\n    w = 1\n")),
     ("p\nq\np\nq r\n", "q r", "q s", ("q r\n", "q s\n")),
+    ("a\n\nb\n", "a\n\n", "c\n\n", ("a\n\n", "c\n\n")),
+    ("a\n\f\nb\nc\n", "b", "d", ("b\n", "d\n")),
     ("one", "one", "two", ("one", "two"))])
 def test_whole_lines(before, old, new, lines):
     assert lines_of(Edit("f.py", before, old, new)) == lines
@@ -160,6 +162,63 @@ def test_shell_commands_edit_any_text(tmp_path):
         (line, learnt), = commands([edit])
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and (tmp_path / "f.py").read_text() == edit.after and learnt, (line, done.stderr)
+
+
+@pytest.mark.parametrize("text, new", [("a\n\fb\nc\n", "x\n\fy"), ("a\n\fb\nc", "x\n\fy"), ("a\n\fb", "x\n\fy")])
+def test_form_feeds_and_a_last_line_without_its_end_survive_a_patch(tmp_path, text, new):
+    import subprocess
+    (tmp_path / "f.py").write_text(text)
+    edit = Edit("f.py", text, "a\n\fb", new)
+    subprocess.run(["bash", "-c", commands([edit])[0][0]], cwd=tmp_path, check=True)
+    assert (tmp_path / "f.py").read_text() == edit.after
+    whole, = speak(AiderConfig(edit_format="whole", files=("f.py",)), [edit])
+    udiff, = speak(AiderConfig(edit_format="udiff", files=("f.py",)), [edit])
+    assert whole.message["content"].endswith("\n```\n") and "-a\n-\fb" in udiff.message["content"]
+
+
+def test_what_was_left_out_is_counted_over_all_attempts_and_an_empty_file_is_tried_again(tmp_path, monkeypatch):
+    import contextlib
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "scripts")
+    import record_demonstrations as program
+
+    class Part(program.Recorder):
+        asked: list[str] = []
+        kept = {"b"}
+
+        async def episode(self, name, task, turns, bar):
+            self.asked.append(name)
+            if name in self.kept:
+                return name
+            self.left_out["why"] += 1
+
+    class Files:
+        def write(path, kept, stats):
+            path.write_text(json.dumps([kept, stats]))
+
+        def read(path):
+            return json.loads(path.read_text())
+
+    class Served:
+        def __init__(self, *arguments):
+            pass
+
+        async def start(self):
+            pass
+        stop = start
+
+    async def wanted(config):
+        return [(name, None, []) for name in "abcd"]
+
+    for name, value in {"Recorder": Part, "store": Files, "Gateway": Served, "demonstrations": wanted, "Renderer": Served, "load_tokenizer": str, "check": str,
+                        "ready": lambda *_: contextlib.nullcontext(), "summary_of": lambda output: {}}.items():
+        monkeypatch.setattr(program, name, value)
+    config = program.RecordConfig(output=str(tmp_path), model="x", file_episodes=2, rollout={
+        "tasks": {"name": "functions"}, "scaffold": {"name": "terminal"}, "groups_per_step": 1, "group_size": 1})
+    assert asyncio.run(program.record(config, tmp_path))["left_out"] == {"why": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000.parquet"]
+    Part.asked.clear()
+    Part.kept.add("c")
+    assert asyncio.run(program.record(config, tmp_path))["left_out"] == {"why": 2} and Part.asked == ["c", "d"]
 
 
 def test_every_scaffold_with_a_model_of_its_own_has_a_speaker_and_controls_have_none():

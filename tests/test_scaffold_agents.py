@@ -156,6 +156,12 @@ def test_an_agent_that_gives_up_has_not_submitted(name, texts, said, tmp_path):
     assert trajectory.outcome == Outcome.AGENT_ERROR and said in trajectory.outcome_detail and len(trajectory.calls) == len(texts)
 
 
+def test_a_limit_of_mini_swe_agents_own_is_no_submission(tmp_path):
+    scaffold = make_scaffold(MiniSweAgentConfig(settings={"agent": {"step_limit": 1}}))
+    [trajectory] = asyncio.run(episodes(scaffold, [(PUZZLE, [AGENTS["mini_swe_agent"].shell("ls")])], tmp_path))
+    assert trajectory.outcome == Outcome.AGENT_ERROR and "LimitsExceeded" in trajectory.outcome_detail and len(trajectory.calls) == 1
+
+
 def test_mini_swe_agents_prompts_are_its_own_unless_they_are_set(tmp_path):
     def prompt(config):
         [trajectory] = asyncio.run(episodes(make_scaffold(config), [(PUZZLE, [AGENTS["mini_swe_agent"].end])], tmp_path))

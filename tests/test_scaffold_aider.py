@@ -11,11 +11,11 @@ from test_gateway_support import tokenizer
 
 from coderepairrl import batch
 from coderepairrl.environments import EnvironmentsConfig
-from coderepairrl.errors import GatewayError
+from coderepairrl.errors import GatewayError, SandboxError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds import Endpoint, ready
-from coderepairrl.scaffolds.aider import Aider, AiderConfig
+from coderepairrl.scaffolds.aider import Aider, AiderConfig, ForkServer
 from coderepairrl.tasks.demonstrations import candidate_edits
 from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome
@@ -200,6 +200,25 @@ def test_a_gateway_that_does_not_know_it_is_no_failure_of_the_agent_though_aider
 
     for cause in asyncio.run(main()):
         assert "no answer from the gateway" in cause and "no open session has this API key" in cause
+
+
+def test_a_fork_server_for_which_the_machine_has_no_room_is_a_sandboxes_error(monkeypatch):
+    """An OSError would end the whole run. The next episode tries again, and nothing is left."""
+    async def no_process(*arguments, **keywords):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    async def main():
+        server = ForkServer("python")
+        server.process = await asyncio.create_subprocess_exec("true")
+        await server.process.wait()
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
+        for method in (server.start, server.keep, server.keep):
+            with pytest.raises(SandboxError, match="could not be started"):
+                await method()
+        await server.stop()
+        return server.socket.parent
+
+    assert not asyncio.run(main()).exists()
 
 
 def test_the_kind_that_isolates_nothing_runs_a_plain_process(tmp_path):

@@ -12,9 +12,11 @@ from test_gateway_support import tokenizer
 
 from coderepairrl import store
 from coderepairrl.errors import ConfigError, ScaffoldError
+from coderepairrl.gateway import Renderer
 from coderepairrl.scaffolds import make_scaffold
+from coderepairrl.scaffolds.controls import PredictionsConfig
 from coderepairrl.scaffolds.retrieval import MAX_FILE_BYTES, choose, read_checkout, words
-from coderepairrl.scaffolds.scripted import ScriptedConfig
+from coderepairrl.scaffolds.scripted import ScriptedConfig, read_scripts
 from coderepairrl.scaffolds.single_pass import SinglePassConfig, parse_blocks, show
 from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.tasks.demonstrations import DemonstrationsConfig, demonstration_acts
@@ -206,3 +208,11 @@ def test_a_file_that_is_no_record_is_named(recorded, tmp_path, name, text, cause
         asyncio.run(episodes(scaffold, [], tmp_path))
     with pytest.raises(ConfigError, match="asks no model"):
         make_scaffold(ScriptedConfig(path="x", model="x", scaffold={"name": "gold"}))
+
+
+def test_rows_end_at_line_feeds_only(tmp_path):
+    """JSON may hold the line separators of Unicode as they are, and splitlines() splits at them."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"instance_id": "a", "model_patch": "one\u2028two", "task_id": "a", "outputs": ["one\u2028two"]}, ensure_ascii=False) + "\n")
+    make_scaffold(PredictionsConfig(path=str(path)))
+    assert len(read_scripts(path, Renderer(tokenizer(), {}))["a"][0]) == 1

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -160,6 +161,20 @@ def test_a_cancelled_episode_leaves_nothing(kind, tmp_path):
 
     assert asyncio.run(main())
     assert not processes(marker) and not processes(str(tmp_path)) and not list(tmp_path.glob("*/live/*"))
+
+
+def test_a_sandbox_that_cannot_be_ended_is_the_machines_failure(monkeypatch):
+    """Its processes may still write into the checkout, of which the diff would be made."""
+    monkeypatch.setattr(process, "GRACE_S", 0.01)
+
+    async def endless():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise SandboxError("a killed sandbox did not end")
+
+    with pytest.raises(SandboxError):
+        asyncio.run(process._until_closed(endless(), Endpoint("", "key", None, closed=lambda: True)))
 
 
 def test_the_gateways_socket_goes_with_the_run(tmp_path):
@@ -317,3 +332,26 @@ def test_a_gateway_that_is_gone_is_a_closed_connection_and_one_line(tmp_path):
     program = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print(s.recv(10))"
     done = relayed(tmp_path, program, tmp_path / "nowhere")
     assert done.stdout.strip() == "b''" and done.stderr.strip() == f"relay: {tmp_path}/nowhere: [Errno 2] No such file or directory"
+
+
+def test_a_relay_that_gets_no_thread_serves_the_next_connection(tmp_path, monkeypatch, capfd):
+    """An agent's command may use all processes for a while."""
+    class Scarce(threading.Thread):
+        left = iter([True])
+
+        def start(self):
+            if next(self.left, False):
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(relay, "threading", SimpleNamespace(Thread=Scarce))
+    path = Path(f"{tmp_path}/s")
+    with echo(path), socket.create_server(("127.0.0.1", 0)) as listening:
+        clients = [socket.create_connection(listening.getsockname(), timeout=20) for _ in range(2)]
+        accepted = iter([listening.accept(), listening.accept()])
+        with pytest.raises(StopIteration):
+            relay.serve(SimpleNamespace(accept=lambda: next(accepted)), str(path))
+        clients[1].sendall(b"ab")
+        clients[1].shutdown(socket.SHUT_WR)
+        assert [client.recv(10) for client in clients] == [b"", b"ba"]
+    assert "relay: can't start new thread" in capfd.readouterr().err

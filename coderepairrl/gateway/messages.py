@@ -97,7 +97,9 @@ def _arguments(arguments: Any) -> Any:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
-    return parsed if isinstance(parsed, dict) and not too_deep(parsed) else arguments
+    if not isinstance(parsed, dict) or too_deep(parsed):
+        return arguments
+    return without_surrogates(parsed) if "\\ud" in arguments.lower() else parsed  # escapes inside of the text: the body's reader can't see them
 
 
 def too_deep(value: Any, levels: int = MAX_DEPTH) -> bool:

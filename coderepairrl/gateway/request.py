@@ -23,6 +23,7 @@ from coderepairrl.gateway.messages import BadRequest, Canonical, digest_of_json,
 
 T = TypeVar("T")
 MAX_CHOICES = 64
+MAX_STOPS = 64  # vLLM looks for each of them at every token, in the process that serves all sessions
 KEPT_BYTES = 2**26  # of JSON whose reading a session remembers
 _OBJECT, _LIST = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -186,6 +187,8 @@ def make_request(fields: Fields, messages: Iterable[Canonical] = (), text: str |
     stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(s, str) and s for s in stop):
         raise BadRequest("stop must be a string or a list of strings")
+    if len(stop) > MAX_STOPS:
+        raise BadRequest(f"stop must hold {MAX_STOPS} strings at most")
     if not 1 <= n <= MAX_CHOICES or (max_tokens is not None and max_tokens < 1):
         raise BadRequest(f"n must lie in 1..{MAX_CHOICES}, and the limit of tokens be at least 1")
     choice = fields.get("tool_choice", (str, dict))

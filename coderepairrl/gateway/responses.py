@@ -7,6 +7,7 @@ Nothing is stored between requests: `input` is the whole conversation, as codex 
     function_call_output, custom_tool_call_output         a tool's message
 """
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -118,7 +119,9 @@ def _goes_on(turn: Sequence[Part], part: dict, last: bool) -> bool:
 
 
 def _turn_of(call_id: str) -> str:
-    return call_id.rpartition("_")[0] if call_id.startswith("call_") else ""
+    """Empty for an id that is not ours: others' begin with call_ too."""
+    ours = re.fullmatch(r"(call_\d+)_\d+", call_id)
+    return ours[1] if ours else ""
 
 
 def _merge(fields: Fields, group: Sequence[Part]) -> Canonical:

@@ -61,7 +61,7 @@ class Gateway:
         for path, dialect in DIALECTS.items():
             app.router.add_post(path, partial(self._answer, dialect))
         app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{name}", self._models)
+        app.router.add_get("/v1/models/{name:.+}", self._models)
         app.router.add_get("/health", _health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
@@ -97,8 +97,8 @@ class Gateway:
 
     async def stop(self) -> None:
         """Gives up what is in flight and closes all sessions."""
-        for key in list(self._sessions):
-            await self.close_session(key)
+        while self._sessions:  # their runners may close some meanwhile
+            await self.close_session(next(iter(self._sessions)))
         if self._runner:
             await self._runner.cleanup()
         if self.socket_path:

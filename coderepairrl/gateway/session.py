@@ -33,6 +33,7 @@ from coderepairrl.gateway.tool_calls import ParsedCall
 from coderepairrl.types import Call, Outcome
 
 
+LEFT_OUT_NAMES = 100  # of ignored fields: a session notes no more, whatever its client makes up
 LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other sessions need not wait
 
 
@@ -185,11 +186,17 @@ class Session:
         self._pending += number
 
     def _settle(self, request: Request, task: asyncio.Task) -> None:
-        self._pending -= request.n
-        if not _succeeded(task):  # asked again it is another try
+        exchange = self._exchanges.get(request.body_key)
+        if not _succeeded(task) and exchange and exchange.task is task:  # asked again it is another try, which may have begun
             del self._exchanges[request.body_key]
 
     async def _serve(self, request: Request) -> list[Turn]:
+        try:
+            return await self._serve_in_turn(request)
+        finally:
+            self._pending -= request.n  # in the step that records: a call counts once, also for a request that comes right now
+
+    async def _serve_in_turn(self, request: Request) -> list[Turn]:
         limit = self.limits.max_total_tokens
         if request.characters() > limit * self._renderer.longest_token:
             self._refuse_long_prompt(f"a prompt of {request.characters()} characters")
@@ -223,9 +230,9 @@ class Session:
         return _Prompt(ids, parent, links, why if parent is None else "")
 
     def _text_prompt(self, text: str) -> _Prompt:
-        """A completion counts as its tokens read, the end token included."""
+        """A completion counts as its tokens read, the end token included. Also run in a thread: other calls may be recorded meanwhile."""
         links = [hashlib.blake2b(text.encode(), key=b"text", digest_size=16).digest()]
-        known = max((i for i, recorded in self._texts.items() if text.startswith(recorded)), key=lambda i: len(self._texts[i]), default=None)
+        known = max((i for i, recorded in list(self._texts.items()) if text.startswith(recorded)), key=lambda i: len(self._texts[i]), default=None)
         if known is not None:
             call, new = self.calls[known], text[len(self._texts[known]):]
             return _Prompt(call.prompt_ids + (call.completion_ids + self._renderer.encode(new)), known, links, "")
@@ -326,7 +333,8 @@ class Session:
     def _note_what_is_left_out(self, request: Request) -> None:
         self._count("ignored_params", len(request.left_out))
         self._count("forced_tool_choice", int(request.forced_tool_choice))
-        new = [name for name in request.left_out if name not in self._left_out]
+        new = [name for name in dict.fromkeys(name[:100] for name in request.left_out) if name not in self._left_out]
+        new = new[:LEFT_OUT_NAMES - len(self._left_out)]
         if new:
             self._left_out.update(new)
             self._event("ignored", fields=new)

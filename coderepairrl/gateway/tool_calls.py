@@ -38,8 +38,11 @@ def tool_call_parser(name: str, tokenizer: "PreTrainedTokenizerBase") -> Parser:
         raise ConfigError(f"tool_calls {name!r} is not for this tokenizer: {error}") from error
 
     def parse(text: str, tools: Sequence[dict]) -> tuple[str, list[ParsedCall], int]:
-        request = ChatCompletionRequest(model="", messages=[], tools=list(tools))
-        found = parser_class(tokenizer, request.tools).extract_tool_calls(text, request)
+        try:
+            request = ChatCompletionRequest(model="", messages=[], tools=list(tools))
+            found = parser_class(tokenizer, request.tools).extract_tool_calls(text, request)
+        except Exception:  # some parsers raise whatever on a malformed call: the model's doing, and what it sampled must be recorded
+            return text, [], 1
         calls = [checked_call(call.function.name, call.function.arguments) for call in found.tool_calls]
         if not found.tools_called or None in calls:
             return text, [], int(None in calls)
@@ -54,7 +57,7 @@ def checked_call(name: object, arguments: object) -> ParsedCall | None:
             arguments = _DECODER.decode(arguments)
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return None
-        arguments = json.dumps(arguments, ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False, allow_nan=False)  # 1e999 is read as infinite
         (name + arguments).encode()  # a lone surrogate can't be sent back by any client
     except (ValueError, RecursionError):  # the model's doing, counted by the caller
         return None

@@ -100,14 +100,17 @@ class ForkServer:
 
     async def start(self) -> None:
         """Seconds. Raises SandboxError when it does not come up."""
-        self._folder = tempfile.TemporaryDirectory(prefix="coderepairrl-aider-")
-        os.chmod(self._folder.name, 0o755)  # it is shown to sandboxes, which run as another user
-        self.socket = Path(self._folder.name, "socket")
-        environment = VARIABLES | {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8", "OPENAI_API_KEY": "none"}
-        self._log = open(Path(self._folder.name, "log"), "w+b")
-        self.process = await asyncio.create_subprocess_exec(
-            self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, env=environment, cwd="/", start_new_session=True,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log)
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="coderepairrl-aider-")
+            os.chmod(self._folder.name, 0o755)  # it is shown to sandboxes, which run as another user
+            self.socket = Path(self._folder.name, "socket")
+            environment = VARIABLES | {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8", "OPENAI_API_KEY": "none"}
+            self._log = open(Path(self._folder.name, "log"), "w+b")
+            self.process = await asyncio.create_subprocess_exec(
+                self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, env=environment, cwd="/", start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log)
+        except OSError as error:  # between episodes, too: `keep`
+            raise SandboxError(f"aider's fork server could not be started ({error}): free processes, memory, file descriptors or space") from error
         try:
             said = await asyncio.wait_for(self.process.stdout.readline(), START_S)
         except TimeoutError:

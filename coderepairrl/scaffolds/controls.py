@@ -77,7 +77,7 @@ def predictions(config: PredictionsConfig) -> Control:
     """Raises ConfigError for a file that isn't one; a task without a prediction gets none, which is counted as unresolved."""
     try:
         text = Path(config.path).read_text()
-        tree = [json.loads(line) for line in text.splitlines() if line.strip()] if config.path.endswith(".jsonl") else json.loads(text)
+        tree = [json.loads(line) for line in text.split("\n") if line.strip()] if config.path.endswith(".jsonl") else json.loads(text)
         rows = list(tree.values()) if isinstance(tree, dict) else tree
         patches = {row["instance_id"]: row["model_patch"] or "" for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,19 +5,16 @@
 import array
 import json
 import os
-import resource
 import socket
 import sys
 
-NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")  # these three as in fork_server.py
-LIMITS = ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")  # in this order, and the code, as in fork_server.py
 BROKEN = 70
 
 
 def main(path: str, job: str) -> int:
     fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES] + [os.open("/", os.O_RDONLY | os.O_DIRECTORY), 1, 2]
-    limits = {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS}
-    request = json.dumps({"job": job, "variables": dict(os.environ), "limits": limits}).encode()
+    request = json.dumps({"job": job, "variables": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(path)

@@ -4,13 +4,14 @@
 
 Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and forks. The fork takes from
 fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the outermost first; becomes the
-sandbox's user, without capabilities and under its limits; forks once more, so as to be inside the process namespace, where the sandbox's end is its
+sandbox's user, without capabilities and under the client's limits; forks once more, so as to be inside the process namespace, where the sandbox's end is its
 end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not dumpable).
 
 A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Ends when its standard input does.
 Only Linux, and only the standard library besides the agent's.
 """
 import array
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -25,7 +26,7 @@ import struct
 import sys
 import traceback
 
-NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
+NAMESPACES = {"user": 1 << 28, "mnt": 1 << 17, "pid": 1 << 29, "net": 1 << 30, "ipc": 1 << 27, "uts": 1 << 26}  # name -> CLONE_NEW..., linux/sched.h
 FDS = (*NAMESPACES, "root", "stdout", "stderr")  # what a client sends, in this order
 LIMITS = ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")
 LONGEST_REQUEST = 1 << 20  # bytes
@@ -62,14 +63,16 @@ def user_namespaces(fd: int, own: tuple[int, int]) -> list[int]:
 
 def enter(fds: dict[str, int], uid: int, gid: int) -> None:
     """Into all namespaces of the client. `uid`, `gid`: who it is, as seen from here."""
-    here = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "mnt", "net")}
+    here = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES}
     own = identity(here["user"])
     if any(identity(fds[name]) == identity(fd) for name, fd in here.items()) or uid == 0:
         raise Refused("the client is in no sandbox")
     owners = {name: identity(fcntl.ioctl(fds[name], NS_GET_USERNS)) for name in NAMESPACES if name != "user"}
     chain = user_namespaces(fds["user"], own)
+    if not {own, *map(identity, chain)}.issuperset(owners.values()):
+        raise Refused("a namespace is not of the client's sandbox: it would not be entered")
     for name in [name for name, owner in owners.items() if owner == own]:  # of a sandbox that root made
-        call("setns", fds[name], 0)
+        call("setns", fds[name], NAMESPACES[name])  # with the kind: another in its place would leave us in our own
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
@@ -77,9 +80,9 @@ def enter(fds: dict[str, int], uid: int, gid: int) -> None:
     elif os.getuid() != uid:
         raise Refused("the client is another user")
     for user in chain:
-        call("setns", user, 0)
+        call("setns", user, NAMESPACES["user"])
         for name in [name for name, owner in owners.items() if owner == identity(user)]:
-            call("setns", fds[name], 0)
+            call("setns", fds[name], NAMESPACES[name])
     os.fchdir(fds["root"])
     os.chroot(".")
 
@@ -116,11 +119,10 @@ def handle(connection: socket.socket, driver) -> None:
     """One task, in a process of its own; the client gets one line about its end."""
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     request, fds = receive(connection)
-    _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    client, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     enter(fds, uid, gid)
-    for name in LIMITS:
-        soft, hard = request["limits"][name]
-        resource.setrlimit(getattr(resource, name), (soft, hard))
+    for name in LIMITS:  # asked of the kernel, not of the client
+        resource.setrlimit(getattr(resource, name), resource.prlimit(client, getattr(resource, name)))
     drop()
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -161,7 +163,13 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 
 def fork_for(connection: socket.socket, server: socket.socket, driver) -> None:
-    if os.fork():
+    try:
+        pid = os.fork()
+    except OSError as error:  # as many processes or as much memory as there may be: this task's trouble, not that of those that run
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(json.dumps({"code": BROKEN, "error": f"no fork: {error}"}).encode() + b"\n")
+        return
+    if pid:
         connection.close()
         return
     code = 1

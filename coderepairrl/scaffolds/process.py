@@ -112,7 +112,9 @@ async def _until_closed(work, endpoint: Endpoint) -> CommandResult | None:
                 return running.result()
         if (await asyncio.wait([running], timeout=GRACE_S))[0]:
             return running.result()
-        return None
+        running.cancel()
+        await asyncio.wait([running])
+        return None if running.cancelled() else running.result()  # which raises where the sandbox could not be ended: it may still write
     finally:
         if not running.done():
             running.cancel()

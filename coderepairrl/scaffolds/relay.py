@@ -43,7 +43,11 @@ def serve(server: socket.socket, path: str) -> None:
     while True:
         client, _ = server.accept()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=connect, args=(client, path), daemon=True).start()
+        try:
+            threading.Thread(target=connect, args=(client, path), daemon=True).start()
+        except RuntimeError as error:  # the agent has as many processes as it may, for now: one request fails, and not all after it
+            print(f"relay: {error}", file=sys.stderr, flush=True)
+            client.close()
 
 
 def main(path: str, port: str, _: str, *argv: str) -> int:

@@ -84,7 +84,7 @@ def read_scripts(path: Path, renderer: Renderer) -> dict[str, list[list[Line]]]:
     found: dict[str, list[list[Line]]] = defaultdict(list)
     try:
         if path.suffix == ".jsonl":
-            for row in map(json.loads, path.read_text().splitlines()):
+            for row in map(json.loads, filter(str.strip, path.read_text().split("\n"))):
                 messages = [{"role": "assistant", "content": out} if isinstance(out, str) else out for out in row["outputs"]]
                 found[row["task_id"]].append([Line(renderer.turn(message, None)) for message in messages])
             return found

@@ -1,4 +1,5 @@
 """What a demonstrator does, in no agent's words: it looks, edits, tests, submits. dialects.py says it as each scaffold's model would."""
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,18 @@ class Submit:
 Act = Look | Edit | Slip | RunTests | Submit
 
 
+def split_lines(text: str) -> list[str]:
+    """At line feeds only, as git sees them: splitlines() would split at form feeds too."""
+    return list(io.StringIO(text, newline="\n"))
+
+
 def lines_of(edit: Edit) -> tuple[str, str]:
     """The edit in whole lines: (old, new), each ending with a line break. The fewest lines around it that occur once in the file."""
     if edit.before is None:
         return "", edit.new
-    lines = edit.before.splitlines(keepends=True)
+    lines = split_lines(edit.before)
     start = edit.before.index(edit.old)
-    first, last = edit.before.count("\n", 0, start), edit.before.count("\n", 0, start + max(len(edit.old.rstrip("\n")), 1) - 1)
+    first, last = edit.before.count("\n", 0, start), edit.before.count("\n", 0, start + max(len(edit.old), 1) - 1)
     while ("\n" + edit.before).count("\n" + "".join(lines[first : last + 1])) > 1 and (first or last < len(lines) - 1):
         first, last = max(0, first - 1), min(len(lines) - 1, last + (first == 0))
     old = "".join(lines[first : last + 1])

@@ -15,7 +15,7 @@ from coderepairrl.scaffolds.codex import CodexConfig
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.scaffolds.single_pass import DIVIDER, REPLACE, SEARCH, SinglePassConfig
 from coderepairrl.scaffolds.terminal import TerminalConfig
-from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit, lines_of
+from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit, lines_of, split_lines
 
 SED_SPECIAL = re.compile(r"[\\/.*\[\]^$]")  # of a pattern; of a replacement: \, / and &
 
@@ -78,8 +78,8 @@ def _command(edit: Edit) -> str:
     if "\n" not in edit.old + edit.new and "'" not in edit.old + edit.new:
         old, new = SED_SPECIAL.sub(r"\\\g<0>", edit.old), re.sub(r"[\\/&]", r"\\\g<0>", edit.new)
         return f"sed -i 's/{old}/{new}/' {edit.path}"
-    texts = (text.splitlines(keepends=True) for text in (edit.before, edit.after))
-    diff = "".join(difflib.unified_diff(*texts, f"a/{edit.path}", f"b/{edit.path}"))
+    lines = difflib.unified_diff(*map(split_lines, (edit.before, edit.after)), f"a/{edit.path}", f"b/{edit.path}")
+    diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
     return f"git apply <<'EOF'\n{diff}EOF"
 
 
@@ -130,13 +130,13 @@ def _blocks(edits: Sequence[Edit]) -> str:
 
 
 def _listings(edits: Sequence[Edit]) -> str:
-    return "\n".join(f"{path}\n```\n{text}```\n" for path, text in {edit.path: edit.after for edit in edits}.items())
+    return "\n".join(f"{path}\n```\n{text}{'' if text.endswith(chr(10)) else chr(10)}```\n" for path, text in {edit.path: edit.after for edit in edits}.items())
 
 
 def _udiffs(edits: Sequence[Edit]) -> str:
     out = []
     for edit in edits:
-        old, new = ("".join(mark + line for line in text.splitlines(keepends=True)) for mark, text in zip("-+", lines_of(edit), strict=True))
+        old, new = ("".join(mark + line for line in split_lines(text)) for mark, text in zip("-+", lines_of(edit), strict=True))
         out.append(f"```diff\n--- {edit.path if edit.before is not None else '/dev/null'}\n+++ {edit.path}\n@@ ... @@\n{old}{new}```\n")
     return "\n".join(out)
 
