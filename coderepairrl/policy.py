@@ -182,19 +182,19 @@ def lives_in_group(group: int) -> bool:
 
 
 def shared_memory_of(pid: int) -> set[str]:
-    """Files in /dev/shm that a process and those below it have mapped."""
-    found = set()
+    """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and the map says it were deleted."""
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        return found
+        return set()
+    mapped = set()
     for process in processes:
         try:
             maps = Path(f"/proc/{process.pid}/maps").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
-        found |= {line[line.index("/dev/shm/"):] for line in maps.splitlines() if "/dev/shm/" in line and not line.endswith(" (deleted)")}
-    return found
+        mapped |= {int(line.split()[4]) for line in maps.splitlines() if "/dev/shm/" in line}
+    return {file.path for file in os.scandir("/dev/shm") if file.inode() in mapped}
 
 
 class NoServer:

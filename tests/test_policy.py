@@ -119,7 +119,7 @@ def test_what_a_killed_server_had_in_shared_memory_is_removed(tmp_path):
     async def scenario():
         async with Run(tmp_path) as run:
             files = shared_memory_of(run.pid)
-            assert files and all(Path(file).exists() for file in files)
+            assert any("/psm_" in file for file in files) and any("/sem.mp-" in file for file in files) and all(Path(file).exists() for file in files)
             os.killpg(run.pid, signal.SIGKILL)  # with what would have removed it
             await run.until(lambda: run.calls == ["hold", 0, "hold", 0])
             assert not any(Path(file).exists() for file in files)

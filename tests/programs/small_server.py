@@ -5,6 +5,7 @@
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -33,5 +34,5 @@ class Handler(BaseHTTPRequestHandler):
 port, model = sys.argv[1:]
 if not Path(model).is_dir():
     sys.exit(f"FileNotFoundError: {model}")
-memory = SharedMemory(create=True, size=4096)  # as vLLM's workers have it
+memory, lock = SharedMemory(create=True, size=4096), get_context("spawn").Lock()  # as vLLM's workers have them
 HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
