@@ -83,7 +83,7 @@ def test_an_agent_that_sleeps_for_a_minute(policy, tmp_path):
     assert not any("stale" in row.get("masked", {}) for row in rows) and sum(row["event"] == "trained" for row in rows) == 12
 
 
-@pytest.mark.whole
+@pytest.mark.cluster
 def test_refills_end_with_a_reason(policy, tmp_path):
     """A policy that never repairs anything: two groups a step are replaced in vain, then the step takes what there is."""
     run = tmp_path / "run"
@@ -152,7 +152,8 @@ def killed_at(moment: dict, arguments: list[str], run) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.cluster)])  # each costs a start of everything
+@pytest.mark.cluster
+@pytest.mark.parametrize("kills", [10])  # each costs a start of everything
 def test_killed_at_random_moments_it_goes_on(policy, tmp_path, kills):
     """Half of them while everything starts, half after it has left some trace; half are the driver's death, half that of a rank of two."""
     run, draw = tmp_path / "run", random.Random(3)

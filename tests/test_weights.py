@@ -190,7 +190,7 @@ def test_all_servers_get_the_same_weights(policy, tmp_path):
     asyncio.run(scenario())
 
 
-@pytest.mark.whole
+@pytest.mark.cluster
 def test_killed_in_mid_transfer(policy, tmp_path):
     """Two real ZeRO-3 ranks; vLLM is killed at half of the buckets. Both ranks finish, and export; started from that, it gets the next update."""
     run = new_run(tmp_path / "run", policy)

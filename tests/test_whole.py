@@ -103,6 +103,7 @@ def test_vllm_killed_in_mid_run(policy, tmp_path):
     assert model.config.model_type == "qwen3"
 
 
+@pytest.mark.cluster
 def test_update_into_a_stopped_vllm(policy, tmp_path):
     """vLLM hangs when the update comes: bounded by a deadline, restarted from the export, and the run goes on with the right weights."""
     run = tmp_path / "run"
