@@ -364,6 +364,10 @@ def test_runners_may_close_their_sessions_while_the_gateway_stops():
         await asyncio.sleep(0)  # it waits for the first session
         await world.gateway.close_session(other.key)
         await stopping
+        for session in (world.session, other):
+            assert session.close_reason is not None
+        with pytest.raises(aiohttp.ClientConnectorError):  # the server is away, too
+            await world.http.get(world.gateway.base_url + "/models")
         world.upstream.gate.set()
         await asyncio.gather(request, return_exceptions=True)
     run(scenario)

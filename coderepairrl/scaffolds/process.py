@@ -7,6 +7,7 @@ How it ends: the agent exits; or the gateway closes the session, at which agents
 cancelled. Each time the sandbox ends everything that the agent has started. The limits are the gateway's and the sandbox's; there are no others.
 """
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,13 +52,14 @@ class Command:
     shown: tuple[str, ...] = ()  # more files and folders of this machine that it sees, read-only, at the same path
 
 
-class ProcessScaffold:
+class ProcessScaffold(ABC):
     """One object for all episodes. `prepare` once, before the first."""
     calls_model = True
     installation: Installation
 
+    @abstractmethod
     def command(self, task: Task, place: Place) -> Command:
-        raise NotImplementedError
+        """What is started for one episode."""
 
     async def prepare(self, config: EnvironmentsConfig) -> None:
         """Installs what is not installed. Raises BuildError."""
