@@ -31,7 +31,7 @@ from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
 from coderepairrl.program import program
 from coderepairrl.provenance import provenance
-from coderepairrl.rewards import failing
+from coderepairrl.rewards import disagreement, failing
 from coderepairrl.rollout import Rollout, RolloutConfig
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.summary import RATE, mean_interval
@@ -135,15 +135,15 @@ def write_results(config: EvaluateConfig, run: Path) -> None:
 def _result(t: Trajectory) -> dict:
     v = t.verdict
     verdict = v and {"kind": v.kind, "resolved_swebench": v.resolved_swebench, "evidence": v.evidence, "message": v.message,
-                     "failing": failing(v)[:20], "dropped_paths": v.dropped_paths, "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
+                     "disagreement": disagreement(v), "failing": failing(v)[:20], "dropped_paths": v.dropped_paths, "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
             "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (verdict or {})
 
 
 def summary_of(run: Path) -> dict:
-    """{"tasks", "not_built", "episodes", "pass_rate", "pass_rate_interval", "pass_rate_swebench", "disagreements": tasks that the two count
-    differently, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither."""
+    """{"tasks", "not_built", "episodes", "pass_rate", "pass_rate_interval", "pass_rate_swebench", "disagreements": of each task that the
+    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither."""
     rows = read_jsonl(run / "results.jsonl")
     resolved: dict[str, list[float]] = {}
     laxer: dict[str, list[float]] = {}
@@ -154,7 +154,7 @@ def summary_of(run: Path) -> dict:
     rate, interval = mean_interval([fmean(values) for values in resolved.values()] or [0.0], RATE)
     return {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(rows),
             "pass_rate": rate, "pass_rate_interval": interval, "pass_rate_swebench": fmean([fmean(values) for values in laxer.values()] or [0.0]),
-            "disagreements": sorted(task for task in resolved if resolved[task] != laxer[task]),
+            "disagreements": {row["task"]: row["disagreement"] for row in rows if row["graded"] and row["disagreement"]},
             "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
 
 

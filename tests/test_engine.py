@@ -17,7 +17,7 @@ from coderepairrl.launch import ranks_command, ranks_environment
 
 def run_engine(ranks: int, policy, folder, cases: dict[str, dict]) -> None:
     command = ranks_command(ranks, [str(ROOT / "tests/programs/engine_steps.py"), str(policy), str(folder), json.dumps(cases)])
-    result = subprocess.run(command, cwd=ROOT, env=ranks_environment(1) | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=ranks_environment(1) | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -62,27 +62,37 @@ def expected(policy):
 
 
 SHARED_ROW = {"engine": {"sequence_ranks": 2}}
-CASES = {
-    1: {"packed": {}, "one_row": {"tokens": 10_000, "order": 1}, "a_row_each": {"tokens": 32, "share": False, "order": 2},
-        "recomputed_and_offloaded": {"engine": {"checkpointed_share": 1.0, "offload_activations": True}},
-        "optimizer_in_cpu_memory": {"engine": {"offload_optimizer": True}}},
+STEPS = {  # ranks -> cases of the same three steps
     2: {"two_ranks": {"order": 3}, "two_ranks_unshared": {"tokens": 300, "share": False, "order": 4},
         "half_recomputed": {"engine": {"checkpointed_share": 0.5}},
         "a_row_on_two_ranks": SHARED_ROW, "unshared_on_two_ranks": SHARED_ROW | {"tokens": 301, "share": False, "order": 6},
         "recomputed_on_two_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 1.0, "offload_activations": True}, "tokens": 10_000}},
+    1: {"packed": {}, "one_row": {"tokens": 10_000, "order": 1}, "a_row_each": {"tokens": 32, "share": False, "order": 2},
+        "recomputed_and_offloaded": {"engine": {"checkpointed_share": 1.0, "offload_activations": True}},
+        "optimizer_in_cpu_memory": {"engine": {"offload_optimizer": True}}},
     4: {"four_ranks": {"order": 5}, "two_rows_on_four_ranks": SHARED_ROW | {"order": 7},
         "recomputed_on_four_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 0.5}}}}
+GSPO = {"algorithm": {"name": "gspo", "clip_low": 1.0, "clip_high": 100.0}}
+KL = {"algorithm": {"kl_coefficient": 0.1}}
+OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REFERENCE
+    2: {"first": {"save": "CHECKPOINT"}, "same": {"load": "CHECKPOINT"}, "again": {"load": "CHECKPOINT"}, "whole": {"steps": 6},
+        "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
+        "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
+        "gspo_shared_row": GSPO | SHARED_ROW},
+    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}, 4: {}}
 
 
 @pytest.fixture(scope="module")
 def done(policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("steps")
-    for ranks, cases in CASES.items():
-        run_engine(ranks, policy, folder, cases)
+    """A folder with what all cases wrote. A start of the ranks costs more than a case: one for each number of ranks."""
+    folder = tmp_path_factory.mktemp("cases")
+    for ranks, steps in STEPS.items():
+        places = {name: options | {verb: str(folder / options[verb]) for verb in ("save", "load") if verb in options} for name, options in OTHERS[ranks].items()}
+        run_engine(ranks, policy, folder, steps | places)
     return folder
 
 
-@pytest.mark.parametrize("name", [name for cases in CASES.values() for name in cases])
+@pytest.mark.parametrize("name", [name for cases in STEPS.values() for name in cases])
 def test_steps_equal_plain_pytorch_on_unpacked_rows(policy, done, expected, name):
     losses, after, gradients = expected[0], *plain_steps(policy, 3)[1:]
     assert json.loads((done / f"{name}.json").read_text()) == pytest.approx(losses[:3], abs=2e-6)
@@ -94,28 +104,22 @@ def test_steps_equal_plain_pytorch_on_unpacked_rows(policy, done, expected, name
     assert largest_difference(load_file(done / f"{name}.safetensors"), after) < 1e-4
 
 
-def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(policy, tmp_path, expected):
-    checkpoint = str(tmp_path / "checkpoint")
-    run_engine(2, policy, tmp_path, {"first": {"save": checkpoint}, "same": {"load": checkpoint}, "again": {"load": checkpoint}, "whole": {"steps": 6}})
-    run_engine(1, policy, tmp_path, {"one_rank": {"load": checkpoint}})
-    losses = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "same", "again", "one_rank", "whole")}
+def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(done, expected):
+    losses = {name: json.loads((done / f"{name}.json").read_text()) for name in ("first", "same", "again", "one_rank", "whole")}
     assert losses["first"] + losses["same"] == losses["whole"] and losses["same"] == losses["again"]  # to the bit
     assert losses["whole"] == pytest.approx(expected[0], abs=5e-6) and losses["one_rank"] == pytest.approx(losses["same"], abs=5e-6)
-    weights = {name: load_file(tmp_path / f"{name}.safetensors") for name in losses}
+    weights = {name: load_file(done / f"{name}.safetensors") for name in losses}
     assert largest_difference(weights["same"], weights["whole"]) == 0.0
     assert 0.0 < largest_difference(weights["one_rank"], weights["same"]) < 1e-4
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "policy")
+    exported = AutoModelForCausalLM.from_pretrained(done / "CHECKPOINT" / "policy")
     assert largest_difference({n: p.data for n, p in exported.named_parameters()}, weights["first"]) == 0.0
 
 
-def test_ranks_that_share_a_row_have_the_losses_of_one(policy, tmp_path):
+def test_ranks_that_share_a_row_have_the_losses_of_one(done):
     """GSPO's ratio couples all tokens of a sequence, whichever rank computed them."""
-    gspo = {"algorithm": {"name": "gspo", "clip_low": 1.0, "clip_high": 100.0}}
-    run_engine(1, policy, tmp_path, {"one": gspo})
-    run_engine(2, policy, tmp_path, {"two": gspo | SHARED_ROW})
-    losses = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")}
-    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5) and losses["one"][0] != losses["one"][1]
-    gradients = [load_file(tmp_path / f"{name}.gradients") for name in ("one", "two")]
+    losses, shared = (json.loads((done / f"{name}.json").read_text()) for name in ("gspo", "gspo_shared_row"))
+    assert shared == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
+    gradients = [load_file(done / f"{name}.gradients") for name in ("gspo", "gspo_shared_row")]
     assert largest_difference(*gradients) < 2e-6 * max(gradient.abs().max().item() for gradient in gradients[0].values())
 
 
@@ -126,16 +130,12 @@ def test_a_row_that_can_not_be_shared_is_refused(ranks, world_size, heads, key_v
         sequence_parallel.check(ranks, world_size, Qwen3Config(num_attention_heads=heads, num_key_value_heads=key_value_heads))
 
 
-def test_the_reference_stays_the_policy_that_training_began_with(policy, tmp_path):
+def test_the_reference_stays_the_policy_that_training_began_with(policy, done):
     """A frozen second model, or LoRA's base; also after a resume, and where ranks share a row."""
-    model, checkpoint = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, attn_implementation="eager"), str(tmp_path / "checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         expected = [plain_loss(model, step).item() for step in range(4)]
-    kl = {"algorithm": {"kl_coefficient": 0.1}}
-    run_engine(2, policy, tmp_path, {"first": kl | {"save": checkpoint, "steps": 2}, "resumed": kl | {"load": checkpoint, "steps": 2},
-                                     "whole": kl | {"steps": 4}, "lora": kl | {"engine": {"lora": {"rank": 4}}, "steps": 4},
-                                     "shared_row": kl | SHARED_ROW | {"steps": 4}})
-    seen = {name: json.loads((tmp_path / f"{name}.reference.json").read_text()) for name in ("first", "resumed", "whole", "lora", "shared_row")}
+    seen = {name: json.loads((done / f"kl_{name}.reference.json").read_text()) for name in ("first", "resumed", "whole", "lora", "shared_row")}
     assert seen["first"] + seen["resumed"] == seen["whole"]  # to the bit
     for name in ("whole", "lora", "shared_row"):
         under_reference, divergence = zip(*seen[name], strict=True)

@@ -38,7 +38,7 @@ def test_gold_resolves_and_less_of_it_does_not(tmp_path):
         assert [row["resolved"] for row in results] == [row["resolved_swebench"] for row in results] == [wanted] * COUNT
         assert all(row["graded"] and row["calls"] == 0 for row in results) and all(row["built"] for row in rows(folder / "environments.jsonl"))
         summary = json.loads((folder / "summary.json").read_text())
-        assert (summary["pass_rate"], summary["tasks"], summary["not_built"], summary["disagreements"]) == (float(wanted), COUNT, 0, [])
+        assert (summary["pass_rate"], summary["tasks"], summary["not_built"], summary["disagreements"]) == (float(wanted), COUNT, 0, {})
     again = evaluate(tmp_path, "scaffold=gold")
     assert again.returncode == 0 and "environments" not in again.stderr, "it is done"
 

@@ -198,5 +198,4 @@ def test_the_oracles_own_skips_and_expected_failures_count_and_others_disagree(c
     honest, skips = (judge(config, "xmlrunner", change("lib.py", WRONG, text), hidden_tests={"test_hidden.py": tests}) for text in (RIGHT, skipping))
     assert honest.resolved and honest.pass_to_pass["test_hidden.Hidden::test_skipped"] == "skipped"
     assert not skips.resolved and skips.resolved_swebench and skips.pass_to_pass["test_hidden.Hidden::test_keep"] == "skipped"
-    [found] = counting.disagreements([("honest", honest), ("skips", skips)])
-    assert found.task_id == "skips" and "test_keep skipped" in found.reason
+    assert counting.disagreement(honest) is None and "test_keep skipped" in counting.disagreement(skips)

@@ -50,6 +50,22 @@ def test_ignored_files_and_artefacts_are_left_out_by_the_bases_rules(use, kind):
     assert changed == [".gitignore", "kept.log", "lib.py", "local", "pkg/deeper/top", "sub/.gitignore", "sub/seen.py"]
 
 
+@both
+def test_all_of_a_base_without_git_can_be_edited_also_what_its_gitignore_ignores(use, kind, tmp_path):
+    """As in a source distribution: rules of the author's machine, which may ignore themselves."""
+    base = tmp_path / "base"
+    (base / "pkg").mkdir(parents=True)
+    for name, text in {".gitignore": ".*\n/pkg/version.py\n/build\n", ".ci.yml": "x\n", "pkg/version.py": "1\n", "pkg/lib.py": "2\n", "pkg/lib.pyc": "old\n"}.items():
+        (base / name).write_text(text)
+
+    async def body(sandbox):
+        untouched = await sandbox.diff()
+        await sandbox.run("mkdir build; touch build/x .new; echo 3 > pkg/version.py; rm .ci.yml; echo new > pkg/lib.pyc")
+        return untouched, sorted(line.split(" b/")[1] for line in (await sandbox.diff()).splitlines() if line.startswith("diff --git"))
+
+    assert use(kind, body, make_task({}, base=str(base))) == ("", [".ci.yml", "pkg/version.py"])
+
+
 def test_rules_of_a_nested_gitignore_are_anchored():
     assert _anchored("a/b/.gitignore", "x\n/y\nc/d\n!z/\n# no\n\n") == ["/a/b/**/x", "/a/b/y", "/a/b/c/d", "!/a/b/**/z/", "# no", "", ""]
 

@@ -16,12 +16,12 @@ from pydantic import FiniteFloat, field_validator
 from coderepairrl.config import Config
 from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
 from coderepairrl.rewards.build import BuildVerdict
-from coderepairrl.rewards.counting import disagreements, failing
+from coderepairrl.rewards.counting import disagreement, failing
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.tests import Grader, grade
 from coderepairrl.types import Task, Verdict
 
-__all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreements", "failing", "grade", "patch_similarity"]
+__all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreement", "failing", "grade", "patch_similarity"]
 log = logging.getLogger(__name__)
 
 

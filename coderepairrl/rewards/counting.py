@@ -4,9 +4,6 @@ SWE-bench: each FAIL_TO_PASS test passed or failed as expected (XFAIL), each PAS
 Here: the same, but a test may be skipped, or fail as expected, only where it does under the oracle's own patch: else code that makes a
 test skip itself would count as code that passes it.
 """
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 from coderepairrl.rewards.judge import Run
 from coderepairrl.types import Verdict
 
@@ -34,18 +31,9 @@ def failing(verdict: Verdict) -> tuple[str, ...]:
                  + [test for test, status in verdict.pass_to_pass.items() if status not in ("passed", "skipped")])
 
 
-@dataclass(frozen=True)
-class Disagreement:
-    """SWE-bench's count and the strict one differ on this verdict."""
-    task_id: str
-    reason: str
-
-
-def disagreements(verdicts: Iterable[tuple[str, Verdict]]) -> list[Disagreement]:
-    """Of (task_id, verdict) pairs, those that SWE-bench counts as resolved and `resolved` does not, each with the reason."""
-    found = []
-    for task_id, verdict in verdicts:
-        if verdict.resolved_swebench and not verdict.resolved:
-            unusual = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
-            found.append(Disagreement(task_id, verdict.message or "; ".join(verdict.tampered) or f"not so under the oracle's patch: {', '.join(unusual[:5])}"))
-    return found
+def disagreement(verdict: Verdict) -> str | None:
+    """Why SWE-bench counts a verdict as resolved that `resolved` does not; None where the two agree."""
+    if verdict.resolved or not verdict.resolved_swebench:
+        return None
+    unusual = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
+    return verdict.message or "; ".join(verdict.tampered) or f"not so under the oracle's patch: {', '.join(unusual[:5])}"

@@ -55,13 +55,15 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/exclude").write_text("".join(f"{pattern}\n" for pattern in ARTEFACTS))
 
 
-async def commit_base(git_dir: Path, checkout: Path, forced: list[str]) -> None:
-    """The one commit that the agent sees. `forced` are paths that belong to it although they are ignored."""
+async def commit_base(git_dir: Path, checkout: Path, forced: list[str] | None) -> None:
+    """The one commit that the agent sees. `forced` are paths that belong to it although they are ignored; None: all but build artefacts,
+    for a base without git, whose .gitignore speaks of the author's machine, not of what was published."""
     init(git_dir)
-    await must("add", "-A", git_dir=git_dir, checkout=checkout)
-    if forced:
-        await must("add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", git_dir=git_dir, checkout=checkout,
-                   stdin=b"\0".join(map(os.fsencode, forced)), GIT_LITERAL_PATHSPECS="1")
+    where = {"git_dir": git_dir, "checkout": checkout}
+    await must("add", "-A", **where)
+    names = await must("ls-files", "-z", "-o", f"--exclude-from={git_dir}/info/exclude", **where) if forced is None else b"\0".join(map(os.fsencode, forced))
+    if names:
+        await must("add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=names, GIT_LITERAL_PATHSPECS="1", **where)
     await must("-c", "gc.auto=0", "-c", "core.logAllRefUpdates=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "base",
                git_dir=git_dir, checkout=checkout)
     # as few files as possible: each is copied and removed with every sandbox
@@ -69,10 +71,10 @@ async def commit_base(git_dir: Path, checkout: Path, forced: list[str]) -> None:
     (git_dir / "COMMIT_EDITMSG").unlink()
 
 
-async def tracked_files(base: str | None) -> list[str]:
-    """What the base's own git tracks, where it has one: these files belong to the commit although rules ignore some of them."""
+async def tracked_files(base: str | None) -> list[str] | None:
+    """What the base's own git tracks: these files belong to the commit although rules ignore some of them. None where it has no git."""
     if base is None or not os.path.isdir(f"{base}/.git"):
-        return []
+        return None
     listed = await must("-c", "safe.directory=*", "ls-files", "-z", git_dir=Path(base, ".git"), checkout=Path(base))
     return [os.fsdecode(name) for name in listed.split(b"\0") if name]
 
@@ -90,8 +92,8 @@ class Judge:
         await must("update-index", "--add", "-z", "--stdin", git_dir=git_dir, checkout=checkout, stdin=visible)
         tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
         (git_dir / "tree").write_bytes(tree.strip())
-        names = [os.fsdecode(name) for name in visible.split(b"\0") if name]
-        ignores = sorted((n for n in names if os.path.basename(n) == ".gitignore"), key=lambda n: n.count("/"))
+        found = await must("ls-files", "-z", "-c", "-o", ":(glob)**/.gitignore", git_dir=checkout / ".git", checkout=checkout)  # one may ignore itself
+        ignores = sorted({os.fsdecode(name) for name in found.split(b"\0") if name}, key=lambda name: (name.count("/"), name))
         rules = [rule for name in ignores for rule in _anchored(name, (checkout / name).read_text(errors="surrogateescape"))]
         text = "".join(f"{rule}\n" for rule in [*rules, *ARTEFACTS])
         (git_dir / "info/exclude").write_text(text, errors="surrogateescape")
