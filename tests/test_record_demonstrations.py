@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_program
+from conftest import ROOT, run_program
 
 from coderepairrl import store
+from coderepairrl.config import load
 from coderepairrl.errors import ConfigError, EngineError, TaskError
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.scaffolds.aider import AiderConfig
@@ -86,6 +87,16 @@ def test_under_every_scaffold_the_experts_repair_is_one(policy, tmp_path, scaffo
         conversation = from_trajectory(trajectory, SOURCE, 0.0)
         learnt = sum(len(call.completion_ids) for call in trajectory.calls if NOT_LEARNT not in call.policy_versions)
         assert sum(sum(row.weights) for row in conversation.rows) == learnt
+
+
+@pytest.mark.parametrize("name", ["aider", "codex", "mini_swe_agent", "single_pass"])
+def test_demonstrations_are_recorded_under_the_limits_that_training_has(name, monkeypatch):
+    """Else a warm-started policy may have learnt what it is not let say."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from record_demonstrations import RecordConfig
+    from train_grpo import TrainConfig
+    recorded = load(RecordConfig, ROOT / f"configs/demonstrations/{name}.yaml", []).rollout.limits
+    assert recorded == load(TrainConfig, ROOT / f"configs/quickstart_{name}.yaml", []).rollout.limits
 
 
 def test_the_oracle_repairs_real_packages(policy, tmp_path):
