@@ -17,9 +17,8 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from coderepairrl import attempt as attempts
@@ -43,11 +42,16 @@ from coderepairrl.types import Task, Trajectory
 class EvaluateConfig(Config):
     run: str  # folder of the results
     model: str | None = None  # a Hugging Face folder, or the folder of a training run; controls need none
-    scaffold: ScaffoldConfig | Literal["gold", "empty", "gold_less_one_hunk"] | None = None  # instead of rollout.scaffold
+    scaffold: ScaffoldConfig | None = None  # instead of rollout.scaffold; a name alone is a scaffold as it is by default
     rollout: RolloutConfig  # its held-out tasks are evaluated
     chunk_tasks: int = Field(32, ge=1)  # what an interruption costs at most
     shard: int = Field(0, ge=0)
     shards: int = Field(1, ge=1)
+
+    @field_validator("scaffold", mode="before")
+    @classmethod
+    def _named(cls, scaffold: object) -> object:
+        return {"name": scaffold} if isinstance(scaffold, str) else scaffold
 
 
 def folder_of(config: EvaluateConfig) -> Path:
@@ -59,8 +63,6 @@ def folder_of(config: EvaluateConfig) -> Path:
 
 
 def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
-    if isinstance(config.scaffold, str):
-        return TypeAdapter(ScaffoldConfig).validate_python({"name": config.scaffold})
     return config.scaffold or config.rollout.scaffold
 
 
