@@ -182,7 +182,7 @@ def lives_in_group(group: int) -> bool:
 
 
 def shared_memory_of(pid: int) -> set[str]:
-    """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and the map says it were deleted."""
+    """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and is listed there as deleted."""
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -185,7 +185,7 @@ def fork_for(connection: socket.socket, server: socket.socket, driver) -> None:
         os._exit(code)
 
 
-def bury(*_) -> None:
+def reap(*_) -> None:
     """Waits for all forks that have ended. SIG_IGN would do, but their CPU time would be counted nowhere."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -199,7 +199,7 @@ def main(path: str, driver_path: str) -> None:
     driver.warm()
     gc.collect()
     gc.freeze()  # so that a fork's collections leave the shared pages alone
-    signal.signal(signal.SIGCHLD, bury)
+    signal.signal(signal.SIGCHLD, reap)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         os.chmod(path, 0o666)  # its folder is shown to those sandboxes only that have a task for it
