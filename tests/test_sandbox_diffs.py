@@ -60,10 +60,11 @@ def test_all_of_a_base_without_git_can_be_edited_also_what_its_gitignore_ignores
 
     async def body(sandbox):
         untouched = await sandbox.diff()
-        await sandbox.run("mkdir build; touch build/x .new; echo 3 > pkg/version.py; rm .ci.yml; echo new > pkg/lib.pyc")
+        await sandbox.run("mkdir build; touch build/x .new; echo 3 > pkg/version.py; rm .ci.yml; echo new | tee pkg/lib.pyc .coverage")
         return untouched, sorted(line.split(" b/")[1] for line in (await sandbox.diff()).splitlines() if line.startswith("diff --git"))
 
-    assert use(kind, body, make_task({}, base=str(base))) == ("", [".ci.yml", "pkg/version.py"])
+    own = {".coverage": "a file of the task itself, whatever it is called\n"}
+    assert use(kind, body, make_task(own, base=str(base))) == ("", [".ci.yml", ".coverage", "pkg/version.py"])
 
 
 def test_rules_of_a_nested_gitignore_are_anchored():

@@ -55,13 +55,15 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/exclude").write_text("".join(f"{pattern}\n" for pattern in ARTEFACTS))
 
 
-async def commit_base(git_dir: Path, checkout: Path, forced: list[str] | None) -> None:
-    """The one commit that the agent sees. `forced` are paths that belong to it although they are ignored; None: all but build artefacts,
-    for a base without git, whose .gitignore speaks of the author's machine, not of what was published."""
+async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
+    """The one commit that the agent sees. `forced` are paths that belong to it although rules ignore them; `ignored`: all ignored files
+    but build artefacts do, as in a base without git, whose .gitignore speaks of the author's machine, not of what was published."""
     init(git_dir)
     where = {"git_dir": git_dir, "checkout": checkout}
     await must("add", "-A", **where)
-    names = await must("ls-files", "-z", "-o", f"--exclude-from={git_dir}/info/exclude", **where) if forced is None else b"\0".join(map(os.fsencode, forced))
+    names = b"".join(os.fsencode(name) + b"\0" for name in forced)
+    if ignored:
+        names += await must("ls-files", "-z", "-o", f"--exclude-from={git_dir}/info/exclude", **where)
     if names:
         await must("add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=names, GIT_LITERAL_PATHSPECS="1", **where)
     await must("-c", "gc.auto=0", "-c", "core.logAllRefUpdates=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "base",

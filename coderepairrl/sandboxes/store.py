@@ -27,7 +27,7 @@ from coderepairrl.sandboxes.process import capture, in_thread
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
-LAYOUT = 3  # part of a template's key: raise it when what a template holds changes
+LAYOUT = 4  # part of a template's key: raise it when what a template holds changes
 OVERLAY_FROM = 40  # files and folders; fewer are copied faster than an overlay is mounted
 SMALL = 300  # fewer are copied faster by this process than by starting cp
 REMEDY = "check the space and the permissions of sandbox.scratch"
@@ -122,8 +122,8 @@ class Store:
             own.mkdir()
             await in_thread(_lay_out, task, checkout)
             tracked = await tracked_files(task.environment.base)
-            forced = None if tracked is None else sorted(name for name in {*task.files, *tracked} if os.path.lexists(checkout / name))
-            await commit_base(checkout / ".git", checkout, forced)
+            forced = sorted(name for name in {*task.files, *(tracked or ())} if os.path.lexists(checkout / name))
+            await commit_base(checkout / ".git", checkout, forced, ignored=tracked is None)
             await Judge.build(own / "judge", checkout)
             await in_thread(_give, checkout, owner)
             entries = sum(len(names) + len(files) for _, names, files in os.walk(checkout))
