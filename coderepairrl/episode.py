@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError
-from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits
+from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
 from coderepairrl.rewards import Grader, RewardConfig, compute
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds import Endpoint, Scaffold
@@ -15,7 +15,7 @@ from coderepairrl.types import Outcome, Task, Trajectory, VerdictKind
 @dataclass(frozen=True)
 class Services:
     """What all episodes of a process share."""
-    gateway: Gateway
+    gateway: Gateway | Workers
     scaffold: Scaffold
     sandbox: SandboxConfig
     grader: Grader
@@ -36,8 +36,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
             try:
-                await services.scaffold.run(task, sandbox, Endpoint(
-                    services.gateway.base_url, session.key, services.http, services.gateway.socket_path, lambda: session.close_reason is not None))
+                await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http))
             except ScaffoldError as error:
                 outcome, detail = Outcome.AGENT_ERROR, str(error)
             if session.close_reason is not None:

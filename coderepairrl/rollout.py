@@ -8,6 +8,7 @@ import asyncio
 import random
 import secrets
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +22,7 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json
-from coderepairrl.gateway import Gateway, GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, VLLMClient, make_renderer
+from coderepairrl.gateway import GatewayConfig, Renderer, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, make_renderer
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
@@ -77,8 +78,6 @@ class Rollout:
         self._slots = asyncio.Semaphore(config.concurrent_episodes)
 
     async def __aenter__(self) -> "Rollout":
-        from coderepairrl.tokenizer import load_tokenizer  # imports transformers, which a program that only reads a configuration needn't
-
         config = self.config
         await asyncio.to_thread(check, config.sandbox)
         for split, tasks in self.tasks.items():
@@ -87,14 +86,13 @@ class Rollout:
                 raise TaskError(f"{len(failures)} of {len(tasks)} tasks have no environment, the first: {next(iter(failures.values()))}; "
                                 "admit those that have one: scripts/prepare_tasks.py")
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
-        self.clients = [VLLMClient(server.url, config.engine_wait_s) for _ in range(Place.here().serve_nodes)]  # the others' addresses come from their files
-        if self._scaffold.calls_model:
-            renderer = make_renderer(load_tokenizer(self._model), config.rendering, config.chat_template)
-            self.supervisor = Supervisor(server, self.clients[0].pause, self._release)
-        else:
-            renderer, self.supervisor = None, NoServer(server)
+        model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
+        renderer = partial(_renderer, model, config.rendering, config.chat_template)
         self._held = AsyncExitStack()  # what the scaffold needs while episodes run
-        self.gateway = Gateway(config.gateway, self.clients, renderer, await self._held.enter_async_context(ready(self._scaffold, config.environments)))
+        socket = await self._held.enter_async_context(ready(self._scaffold, config.environments))
+        urls = [server.url] * Place.here().serve_nodes  # the others' addresses come from their files
+        self.gateway = make_gateway(config.gateway.model_copy(update={"processes": processes}), urls, config.engine_wait_s, renderer, socket)
+        self.supervisor = Supervisor(server, self.gateway.clients[0].pause, self.gateway.clients[0].resume) if self._scaffold.calls_model else NoServer(server)
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
         try:
@@ -116,34 +114,29 @@ class Rollout:
         await self.gateway.stop()
         await self._held.aclose()
         await self._http.close()
-        for client in self.clients:
+        for client in self.gateway.clients:
             await client.close()
         await self.supervisor.server.stop()
         self.books.close()
 
-    def _release(self, version: int) -> None:
-        self.clients[0].initial_version = version
-        self.clients[0].resume()
-
     async def _watch_servers(self) -> None:
-        await asyncio.gather(self.supervisor.watch(), self._follow_other_servers())  # either's error is the run's
+        await asyncio.gather(self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())  # the error of any is the run's
 
     async def _follow_other_servers(self) -> None:
         """Servers on other nodes: each is used while its file is there, from when it has the weights that our own serves."""
-        files = [self.run / "policy" / f"engine_{number}.json" for number in range(len(self.clients))]
+        files = [self.run / "policy" / f"engine_{number}.json" for number in range(len(self.gateway.clients))]
         running: list[dict | None] = [None] * len(files)
-        for client in self.clients[1:]:
+        for client in self.gateway.clients[1:]:
             client.pause()
         while True:
-            for number, client in enumerate(self.clients[1:], 1):
+            for number, client in enumerate(self.gateway.clients[1:], 1):
                 server = read_json(files[number])
                 if server is None and running[number]:
                     client.pause()
                 elif server and server != running[number]:
                     if server["version"] != self.supervisor.serving["version"]:
                         continue
-                    client.url, client.initial_version = server["url"], server["version"]
-                    client.resume()
+                    client.resume(server["version"], server["url"])
                 running[number] = server
             await asyncio.sleep(POLL_S)
 
@@ -244,3 +237,12 @@ class Rollout:
         return {"version": serving["version"], "infrastructure_errors": self.infrastructure_errors, "engine_restarts": self.supervisor.restarts,
                 "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
                 "updates": serving["step"]}
+
+
+def _renderer(model: str | None, config: RenderingConfig, chat_template: dict) -> Renderer | None:
+    """Called in each process of the gateway."""
+    if model is None:
+        return None
+    from coderepairrl.tokenizer import load_tokenizer  # imports transformers, which a program that only reads a configuration needn't
+
+    return make_renderer(load_tokenizer(model), config, chat_template)

@@ -144,7 +144,7 @@ async def episode(scaffold: Scaffold, gateway: Gateway, puzzle: Puzzle, config: 
     started = time.perf_counter()
     async with start_sandbox(config.sandbox, puzzle.task) as sandbox:
         session = gateway.open_session(LIMITS, SamplingConfig())
-        await scaffold.run(puzzle.task, sandbox, Endpoint(gateway.base_url, session.key, http, gateway.socket_path, lambda: session.close_reason is not None))
+        await scaffold.run(puzzle.task, sandbox, Endpoint.of(session, http))
         await gateway.close_session(session.key)
         diff = await sandbox.diff()
     changed, wanted = ([line for line in text.splitlines() if line[:1] in "+-"] for text in (diff, puzzle.task.oracle_patch))

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from coderepairrl.config import load
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.files import write_json
-from coderepairrl.gateway import Gateway, GatewayConfig, SamplingConfig
+from coderepairrl.gateway import Gateway, GatewayConfig, SamplingConfig, VLLMClient, make_renderer
 from coderepairrl.rollout import Rollout
 from coderepairrl.scaffolds import make_scaffold, ready
 from coderepairrl.scaffolds.codex import CodexConfig
+from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome
 
 pytestmark = pytest.mark.whole
@@ -24,7 +25,7 @@ CONTEXT = 16384
 
 
 def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tmp_path):
-    """The worked example as its YAML has it, through the rollout process; then the others, with its vLLM."""
+    """The worked example as its YAML has it, through the rollout process and a gateway of two; then the others, with its vLLM."""
     from train_grpo import TrainConfig
 
     model, run = tmp_path / "model", tmp_path / "run"
@@ -36,17 +37,19 @@ def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tm
     limits = "{max_turns: 3, max_total_tokens: %d, max_completion_tokens: 32, deadline_s: 120}" % CONTEXT
     config = load(TrainConfig, ROOT / "examples/command/quickstart.yaml", [
         f"rollout.limits={limits}", f"rollout.server.max_model_len={CONTEXT}", "rollout.server.kv_cache_mib=256",
-        f"rollout.sandbox.scratch={tmp_path}"]).rollout
+        f"rollout.sandbox.scratch={tmp_path}", "rollout.gateway.processes=2"]).rollout
 
     async def with_another(rollout, scaffold):
         async with ready(scaffold, config.environments) as socket, aiohttp.ClientSession() as http:
-            gateway = Gateway(GatewayConfig(), rollout.clients, rollout.gateway.renderer, socket)
+            client = VLLMClient(rollout.supervisor.server.url, config.engine_wait_s)
+            gateway = Gateway(GatewayConfig(), [client], make_renderer(load_tokenizer(model), config.rendering, config.chat_template), socket)
             await gateway.start()
             try:
                 services = Services(gateway, scaffold, config.sandbox, rollout.grader, config.rewards, config.limits, http)
                 return await run_episode(services, PUZZLE, trajectory_id="x", group_id="x", split="train", attempt=0, sampling=SamplingConfig(), cache_salt="s")
             finally:
                 await gateway.stop()
+                await client.close()
 
     async def main():
         others = {name: agent.config() for name, agent in AGENTS.items() if name != "command"} | {"codex": CodexConfig(instructions="Repair the code.")}

@@ -84,8 +84,10 @@ class VLLMClient:
         self.available.clear()
         self._mark_down()
 
-    def resume(self) -> None:
-        """vLLM is up and has the newest weights."""
+    def resume(self, version: int | None = None, url: str | None = None) -> None:
+        """vLLM is up, at another address maybe, and has the newest weights; `version`: the new initial_version."""
+        self.url = url.rstrip("/") if url else self.url
+        self.initial_version = self.initial_version if version is None else version
         self._mark_up()
         self.available.set()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from aiohttp import web
+from pydantic import Field
 
 from coderepairrl.config import Config
 from coderepairrl.errors import GatewayError
@@ -38,6 +39,7 @@ class GatewayConfig(Config):
     port: int = 0  # 0: any free port
     model_name: str = "policy"  # what /v1/models shows; requests may name any model
     max_body_bytes: int = 32 * 2**20
+    processes: int = Field(1, ge=1)  # 1: the rollout process itself; more: processes of its own, when one core is not enough (docs/gateway.md)
 
 
 class Gateway:
@@ -84,6 +86,9 @@ class Gateway:
         self.base_url = f"http://{host}:{port}/v1"
         return self.base_url
 
+    async def watch(self) -> None:
+        """Ends with the error of what may end by itself: here nothing."""
+
     async def _listen_on_socket(self, path: Path) -> None:
         """A socket in a folder of its own can be mounted into sandboxes that have no network. A file that a killed gateway left there is replaced."""
         try:
@@ -107,11 +112,12 @@ class Gateway:
     def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None,
                      cache_salt: str | None = None) -> Session:
         """Its `key` is the agent's API key. cache_salt: vLLM shares its KV cache only among requests of equal salt."""
-        key = key or secrets.token_urlsafe(32)
+        key = key or new_key()
         if key in self._sessions:
             raise GatewayError("a session with this key is open: give each its own, or none")
-        self._sessions[key] = Session(key, limits, sampling, self._client(), self.renderer, cache_salt, self._count)
-        return self._sessions[key]
+        session = self._sessions[key] = Session(key, limits, sampling, self._client(), self.renderer, cache_salt, self._count)
+        session.base_url, session.socket_path = self.base_url, self.socket_path
+        return session
 
     def _client(self) -> VLLMClient:
         """The server with the fewest sessions, of those that are up if any is. A session stays with it: its KV cache has the session's history."""
@@ -168,6 +174,10 @@ class Gateway:
         name = http.match_info.get("name", self.config.model_name)  # requests may name any
         model = {"id": name, "object": "model", "created": 0, "owned_by": "coderepairrl"}
         return web.json_response(model if "name" in http.match_info else {"object": "list", "data": [model]})
+
+
+def new_key() -> str:
+    return secrets.token_urlsafe(32)
 
 
 @web.middleware

@@ -101,6 +101,8 @@ class Session:
     def __init__(self, key: str, limits: SessionLimits, sampling: SamplingConfig, client: VLLMClient, renderer: Renderer,
                  cache_salt: str | None = None, count: Callable[[str, int], None] = lambda name, number: None):
         self.key, self.limits, self.sampling, self.cache_salt = key, limits, sampling, cache_salt
+        self.base_url, self.socket_path = "", None  # where its agent finds the gateway, which says so
+        self.on_close: Callable[[], None] = lambda: None  # called once, with the first reason
         self.calls: list[Call] = []
         self.events: list[dict] = []
         self.counters: Counter[str] = Counter()
@@ -147,6 +149,7 @@ class Session:
         if self.close_reason is None:
             self.close_reason, self.close_detail = reason, detail
             self._event("closed", reason=str(reason), detail=detail)
+            self.on_close()
         if self._timer and (cancel or not self._pending):
             self._timer.cancel()
         if cancel:

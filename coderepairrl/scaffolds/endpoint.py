@@ -6,6 +6,7 @@ from pathlib import Path
 import aiohttp
 
 from coderepairrl.errors import GatewayError
+from coderepairrl.gateway import RemoteSession, Session
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class Endpoint:
     http: aiohttp.ClientSession
     socket_path: Path | None = None  # where the gateway listens too: all that a sandbox without network sees of it
     closed: Callable[[], bool] = lambda: False  # whether the gateway has closed the session
+
+    @classmethod
+    def of(cls, session: Session | RemoteSession, http: aiohttp.ClientSession) -> "Endpoint":
+        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None)
 
 
 @dataclass(frozen=True)

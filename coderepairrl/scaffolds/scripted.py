@@ -71,8 +71,7 @@ class Scripted:
         limits = SessionLimits(max_turns=len(lines), max_total_tokens=CONTEXT, max_completion_tokens=CONTEXT)  # its end is the session's
         session = self.gateway.open_session(limits, SamplingConfig(), cache_salt=salt)
         try:
-            await self.inner.run(task, sandbox, Endpoint(self.gateway.base_url, session.key, endpoint.http, self.gateway.socket_path,
-                                                         lambda: session.close_reason is not None))
+            await self.inner.run(task, sandbox, Endpoint.of(session, endpoint.http))
         finally:
             await self.gateway.close_session(session.key)
             self.client.left(salt)

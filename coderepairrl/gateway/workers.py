@@ -1,0 +1,280 @@
+"""The gateway in several processes, for more calls a second than one core reads and tokenises.
+
+A session lives in one of them, the one with the fewest sessions when it was opened; its address is its agent's. The processes
+share nothing: each has its sockets, its tokenizer and its clients of vLLM. The rollout process opens and closes sessions over a
+pipe to each and hears when one closed. A process that ends early is the end of the run, as the rollout process itself would be.
+"""
+import asyncio
+import atexit
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from aiohttp import web
+
+from coderepairrl.errors import GatewayError
+from coderepairrl.gateway.engine_client import VLLMClient
+from coderepairrl.gateway.rendering import Renderer
+from coderepairrl.gateway.server import SHUTDOWN_S, Gateway, GatewayConfig, new_key
+from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits
+from coderepairrl.types import Call, Outcome
+
+START_S = 120.0  # until a process listens: it imports transformers and reads a tokenizer, from a slow disk it may be
+END_S = SHUTDOWN_S + 8.0  # for answers that are being written, then it is killed
+
+
+def make_gateway(config: GatewayConfig, urls: Sequence[str], wait_s: float, make_renderer: Callable[[], Renderer | None],
+                 socket_path: Path | None = None) -> "Gateway | Workers":
+    """Before the vLLM servers at `urls`. make_renderer is called in each process: a function that can be pickled, if there are several."""
+    if config.processes > 1:
+        return Workers(config, urls, wait_s, make_renderer, socket_path)
+    return Gateway(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path)
+
+
+@dataclass
+class RemoteSession:
+    """A session in another process: while it is open, whether it was closed; what it recorded, when it has been closed here."""
+    key: str
+    base_url: str
+    socket_path: Path | None
+    close_reason: Outcome | None = None
+    close_detail: str = ""
+    calls: Sequence[Call] = ()
+    events: Sequence[dict] = ()
+    counters: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class RemoteClient:
+    """One vLLM server, as the clients of all processes see it: for its supervisor."""
+    number: int
+    tell: Callable[[tuple], None]
+
+    def pause(self) -> None:
+        self.tell(("pause", self.number))
+
+    def resume(self, version: int | None = None, url: str | None = None) -> None:
+        self.tell(("resume", self.number, version, url))
+
+    async def close(self) -> None:
+        """Each process closes its own."""
+
+
+class Workers:
+    """What Gateway offers, done by `config.processes` processes. A fixed port is the first one's, the others have the next ones.
+
+    `counters` has those of closed sessions. watch() ends with the GatewayError of a process that ended.
+    """
+
+    def __init__(self, config: GatewayConfig, urls: Sequence[str], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None = None):
+        self.clients = [RemoteClient(number, self._tell_all) for number in range(len(urls))]
+        self.counters: Counter[str] = Counter()
+        self._workers = []
+        for number in range(config.processes):
+            own = config.model_copy(update={"port": config.port and config.port + number})
+            socket = socket_path and socket_path.with_name(f"{socket_path.name}-{number}")
+            self._workers.append(_Worker(number, partial(_serve, own, tuple(urls), wait_s, make_renderer, socket), self.counters))
+        self._homes: dict[str, _Worker] = {}  # of open sessions
+
+    async def start(self) -> None:
+        """Raises GatewayError."""
+        try:
+            await asyncio.gather(*(worker.start() for worker in self._workers))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        self._homes.clear()
+
+    async def watch(self) -> None:
+        await asyncio.gather(*(asyncio.shield(worker.ended) for worker in self._workers))
+
+    def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None) -> RemoteSession:
+        key = key or new_key()
+        if key in self._homes:
+            raise GatewayError("a session with this key is open: give each its own, or none")
+        worker = min(self._workers, key=lambda worker: len(worker.sessions))
+        worker.tell(("open", limits, sampling, key, cache_salt))
+        self._homes[key] = worker
+        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path)
+        return worker.sessions[key]
+
+    async def close_session(self, key: str) -> RemoteSession:
+        return await self._homes.pop(key).close_session(key)
+
+    def _tell_all(self, message: tuple) -> None:
+        for worker in self._workers:
+            worker.tell(message)
+
+
+class _Worker:
+    """One process, seen from the rollout process."""
+
+    def __init__(self, number: int, serve: Callable[[Connection], None], counters: Counter[str]):
+        self.number = number
+        self.sessions: dict[str, RemoteSession] = {}
+        self.base_url, self.socket_path = "", None
+        self._serve, self._counters = serve, counters
+        self._records: dict[str, asyncio.Future[RemoteSession]] = {}
+        self._process = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whoever watches or waits hears of it
+        self._listening: asyncio.Future[None] = self._loop.create_future()
+        self._pipe, theirs = get_context("spawn").Pipe()
+        self._process = get_context("spawn").Process(target=self._serve, args=(theirs,), name=f"gateway-{self.number}")
+        atexit.register(self._pipe.close)  # before multiprocessing waits for its processes: this one waits for the pipe
+        await asyncio.to_thread(self._process.start)
+        theirs.close()
+        self._loop.add_reader(self._pipe.fileno(), self._read)
+        done, _ = await asyncio.wait({self._listening, self.ended}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise GatewayError(f"gateway process {self.number} did not listen after {START_S:.0f} s: see whether its disk or its processor is overloaded")
+        next(iter(done)).result()
+
+    def tell(self, message: tuple) -> None:
+        """Raises GatewayError when the process is gone."""
+        if self.ended.done():
+            self.ended.result()
+        try:
+            self._pipe.send(message)
+        except OSError:
+            self._lost()
+            self.ended.result()
+
+    async def close_session(self, key: str) -> RemoteSession:
+        """Raises GatewayError when the process is gone, and the record with it."""
+        self._records[key] = self._loop.create_future()
+        try:
+            self.tell(("close", key))
+            await asyncio.wait({self._records[key], self.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._records[key].done():
+                self.ended.result()
+            return self._records[key].result()
+        finally:
+            del self._records[key]
+            self.sessions.pop(key, None)
+
+    def _read(self) -> None:
+        try:
+            kind, *rest = self._pipe.recv()
+        except (EOFError, OSError):
+            self._lost()
+            return
+        if kind == "listening":
+            self.base_url, self.socket_path = rest
+            self._listening.set_result(None)
+        elif kind == "failed":
+            self._listening.set_exception(GatewayError(rest[0]))
+        elif kind == "closed":
+            key, reason, detail = rest
+            if key in self.sessions:
+                self.sessions[key].close_reason, self.sessions[key].close_detail = reason, detail
+        elif kind == "record":
+            key, reason, detail, calls, events, counters = rest
+            session = self.sessions[key]
+            session.close_reason, session.close_detail, session.calls, session.events, session.counters = reason, detail, calls, events, counters
+            self._counters.update(counters)
+            if key in self._records and not self._records[key].done():
+                self._records[key].set_result(session)
+
+    def _lost(self) -> None:
+        self._loop.remove_reader(self._pipe.fileno())
+        if self.ended.done():
+            return
+        self._process.join(1.0)  # its end of the pipe is closed: it ends right now
+        self.ended.set_exception(GatewayError(f"gateway process {self.number} ended (exit code {self._process.exitcode}) and what its {len(self.sessions)} "
+                                              "sessions recorded is lost: see the log; -9 may be the memory limit, then ask for more"))
+
+    async def stop(self) -> None:
+        """The closed pipe tells it; may be called twice."""
+        if self._process is None:
+            return
+        self._loop.remove_reader(self._pipe.fileno())
+        self._pipe.close()
+        atexit.unregister(self._pipe.close)
+        if not self.ended.done():
+            self.ended.set_result(None)
+        await asyncio.to_thread(self._process.join, END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+        self._process.close()
+        self._process = None
+
+
+def _serve(config: GatewayConfig, urls: tuple[str, ...], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None,
+           pipe: Connection) -> None:
+    """The process. It ends with the rollout process, however that ends: then its pipe is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they are for the rollout process, which may still need what is recorded here
+    asyncio.run(_Server(config, urls, wait_s, make_renderer, socket_path, pipe).run())
+
+
+class _Server(Gateway):
+    def __init__(self, config: GatewayConfig, urls: tuple[str, ...], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None,
+                 pipe: Connection):
+        super().__init__(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path)
+        self._pipe, self._ended, self._closing = pipe, asyncio.Event(), set()
+        self._sender = ThreadPoolExecutor(1)  # this process reads on while a long record waits for its reader: else both could wait for each other
+
+    async def run(self) -> None:
+        try:
+            base_url = await self.start()
+        except GatewayError as error:
+            self._pipe.send(("failed", str(error)))
+            return
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
+        self._pipe.send(("listening", base_url, self.socket_path))
+        await self._ended.wait()
+        await self.stop()
+        for client in self.clients:
+            await client.close()
+
+    def _session_of(self, http: web.Request) -> Session:
+        try:
+            return super()._session_of(http)
+        except web.HTTPUnauthorized:  # its agent got the key after the pipe did: it may not have been read yet
+            self._read()
+            return super()._session_of(http)
+
+    def _read(self) -> None:
+        try:
+            while not self._ended.is_set() and self._pipe.poll():
+                kind, *rest = self._pipe.recv()
+                if kind == "open":
+                    session = self.open_session(*rest)
+                    session.on_close = lambda session=session: self._send("closed", session.key, session.close_reason, session.close_detail)
+                elif kind == "close":
+                    task = asyncio.get_running_loop().create_task(self._close(rest[0]))
+                    self._closing.add(task)
+                    task.add_done_callback(self._closing.discard)
+                elif kind == "pause":
+                    self.clients[rest[0]].pause()
+                elif kind == "resume":
+                    self.clients[rest[0]].resume(*rest[1:])
+        except (EOFError, OSError):
+            self._end()
+
+    async def _close(self, key: str) -> None:
+        session = await self.close_session(key)
+        self._send("record", key, session.close_reason, session.close_detail, session.calls, session.events, session.counters)
+
+    def _send(self, *message) -> None:
+        self._sender.submit(self._pipe.send, message)  # fails when the rollout process is gone: then the pipe's other direction says so, too
+
+    def _end(self) -> None:
+        """The rollout process is gone, or wants this one to go."""
+        if not self._ended.is_set():
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+            self._ended.set()

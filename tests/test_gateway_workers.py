@@ -1,0 +1,211 @@
+"""The gateway in several processes: to a session and its agent it is the same, and a process that ends is heard of."""
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from test_gateway_support import END, USER, Upstream, ids_of, tokenizer
+
+from coderepairrl.errors import GatewayError
+from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, SessionLimits, Workers, make_gateway
+from coderepairrl.types import Outcome
+
+LIMITS = SessionLimits(max_turns=4, max_total_tokens=100_000)
+
+
+def renderer() -> Renderer:
+    return Renderer(tokenizer())
+
+
+async def post(session, http, messages=(USER,), key=None):
+    async with http.post(session.base_url + "/chat/completions", json={"messages": list(messages)}, headers={"Authorization": f"Bearer {key or session.key}"}) as response:
+        return response.status, await response.json()
+
+
+@asynccontextmanager
+async def world(path: Path | None = None, processes: int = 2, **config):
+    upstream = Upstream()
+    gateway = make_gateway(GatewayConfig(processes=processes, **config), [await upstream.start()], 10.0, renderer, path)
+    try:
+        await gateway.start()
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            yield upstream, gateway, http
+    finally:
+        await gateway.stop()
+        await upstream.stop()
+
+
+def test_sessions_are_spread_and_each_is_recorded_as_in_one_process(tmp_path):
+    async def main():
+        async with world(tmp_path / "socket") as (upstream, gateway, http):
+            assert isinstance(gateway, Workers)
+            sessions = [gateway.open_session(LIMITS, SamplingConfig(temperature=0.7), cache_salt=f"salt {number}") for number in range(6)]
+            homes = {session.base_url for session in sessions}
+            assert len(homes) == 2 and all(sum(session.base_url == home for session in sessions) == 3 for home in homes)
+            for session in sessions:
+                status, body = await post(session, http)
+                assert status == 200
+                status, _ = await post(session, http, [USER, body["choices"][0]["message"], USER])
+                assert status == 200
+            stranger = next(session for session in sessions if session.base_url != sessions[0].base_url)
+            assert (await post(sessions[0], http, key=stranger.key))[0] == 401  # the other process knows no more of it than anybody
+            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(sessions[0].socket_path))) as inside:
+                async with inside.get("http://localhost/v1/models", headers={"Authorization": f"Bearer {sessions[0].key}"}) as response:
+                    assert response.status == 200
+            closed = [await gateway.close_session(session.key) for session in sessions]
+            assert (await post(sessions[0], http))[0] == 401
+            return upstream, closed, sorted(path.name for path in tmp_path.iterdir()), gateway.counters
+
+    upstream, closed, sockets, counters = asyncio.run(main())
+    assert sockets == ["socket-0", "socket-1"] and not list(tmp_path.iterdir())
+    assert [session.close_reason for session in closed] == [Outcome.SUBMITTED] * 6 and not counters["rerendered_roots"]
+    for session in closed:
+        first, second = session.calls
+        assert second.prompt_ids[:len(first.prompt_ids) + len(first.completion_ids)] == first.prompt_ids + first.completion_ids and second.parent == 0
+        assert [event["kind"] for event in session.events] == ["call", "call", "closed"]
+    recorded = sorted((call.prompt_ids, call.completion_ids) for session in closed for call in session.calls)
+    assert recorded == sorted(upstream.answered)
+    assert {body["sampling_params"]["temperature"] for body in upstream.requests} == {0.7} and len({body["cache_salt"] for body in upstream.requests}) == 6
+
+
+def test_a_limit_closes_the_session_and_the_rollout_process_hears_of_it():
+    async def main():
+        async with world() as (_, gateway, http):
+            session = gateway.open_session(SessionLimits(max_turns=1), SamplingConfig())
+            assert (await post(session, http))[0] == 200 and session.close_reason is None
+            status, body = await post(session, http, [USER, USER])
+            assert status == 400 and body["error"]["code"] == "context_length_exceeded"
+            while session.close_reason is None:
+                await asyncio.sleep(0.01)
+            with pytest.raises(GatewayError, match="is open"):
+                gateway.open_session(LIMITS, SamplingConfig(), key=session.key)
+            return await gateway.close_session(session.key)
+
+    session = asyncio.run(main())
+    assert session.close_reason is Outcome.TURN_LIMIT and "1 calls" in session.close_detail and len(session.calls) == 1
+
+
+def test_the_supervisors_word_reaches_every_process():
+    async def main():
+        async with world() as (upstream, gateway, http):
+            sessions = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(2)]
+            gateway.clients[0].pause()
+            waiting = [asyncio.create_task(post(session, http)) for session in sessions]
+            await asyncio.sleep(0.3)
+            assert not upstream.requests
+            moved = Upstream()
+            gateway.clients[0].resume(7, await moved.start())
+            assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
+            assert not upstream.requests and len(moved.requests) == 2
+            await moved.stop()
+            return [await gateway.close_session(session.key) for session in sessions]
+
+    for session in asyncio.run(main()):
+        assert set(session.calls[0].policy_versions) == {7}
+
+
+def test_hundreds_at_once_with_long_records_wait_for_nobody():
+    """More than a pipe holds in both directions."""
+    async def main():
+        async with world() as (upstream, gateway, http):
+            upstream.reply = lambda prompt: (ids_of("ok " * 300 + END), "stop")
+            sessions = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(300)]
+            long = {"role": "user", "content": "a word of many " * 1000}
+            assert {status for status, _ in await asyncio.gather(*(post(session, http, [long]) for session in sessions))} == {200}
+            closing = [asyncio.create_task(gateway.close_session(session.key)) for session in sessions]
+            await asyncio.sleep(0)  # all are asked for; nothing of them was read
+            more = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(600)]
+            time.sleep(0.5)  # the processes' answers fill the pipes
+            more += [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(600)]
+            closed = await asyncio.gather(*closing)
+            assert (await post(more[-1], http))[0] == 200
+            return closed, [await gateway.close_session(session.key) for session in more]
+
+    closed, more = asyncio.run(asyncio.wait_for(main(), 120))
+    assert all(len(session.calls) == 1 and len(session.calls[0].completion_ids) > 300 for session in closed)
+    assert len({session.key for session in [*closed, *more]}) == 1500
+
+
+def test_a_killed_process_is_an_error_for_who_watches_and_for_who_waits(tmp_path):
+    async def main():
+        async with world() as (upstream, gateway, http):
+            session = gateway.open_session(LIMITS, SamplingConfig())
+            watch = asyncio.create_task(gateway.watch())
+            upstream.gate.clear()
+            request = asyncio.create_task(post(session, http))
+            while not upstream.requests:
+                await asyncio.sleep(0.01)
+            os.kill(gateway._homes[session.key]._process.pid, signal.SIGKILL)
+            with pytest.raises(GatewayError, match=r"gateway process \d ended \(exit code -9\) and what its 1 sessions recorded is lost"):
+                await watch
+            with pytest.raises(GatewayError, match="exit code -9"):
+                await gateway.close_session(session.key)
+            with pytest.raises(GatewayError, match="exit code -9"):
+                gateway.clients[0].pause()
+            with pytest.raises(aiohttp.ClientError):
+                await request
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_port_that_is_taken_is_said_and_nothing_stays():
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            gateway = make_gateway(GatewayConfig(processes=2, port=taken.getsockname()[1] - 1), ["http://127.0.0.1:1"], 1.0, renderer)
+            with pytest.raises(GatewayError, match="is in use"):
+                await gateway.start()
+            assert all(worker._process is None for worker in gateway._workers)
+
+    asyncio.run(main())
+
+
+PROGRAM = """
+import asyncio, os, sys
+from test_gateway_workers import renderer
+from coderepairrl.gateway import GatewayConfig, make_gateway
+
+async def main():
+    gateway = make_gateway(GatewayConfig(processes=2), ["http://127.0.0.1:1"], 1.0, renderer)
+    await gateway.start()
+    print(*(worker._process.pid for worker in gateway._workers), flush=True)
+    if sys.argv[1] == "forgets":
+        return
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "forgets"])
+def test_the_processes_end_with_the_program_however_it_ends(end, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])}
+    with subprocess.Popen([sys.executable, str(tmp_path / "program.py"), end], stdout=subprocess.PIPE, text=True, env=environment) as program:
+        pids = [int(word) for word in program.stdout.readline().split()]
+        assert len(pids) == 2
+        if end == "killed":
+            program.kill()
+        program.wait(60)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "they stay"
+        time.sleep(0.1)
+
+
+def test_one_process_is_the_rollout_process_itself():
+    async def main():
+        async with world(processes=1) as (_, gateway, http):
+            session = gateway.open_session(LIMITS, SamplingConfig())
+            assert not isinstance(gateway, Workers) and (await post(session, http))[0] == 200
+            await gateway.watch()
+            return await gateway.close_session(session.key)
+
+    assert len(asyncio.run(main()).calls) == 1
