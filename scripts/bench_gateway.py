@@ -276,7 +276,8 @@ async def throughput(config: BenchConfig, texts: Texts, through: Target, vllm: V
         async def worker() -> None:
             nonlocal tokens
             for _ in left:
-                tokens += await one()
+                sampled = await one()  # in a line of its own: `tokens += await ...` would read the sum before it waits
+                tokens += sampled
         await asyncio.gather(*(worker() for _ in range(config.in_flight)))
         return tokens / (time.perf_counter() - started)
 

@@ -44,7 +44,7 @@ class BenchConfig(Config):
     upstreams: int = 2
     history_tokens: int = 3000  # at a conversation's start
     turns: int = 20  # then it begins again, in a new session
-    most: int = 2000  # calls a second that sessions are prepared for
+    most: int = 5000  # calls a second that sessions are prepared for
 
 
 def renderer(model: Path) -> Renderer:
@@ -106,6 +106,8 @@ async def measure(config: BenchConfig, model: Path, urls: list[str], processes: 
         for client in gateway.clients:
             await client.close()
     latencies = [latency for those, _ in results for latency in those]
+    if not latencies:
+        raise RuntimeError(f"no call was answered in the {config.seconds} s: give it more warm_s, or fewer agents")
     return (len(latencies) / config.seconds, *(1e3 * quantile(latencies, share) for share in (0.5, 0.99)), 1e3 * cpu / len(latencies),
             max(spent for _, spent in results) / config.seconds)
 
