@@ -14,7 +14,7 @@ import pytest
 from test_gateway_support import END, USER, Upstream, ids_of, tokenizer
 
 from coderepairrl.errors import GatewayError
-from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, SessionLimits, Workers, make_gateway
+from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, Session, SessionLimits, Workers, make_gateway
 from coderepairrl.types import Outcome
 
 LIMITS = SessionLimits(max_turns=4, max_total_tokens=100_000)
@@ -30,9 +30,9 @@ async def post(session, http, messages=(USER,), key=None):
 
 
 @asynccontextmanager
-async def world(path: Path | None = None, processes: int = 2, **config):
+async def world(path: Path | None = None, processes: int = 2, make_renderer=renderer, **config):
     upstream = Upstream()
-    gateway = make_gateway(GatewayConfig(processes=processes, **config), [await upstream.start()], 10.0, renderer, path)
+    gateway = make_gateway(GatewayConfig(processes=processes, **config), [await upstream.start()], 10.0, make_renderer, path)
     try:
         await gateway.start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
@@ -151,6 +151,43 @@ def test_a_killed_process_is_an_error_for_who_watches_and_for_who_waits(tmp_path
                 gateway.clients[0].pause()
             with pytest.raises(aiohttp.ClientError):
                 await request
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def unsendable() -> Renderer:
+    """In the process that serves: what its sessions note can't be pickled."""
+    Session._event = lambda session, kind, **details: session.events.append({"kind": lambda: kind})
+    return renderer()
+
+
+def test_a_record_that_cannot_be_sent_ends_its_process_and_is_not_waited_for():
+    async def main():
+        async with world(make_renderer=unsendable) as (_, gateway, http):
+            session = gateway.open_session(LIMITS, SamplingConfig())
+            with pytest.raises(GatewayError, match="exit code 0.*recorded is lost"):
+                await gateway.close_session(session.key)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_who_waits_for_a_record_while_the_gateway_stops_hears_of_it():
+    async def main():
+        async with world() as (upstream, gateway, http):
+            session = gateway.open_session(LIMITS, SamplingConfig())
+            upstream.gate.clear()
+            request = asyncio.create_task(post(session, http))
+            while not upstream.requests:
+                await asyncio.sleep(0.01)
+            closing = asyncio.create_task(gateway.close_session(session.key))
+            await asyncio.sleep(0)
+            await gateway.stop()
+            for refused in (lambda: closing, lambda: gateway.watch()):
+                with pytest.raises(GatewayError, match="has stopped"):
+                    await refused()
+            with pytest.raises(GatewayError, match="has stopped"):
+                gateway.open_session(LIMITS, SamplingConfig())
+            await asyncio.gather(request, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

@@ -6,10 +6,11 @@ pipe to each and hears when one closed. A process that ends early is the end of 
 """
 import asyncio
 import atexit
+import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ from coderepairrl.gateway.server import SHUTDOWN_S, Gateway, GatewayConfig, new_
 from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits
 from coderepairrl.types import Call, Outcome
 
+log = logging.getLogger(__name__)
 START_S = 120.0  # until a process listens: it imports transformers and reads a tokenizer, from a slow disk it may be
 END_S = SHUTDOWN_S + 8.0  # for answers that are being written, then it is killed
 
@@ -132,9 +134,10 @@ class _Worker:
         self.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whoever watches or waits hears of it
         self._listening: asyncio.Future[None] = self._loop.create_future()
         self._pipe, theirs = get_context("spawn").Pipe()
-        self._process = get_context("spawn").Process(target=self._serve, args=(theirs,), name=f"gateway-{self.number}")
+        process = get_context("spawn").Process(target=self._serve, args=(theirs,), name=f"gateway-{self.number}")
+        process.start()
+        self._process = process
         atexit.register(self._pipe.close)  # before multiprocessing waits for its processes: this one waits for the pipe
-        await asyncio.to_thread(self._process.start)
         theirs.close()
         self._loop.add_reader(self._pipe.fileno(), self._read)
         done, _ = await asyncio.wait({self._listening, self.ended}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
@@ -145,7 +148,7 @@ class _Worker:
     def tell(self, message: tuple) -> None:
         """Raises GatewayError when the process is gone."""
         if self.ended.done():
-            self.ended.result()
+            self.ended.result()  # raises
         try:
             self._pipe.send(message)
         except OSError:
@@ -204,7 +207,7 @@ class _Worker:
         self._pipe.close()
         atexit.unregister(self._pipe.close)
         if not self.ended.done():
-            self.ended.set_result(None)
+            self.ended.set_exception(GatewayError("the gateway has stopped: open no more sessions"))
         await asyncio.to_thread(self._process.join, END_S)
         if self._process.is_alive():
             self._process.kill()
@@ -271,7 +274,14 @@ class _Server(Gateway):
         self._send("record", key, session.close_reason, session.close_detail, session.calls, session.events, session.counters)
 
     def _send(self, *message) -> None:
-        self._sender.submit(self._pipe.send, message)  # fails when the rollout process is gone: then the pipe's other direction says so, too
+        self._sender.submit(self._pipe.send, message).add_done_callback(partial(self._sent, asyncio.get_running_loop()))
+
+    def _sent(self, loop: asyncio.AbstractEventLoop, sent: Future) -> None:
+        """In the sender's thread. A closed pipe is no error: the rollout process is gone, and the pipe's other direction says so, too."""
+        error = sent.exception()
+        if error is not None and not isinstance(error, OSError):
+            log.error("a session's record cannot be sent, this process ends: %r", error)
+            loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
         """The rollout process is gone, or wants this one to go."""
