@@ -27,6 +27,7 @@ class Services:
 async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
                       sampling: SamplingConfig, cache_salt: str) -> Trajectory:
     """Never raises for what agent or machine do: an agent's failure gets its reward, a broken machine gives INFRASTRUCTURE_ERROR.
+    But GatewayError when the record is gone with a process of the gateway: that ends the run.
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
     """

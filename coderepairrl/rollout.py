@@ -120,7 +120,13 @@ class Rollout:
         self.books.close()
 
     async def _watch_servers(self) -> None:
-        await asyncio.gather(self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())  # the error of any is the run's
+        watching = [asyncio.ensure_future(work) for work in (self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())]
+        try:
+            await asyncio.gather(*watching)  # the error of any is the run's
+        finally:
+            for work in watching:
+                work.cancel()
+            await asyncio.wait(watching)
 
     async def _follow_other_servers(self) -> None:
         """Servers on other nodes: each is used while its file is there, from when it has the weights that our own serves."""

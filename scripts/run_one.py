@@ -153,7 +153,9 @@ async def run_one(config: TrainConfig, split: str, number: str, console: Console
         async with rollouts:
             status.update(f"the agent works on {task.task_id}")
             trajectory = await rollouts.episode(task, split)
-    show(console, rollouts.gateway.renderer.tokenizer, task, trajectory)
+    from coderepairrl.tokenizer import load_tokenizer  # imports transformers: not before a mistake in the arguments was found
+
+    show(console, load_tokenizer(config.model), task, trajectory)
 
 
 @program

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from sandbox_helpers import make_task
 from test_gateway_support import END, USER, Upstream, ids_of, tokenizer
 
-from coderepairrl.errors import GatewayError
+from coderepairrl.episode import Services, run_episode
+from coderepairrl.errors import ConfigError, GatewayError
 from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, Session, SessionLimits, Workers, make_gateway
+from coderepairrl.gateway.worker import brief, whole
+from coderepairrl.rewards import Grader, RewardConfig
+from coderepairrl.sandboxes import SandboxConfig
+from coderepairrl.scaffolds.endpoint import chat
 from coderepairrl.types import Outcome
 
 LIMITS = SessionLimits(max_turns=4, max_total_tokens=100_000)
@@ -92,6 +98,53 @@ def test_a_limit_closes_the_session_and_the_rollout_process_hears_of_it():
     assert session.close_reason is Outcome.TURN_LIMIT and "1 calls" in session.close_detail and len(session.calls) == 1
 
 
+class UntilItIsToldTheEnd:
+    """A scaffold that ends in the moment in which its gateway closes its session."""
+    calls_model = True
+
+    async def run(self, task, sandbox, endpoint):
+        history = [USER]
+        try:
+            while answer := await chat(endpoint, history):
+                history += [answer.message, USER]
+        finally:
+            assert endpoint.closed()
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TURN_LIMIT, Outcome.INFRASTRUCTURE_ERROR])
+def test_an_episode_ends_as_its_session_did_however_fast_its_agent_stops(outcome, tmp_path):
+    async def main():
+        async with world() as (upstream, gateway, http):
+            if outcome is Outcome.INFRASTRUCTURE_ERROR:
+                upstream.reply = lambda prompt: 400
+            sandbox = SandboxConfig(scratch=str(tmp_path))
+            services = Services(gateway, UntilItIsToldTheEnd(), sandbox, Grader(sandbox), RewardConfig(weights={"patch": 1.0}), SessionLimits(max_turns=2), http)
+            return await asyncio.gather(*(run_episode(services, make_task(), trajectory_id="x", group_id="x",
+                                                      split="train", attempt=0, sampling=SamplingConfig(), cache_salt="s") for _ in range(40)))
+
+    done = asyncio.run(asyncio.wait_for(main(), 120))
+    assert [trajectory.outcome for trajectory in done] == [outcome] * 40
+
+
+def test_prompts_go_through_the_pipe_once_and_come_out_whole():
+    async def main():
+        async with world() as (_, gateway, http):
+            session = gateway.open_session(SessionLimits(max_turns=20), SamplingConfig())
+            history = [USER]
+            for _ in range(4):
+                _, body = await post(session, http, history)
+                history += [body["choices"][0]["message"], USER]
+            for other in ([USER], [{"role": "user", "content": "a root"}], [*history[:2], {"role": "user", "content": "a fork"}]):
+                await post(session, http, other)
+            return await gateway.close_session(session.key)
+
+    calls = asyncio.run(main()).calls
+    assert [(call.parent, call.parent_part) for call in calls] == [
+        (None, None), (0, "completion"), (1, "completion"), (2, "completion"), (0, "prompt"), (None, None), (4, "completion")]
+    sent = brief(calls)
+    assert whole(sent) == list(calls) and sum(len(call.prompt_ids) for call in sent) < sum(len(call.prompt_ids) for call in calls) / 2
+
+
 def test_the_supervisors_word_reaches_every_process():
     async def main():
         async with world() as (upstream, gateway, http):
@@ -161,11 +214,42 @@ def unsendable() -> Renderer:
     return renderer()
 
 
+def unmakeable() -> Renderer:
+    raise ConfigError("no such family: name another")
+
+
+def test_what_the_user_must_mend_is_said_as_in_one_process():
+    async def main(make_renderer, cause):
+        gateway = make_gateway(GatewayConfig(processes=2), ["http://127.0.0.1:1"], 1.0, make_renderer)
+        with pytest.raises(cause[0], match=cause[1]):
+            await gateway.start()
+        await gateway.stop()  # as the rollout process does once more
+        assert all(worker._process is None for worker in gateway._workers)
+
+    asyncio.run(main(unmakeable, (ConfigError, "no such family: name another")))
+    asyncio.run(main(lambda: renderer(), (Exception, "pickle")))
+
+
+def test_a_close_that_is_given_up_harms_nobody():
+    async def main():
+        async with world() as (upstream, gateway, http):
+            sessions = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(4)]
+            closing = asyncio.create_task(gateway.close_session(sessions[0].key))
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            for session in sessions[1:]:
+                assert (await post(session, http))[0] == 200
+            return [await gateway.close_session(session.key) for session in sessions[1:]]
+
+    assert [len(session.calls) for session in asyncio.run(main())] == [1, 1, 1]
+
+
 def test_a_record_that_cannot_be_sent_ends_its_process_and_is_not_waited_for():
     async def main():
         async with world(make_renderer=unsendable) as (_, gateway, http):
             session = gateway.open_session(LIMITS, SamplingConfig())
-            with pytest.raises(GatewayError, match="exit code 0.*recorded is lost"):
+            with pytest.raises(GatewayError, match="exit code 1.*recorded is lost"):
                 await gateway.close_session(session.key)
 
     asyncio.run(asyncio.wait_for(main(), 60))

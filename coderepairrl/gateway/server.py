@@ -9,6 +9,7 @@ All that an agent gets is a base URL and a key. Errors have the OpenAI form; wha
 import errno
 import gc
 import logging
+import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ class Gateway:
     def _client(self) -> VLLMClient:
         """The server with the fewest sessions, of those that are up if any is. A session stays with it: its KV cache has the session's history."""
         open_sessions = Counter(session.client for session in self._sessions.values())
-        return min(self.clients, key=lambda client: (not client.available.is_set(), open_sessions[client]))
+        return min(self.clients, key=lambda client: (not client.available.is_set(), open_sessions[client], random.random()))  # of equals any: processes agree on none
 
     async def close_session(self, key: str) -> Session:
         """Ends it (SUBMITTED, unless something closed it before) and returns it, complete: later requests get 401."""

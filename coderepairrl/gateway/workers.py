@@ -6,27 +6,22 @@ pipe to each and hears when one closed. A process that ends early is the end of 
 """
 import asyncio
 import atexit
-import logging
-import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from aiohttp import web
-
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.server import SHUTDOWN_S, Gateway, GatewayConfig, new_key
-from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits
+from coderepairrl.gateway.session import SamplingConfig, SessionLimits
+from coderepairrl.gateway.worker import serve, whole
 from coderepairrl.types import Call, Outcome
 
-log = logging.getLogger(__name__)
 START_S = 120.0  # until a process listens: it imports transformers and reads a tokenizer, from a slow disk it may be
 END_S = SHUTDOWN_S + 8.0  # for answers that are being written, then it is killed
 
@@ -39,17 +34,26 @@ def make_gateway(config: GatewayConfig, urls: Sequence[str], wait_s: float, make
     return Gateway(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path)
 
 
-@dataclass
 class RemoteSession:
     """A session in another process: while it is open, whether it was closed; what it recorded, when it has been closed here."""
-    key: str
-    base_url: str
-    socket_path: Path | None
-    close_reason: Outcome | None = None
-    close_detail: str = ""
-    calls: Sequence[Call] = ()
-    events: Sequence[dict] = ()
-    counters: Counter[str] = field(default_factory=Counter)
+
+    def __init__(self, key: str, base_url: str, socket_path: Path | None, listen: Callable[[], None]):
+        self.key, self.base_url, self.socket_path = key, base_url, socket_path
+        self.close_detail = ""
+        self.calls: Sequence[Call] = ()
+        self.events: Sequence[dict] = ()
+        self.counters: Counter[str] = Counter()
+        self._listen, self._close_reason = listen, None
+
+    @property
+    def close_reason(self) -> Outcome | None:
+        """What an agent was told is known here: its process says it to the pipe first."""
+        if self._close_reason is None:
+            self._listen()
+        return self._close_reason
+
+    def was_closed(self, reason: Outcome, detail: str) -> None:
+        self._close_reason, self.close_detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Workers:
         for number in range(config.processes):
             own = config.model_copy(update={"port": config.port and config.port + number})
             socket = socket_path and socket_path.with_name(f"{socket_path.name}-{number}")
-            self._workers.append(_Worker(number, partial(_serve, own, tuple(urls), wait_s, make_renderer, socket), self.counters))
+            self._workers.append(_Worker(number, partial(serve, own, tuple(urls), wait_s, make_renderer, socket), self.counters))
         self._homes: dict[str, _Worker] = {}  # of open sessions
 
     async def start(self) -> None:
@@ -101,12 +105,12 @@ class Workers:
 
     def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None) -> RemoteSession:
         key = key or new_key()
-        if key in self._homes:
+        if any(key in worker.sessions for worker in self._workers):
             raise GatewayError("a session with this key is open: give each its own, or none")
         worker = min(self._workers, key=lambda worker: len(worker.sessions))
         worker.tell(("open", limits, sampling, key, cache_salt))
         self._homes[key] = worker
-        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path)
+        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path, worker.listen)
         return worker.sessions[key]
 
     async def close_session(self, key: str) -> RemoteSession:
@@ -134,16 +138,19 @@ class _Worker:
         self.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whoever watches or waits hears of it
         self._listening: asyncio.Future[None] = self._loop.create_future()
         self._pipe, theirs = get_context("spawn").Pipe()
-        process = get_context("spawn").Process(target=self._serve, args=(theirs,), name=f"gateway-{self.number}")
-        process.start()
+        with theirs:
+            process = get_context("spawn").Process(target=self._serve, args=(theirs,), name=f"gateway-{self.number}")
+            process.start()
         self._process = process
         atexit.register(self._pipe.close)  # before multiprocessing waits for its processes: this one waits for the pipe
-        theirs.close()
-        self._loop.add_reader(self._pipe.fileno(), self._read)
+        self._loop.add_reader(self._pipe.fileno(), self.listen)  # which may have read what this call is for
         done, _ = await asyncio.wait({self._listening, self.ended}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             raise GatewayError(f"gateway process {self.number} did not listen after {START_S:.0f} s: see whether its disk or its processor is overloaded")
-        next(iter(done)).result()
+        if self._listening.done():
+            self._listening.result()
+        else:
+            self.ended.result()
 
     def tell(self, message: tuple) -> None:
         """Raises GatewayError when the process is gone."""
@@ -168,6 +175,11 @@ class _Worker:
             del self._records[key]
             self.sessions.pop(key, None)
 
+    def listen(self) -> None:
+        """Reads what has come, without waiting for more."""
+        while not self.ended.done() and self._pipe.poll():
+            self._read()
+
     def _read(self) -> None:
         try:
             kind, *rest = self._pipe.recv()
@@ -178,17 +190,20 @@ class _Worker:
             self.base_url, self.socket_path = rest
             self._listening.set_result(None)
         elif kind == "failed":
-            self._listening.set_exception(GatewayError(rest[0]))
+            self._listening.set_exception(rest[0])
         elif kind == "closed":
             key, reason, detail = rest
             if key in self.sessions:
-                self.sessions[key].close_reason, self.sessions[key].close_detail = reason, detail
+                self.sessions[key].was_closed(reason, detail)
         elif kind == "record":
             key, reason, detail, calls, events, counters = rest
-            session = self.sessions[key]
-            session.close_reason, session.close_detail, session.calls, session.events, session.counters = reason, detail, calls, events, counters
             self._counters.update(counters)
-            if key in self._records and not self._records[key].done():
+            if key not in self.sessions:  # who closed it was cancelled meanwhile
+                return
+            session = self.sessions[key]
+            session.was_closed(reason, detail)
+            session.calls, session.events, session.counters = whole(calls), events, counters
+            if not self._records[key].done():
                 self._records[key].set_result(session)
 
     def _lost(self) -> None:
@@ -203,9 +218,10 @@ class _Worker:
         """The closed pipe tells it; may be called twice."""
         if self._process is None:
             return
-        self._loop.remove_reader(self._pipe.fileno())
-        self._pipe.close()
-        atexit.unregister(self._pipe.close)
+        if not self._pipe.closed:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._pipe.close()
+            atexit.unregister(self._pipe.close)
         if not self.ended.done():
             self.ended.set_exception(GatewayError("the gateway has stopped: open no more sessions"))
         await asyncio.to_thread(self._process.join, END_S)
@@ -214,77 +230,3 @@ class _Worker:
             await asyncio.to_thread(self._process.join)
         self._process.close()
         self._process = None
-
-
-def _serve(config: GatewayConfig, urls: tuple[str, ...], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None,
-           pipe: Connection) -> None:
-    """The process. It ends with the rollout process, however that ends: then its pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # they are for the rollout process, which may still need what is recorded here
-    asyncio.run(_Server(config, urls, wait_s, make_renderer, socket_path, pipe).run())
-
-
-class _Server(Gateway):
-    def __init__(self, config: GatewayConfig, urls: tuple[str, ...], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None,
-                 pipe: Connection):
-        super().__init__(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path)
-        self._pipe, self._ended, self._closing = pipe, asyncio.Event(), set()
-        self._sender = ThreadPoolExecutor(1)  # this process reads on while a long record waits for its reader: else both could wait for each other
-
-    async def run(self) -> None:
-        try:
-            base_url = await self.start()
-        except GatewayError as error:
-            self._pipe.send(("failed", str(error)))
-            return
-        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
-        self._pipe.send(("listening", base_url, self.socket_path))
-        await self._ended.wait()
-        await self.stop()
-        for client in self.clients:
-            await client.close()
-
-    def _session_of(self, http: web.Request) -> Session:
-        try:
-            return super()._session_of(http)
-        except web.HTTPUnauthorized:  # its agent got the key after the pipe did: it may not have been read yet
-            self._read()
-            return super()._session_of(http)
-
-    def _read(self) -> None:
-        try:
-            while not self._ended.is_set() and self._pipe.poll():
-                kind, *rest = self._pipe.recv()
-                if kind == "open":
-                    session = self.open_session(*rest)
-                    session.on_close = lambda session=session: self._send("closed", session.key, session.close_reason, session.close_detail)
-                elif kind == "close":
-                    task = asyncio.get_running_loop().create_task(self._close(rest[0]))
-                    self._closing.add(task)
-                    task.add_done_callback(self._closing.discard)
-                elif kind == "pause":
-                    self.clients[rest[0]].pause()
-                elif kind == "resume":
-                    self.clients[rest[0]].resume(*rest[1:])
-        except (EOFError, OSError):
-            self._end()
-
-    async def _close(self, key: str) -> None:
-        session = await self.close_session(key)
-        self._send("record", key, session.close_reason, session.close_detail, session.calls, session.events, session.counters)
-
-    def _send(self, *message) -> None:
-        self._sender.submit(self._pipe.send, message).add_done_callback(partial(self._sent, asyncio.get_running_loop()))
-
-    def _sent(self, loop: asyncio.AbstractEventLoop, sent: Future) -> None:
-        """In the sender's thread. A closed pipe is no error: the rollout process is gone, and the pipe's other direction says so, too."""
-        error = sent.exception()
-        if error is not None and not isinstance(error, OSError):
-            log.error("a session's record cannot be sent, this process ends: %r", error)
-            loop.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        """The rollout process is gone, or wants this one to go."""
-        if not self._ended.is_set():
-            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
-            self._ended.set()
