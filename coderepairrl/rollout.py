@@ -91,7 +91,11 @@ class Rollout:
         self._held = AsyncExitStack()  # what the scaffold needs while episodes run
         socket = await self._held.enter_async_context(ready(self._scaffold, config.environments))
         urls = [server.url] * Place.here().serve_nodes  # the others' addresses come from their files
-        self.gateway = make_gateway(config.gateway.model_copy(update={"processes": processes}), urls, config.engine_wait_s, renderer, socket)
+        try:
+            self.gateway = make_gateway(config.gateway.model_copy(update={"processes": processes}), urls, config.engine_wait_s, renderer, socket)
+        except BaseException:
+            await self._held.aclose()
+            raise
         self.supervisor = Supervisor(server, self.gateway.clients[0].pause, self.gateway.clients[0].resume) if self._scaffold.calls_model else NoServer(server)
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
