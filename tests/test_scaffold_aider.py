@@ -6,8 +6,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from scaffold_helpers import LIMITS, episodes
-from test_gateway_support import tokenizer
+from scaffold_helpers import LIMITS, episodes, running
+from test_gateway_support import Upstream, tokenizer
 
 from coderepairrl import batch
 from coderepairrl.environments import EnvironmentsConfig
@@ -15,7 +15,7 @@ from coderepairrl.errors import GatewayError, SandboxError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds import Endpoint, ready
-from coderepairrl.scaffolds.aider import Aider, AiderConfig, ForkServer
+from coderepairrl.scaffolds.aider import Aider, AiderConfig, ForkServer, Tags
 from coderepairrl.tasks.demonstrations import candidate_edits
 from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome
@@ -235,3 +235,63 @@ def test_prompts_can_be_others(tmp_path):
                                      f"Ok.<|im_end|>\n<|im_start|>user\nResolve this issue:\n\n{PUZZLE.task.problem_statement}\n\n<|im_end|>\n<|im_start|>assistant\n")
     wrong, = asyncio.run(episodes(Aider(AiderConfig(prompts={"main_sistem": "x"})), [(PUZZLE.task, [DIFF])], tmp_path))
     assert wrong.outcome == Outcome.AGENT_ERROR and "prompts.main_sistem" in wrong.outcome_detail
+
+
+class Counting(Aider):
+    """Knows how often a checkout was read, and what of the cache was new after the agent."""
+    read = 0
+
+    async def _read_all(self, sandbox, command):
+        self.read += 1
+        await super()._read_all(sandbox, command)
+
+    async def run(self, task, sandbox, endpoint):
+        await super().run(task, sandbox, endpoint)
+        said = await sandbox.run("cd /agent/tags && python3 -c \"import sqlite3; print(sorted(k for k, in sqlite3.connect('cache.db').execute('select key from Cache')))\"")
+        self.cached = [*getattr(self, "cached", []), said.output]
+
+
+def test_siblings_read_a_large_checkout_once_and_see_equal_prompts(tmp_path):
+    base = tmp_path / "base"
+    for name, text in (WIDE | PUZZLE.task.files).items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(text)
+    task = dataclasses.replace(PUZZLE.task, files={}, environment=dataclasses.replace(PUZZLE.task.environment, base=str(base)))
+    scaffold = Counting(AiderConfig())
+
+    async def siblings():
+        async with running(scaffold, tmp_path / "scratch", Upstream()) as episode:
+            return await asyncio.gather(*(episode(task, ["No idea."] * 3) for _ in range(3)))
+
+    done = asyncio.run(siblings())
+    assert scaffold.read == 1 and all("/repo/pkg/m8.py" in cached for cached in scaffold.cached) and len(scaffold.cached) == 3
+    assert len({trajectory.calls[0].prompt_ids for trajectory in done}) == 1 and "pkg/m8.py" in prompt(done[0], 0)
+    alone = asyncio.run(episodes(Aider(AiderConfig()), [(dataclasses.replace(PUZZLE.task, files=WIDE | PUZZLE.task.files), ["No idea."], LIMITS)], tmp_path / "other"))
+    assert alone[0].calls[0].prompt_ids == done[0].calls[0].prompt_ids  # as without a cache
+    assert not scaffold.tags._folder.name or not Path(scaffold.tags._folder.name).exists()
+
+
+def test_of_many_tasks_the_last_caches_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("coderepairrl.scaffolds.aider.KEPT", 2)
+
+    async def main():
+        tags, read = Tags(), []
+
+        async def give(number: int, home: str):
+            task = dataclasses.replace(PUZZLE.task, task_id=str(number))
+
+            async def read_it():
+                read.append(number)
+                (tmp_path / home / "tags").mkdir(parents=True)
+                (tmp_path / home / "tags" / "cache.db").write_text(str(number))
+
+            (tmp_path / home).mkdir(exist_ok=True)
+            await tags.give(task, tmp_path / home, read_it)
+            return (tmp_path / home / "tags" / "cache.db").read_text()
+
+        said = [await give(number, f"home{i}") for i, number in enumerate((1, 1, 2, 3, 1, 3))]
+        kept = len(list(Path(tags._folder.name).iterdir()))
+        tags.close()
+        return said, read, kept
+
+    assert asyncio.run(main()) == (["1", "1", "2", "3", "1", "3"], [1, 2, 3, 1], 2)

@@ -38,7 +38,8 @@ def warm() -> None:
 
 
 def coder_of(job: dict):
-    """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache."""
+    """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache, message (None: only
+    the cache is wanted)."""
     from aider import models, repomap
     from aider.coders import Coder
     from aider.io import InputOutput
@@ -71,6 +72,9 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     os.chdir(job["workdir"])
     coder = coder_of(job)
+    if job["message"] is None:
+        coder.get_repo_map()  # which fills the cache
+        return
     lost = asked(coder.main_model)
     coder.run(with_message=job["message"])
     if lost:

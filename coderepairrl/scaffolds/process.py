@@ -84,9 +84,13 @@ class ProcessScaffold(ABC):
         for path in shown:
             sandbox.show(path)
         variables = {"HOME": inside, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": endpoint.api_key} | command.variables
+        await self.before(task, sandbox, home, command)
         result = await _until_closed(sandbox.run(argv, timeout_s=LONGEST_S, variables=variables), endpoint)
         if result is not None and result.exit_code and not endpoint.closed():
             raise self.failed(result)
+
+    async def before(self, task: Task, sandbox: Sandbox, home: Path, command: Command) -> None:
+        """What is done in the sandbox before the agent starts, when its home is written."""
 
     def failed(self, result: CommandResult) -> CodeRepairError:
         """What an exit code that is not 0 means."""
