@@ -15,7 +15,8 @@ from coderepairrl.errors import GatewayError, SandboxError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds import Endpoint, ready
-from coderepairrl.scaffolds.aider import Aider, AiderConfig, ForkServer, Tags
+from coderepairrl.scaffolds.aider import Aider, AiderConfig, ForkServer
+from coderepairrl.scaffolds.repo_map import RepoMapCache
 from coderepairrl.tasks.demonstrations import candidate_edits
 from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome
@@ -268,14 +269,14 @@ def test_siblings_read_a_large_checkout_once_and_see_equal_prompts(tmp_path):
     assert len({trajectory.calls[0].prompt_ids for trajectory in done}) == 1 and "pkg/m8.py" in prompt(done[0], 0)
     alone = asyncio.run(episodes(Aider(AiderConfig()), [(dataclasses.replace(PUZZLE.task, files=WIDE | PUZZLE.task.files), ["No idea."], LIMITS)], tmp_path / "other"))
     assert alone[0].calls[0].prompt_ids == done[0].calls[0].prompt_ids  # as without a cache
-    assert not scaffold.tags._folder.name or not Path(scaffold.tags._folder.name).exists()
+    assert not scaffold.repo_map._folder.name or not Path(scaffold.repo_map._folder.name).exists()
 
 
 def test_of_many_tasks_the_last_caches_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("coderepairrl.scaffolds.aider.KEPT", 2)
+    monkeypatch.setattr("coderepairrl.scaffolds.repo_map.KEPT", 2)
 
     async def main():
-        tags, read = Tags(), []
+        tags, read = RepoMapCache(), []
 
         async def give(number: int, home: str):
             task = dataclasses.replace(PUZZLE.task, task_id=str(number))

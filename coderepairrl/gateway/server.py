@@ -178,6 +178,7 @@ class Gateway:
 
 
 def new_key() -> str:
+    """A session's: 256 random bits."""
     return secrets.token_urlsafe(32)
 
 

@@ -104,6 +104,7 @@ class Workers:
         await asyncio.gather(*(asyncio.shield(worker.ended) for worker in self._workers))
 
     def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None) -> RemoteSession:
+        """As Gateway's. Raises GatewayError, also when a process is gone."""
         key = key or new_key()
         if any(key in worker.sessions for worker in self._workers):
             raise GatewayError("a session with this key is open: give each its own, or none")
@@ -114,6 +115,7 @@ class Workers:
         return worker.sessions[key]
 
     async def close_session(self, key: str) -> RemoteSession:
+        """As Gateway's. Raises GatewayError when the record is gone with its process."""
         return await self._homes.pop(key).close_session(key)
 
     def _tell_all(self, message: tuple) -> None:

@@ -4,14 +4,9 @@ Aider rewrites its history: files that are added and edits that are made change 
 It runs through a fork server (fork_server.py), which has imported it once; in the sandbox that isolates nothing, as a process of its own.
 """
 import asyncio
-import hashlib
 import json
 import os
-import secrets
-import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,15 +17,13 @@ from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
 from coderepairrl.sandboxes import CommandResult, Sandbox
-from coderepairrl.sandboxes.process import in_thread
 from coderepairrl.scaffolds import aider_driver, fork_client, fork_server
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.installation import Installation, lock
 from coderepairrl.scaffolds.process import TAIL_CHARS, Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.repo_map import IN_HOME, RepoMapCache
 from coderepairrl.types import Task
 
-TAGS = "tags"  # in an agent's home: RepoMap's cache
-KEPT = 64  # caches of tasks: some megabytes each
 MAP_S = 600.0  # for RepoMap to read a large checkout
 START_S = 120.0  # for the fork server's imports, on a busy machine
 VARIABLES = {
@@ -57,11 +50,11 @@ class Aider(ProcessScaffold):
     def __init__(self, config: AiderConfig):
         self.config = config
         self.server: ForkServer | None = None
-        self.tags: Tags | None = None
+        self.repo_map: RepoMapCache | None = None
 
     async def prepare(self, config: EnvironmentsConfig) -> None:
         await super().prepare(config)
-        self.tags = Tags()
+        self.repo_map = RepoMapCache()
         if self.config.fork_server:
             self.server = ForkServer(self.installed.python)
             await self.server.start()
@@ -69,8 +62,8 @@ class Aider(ProcessScaffold):
     async def close(self) -> None:
         if self.server is not None:
             await self.server.stop()
-        if self.tags is not None:
-            self.tags.close()
+        if self.repo_map is not None:
+            self.repo_map.close()
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
         if self.server is not None:
@@ -79,7 +72,7 @@ class Aider(ProcessScaffold):
 
     async def before(self, task: Task, sandbox: Sandbox, home: Path, command: Command) -> None:
         if self.config.map_tokens and task.environment.base is not None:  # the few files of an embedded task are read faster than copied
-            await self.tags.give(task, home, partial(self._read_all, sandbox, command))
+            await self.repo_map.give(task, home, partial(self._read_all, sandbox, command))
 
     async def _read_all(self, sandbox: Sandbox, command: Command) -> None:
         """RepoMap reads the whole checkout into its cache; nothing of the agent runs yet."""
@@ -99,7 +92,7 @@ class Aider(ProcessScaffold):
 
     def command(self, task: Task, place: Place) -> Command:
         job = self.config.model_dump(exclude={"name", "opening", "fork_server"}) | {
-            "workdir": place.workdir, "cache": f"{place.home}/{TAGS}", "message": f"{self.config.opening}\n\n{task.problem_statement}"}
+            "workdir": place.workdir, "cache": f"{place.home}/{IN_HOME}", "message": f"{self.config.opening}\n\n{task.problem_statement}"}
         variables = VARIABLES | {"OPENAI_API_BASE": place.base_url}
         files = {"job.json": json.dumps(job), "map.json": json.dumps(job | {"message": None})}
         if self.server is None or not place.isolated:
@@ -107,43 +100,6 @@ class Aider(ProcessScaffold):
                            files | {"driver.py": Path(aider_driver.__file__).read_text()})
         return Command([place.python, "-I", "-S", f"{place.home}/client.py", str(self.server.socket), f"{place.home}/job.json"], variables,
                        files | {"client.py": Path(fork_client.__file__).read_text()}, shown=(str(self.server.socket.parent),))
-
-
-class Tags:
-    """RepoMap's caches of the tasks that were seen last: what is defined where in a checkout is read once, not by each sibling."""
-
-    def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="coderepairrl-tags-")
-        self._made: OrderedDict[str, Path] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    def close(self) -> None:
-        self._folder.cleanup()
-
-    async def give(self, task: Task, home: Path, read: Callable[[], Awaitable[None]]) -> None:
-        """Puts the task's cache into an agent's home. Siblings wait for the first, whose `read` makes it there."""
-        key = hashlib.sha256(f"{task.task_id}\0{task.environment.base}".encode()).hexdigest()[:32]
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            if key in self._made:
-                await in_thread(_copy_for_all, self._made[key], home / TAGS)
-                self._made.move_to_end(key)
-                return
-            await read()
-            made = Path(self._folder.name, f"{key}-{secrets.token_hex(4)}")
-            await in_thread(_copy_for_all, home / TAGS, made)
-            self._made[key] = made
-        if len(self._made) > KEPT:
-            oldest, path = self._made.popitem(last=False)
-            async with self._locks[oldest]:  # one that is copied right now goes afterwards
-                shutil.rmtree(path)
-
-
-def _copy_for_all(source: Path, target: Path) -> None:
-    """A sandbox's user may write it."""
-    shutil.copytree(source, target)
-    target.chmod(0o777)
-    for path in target.rglob("*"):
-        path.chmod(0o777 if path.is_dir() else 0o666)
 
 
 class ForkServer:
