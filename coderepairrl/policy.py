@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import aiohttp
 import psutil
+from pydantic import field_validator
 
 from coderepairrl.attempt import Place
 from coderepairrl.config import Config
@@ -35,6 +36,10 @@ from coderepairrl.launch import ends_with_parent, free_port, has_gpu
 POLL_S = 0.02  # between two looks at the trainer's files
 HEALTH_EVERY_S = 5.0
 BROUGHT_UP_POLL_S = 0.2
+OWN_OPTIONS = {  # of vLLM -> where their values come from
+    "--model": "model", "--host": "server.host", "--port": "server.port", "--max-model-len": "server.max_model_len", "--max-num-seqs": "server.max_num_seqs",
+    "--max-num-batched-tokens": "server.max_num_batched_tokens", "--dtype": "server.dtype", "--weight-transfer-config": "server.weight_backend"}
+OWN_OPTIONS |= dict.fromkeys(("--served-model-name", "--generation-config", "--logprobs-mode", "--worker-extension-cls"), "it depends on it")
 
 
 class ServerConfig(Config):
@@ -53,6 +58,17 @@ class ServerConfig(Config):
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
     health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
+
+    @field_validator("extra_arguments")
+    @classmethod
+    def _one_source(cls, arguments: list[str]) -> list[str]:
+        """What another key says is not said twice: vLLM takes the last, this program the first. vLLM also takes an option's beginning for it."""
+        for argument in arguments:
+            option = argument.partition("=")[0].replace("_", "-")
+            owned = next((o for o in OWN_OPTIONS if o == option or len(option) > len("--m") and o.startswith(option)), None)
+            if owned:
+                raise ValueError(f"{argument} is set by this program ({OWN_OPTIONS[owned]}): leave it out of extra_arguments")
+        return arguments
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from coderepairrl import context
 from coderepairrl.admission import Admission
 from coderepairrl.attempt import Place, stop_asked
 from coderepairrl.books import Books, sampled_tokens
@@ -59,6 +60,15 @@ class RolloutConfig(Config):
     infrastructure_retries: int = 2
     engine_wait_s: float = 600.0  # how long a model call waits for a vLLM that is away
     seed: int = 0
+
+    _follow = model_validator(mode="before")(context.follow)
+
+    @field_validator("limits")
+    @classmethod
+    def _fits(cls, limits: SessionLimits, info: ValidationInfo) -> SessionLimits:
+        if "server" in info.data:
+            context.check(limits.max_total_tokens, info.data["server"].max_model_len)
+        return limits
 
 
 class Rollout:

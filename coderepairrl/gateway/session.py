@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import PositiveInt, model_validator
+
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
 from coderepairrl.gateway.engine_client import Completion, VLLMClient
@@ -39,9 +41,15 @@ LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other s
 
 class SessionLimits(Config):
     max_turns: int = 50  # model calls
-    max_total_tokens: int = 32768  # context: prompt + completion of one call
-    max_completion_tokens: int = 4096  # of one call
+    max_total_tokens: PositiveInt = 2048  # context: prompt + completion of one call; where only the server's max_model_len is given, that
+    max_completion_tokens: PositiveInt | None = None  # of one call; null: what the context has left
     deadline_s: float | None = None  # since the session was opened; the clock stops while vLLM is down
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SessionLimits":
+        if self.max_completion_tokens is not None and self.max_completion_tokens > self.max_total_tokens:
+            raise ValueError(f"max_completion_tokens {self.max_completion_tokens} is more than max_total_tokens {self.max_total_tokens}: lower the one or raise the other")
+        return self
 
 
 class SamplingConfig(Config):
@@ -207,7 +215,7 @@ class Session:
         room = limit - len(prompt.ids)
         if room < 1:
             self._refuse_long_prompt(f"a prompt of {len(prompt.ids)} tokens")
-        return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens, request.max_tokens or room))
+        return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens or room, request.max_tokens or room))
 
     def _refuse_long_prompt(self, what: str) -> None:
         self.close(Outcome.TOKEN_LIMIT, f"{what} does not fit into {self.limits.max_total_tokens} tokens")
