@@ -23,7 +23,7 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json
-from coderepairrl.gateway import GatewayConfig, Renderer, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, make_renderer
+from coderepairrl.gateway import GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, renderer_of
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
@@ -97,7 +97,7 @@ class Rollout:
                                 "admit those that have one: scripts/prepare_tasks.py")
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
         model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
-        renderer = partial(_renderer, model, config.rendering, config.chat_template)
+        renderer = partial(renderer_of, model, config.rendering, config.chat_template, getattr(self._scaffold, "without_tools", ""))
         self._held = AsyncExitStack()  # what the scaffold needs while episodes run
         socket = await self._held.enter_async_context(ready(self._scaffold, config.environments))
         urls = [server.url] * Place.here().serve_nodes  # the others' addresses come from their files
@@ -257,12 +257,3 @@ class Rollout:
         return {"version": serving["version"], "infrastructure_errors": self.infrastructure_errors, "engine_restarts": self.supervisor.restarts,
                 "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
                 "updates": serving["step"]}
-
-
-def _renderer(model: str | None, config: RenderingConfig, chat_template: dict) -> Renderer | None:
-    """Called in each process of the gateway."""
-    if model is None:
-        return None
-    from coderepairrl.tokenizer import load_tokenizer  # imports transformers, which a program that only reads a configuration needn't
-
-    return make_renderer(load_tokenizer(model), config, chat_template)

@@ -31,8 +31,10 @@ from tqdm import tqdm
 from coderepairrl import batch, packing, store
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
+from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.messages import normalise, without_surrogates
 from coderepairrl.gateway.rendering import Renderer
+from coderepairrl.gateway.shown import left_out, shape_of
 from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome, Sample, Trajectory
 
@@ -104,8 +106,18 @@ def from_chat(raw: dict, renderer: Renderer, context_weight: float) -> Conversat
         said, last = renderer.turn(messages[i], tools), i
         weights += [context_weight if len(rows) == 1 else 0.0] * (len(prompt) - len(ids)) + [trained[i]] * len(said)
         ids[:] = prompt + said
+    _refuse_what_is_not_shown(messages, turns, tools, renderer)
     key = hashlib.sha256(json.dumps(messages[: turns[0]], sort_keys=True).encode()).hexdigest()
     return conversation(key, rows)
+
+
+def _refuse_what_is_not_shown(messages: list[dict], turns: Sequence[int], tools: list[dict] | None, renderer: Renderer) -> None:
+    """Raises GatewayError where the template drops a part of a turn, or the answers to it: what is learnt would be something else."""
+    for i in turns:
+        answered = i != turns[-1] and messages[i + 1]["role"] == "tool"
+        lost = left_out(renderer, shape_of(messages[i], answered, bool(tools)))
+        if lost:
+            raise GatewayError(f"the model's chat template leaves out {' and '.join(lost)} of message {i + 1} of {len(messages)}, and that would be learnt")
 
 
 def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_weight: float) -> Conversation | LeftOut:
@@ -152,7 +164,7 @@ def chat_conversations(source: ChatSource, model: str, context_weight: float, pr
 
 def _start_worker(model: str, context_weight: float) -> None:
     global _from_chat
-    _from_chat = partial(from_chat, renderer=Renderer(load_tokenizer(model)), context_weight=context_weight)
+    _from_chat = partial(from_chat, renderer=make_renderer(load_tokenizer(model)), context_weight=context_weight)
 
 
 def _encode(part: list[tuple[str, Any]]) -> list[Conversation | LeftOut]:

@@ -31,6 +31,7 @@ from bench_gateway_servers import SAID, Server, gateway, null_proxy, null_upstre
 
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError
+from coderepairrl.gateway.call_forms import call_id
 from coderepairrl.policy import Server as VLLM
 from coderepairrl.policy import ServerConfig
 from coderepairrl.program import program
@@ -82,7 +83,7 @@ class Conversation:
         return json.dumps({"model": "m", "messages": self.messages, "tools": TOOLS}).encode()
 
     def answered(self) -> None:
-        call = {"id": f"call_{self.turns}_0", "type": "function", "function": {"name": "shell", "arguments": SAID.partition('"arguments": ')[2].partition("}\n")[0]}}
+        call = {"id": call_id(self.turns, 0), "type": "function", "function": {"name": "shell", "arguments": SAID.partition('"arguments": ')[2].partition("}\n")[0]}}
         self.messages += [{"role": "assistant", "content": SAID.partition("\n")[0], "tool_calls": [call]},
                           {"role": "tool", "tool_call_id": call["id"], "content": self.texts.piece(self.turn_tokens)}]
         self.turns += 1

@@ -27,7 +27,7 @@ from coderepairrl.config import Config, dump, load
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import write_json
-from coderepairrl.gateway import Gateway, Renderer, SamplingConfig
+from coderepairrl.gateway import Gateway, Renderer, SamplingConfig, renderer_of
 from coderepairrl.program import program
 from coderepairrl.rewards import Grader
 from coderepairrl.rollout import RolloutConfig
@@ -40,7 +40,6 @@ from coderepairrl.tasks.build import build_all
 from coderepairrl.tasks.demonstrations import DemonstrationsConfig, demonstration_acts
 from coderepairrl.tasks.dialects import Turn, speak
 from coderepairrl.tasks.functions import puzzles
-from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
@@ -127,7 +126,7 @@ async def record(config: RecordConfig, output: Path) -> dict:
     rollout = config.rollout
     await asyncio.to_thread(check, rollout.sandbox)
     began, scaffold, client = time.monotonic(), make_scaffold(rollout.scaffold), ScriptedClient()
-    renderer = Renderer(load_tokenizer(config.model), rollout.chat_template)
+    renderer = renderer_of(config.model, rollout.rendering, rollout.chat_template, getattr(scaffold, "without_tools", ""))
     wanted = list(await demonstrations(config))
     async with ready(scaffold, rollout.environments) as socket, aiohttp.ClientSession() as http:
         gateway = Gateway(rollout.gateway, [client], renderer, socket)

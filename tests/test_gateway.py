@@ -238,9 +238,9 @@ def test_a_request_that_vllm_refuses_is_not_repeated():
 def test_newline_after_the_end_token_and_system_block_traps():
     """A naive difference loses the line break after <|im_end|>; rendering a tool message alone repeats the system block."""
     renderer = Renderer(tokenizer(), {"default_system": "You are helpful."})
-    calls = [{"id": "call_0_0", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
+    calls = [{"id": "c00000000", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
     history = [USER, {"role": "assistant", "content": "", "tool_calls": calls}]
-    results = [{"role": "tool", "tool_call_id": "call_0_0", "content": "a.py"}]
+    results = [{"role": "tool", "tool_call_id": "c00000000", "content": "a.py"}]
     for tools in (None, [SHELL]):
         prompt = renderer.render([USER], tools)
         sampled = ids_of(call_text("ls") + END)

@@ -40,7 +40,7 @@ def test_chat_completions_streaming_and_not():
         assert answer.choices[0].finish_reason == "tool_calls" and message.content == "Look:"
         assert message.reasoning_content == "hm"
         assert [(c.id, c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls] == [
-            ("call_0_0", "shell", {"command": "ls"}), ("call_0_1", "shell", {"command": "pwd"})]
+            ("c00000000", "shell", {"command": "ls"}), ("c00000001", "shell", {"command": "pwd"})]
         assert answer.usage.completion_tokens == len(ids_of(text)) and answer.usage.prompt_tokens == len(world.session.calls[0].prompt_ids)
         assert world.gateway.counters["ignored_params"] == 3
         assert world.session.events[0]["kind"] == "ignored" and sorted(world.session.events[0]["fields"]) == ["seed", "temperature", "unknown"]
@@ -49,7 +49,7 @@ def test_chat_completions_streaming_and_not():
                                                    stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
         calls = [c for chunk in chunks if chunk.choices for c in chunk.choices[0].delta.tool_calls or []]
-        assert [(c.index, c.id) for c in calls] == [(0, "call_1_0"), (1, "call_1_1")]
+        assert [(c.index, c.id) for c in calls] == [(0, "c00010000"), (1, "c00010001")]
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "tool_calls"
         assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
 
@@ -114,9 +114,26 @@ def test_completions_continue_the_text():
         assert tokenizer().decode(world.session.calls[2].prompt_ids) == text
         await world.post({"prompt": "count: one  two"}, path="/completions")
         assert continued(world.session)[3] == (None, None) and world.gateway.counters["rerendered_roots"] == 1
-        for prompt in ([1, 2], ["a", "b"], "", None, {}):
+        for prompt in ([], [[]], ["a", "b"], [1, "a"], [1, True], [1.0], [[1], [2]], [10**6], [-1], [2**70], "", None, {}):
             status, answer = await world.post({"prompt": prompt}, path="/completions")
-            assert status == 400 and answer["error"]["message"].startswith("prompt must be"), prompt
+            assert status == 400 and answer["error"]["message"].startswith("prompt"), prompt
+        assert len(world.session.calls) == 4 and world.session.close_reason is None
+    run(scenario)
+
+
+def test_completions_take_token_ids_as_they_are():
+    async def scenario(world):
+        replies = iter([(ids_by_character(" two"), "length"), (ids_of(" 3" + END), "stop"), (ids_of("x"), "length"), (ids_of("y"), "length")])
+        world.upstream.reply = lambda prompt: next(replies)
+        sdk, start = world.sdk(), ids_by_character("one")
+        first = await sdk.completions.create(model="m", prompt=list(start))
+        more = start + ids_by_character(" two") + ids_of(" and")
+        await sdk.completions.create(model="m", prompt=[list(more)])
+        assert [tuple(request["token_ids"]) for request in world.upstream.requests] == [start, more] and first.choices[0].text == " two"
+        await sdk.completions.create(model="m", prompt=tokenizer().decode(more) + " 3" + END + "!")  # the same, said as text
+        assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]
+        await sdk.completions.create(model="m", prompt=list(start))
+        assert continued(world.session)[3] == (0, "prompt")
     run(scenario)
 
 
@@ -162,10 +179,10 @@ def test_responses_of_a_stateless_agent_are_one_branch(stream):
             dumps = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
             return [{**item, "content": None, "summary": []} if item["type"] == "reasoning" else item for item in dumps]
 
-        history += [*back(first.output), {"type": "function_call_output", "call_id": "call_0_0", "output": "a.py"},
-                    {"type": "custom_tool_call_output", "call_id": "call_0_1", "output": [{"type": "input_text", "text": "ok"}]}]
+        history += [*back(first.output), {"type": "function_call_output", "call_id": "c00000000", "output": "a.py"},
+                    {"type": "custom_tool_call_output", "call_id": "c00000001", "output": [{"type": "input_text", "text": "ok"}]}]
         second = await respond(sdk, stream, input=history, **fixed)
-        history += [*back(second.output), {"type": "function_call_output", "call_id": "call_1_0", "output": ""}]
+        history += [*back(second.output), {"type": "function_call_output", "call_id": "c00010000", "output": ""}]
         third = await respond(sdk, stream, input=history, **fixed)
         assert third.output_text == "done" and third.usage.input_tokens == len(world.session.calls[2].prompt_ids)
         assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]

@@ -20,13 +20,13 @@ WORD = "secret-{}-word"
 PATHS = ("/chat/completions", "/completions", "/responses")
 
 ODD = st.sampled_from(["", " ", "\x00", "\ud83d", "\\ud83d", "\u2402dummy turn\u2403", "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "{", "null", "🙂",
-                       "call_0_0", "msg_0", "{{ 7 * 7 }}", "{% for x in y %}", "x" * 3000, call_text("ls")])
+                       "c00000000", "msg_0", "{{ 7 * 7 }}", "{% for x in y %}", "x" * 3000, call_text("ls")])
 TEXT = ODD | st.text(max_size=8)
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-2, 70) | st.just(2**70) | st.floats() | TEXT,
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8)
 PARTS = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "input_text", "output_text", "reasoning_text", "image_url"]), "text": TEXT}) | JSON, max_size=2)
 CONTENT = TEXT | PARTS | st.none()
-CALL_ID = st.sampled_from(["call_0_0", "call_0_1", "call_1_0", "a", "", "call_", "call_9_9_9"])
+CALL_ID = st.sampled_from(["c00000000", "c00000001", "c00010000", "a", "", "c0000", "c0000000g", "Ab3dE5g7H"])
 NAME = st.sampled_from(["shell", "apply_patch", "", "x y", "größe"])
 ARGUMENTS = st.sampled_from(['{"command": "ls"}', "{", "", "[]", '{"input": "x"}', '"x"', '{"a": ' * 300 + "1" + "}" * 300]) | JSON
 CALL = st.fixed_dictionaries({"id": CALL_ID, "function": st.fixed_dictionaries({"name": NAME, "arguments": ARGUMENTS})}, optional={
@@ -53,7 +53,7 @@ COMMON = {"model": field(TEXT), "stream": field(st.booleans()), "max_tokens": fi
 BODY = st.one_of(
     st.fixed_dictionaries({"messages": field(st.lists(MESSAGE | st.just(ASSISTANT), min_size=1, max_size=4))}, optional=COMMON),
     st.fixed_dictionaries({"input": field(TEXT | st.lists(ITEM | st.just(ASSISTANT), min_size=1, max_size=5))}, optional=COMMON),
-    st.fixed_dictionaries({"prompt": field(TEXT)}, optional=COMMON), JSON)
+    st.fixed_dictionaries({"prompt": field(TEXT | st.lists(st.integers(0, 450), max_size=5))}, optional=COMMON), JSON)
 RAW = st.binary(max_size=200) | st.builds(lambda body, cut: json.dumps(body).encode()[:cut], BODY, st.integers(1, 200))
 
 

@@ -52,7 +52,7 @@ def test_completions_streams_choices_texts_responses_and_errors(tmp_path):
         assert program.returncode == 0, err.decode()[-2000:]
         said = ["There is lib.py.", []]
         assert json.loads(out.splitlines()[-1]) == [
-            [None, [["call_0_0", "shell", {"command": "ls"}]]], said, [said, said], said[0], said[0], ["ContextWindowExceededError", "AuthenticationError"]]
+            [None, [["c00000000", "shell", {"command": "ls"}]]], said, [said, said], said[0], said[0], ["ContextWindowExceededError", "AuthenticationError"]]
         first, second, *choices = world.session.calls[:4]
         assert second.parent == 0 and second.prompt_ids[:len(first.prompt_ids) + len(first.completion_ids)] == first.prompt_ids + first.completion_ids
         assert choices[1].prompt_ids == choices[0].prompt_ids

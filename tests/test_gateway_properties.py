@@ -161,7 +161,7 @@ def test_dropped_and_edited_turns_fork():
 
 MESSAGES = st.lists(st.one_of(
     st.builds(lambda t: {"role": "user", "content": t}, TEXTS), st.builds(lambda t: {"role": "system", "content": t}, TEXTS),
-    st.builds(lambda t: {"role": "tool", "tool_call_id": "call_0_0", "content": t}, TEXTS)), min_size=1, max_size=4)
+    st.builds(lambda t: {"role": "tool", "tool_call_id": "c00000000", "content": t}, TEXTS)), min_size=1, max_size=4)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -173,7 +173,7 @@ def test_extend_agrees_with_the_renderers_package(new, end, thinking, tools):
     kwargs = {} if thinking else {"enable_thinking": False}
     ours = Renderer(tokenizer(), kwargs)
     theirs = Qwen3Renderer(tokenizer(), Qwen3RendererConfig(enable_thinking=thinking, thinking_retention="all"))
-    calls = [{"id": "call_0_0", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
+    calls = [{"id": "c00000000", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
     past = [{"role": "user", "content": "fix"}, {"role": "assistant", "content": "", "tool_calls": calls}]
     prompt, sampled = ours.render(past[:1], tools), ids_by_character("hm" + call_text("ls")) + ids_of(end)
     extended = ours.extend(prompt, sampled, "stop" if end else "length", past, new, tools)

@@ -18,6 +18,7 @@ from coderepairrl.scaffolds.controls import GoldConfig
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.scaffolds.single_pass import SinglePassConfig, parse_blocks
 from coderepairrl.scaffolds.terminal import TOOLS, TerminalConfig
+from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.scripted import NOT_LEARNT, Line, ScriptedClient
 from coderepairrl.sft_data import TrajectoriesSource, from_chat, from_trajectory
 from coderepairrl.tasks.acts import Edit, Look, RunTests, Slip, Submit, lines_of, oracle_acts
@@ -72,7 +73,7 @@ def test_under_terminal_they_are_the_computed_ones_token_by_token(policy, tmp_pa
 
 @pytest.mark.parametrize("scaffold, calls", [
     ({"name": "aider", "edit_format": "diff"}, 2), ({"name": "aider", "edit_format": "udiff", "files": ["lib.py"]}, 1), ({"name": "aider", "edit_format": "whole"}, 2),
-    ({"name": "single_pass"}, 1), ({"name": "mini_swe_agent", "mode": "text"}, 3), ({"name": "mini_swe_agent", "mode": "tools"}, 3), ({"name": "codex"}, 3)],
+    ({"name": "single_pass"}, 1), ({"name": "terminal_text"}, 3), ({"name": "mini_swe_agent", "mode": "text"}, 3), ({"name": "mini_swe_agent", "mode": "tools"}, 3), ({"name": "codex"}, 3)],
     ids=lambda value: "-".join(str(part) for part in value.values() if isinstance(part, str)) if isinstance(value, dict) else "")
 def test_under_every_scaffold_the_experts_repair_is_one(policy, tmp_path, scaffold, calls):
     """It always makes the right edit here, so every episode must be resolved: its words mean there what they mean to the agent."""
@@ -89,7 +90,7 @@ def test_under_every_scaffold_the_experts_repair_is_one(policy, tmp_path, scaffo
         assert sum(sum(row.weights) for row in conversation.rows) == learnt
 
 
-@pytest.mark.parametrize("name", ["aider", "codex", "mini_swe_agent", "single_pass"])
+@pytest.mark.parametrize("name", ["aider", "codex", "mini_swe_agent", "single_pass", "terminal_text"])
 def test_demonstrations_are_recorded_under_the_limits_that_training_has(name, monkeypatch):
     """Else a warm-started policy may have learnt what it is not let say."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
@@ -220,7 +221,7 @@ def test_what_was_left_out_is_counted_over_all_attempts_and_an_empty_file_is_tri
     async def wanted(config):
         return [(name, None, []) for name in "abcd"]
 
-    for name, value in {"Recorder": Part, "store": Files, "Gateway": Served, "demonstrations": wanted, "Renderer": Served, "load_tokenizer": str, "check": str,
+    for name, value in {"Recorder": Part, "store": Files, "Gateway": Served, "demonstrations": wanted, "renderer_of": lambda *_: None, "check": str,
                         "ready": lambda *_: contextlib.nullcontext(), "summary_of": lambda output: {}}.items():
         monkeypatch.setattr(program, name, value)
     config = program.RecordConfig(output=str(tmp_path), model="x", file_episodes=2, rollout={
@@ -233,7 +234,7 @@ def test_what_was_left_out_is_counted_over_all_attempts_and_an_empty_file_is_tri
 
 
 def test_every_scaffold_with_a_model_of_its_own_has_a_speaker_and_controls_have_none():
-    assert set(SPEAKERS) == {TerminalConfig, AiderConfig, MiniSweAgentConfig, CodexConfig, SinglePassConfig}
+    assert set(SPEAKERS) == {TerminalConfig, TerminalTextConfig, AiderConfig, MiniSweAgentConfig, CodexConfig, SinglePassConfig}
     with pytest.raises(ConfigError, match="no demonstrator speaks"):
         speak(GoldConfig(), [])
 

@@ -40,7 +40,7 @@ def call(index, parent, part, prompt, text, logprob=-0.1, rerendered=False):
 
 
 def event(index, answers=(), tool=None, why=""):
-    calls = {"tool_calls": [{"id": "call_0_0", "type": "function", "function": {"name": tool[0], "arguments": tool[1]}}]} if tool else {}
+    calls = {"tool_calls": [{"id": "c00000000", "type": "function", "function": {"name": tool[0], "arguments": tool[1]}}]} if tool else {}
     return {"kind": "call", "at_s": 0.1, "index": index, "why_root": why, "new_messages": [{"role": "tool", "content": a} for a in answers],
             "message": {"role": "assistant", "content": None} | calls}
 

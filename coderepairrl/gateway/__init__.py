@@ -12,7 +12,8 @@ from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.rendering import Renderer, RenderingConfig
 from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits
+from coderepairrl.gateway.shown import renderer_of
 from coderepairrl.gateway.workers import RemoteSession, Workers, make_gateway
 
 __all__ = ["Gateway", "GatewayConfig", "RemoteSession", "Renderer", "RenderingConfig", "SamplingConfig", "Session", "SessionLimits", "VLLMClient", "Workers",
-           "make_gateway", "make_renderer"]
+           "make_gateway", "make_renderer", "renderer_of"]

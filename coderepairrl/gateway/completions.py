@@ -1,4 +1,4 @@
-"""POST /v1/completions: a text goes on. No chat template, no tools; an agent that appends to what it got stays token-exact."""
+"""POST /v1/completions: a text, or token ids, goes on. No chat template, no tools; an agent that appends to what it got stays token-exact."""
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,12 +11,13 @@ from coderepairrl.gateway.writing import data_event, usage
 
 def read(fields: Fields) -> Request:
     prompt = fields.get("prompt", (str, list))
-    if isinstance(prompt, list) and len(prompt) == 1:
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt:
-        raise BadRequest("prompt must be one text that is not empty: token ids are the gateway's business, and several prompts are several requests")
+    ids = isinstance(prompt, list) and all(type(i) is int for i in prompt)
+    if not prompt or not (ids or isinstance(prompt, str)):
+        raise BadRequest("prompt must be one text or one list of token ids, not empty: several prompts are several requests")
     options = fields.get("stream_options", dict, {})
-    return make_request(fields, text=prompt, n=fields.get("n", int, 1), stop=fields.get("stop", (str, list)), max_tokens=fields.get("max_tokens", int),
+    return make_request(fields, text=tuple(prompt) if ids else prompt, n=fields.get("n", int, 1), stop=fields.get("stop", (str, list)), max_tokens=fields.get("max_tokens", int),
                         include_usage=bool(options.get("include_usage")))
 
 

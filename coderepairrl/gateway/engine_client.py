@@ -6,14 +6,16 @@ sets `available`), so that nothing is sampled between the restart and the newest
 """
 import asyncio
 import itertools
+import re
 import time
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 
-from coderepairrl.errors import EngineError
+from coderepairrl.errors import EngineError, GatewayError
 
+TOO_LONG = re.compile("maximum (context|model) length")  # what vLLM 0.32 says of a prompt that it has no room for
 POLL_S = 0.25  # between two looks at /health while vLLM is down
 JSON = {"Content-Type": "application/json"}
 _encode = msgspec.json.Encoder().encode  # a prompt of 64k ids: 0.5 ms, where the standard library takes 5
@@ -46,6 +48,10 @@ class _Answer(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
+
+
+class PromptTooLong(GatewayError):
+    """vLLM serves a shorter context than this prompt: the conversation has outgrown it, nothing is broken."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,13 @@ class VLLMClient:
     async def generate(self, prompt_ids: tuple[int, ...], *, max_tokens: int, temperature: float,
                        stop_token_ids: tuple[int, ...], cache_salt: str | None, request_id: str,
                        stop: tuple[str, ...] = ()) -> Completion:
-        """Samples one completion. Raises EngineError when vLLM refuses the request or stays away for `wait_s`.
+        """Samples one completion. Raises PromptTooLong, and EngineError when vLLM refuses the request or stays away for `wait_s`.
 
-        Stop strings end the sampling but stay in token_ids, as sampled. No seed is ever sent: it kills vLLM's CPU engine.
+        Stop strings end the sampling but stay in token_ids, as sampled; special tokens are text to them. No seed is ever sent: it kills vLLM's CPU engine.
         """
         body = {"token_ids": prompt_ids, "sampling_params": {
             "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "logprobs": 0,
-            "stop_token_ids": stop_token_ids, "stop": stop, "detokenize": bool(stop)}}
+            "stop_token_ids": stop_token_ids, "stop": stop, "detokenize": bool(stop), "skip_special_tokens": False}}
         if cache_salt:
             body["cache_salt"] = cache_salt
         deadline = None  # set by the first failure: time in which vLLM works is not bounded here
@@ -145,8 +151,10 @@ class VLLMClient:
             if response.status >= 500:
                 return None, f"HTTP {response.status}: {(await response.text())[:300]}"
             if response.status != 200:
-                raise EngineError(f"vLLM refused a request (HTTP {response.status}: {(await response.text())[:300]}): "
-                                  "check its --max-model-len against the session's limits, and --enable-scale-out")
+                said = (await response.text())[:300]
+                if response.status == 400 and TOO_LONG.search(said):
+                    raise PromptTooLong(f"a prompt of {len(body['token_ids'])} tokens does not fit into vLLM's context: {said}")
+                raise EngineError(f"vLLM refused a request (HTTP {response.status}: {said}): look at its log, and whether it has --enable-scale-out")
             answer = await response.read()
         try:
             choice, = _decode(answer).choices

@@ -5,9 +5,11 @@ calls are token sequences of their own. The package has these by hand, with pars
 starts with the ids that were sampled; here that is checked on each.
 """
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coderepairrl.errors import ConfigError
+from coderepairrl.gateway import named_templates
 from coderepairrl.gateway.messages import Message
 from coderepairrl.gateway.rendering import OPENING, Renderer, RenderingConfig, TemplateRefusal
 from coderepairrl.gateway.tool_calls import ParsedCall, checked_call
@@ -22,7 +24,11 @@ def make_renderer(tokenizer: "PreTrainedTokenizerBase", config: RenderingConfig 
                   ) -> Renderer:
     """Raises ConfigError."""
     if config.family == "generic":
-        return Renderer(tokenizer, chat_template_kwargs, config.tool_calls, config.keep_reasoning)
+        make = partial(Renderer, tokenizer, chat_template_kwargs, config.tool_calls, config.keep_reasoning)
+        without, with_ = named_templates.chosen(tokenizer, config.template)
+        return make(template=without) if without == with_ else named_templates.ByTools(make, without, with_)
+    if config.template is not None:
+        raise ConfigError(f"rendering.template {config.template!r}: family {config.family} renders by itself: leave one of the two out")
     return FamilyRenderer(tokenizer, config.family, chat_template_kwargs, config.keep_reasoning)
 
 

@@ -63,6 +63,8 @@ def normalise(message: Any) -> Message:
             if not isinstance(message[name], str):
                 raise BadRequest(f"{name} of a message must be a string")
             out[name] = message[name]
+    if message.get("function_call"):  # the older form of one call, which has no id
+        message = {**message, "tool_calls": [*(message.get("tool_calls") or ()), {"function": message["function_call"]}]}
     if message.get("tool_calls"):
         try:
             out["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
@@ -86,13 +88,17 @@ def _tool_call(call: Any) -> dict:
         name, arguments = call["custom"]["name"], {"input": text_of(call["custom"].get("input"))}
     else:
         name, arguments = call["function"]["name"], _arguments(call["function"].get("arguments"))
-    return {"id": str(call.get("id") or ""), "type": "function", "function": {"name": str(name), "arguments": arguments}}
+    if not isinstance(name, str) or not name:
+        raise BadRequest(f"the function of a tool call must have a name that is a string, not {name!r}")
+    return {"id": str(call.get("id") or ""), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _arguments(arguments: Any) -> Any:
-    """The JSON object that the text holds; text that holds none stays as it is."""
+    """The JSON object that the text holds, an empty one for nothing, white space or null; text that holds none stays as it is."""
     if not isinstance(arguments, str):
         return arguments if arguments is not None else {}
+    if arguments.strip() in ("", "null"):
+        return {}
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `rendere
 configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation of one policy must
 be rendered by the same code.
 """
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import jinja2
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
+from coderepairrl.gateway.call_forms import forms
 from coderepairrl.gateway.messages import Message
 from coderepairrl.gateway.tool_calls import ParsedCall, tool_call_parser
 
@@ -32,17 +33,24 @@ OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy co
 class RenderingConfig(Config):
     """How messages become token ids: the same in training and evaluation of a policy."""
     family: str = "generic"  # generic: the tokenizer's own chat template; else a family of the `renderers` package: gpt-oss, gemma4, llama-3 ...
+    template: str | None = None  # a name, where the tokenizer has several chat templates; null: tool_use for conversations with tools, else default
     tool_calls: str = "hermes"  # of the generic path: hermes, or the name of one of vLLM's tool parsers (llama3_json, mistral ...)
     keep_reasoning: bool = True  # of earlier turns, as it was sampled, whatever the template would strip
 
 
 class TemplateRefusal(GatewayError):
-    """The chat template does not take these messages: the client's mistake."""
+    """The chat template does not take these messages."""
+
+
+# what templates raise on messages that they don't take: they compute with what models say
+REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+Shape = tuple[str, tuple[tuple[str, str], ...]]  # of a dummy turn: its content, and (id, name) of its calls
 
 
 class Renderer:
-    """Renders for one tokenizer. Not for threads.
+    """Renders for one tokenizer and one chat template. Not for threads.
 
+    template              the tokenizer's own where none is given
     chat_template_kwargs  passed to the template in every render, for example {"enable_thinking": False}
     keep_reasoning        True: reasoning of earlier turns stays as it was sampled, whatever the template would strip.
                           False: where the template strips it, the conversation is rendered as a new root.
@@ -50,11 +58,12 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: dict[str, Any] | None = None,
-                 tool_calls: str = "hermes", keep_reasoning: bool = True):
+                 tool_calls: str = "hermes", keep_reasoning: bool = True, template: str | None = None):
         name = tokenizer.name_or_path or "without a name"
         if not tokenizer.is_fast:
             raise ConfigError(f"tokenizer {name} is a slow one: use a model folder that has a tokenizer.json")
-        if not isinstance(tokenizer.chat_template, str):
+        self._template = template or tokenizer.chat_template
+        if not isinstance(self._template, str):
             raise ConfigError(f"tokenizer {name} has no chat template: use an instruction-tuned model, "
                               "or put a chat_template.jinja into its folder")
         self.tokenizer, self.keep_reasoning = tokenizer, keep_reasoning
@@ -63,7 +72,7 @@ class Renderer:
         # a template that prints today's date would break a conversation at midnight
         started = datetime.now()
         self._variables = {**tokenizer.special_tokens_map, "strftime_now": started.strftime, **(chat_template_kwargs or {})}
-        self._dummies: dict[tuple | None, tuple[str, str]] = {}
+        self._dummies: dict[Shape, tuple[str, str]] = {}
         self._tools_matter: dict[tuple, bool] = {}
         self._head_generate = self._text(OPENING, None, generate=True)
         self._prefills_think = self._head_generate.rstrip().endswith("<think>")
@@ -75,6 +84,11 @@ class Renderer:
     def longest_token(self) -> int:
         """Characters of the longest token: a text of more than so many times n is longer than n tokens."""
         return max(map(len, self._backend.get_vocab()))
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Token ids lie below it."""
+        return len(self.tokenizer)
 
     def render(self, messages: list[Message], tools: list[dict] | None) -> tuple[int, ...]:
         """The whole conversation and the generation prompt. Raises TemplateRefusal."""
@@ -158,26 +172,33 @@ class Renderer:
         return self.tokenizer.convert_tokens_to_ids(end), end
 
     def _tail(self, previous: list[Message], new: list[Message], tools: list[dict] | None) -> str | None:
-        """What the template puts after the end token of the dummy turn; None when it would not only append."""
-        calls = _calls_answered(previous[-1] if previous else {}, new)
-        reasoning = not self.keep_reasoning and any(message.get("reasoning_content") for message in previous)
+        """What the template puts after the end token of the dummy turn; None when it would not only append.
+
+        Templates refuse turns that models do sample: two calls in one (Llama 3), calls beside a text. What follows is looked for behind the turn that
+        is likest to the sampled one of those that the template takes.
+        """
+        if not self.keep_reasoning and any(message.get("reasoning_content") for message in previous):
+            try:
+                if not self._keeps_reasoning(new):
+                    return None
+            except TemplateRefusal:
+                return None
         key = tuple(message["role"] for message in new)
         if tools and not self._tools_matter.get(key, True):
-            tools = None  # this shape of continuation was seen not to depend on them, and they are long
-        try:
-            if reasoning and not self._keeps_reasoning(new):
-                return None
-            tail = self._splice(calls, new, tools)
-            if tools and key not in self._tools_matter and len(self._tools_matter) < CACHE_ENTRIES:
-                self._tools_matter[key] = tail is None or tail != self._splice(calls, new, None)
-        except TemplateRefusal:
-            return None
-        return tail
+            tools = None  # this kind of continuation was seen not to depend on them, and they are long
+        for shape in _shapes(_calls_answered(previous[-1] if previous else {}, new)):
+            try:
+                tail = self._splice(shape, new, tools)
+                if tools and key not in self._tools_matter and len(self._tools_matter) < CACHE_ENTRIES:
+                    self._tools_matter[key] = tail is None or tail != self._splice(shape, new, None)
+                return tail
+            except TemplateRefusal:
+                continue  # the next shape
+        return None
 
-    def _splice(self, calls: tuple, new: list[Message], tools: list[dict] | None) -> str | None:
-        dummy = [*OPENING, _dummy_turn(calls)]
-        head, base = self._dummy_texts(calls, tools)
-        text = self._text([*dummy, *new], tools, generate=True)
+    def _splice(self, shape: Shape, new: list[Message], tools: list[dict] | None) -> str | None:
+        head, base = self._dummy_texts(shape, tools)
+        text = self._text([*OPENING, _dummy_turn(shape), *new], tools, generate=True)
         _, mark, after = base.rpartition(MARK)
         # One mark for the content, one for the arguments of each dummy call, as far as the template prints them.
         if not mark or text.count(MARK) != base.count(MARK) or not text.startswith(head):
@@ -186,17 +207,16 @@ class Renderer:
         text_turn, end, tail = text.rpartition(MARK)[2].partition(self._end)
         return tail if end and turn == text_turn and tail.startswith(trail) else None
 
-    def _dummy_texts(self, calls: tuple, tools: list[dict] | None) -> tuple[str, str]:
+    def _dummy_texts(self, shape: Shape, tools: list[dict] | None) -> tuple[str, str]:
         """The renders of the user's turn alone, and with the dummy turn: what may not change when messages follow."""
-        key = None if tools else calls
-        known = self._dummies.get(key)
+        known = None if tools else self._dummies.get(shape)
         if known:
             return known
-        texts = tuple(self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(calls)]))
-        if key is not None:
+        texts = tuple(self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(shape)]))
+        if not tools:
             if len(self._dummies) >= CACHE_ENTRIES:
                 self._dummies.clear()
-            self._dummies[key] = texts
+            self._dummies[shape] = texts
         return texts
 
     def _keeps_reasoning(self, new: list[Message]) -> bool:
@@ -206,12 +226,22 @@ class Renderer:
         return "".join(text.partition(MARK)[0].split()) == "".join(sampled.split())
 
     def _text(self, messages: list[Message], tools: list[dict] | None, generate: bool) -> str:
+        """Raises TemplateRefusal, the first of those that the forms of the messages meet with."""
+        refusal = None
+        for form in forms(messages):
+            try:
+                return self._rendered(form, tools, generate)
+            except TemplateRefusal as error:
+                refusal = refusal or error
+        raise refusal
+
+    def _rendered(self, messages: list[Message], tools: list[dict] | None, generate: bool) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template  # a second, for who only reads a configuration
 
         try:
             texts, _ = render_jinja_template(conversations=[messages], tools=tools or None, add_generation_prompt=generate,
-                                             chat_template=self.tokenizer.chat_template, **self._variables)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # what templates raise on messages they don't take
+                                             chat_template=self._template, **self._variables)
+        except REFUSALS as error:
             raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
         return texts[0]
 
@@ -223,8 +253,19 @@ def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str],
     return tuple((call["id"], call["function"]["name"]) for call in turn.get("tool_calls") or ())
 
 
-def _dummy_turn(calls: tuple[tuple[str, str], ...]) -> Message:
-    turn: Message = {"role": "assistant", "content": MARK}
+def _shapes(calls: tuple[tuple[str, str], ...]) -> Iterator[Shape]:
+    """The likest to the sampled turn first."""
+    for some in dict.fromkeys((calls, calls[:1])):
+        yield MARK, some
+        if some:
+            yield "", some
+    if calls:
+        yield MARK, ()
+
+
+def _dummy_turn(shape: Shape) -> Message:
+    content, calls = shape
+    turn: Message = {"role": "assistant", "content": content}
     if calls:
         turn["tool_calls"] = [{"id": call_id, "type": "function", "function": {"name": name, "arguments": {"mark": MARK}}}
                               for call_id, name in calls]

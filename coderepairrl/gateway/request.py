@@ -42,7 +42,7 @@ class Request:
     is_retry: bool  # the SDK says so: header x-stainless-retry-count > 0
     model: str
     messages: tuple[Canonical, ...]
-    text: str | None  # /v1/completions: no messages but a prompt that is no conversation
+    text: str | tuple[int, ...] | None  # /v1/completions: no messages but a prompt that is no conversation, or its token ids
     new_bytes: int  # how much of the body this session has not seen before
     tools: Tools
     parse_tools: bool  # tools were offered, and tool_choice is not "none"
@@ -55,7 +55,8 @@ class Request:
     forced_tool_choice: bool  # neutralised: the model chooses
 
     def characters(self) -> int:
-        return len(self.text or "") + sum(len(entry.message["content"]) for entry in self.messages)
+        """At least so many tokens times the longest one's characters: of token ids none, which are counted as they are."""
+        return (len(self.text) if isinstance(self.text, str) else 0) + sum(len(entry.message["content"]) for entry in self.messages)
 
 
 class Seen:
@@ -181,12 +182,12 @@ def read_json(raw: bytes, name: str) -> Any:
     return value
 
 
-def make_request(fields: Fields, messages: Iterable[Canonical] = (), text: str | None = None, tools: Tools = Tools(), *, n: int = 1,
+def make_request(fields: Fields, messages: Iterable[Canonical] = (), text: str | tuple[int, ...] | None = None, tools: Tools = Tools(), *, n: int = 1,
                  stop: Any = (), max_tokens: int | None = None, include_usage: bool = False) -> Request:
     """What all dialects share is read here. Raises BadRequest."""
-    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    stop = (stop,) if isinstance(stop, str) else tuple(() if stop is None else stop)
     if not all(isinstance(s, str) and s for s in stop):
-        raise BadRequest("stop must be a string or a list of strings")
+        raise BadRequest("stop must be a string or a list of strings, none of them empty")
     if len(stop) > MAX_STOPS:
         raise BadRequest(f"stop must hold {MAX_STOPS} strings at most")
     if not 1 <= n <= MAX_CHOICES or (max_tokens is not None and max_tokens < 1):

@@ -7,11 +7,11 @@ Nothing is stored between requests: `input` is the whole conversation, as codex 
     function_call_output, custom_tool_call_output         a tool's message
 """
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from coderepairrl.gateway import call_forms
 from coderepairrl.gateway.messages import BadRequest, Canonical, canonical, text_of
 from coderepairrl.gateway.request import Fields, Request, make_request, read_tools
 from coderepairrl.gateway.session import Turn
@@ -114,14 +114,8 @@ def _goes_on(turn: Sequence[Part], part: dict, last: bool) -> bool:
     """Turns are sampled as reasoning, text, calls. Clients may put the answer to each call behind it: the calls' ids, which are ours, tell the turn."""
     calls = [call for _, piece in turn for call in piece.get("tool_calls", ())]
     if "tool_calls" in part:
-        return last or bool(calls) and _turn_of(part["tool_calls"][0]["id"]) == _turn_of(calls[0]["id"]) != ""
+        return last or bool(calls) and call_forms.turn_of(part["tool_calls"][0]["id"]) == call_forms.turn_of(calls[0]["id"]) != ""
     return last and not calls and "content" in part and not any("content" in piece for _, piece in turn)
-
-
-def _turn_of(call_id: str) -> str:
-    """Empty for an id that is not ours: others' begin with call_ too."""
-    ours = re.fullmatch(r"(call_\d+)_\d+", call_id)
-    return ours[1] if ours else ""
 
 
 def _merge(fields: Fields, group: Sequence[Part]) -> Canonical:

@@ -27,10 +27,12 @@ from pydantic import PositiveInt, model_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
-from coderepairrl.gateway.engine_client import Completion, VLLMClient
-from coderepairrl.gateway.messages import Canonical, Message, canonical, chain, next_link
-from coderepairrl.gateway.rendering import Renderer
+from coderepairrl.gateway import blame, call_forms
+from coderepairrl.gateway.engine_client import Completion, PromptTooLong, VLLMClient
+from coderepairrl.gateway.messages import BadRequest, Canonical, Message, canonical, chain, next_link
+from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
 from coderepairrl.gateway.request import Request, Seen
+from coderepairrl.gateway.shown import hidden
 from coderepairrl.gateway.tool_calls import ParsedCall
 from coderepairrl.types import Call, Outcome
 
@@ -81,7 +83,7 @@ class Turn:
 
     def call_id(self, number: int) -> str:
         """Of a tool call."""
-        return f"call_{self.call.index}_{number}"
+        return call_forms.call_id(self.call.index, number)
 
 
 @dataclass
@@ -211,17 +213,30 @@ class Session:
         limit = self.limits.max_total_tokens
         if request.characters() > limit * self._renderer.longest_token:
             self._refuse_long_prompt(f"a prompt of {request.characters()} characters")
-        prompt = await asyncio.to_thread(self._prompt, request) if request.new_bytes > LONG_TEXT_BYTES else self._prompt(request)
+        try:
+            prompt = await asyncio.to_thread(self._prompt, request) if request.new_bytes > LONG_TEXT_BYTES else self._prompt(request)
+        except TemplateRefusal as refusal:
+            self._blame(request, refusal)
+            raise
         room = limit - len(prompt.ids)
         if room < 1:
             self._refuse_long_prompt(f"a prompt of {len(prompt.ids)} tokens")
         return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens or room, request.max_tokens or room))
+
+    def _blame(self, request: Request, refusal: TemplateRefusal) -> None:
+        """Ends the session where the template refuses what the model has said here: that is the agent's outcome, and no client's mistake."""
+        own = {place for place, link in enumerate(self._links(request)[1:]) if link in self._after_turn}
+        if blame.models_doing(self._renderer, [entry.message for entry in request.messages], own, list(request.tools.functions) or None):
+            self.close(Outcome.AGENT_ERROR, f"the model said what can't be shown to it again: {refusal}")
+            self.refuse_if_closed()
 
     def _refuse_long_prompt(self, what: str) -> None:
         self.close(Outcome.TOKEN_LIMIT, f"{what} does not fit into {self.limits.max_total_tokens} tokens")
         self.refuse_if_closed()
 
     def _prompt(self, request: Request) -> _Prompt:
+        if isinstance(request.text, tuple):
+            return self._ids_prompt(request.text)
         if request.text is not None:
             return self._text_prompt(request.text)
         links, messages = self._links(request), [entry.message for entry in request.messages]
@@ -251,6 +266,15 @@ class Session:
         parent = self._longest_recorded_prefix(ids)
         return _Prompt(ids, parent, links, "" if parent is not None else "no recorded text is its beginning")
 
+    def _ids_prompt(self, ids: tuple[int, ...]) -> _Prompt:
+        """Raises BadRequest for ids that no token has: vLLM would refuse them."""
+        unknown = next((i for i in ids if not 0 <= i < self._renderer.vocabulary), None)
+        if unknown is not None:
+            raise BadRequest(f"prompt: {unknown} is no token id: there are {self._renderer.vocabulary}")
+        parent = self._longest_recorded_prefix(ids)
+        link = hashlib.blake2b(repr(ids).encode(), key=b"ids", digest_size=16).digest()
+        return _Prompt(ids, parent, [link], "" if parent is not None else "no recorded tokens are its beginning")
+
     def _links(self, request: Request) -> list[bytes]:
         """The request's chain; as far as its messages are those of the request before, it is not computed again."""
         entries, links = self._last
@@ -275,7 +299,7 @@ class Session:
         candidates = self._after_turn[link]
         if message.get("tool_calls"):
             named = message["tool_calls"][0]["id"]
-            return self.calls[next((i for i in candidates if named == f"call_{i}_0"), candidates[-1])]
+            return self.calls[next((i for i in candidates if named == call_forms.call_id(i, 0)), candidates[-1])]
         return self.calls[candidates[-1]]
 
     def _longest_recorded_prefix(self, ids: tuple[int, ...]) -> int | None:
@@ -294,6 +318,9 @@ class Session:
         # what was sampled is recorded, also when another choice of the same request failed
         turns = [self._record(request, prompt, result, started) for result in results if isinstance(result, Completion)]
         for failure in results:
+            if isinstance(failure, PromptTooLong):
+                self.close(Outcome.TOKEN_LIMIT, str(failure))
+                self.refuse_if_closed()
             if isinstance(failure, BaseException):
                 # also a mistake of ours: whatever it is, it is not the model's failure
                 self.close(Outcome.INFRASTRUCTURE_ERROR, f"{type(failure).__name__}: {failure}")
@@ -321,8 +348,9 @@ class Session:
         self._turns.append(turn)
         self._asked.setdefault(link, []).append(index)
         if request.text is not None:
-            self._texts[index] = request.text + self._renderer.text(call.completion_ids)
-            new_messages = [{"role": "text", "content": request.text[len(self._texts.get(parent, "")) if part == "completion" else 0:]}]
+            text = request.text if isinstance(request.text, str) else self._renderer.text(prompt.ids)
+            self._texts[index] = text + self._renderer.text(call.completion_ids)
+            new_messages = [{"role": "text", "content": text[len(self._texts.get(parent, "")) if part == "completion" else 0:]}]
         else:
             self._after_turn.setdefault(next_link(link, canonical(turn.message()).digest), []).append(index)
             known = next((i for i in range(len(request.messages), 0, -1) if request.messages[i - 1].message["role"] == "assistant"), 0)
@@ -342,13 +370,21 @@ class Session:
         return Turn(call, content, reasoning, tuple(tool_calls))
 
     def _note_what_is_left_out(self, request: Request) -> None:
-        self._count("ignored_params", len(request.left_out))
+        left_out = (*request.left_out, *self._hidden(request))
+        self._count("ignored_params", len(left_out))
         self._count("forced_tool_choice", int(request.forced_tool_choice))
-        new = [name for name in dict.fromkeys(name[:100] for name in request.left_out) if name not in self._left_out]
+        new = [name for name in dict.fromkeys(name[:100] for name in left_out) if name not in self._left_out]
         new = new[:LEFT_OUT_NAMES - len(self._left_out)]
         if new:
             self._left_out.update(new)
             self._event("ignored", fields=new)
+
+    def _hidden(self, request: Request) -> list[str]:
+        """What of the request the chat template never shows."""
+        messages = [entry.message for entry in request.messages]
+        given = {"tools": bool(request.tools.functions), "tool calls": any("tool_calls" in message for message in messages),
+                 "tool answers": any(message["role"] == "tool" for message in messages)}
+        return [f"{what}: the chat template shows none" for what in hidden(self._renderer) if given[what]] if any(given.values()) else []
 
     def _event(self, kind: str, **details) -> None:
         self.events.append({"kind": kind, "at_s": round(time.monotonic() - self._opened, 4), **details})

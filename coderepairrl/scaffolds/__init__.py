@@ -25,12 +25,14 @@ from coderepairrl.scaffolds.process import ProcessScaffold
 from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
 from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
+from coderepairrl.scaffolds.terminal_text import TerminalText, TerminalTextConfig
 from coderepairrl.types import Task
 
 __all__ = ["SCAFFOLDS", "Endpoint", "Scaffold", "ScaffoldConfig", "make_scaffold", "ready"]
 
 SCAFFOLDS = {  # what a configuration's class is made into
     TerminalConfig: Terminal,
+    TerminalTextConfig: TerminalText,
     AiderConfig: Aider,
     MiniSweAgentConfig: MiniSweAgent,
     CodexConfig: Codex,
@@ -47,6 +49,7 @@ ScaffoldConfig = Annotated[Union[tuple(SCAFFOLDS)], Field(discriminator="name")]
 
 class Scaffold(Protocol):
     calls_model: bool  # False: a control, for which no vLLM is started
+    # without_tools: str, of those that work by tools: what to use with a model whose chat template shows none
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None: ...
 

@@ -78,16 +78,17 @@ def main(path: str) -> None:
     lost = asked(coder.main_model)
     coder.run(with_message=job["message"])
     if lost:
-        print(f"the model did not answer: {lost[-1]}", file=sys.stderr)
-        sys.exit(NO_ANSWER)
+        why, code = lost[-1]
+        print(f"the model did not answer: {why}", file=sys.stderr)
+        sys.exit(code)
 
 
-def asked(model) -> list[str]:
-    """Grows to hold why the latest request got no answer; empty once one did, or when the gateway had closed the session. Aider itself
-    ends with success either way."""
+def asked(model) -> list[tuple[str, int]]:
+    """Grows to hold why the latest request got no answer, and the exit code for it; empty once one did, or when the gateway had closed the session.
+    Aider itself ends with success either way. What the gateway does not take once the model has spoken is the agent's failure."""
     from aider.llm import litellm
 
-    send, lost = model.send_completion, []
+    send, lost, heard = model.send_completion, [], []
 
     def send_completion(*arguments, **keywords):
         try:
@@ -96,8 +97,9 @@ def asked(model) -> list[str]:
             lost.clear()
             raise
         except Exception as error:
-            lost[:] = [f"{type(error).__name__}: {error}"]
+            lost[:] = [(f"{type(error).__name__}: {error}", 1 if heard and isinstance(error, litellm.BadRequestError) else NO_ANSWER)]
             raise
+        heard[:] = [True]
         lost.clear()
         return answer
 

@@ -27,6 +27,7 @@ class CodexConfig(Config):
 
 class Codex(ProcessScaffold):
     installation = Installation("codex", npm=lock("codex.json"))
+    without_tools = "scaffold: {name: terminal_text}"
 
     def __init__(self, config: CodexConfig):
         self.config = config

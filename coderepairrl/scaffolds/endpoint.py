@@ -5,7 +5,7 @@ from pathlib import Path
 
 import aiohttp
 
-from coderepairrl.errors import GatewayError
+from coderepairrl.errors import GatewayError, ScaffoldError
 from coderepairrl.gateway import RemoteSession, Session
 
 
@@ -31,12 +31,15 @@ class Answer:
 
 
 async def chat(endpoint: Endpoint, messages: list[dict], tools: list[dict] | None = None) -> Answer | None:
-    """The model's next turn, or None when the gateway has closed the session. Raises GatewayError for any other refusal."""
+    """The model's next turn, or None when the gateway has closed the session. Raises GatewayError for any other refusal; but ScaffoldError once the
+    model has spoken, for a request that the gateway does not take: what becomes of a model's words is no broken machine."""
     async with endpoint.http.post(endpoint.base_url + "/chat/completions", json={"model": "policy", "messages": messages} | ({"tools": tools} if tools else {}),
                                   headers={"Authorization": f"Bearer {endpoint.api_key}"}) as response:
         body = await response.json()
         if response.status == 400 and body["error"]["code"] == "context_length_exceeded":
             return None
+        if response.status in (400, 413) and any(message["role"] == "assistant" for message in messages):
+            raise ScaffoldError(f"the agent sent what the gateway does not take: {body['error']['message']}")
         if response.status != 200:
             raise GatewayError(f"the gateway answered {response.status}: {body}")
         choice = body["choices"][0]

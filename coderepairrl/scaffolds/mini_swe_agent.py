@@ -26,6 +26,7 @@ class MiniSweAgent(ProcessScaffold):
 
     def __init__(self, config: MiniSweAgentConfig):
         self.config = config
+        self.without_tools = "scaffold: {name: mini_swe_agent, mode: text}" if config.mode == "tools" else ""
 
     def command(self, task: Task, place: Place) -> Command:
         job = {"config": CONFIGS[self.config.mode], "mode": self.config.mode, "settings": self.config.settings, "model": place.model,

@@ -15,7 +15,7 @@ from coderepairrl import store
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError
-from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits
+from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, make_renderer
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scripted import Line, ScriptedClient
@@ -49,7 +49,7 @@ class Scripted:
         from coderepairrl.scaffolds import ready
         from coderepairrl.tokenizer import load_tokenizer
 
-        renderer = Renderer(load_tokenizer(self.config.model), self.config.chat_template)
+        renderer = make_renderer(load_tokenizer(self.config.model), chat_template_kwargs=self.config.chat_template)
         self._scripts = read_scripts(Path(self.config.path), renderer)
         self.gateway = Gateway(GatewayConfig(), [self.client], renderer, await self._held.enter_async_context(ready(self.inner, config)))
         await self.gateway.start()

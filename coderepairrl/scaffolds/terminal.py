@@ -1,7 +1,7 @@
 """A light terminal agent: three tools (shell, edit, submit), an append-only history, a coroutine over the sandbox.
 
 Nothing that depends on time, host or process enters the prompt; assistant messages go back exactly as they were received;
-every tool call is answered, a wrong one with an error that says what to do.
+every tool call is answered, a wrong one with an error that says what to do. For models whose chat template shows no tools: terminal_text.py.
 """
 import asyncio
 import json
@@ -70,6 +70,8 @@ def describe(result: CommandResult, limit: int) -> str:
 
 class Terminal:
     calls_model = True
+    without_tools = "scaffold: {name: terminal_text}"  # what to use with a model whose chat template shows no tools
+    tools: list[dict] | None = TOOLS
 
     def __init__(self, config: TerminalConfig):
         self.config = config
@@ -78,22 +80,28 @@ class Terminal:
         messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
         idle = 0
         while True:
-            answer = await chat(endpoint, messages, TOOLS)
+            answer = await chat(endpoint, messages, self.tools)
             if answer is None:
                 return
             messages.append(answer.message)
-            calls, usable = answer.message.get("tool_calls") or [], False
-            for call in calls:
-                result, ok, done = await self._act(call["function"], sandbox)
-                if done:
-                    return
-                usable = usable or ok
-                messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
-            if not calls:
-                messages.append({"role": "user", "content": f"error: no tool call; {USAGE}"})
+            replies, usable, done = await self.respond(answer.message, sandbox)
+            if done:
+                return
+            messages += replies
             idle = 0 if usable else idle + 1
             if idle >= self.config.max_idle_answers:
-                raise ScaffoldError(f"{idle} answers in a row without a usable tool call")
+                raise ScaffoldError(f"{idle} answers in a row without a usable {'tool call' if self.tools else 'command'}")
+
+    async def respond(self, message: dict, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
+        """(messages that answer the model's, one of its calls was well-formed, the agent has submitted)."""
+        replies, usable = [], False
+        for call in message.get("tool_calls") or []:
+            result, ok, done = await self._act(call["function"], sandbox)
+            if done:
+                return replies, True, True
+            usable = usable or ok
+            replies.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+        return replies or [{"role": "user", "content": f"error: no tool call; {USAGE}"}], usable, False
 
     async def _act(self, function: dict[str, Any], sandbox: Sandbox) -> tuple[str, bool, bool]:
         """(answer, the call was well-formed, the agent has submitted)."""

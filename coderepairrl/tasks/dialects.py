@@ -15,6 +15,7 @@ from coderepairrl.scaffolds.codex import CodexConfig
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.scaffolds.single_pass import DIVIDER, REPLACE, SEARCH, SinglePassConfig
 from coderepairrl.scaffolds.terminal import TerminalConfig
+from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit, lines_of, split_lines
 
 SED_SPECIAL = re.compile(r"[\\/.*\[\]^$]")  # of a pattern; of a replacement: \, / and &
@@ -53,6 +54,34 @@ def terminal(config: TerminalConfig, acts: Sequence[Act]) -> list[Turn]:
             case Submit():
                 out.append(_call("submit"))
     return out
+
+
+def terminal_text(config: TerminalTextConfig, acts: Sequence[Act]) -> list[Turn]:
+    out = []
+    for act in acts:
+        match act:
+            case Look(path):
+                out.append(_block("bash", f"cat {path}"))
+            case Edit():
+                out.append(_block("edit", _search_replace(act)))
+            case Slip(Edit(path, before, _, new) as edit):
+                out.append(_block("edit", _search_replace(Edit(path, edit.after, new, new)), trained=False))
+            case RunTests(command):
+                out.append(_block("bash", command))
+            case Submit():
+                out.append(_block("bash", "submit"))
+    return out
+
+
+def _block(kind: str, text: str, trained: bool = True) -> Turn:
+    """Between fences that none of the text can be mistaken for."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`{3,}", text)), default=0))
+    return _say(f"{fence}{kind}\n{text.rstrip(chr(10))}\n{fence}", trained)
+
+
+def _search_replace(edit: Edit) -> str:
+    old, new = lines_of(edit)
+    return f"{edit.path}\n{SEARCH}\n{old}{DIVIDER}\n{new}{REPLACE}\n"
 
 
 def commands(acts: Sequence[Act]) -> list[tuple[str, bool]]:
@@ -142,7 +171,7 @@ def _udiffs(edits: Sequence[Edit]) -> str:
 
 
 SPEAKERS: dict[type[Config], Callable[..., list[Turn]]] = {
-    TerminalConfig: terminal, AiderConfig: aider, MiniSweAgentConfig: mini_swe_agent, CodexConfig: codex, SinglePassConfig: single_pass}
+    TerminalConfig: terminal, TerminalTextConfig: terminal_text, AiderConfig: aider, MiniSweAgentConfig: mini_swe_agent, CodexConfig: codex, SinglePassConfig: single_pass}
 
 
 def speak(config: Config, acts: Sequence[Act]) -> list[Turn]:
