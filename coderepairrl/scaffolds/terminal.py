@@ -77,8 +77,7 @@ class Terminal:
         self.config = config
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
-        messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
-        idle = 0
+        messages, idle = self.opening(task), 0
         while True:
             answer = await chat(endpoint, messages, self.tools)
             if answer is None:
@@ -91,6 +90,9 @@ class Terminal:
             idle = 0 if usable else idle + 1
             if idle >= self.config.max_idle_answers:
                 raise ScaffoldError(f"{idle} answers in a row without a usable {'tool call' if self.tools else 'command'}")
+
+    def opening(self, task: Task) -> list[dict]:
+        return [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
 
     async def respond(self, message: dict, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
         """(messages that answer the model's, one of its calls was well-formed, the agent has submitted)."""

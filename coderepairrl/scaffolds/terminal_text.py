@@ -4,6 +4,7 @@
     ```edit                 the edits of single_pass: a path, the lines to search, those that replace them
 
 A block ends at a fence that is as long as the one that began it, so that a longer one may hold others. Blocks of other languages are talk.
+Users and assistants take turns, and there is no system message, which some of those templates refuse (Gemma's).
 """
 import asyncio
 import re
@@ -13,6 +14,7 @@ from coderepairrl.errors import ScaffoldError
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.single_pass import apply_blocks, parse_blocks
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig, describe
+from coderepairrl.types import Task
 
 SYSTEM_PROMPT = """You repair the git repository in the current directory. Each answer holds exactly one block, of one of these two forms.
 
@@ -38,7 +40,7 @@ KINDS = ("bash", "edit")
 
 class TerminalTextConfig(TerminalConfig):
     name: Literal["terminal_text"] = "terminal_text"
-    system_prompt: str = SYSTEM_PROMPT
+    system_prompt: str = SYSTEM_PROMPT  # the first message begins with it
 
 
 def blocks(answer: str) -> list[tuple[str, str | None]]:
@@ -60,6 +62,9 @@ def blocks(answer: str) -> list[tuple[str, str | None]]:
 class TerminalText(Terminal):
     without_tools = ""  # it needs none
     tools = None
+
+    def opening(self, task: Task) -> list[dict]:
+        return [{"role": "user", "content": f"{self.config.system_prompt}\n\n{task.problem_statement}"}]
 
     async def respond(self, message: dict, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
         said, usable, done = await self._follow(blocks(message.get("content", "")), sandbox)
