@@ -104,7 +104,7 @@ def read_request(session: Session, body: bytes, retry: bool = False, path: str =
 
 
 class Upstream:
-    """POST /inference/v1/generate and GET /health. `reply(prompt_ids) -> (ids, finish_reason)`, or an HTTP status."""
+    """POST /inference/v1/generate and GET /health. `reply(prompt_ids) -> (ids, finish_reason)`, or an HTTP status, or the text of a 400."""
 
     def __init__(self, reply: Callable | None = None):
         self.reply = reply or (lambda prompt: (ids_of("ok" + END), "stop"))
@@ -137,8 +137,8 @@ class Upstream:
         self.requests.append(body)
         await self.gate.wait()
         reply = self.reply(tuple(body["token_ids"]))
-        if isinstance(reply, int):
-            return web.Response(status=reply, text="scripted failure")
+        if isinstance(reply, int | str):  # a text: why the request is refused
+            return web.Response(status=reply if isinstance(reply, int) else 400, text=reply if isinstance(reply, str) else "scripted failure")
         ids, finish_reason = reply
         ids = ids[:body["sampling_params"]["max_tokens"]]
         self.answered.append((tuple(body["token_ids"]), tuple(ids)))

@@ -14,9 +14,11 @@ from coderepairrl.config import load
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.files import write_json
 from coderepairrl.gateway import Gateway, GatewayConfig, SamplingConfig, VLLMClient, make_renderer
+from coderepairrl.gateway.engine_client import PromptTooLong
 from coderepairrl.rollout import Rollout
 from coderepairrl.scaffolds import make_scaffold, ready
 from coderepairrl.scaffolds.codex import CodexConfig
+from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.tokenizer import load_tokenizer
 from coderepairrl.types import Outcome
 
@@ -51,10 +53,26 @@ def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tm
                 await gateway.stop()
                 await client.close()
 
+    async def asked_directly(url):
+        """A prompt that leaves no room is too long, no broken machine; special tokens in stop strings end the sampling."""
+        client, special = VLLMClient(url, 10), load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
+        ask = lambda name, ids, **more: client.generate(ids, max_tokens=200, temperature=1.5, stop_token_ids=(), cache_salt=None, request_id=name, **more)
+        try:
+            for length in (CONTEXT, CONTEXT + 1):
+                with pytest.raises(PromptTooLong, match=f"a prompt of {length} tokens"):
+                    await ask(f"long-{length}", (5,) * length)
+            samples = await asyncio.gather(*(ask(f"stop-{i}", (5, 6, 7), stop=("<|endoftext|>",)) for i in range(48)))
+            places = [sample.token_ids.index(special) - len(sample.token_ids) for sample in samples if special in sample.token_ids]
+            assert places and set(places) == {-1}
+        finally:
+            await client.close()
+
     async def main():
-        others = {name: agent.config() for name, agent in AGENTS.items() if name != "command"} | {"codex": CodexConfig(instructions="Repair the code.")}
+        others = {name: agent.config() for name, agent in AGENTS.items() if name != "command"} | {
+            "codex": CodexConfig(instructions="Repair the code."), "terminal_text": TerminalTextConfig()}
         async with Rollout(config, run, str(model), attempt=1, tasks={"train": [], "heldout": [PUZZLE]}) as rollout:
             done = {"command": await rollout.episode(PUZZLE, "heldout")}
+            await asked_directly(rollout.supervisor.server.url)
             return done | {name: await with_another(rollout, make_scaffold(other)) for name, other in others.items()}
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

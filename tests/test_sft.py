@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, run_program
+from gateway_templates import NO_ANSWERS, NO_TOOLS, TEXT_OR_CALLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gateway_support import MOVING, PLAIN, QWEN3, SHELL, ids_by_character, tokenizer
@@ -68,6 +69,7 @@ def test_ids_and_weights_are_those_of_the_template_with_its_own_mask(policy, dem
         assert made.weights[0] == 0.0 and all(weight == 0.25 for weight in made.weights[1 : edges[0]])
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "shell", "arguments": '{"command": "ls"}'}}
 TEMPLATES = {"qwen3": QWEN3, "no end of turn": PLAIN, "moves the tools": MOVING}
 MESSAGES = st.lists(st.tuples(st.sampled_from(["user", "assistant", "assistant", "tool"]), st.booleans()), min_size=1, max_size=8)
 
@@ -109,6 +111,24 @@ def test_reasoning_and_tool_calls_are_learnt_as_a_policy_would_sample_them():
     as_object = json.loads(json.dumps(messages))
     as_object[1]["tool_calls"][0]["function"]["arguments"] = {"command": "ls"}
     assert sft_data.from_chat({"messages": as_object, "tools": [SHELL]}, Renderer(made), 0.0).rows == (row,)
+
+
+@pytest.mark.parametrize("template, message, after, lost", [
+    (NO_TOOLS, {"tool_calls": [CALL]}, [], "tool calls"), (NO_TOOLS, {"content": "look", "tool_calls": [CALL]}, [], "tool calls"),
+    (NO_ANSWERS, {"tool_calls": [CALL]}, [{"role": "tool", "tool_call_id": "1", "content": "a.py"}, {"role": "assistant", "content": "done"}], "tool answers"),
+    (TEXT_OR_CALLS, {"content": "look", "tool_calls": [CALL]}, [], "text"), (NO_TOOLS, {"content": "a", "reasoning_content": "hm"}, [], "reasoning"),
+    (NO_TOOLS, {"content": "look"}, [], None), (TEXT_OR_CALLS, {"tool_calls": [CALL]}, [], None), (NO_ANSWERS, {"tool_calls": [CALL]}, [], None)])
+def test_what_the_template_drops_is_not_learnt_as_silence(template, message, after, lost, tmp_path):
+    folder = tmp_path / "model"
+    tokenizer(template).save_pretrained(folder)
+    rows = [{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "fine"}]},
+            {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", **message}, *after]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if lost is None:
+        assert len(prepared(ChatSource(path=str(tmp_path / "rows.jsonl")), tmp_path / "rows", folder)[0]) == 2
+        return
+    with pytest.raises(ConfigError, match=f"rows.jsonl, line 2: the model's chat template leaves out {lost} of message 2 of {2 + len(after)}.*take it out"):
+        prepared(ChatSource(path=str(tmp_path / "rows.jsonl")), tmp_path / "rows", folder)
 
 
 def test_parquet_of_structs_or_of_json_text_equals_jsonl(policy, demonstrations, jsonl, tmp_path):

@@ -161,3 +161,6 @@ def test_a_closed_session_ends_the_agent_quietly_and_any_other_error_does_not(tm
     for status in (400, 401, 500):
         _, error = asyncio.run(converse([(status, {"error": {"message": "no", "code": None}})], str(tmp_path)))
         assert isinstance(error, GatewayError) and str(status) in str(error)
+    for status, kind in ((400, ScaffoldError), (413, ScaffoldError), (401, GatewayError), (500, GatewayError)):  # once the model has spoken
+        _, error = asyncio.run(converse([{"content": "hm"}, (status, {"error": {"message": "no", "code": None}})], str(tmp_path)))
+        assert type(error) is kind and "no" in str(error)

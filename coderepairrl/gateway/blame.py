@@ -1,9 +1,10 @@
 """Whose doing it is that a chat template refuses a conversation: the model's or the client's.
 
-The model's, where the template would take the same messages of the client had the model said something else in its turns: a text, one call, or as
-many calls as were answered.
+The model's, where the template would take what the client says had the model said something else in its turns: a text, one call, or as many calls
+as were answered.
 """
 from collections.abc import Set
+from itertools import takewhile
 
 from coderepairrl.gateway.messages import Message
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
@@ -15,14 +16,19 @@ def models_doing(renderer: Renderer, messages: list[Message], own: Set[int], too
 
 
 def _tamed(messages: list[Message], own: Set[int], most: int) -> list[Message]:
-    """The model's turns become a text, or where answers follow, the first `most` of the calls that these are to."""
-    out = []
-    for place, message in enumerate(messages):
-        if place in own:
-            answered = next((i for i, later in enumerate(messages[place + 1:]) if later["role"] != "tool"), len(messages) - place - 1)
-            calls = [{**call, "function": {"name": call["function"]["name"], "arguments": {}}} for call in message.get("tool_calls", ())][:min(most, answered)]
-            message = {"role": "assistant", "content": "", "tool_calls": calls} if calls else {"role": "assistant", "content": "x"}
-        out.append(message)
+    """Each of the model's turns becomes a text, or where answers follow, the first `most` of its calls, and those answers."""
+    out, place = [], 0
+    while place < len(messages):
+        message, place = messages[place], place + 1
+        if place - 1 not in own:
+            out.append(message)
+            continue
+        answers = list(takewhile(lambda later: later["role"] == "tool", messages[place:]))
+        calls = [{**call, "function": {"name": call["function"]["name"], "arguments": {}}} for call in message.get("tool_calls", ())][:min(most, len(answers))]
+        out.append({"role": "assistant", "content": "", "tool_calls": calls} if calls else {"role": "assistant", "content": "x"})
+        if calls:
+            out += answers[:len(calls)]
+            place += len(answers)
     return out
 
 
