@@ -9,9 +9,11 @@ whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `rendere
 configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation of one policy must
 be rendered by the same code.
 """
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\u2402dummy turn\u2403"  # stands for what was sampled; no message holds it (checked)
+LITERAL = "\ufdd0"  # no character: stands within a message's text where that reads like a special token, which it must not become
 CACHE_ENTRIES = 4096
 OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy conversation
 
@@ -72,6 +75,8 @@ class Renderer:
         # a template that prints today's date would break a conversation at midnight
         started = datetime.now()
         self._variables = {**tokenizer.special_tokens_map, "strftime_now": started.strftime, **(chat_template_kwargs or {})}
+        self._specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+        self._forged = _pattern(self._specials)
         self._dummies: dict[Shape, tuple[str, str]] = {}
         self._tools_matter: dict[tuple, bool] = {}
         self._head_generate = self._text(OPENING, None, generate=True)
@@ -96,7 +101,19 @@ class Renderer:
 
     def encode(self, text: str, begins: bool = False) -> tuple[int, ...]:
         """begins: with what the tokenizer puts before every text (a begin token, or nothing)."""
-        return tuple(self._backend.encode(text, add_special_tokens=begins).ids)
+        encoding = self._backend.encode(text, add_special_tokens=begins)
+        if LITERAL not in text:
+            return tuple(encoding.ids)
+        ids = tuple(i for i, (start, stop) in zip(encoding.ids, encoding.offsets) if text[start:stop] != LITERAL)
+        plain = tuple(self._backend.encode(text.replace(LITERAL, ""), add_special_tokens=begins).ids)
+        return ids if self.text(ids) == self.text(plain) else plain  # some tokenizer may not keep it apart
+
+    def _literally(self, message: Message) -> Message:
+        """What a client's words say is text, whatever they spell: no file that a tool prints begins a turn. The assistant's are as it sampled them."""
+        content = message["content"].replace(LITERAL, "\ufffd")
+        if message["role"] != "assistant":
+            content = self._forged.sub(lambda found: found[0][0] + LITERAL + found[0][1:], content)
+        return message if content == message["content"] else {**message, "content": content}
 
     def text(self, token_ids: Sequence[int], stop: Sequence[str] = (), ends: bool = True) -> str:
         """Of sampled ids. stop: cut before the first of them. ends: with the end tokens at its end."""
@@ -164,9 +181,7 @@ class Renderer:
         except TemplateRefusal:
             return None, None
         _, found, after = text.rpartition(MARK)
-        specials = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= set(self.tokenizer.all_special_tokens)
-        end = max((token for token in specials if after.startswith(token)), key=len, default=None)
+        end = max((token for token in self._specials if after.startswith(token)), key=len, default=None)
         if not found or not end:
             return None, None
         return self.tokenizer.convert_tokens_to_ids(end), end
@@ -239,11 +254,18 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template  # a second, for who only reads a configuration
 
         try:
-            texts, _ = render_jinja_template(conversations=[messages], tools=tools or None, add_generation_prompt=generate,
+            texts, _ = render_jinja_template(conversations=[[self._literally(message) for message in messages]], tools=tools or None, add_generation_prompt=generate,
                                              chat_template=self._template, **self._variables)
         except REFUSALS as error:
             raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
         return texts[0]
+
+
+def _pattern(words: set[str]) -> re.Pattern:
+    """Finds any of them, the longest at a place. By their beginnings, since some tokenizers have hundreds: "<|" is looked for once."""
+    longest_first = sorted(words, key=lambda word: (word[:2], -len(word)))
+    groups = (f"{re.escape(head)}(?:{'|'.join(re.escape(word[2:]) for word in some)})" for head, some in groupby(longest_first, key=lambda word: word[:2]))
+    return re.compile("|".join(groups) or "(?!)")
 
 
 def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str], ...]:
