@@ -62,7 +62,8 @@ class ServerConfig(Config):
     @field_validator("extra_arguments")
     @classmethod
     def _one_source(cls, arguments: list[str]) -> list[str]:
-        """What another key says is not said twice: vLLM takes the last, this program the first. vLLM also takes an option's beginning for it."""
+        """What another key says is not said twice: vLLM takes the last, this program the first. An option's beginning
+        is one to vLLM."""
         for argument in arguments:
             option = argument.partition("=")[0].replace("_", "-")
             owned = next((o for o in OWN_OPTIONS if o == option or len(option) > len("--m") and o.startswith(option)), None)

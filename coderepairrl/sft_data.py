@@ -111,13 +111,15 @@ def from_chat(raw: dict, renderer: Renderer, context_weight: float) -> Conversat
     return conversation(key, rows)
 
 
-def _refuse_what_is_not_shown(messages: list[dict], turns: Sequence[int], tools: list[dict] | None, renderer: Renderer) -> None:
-    """Raises GatewayError where the template drops a part of a turn, or the answers to it: what is learnt would be something else."""
+def _refuse_what_is_not_shown(messages: list[dict], turns: Sequence[int], tools: list[dict] | None,
+                              renderer: Renderer) -> None:
+    """Raises GatewayError where the template drops a part of a turn, or the answers to it: something else would be learnt."""
     for i in turns:
         answered = i != turns[-1] and messages[i + 1]["role"] == "tool"
         lost = left_out(renderer, shape_of(messages[i], answered, bool(tools)))
         if lost:
-            raise GatewayError(f"the model's chat template leaves out {' and '.join(lost)} of message {i + 1} of {len(messages)}, and that would be learnt")
+            raise GatewayError(f"the model's chat template leaves out {' and '.join(lost)} of message {i + 1} of "
+                               f"{len(messages)}, and that would be learnt")
 
 
 def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_weight: float) -> Conversation | LeftOut:

@@ -1,7 +1,7 @@
 """Whose doing it is that a chat template refuses a conversation: the model's or the client's.
 
-The model's, where the template would take what the client says had the model said something else in its turns: a text, one call, or as many calls
-as were answered.
+The model's, where the template would take what the client says had the model said something else in its turns: a text,
+one call, or as many calls as were answered.
 """
 from collections.abc import Set
 from itertools import takewhile
@@ -16,7 +16,7 @@ def models_doing(renderer: Renderer, messages: list[Message], own: Set[int], too
 
 
 def _tamed(messages: list[Message], own: Set[int], most: int) -> list[Message]:
-    """Each of the model's turns becomes a text, or where answers follow, the first `most` of its calls, and those answers."""
+    """The model's turns become a text each; where answers follow, the first `most` of its calls, and those answers."""
     out, place = [], 0
     while place < len(messages):
         message, place = messages[place], place + 1
@@ -24,8 +24,9 @@ def _tamed(messages: list[Message], own: Set[int], most: int) -> list[Message]:
             out.append(message)
             continue
         answers = list(takewhile(lambda later: later["role"] == "tool", messages[place:]))
-        calls = [{**call, "function": {"name": call["function"]["name"], "arguments": {}}} for call in message.get("tool_calls", ())][:min(most, len(answers))]
-        out.append({"role": "assistant", "content": "", "tool_calls": calls} if calls else {"role": "assistant", "content": "x"})
+        calls = [{**call, "function": {"name": call["function"]["name"], "arguments": {}}}
+                 for call in message.get("tool_calls", ())[:min(most, len(answers))]]
+        out.append({"role": "assistant", "content": "" if calls else "x"} | ({"tool_calls": calls} if calls else {}))
         if calls:
             out += answers[:len(calls)]
             place += len(answers)

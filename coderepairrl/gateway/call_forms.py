@@ -1,5 +1,8 @@
-"""The form of tool calls, about which chat templates are particular. Mistral's takes ids of nine letters or digits: ours are of that form.
-What a template refuses is shown to it in other forms that mean the same: a client's ids brought into ours, arguments as text (DeepSeek's)."""
+"""The form of tool calls, about which chat templates are particular.
+
+Mistral's takes ids of nine letters or digits: ours are of that form. What a template refuses is shown to it in other
+forms that mean the same: a client's ids brought into ours, arguments as text (DeepSeek's).
+"""
 import hashlib
 import json
 import re
@@ -34,15 +37,16 @@ def forms(messages: list[Message]) -> Iterator[list[Message]]:
 
 
 def plain(messages: list[Message]) -> list[Message]:
-    """The messages with ids of nine letters or digits, which depend on nothing but the ids that they had. An answer without one is to the first
-    call of the turn before it that is not answered yet."""
+    """With ids of nine letters or digits, which depend on nothing but the ids that there were. An answer without one is
+    to the first call of the turn before it that is not answered yet."""
     out, names, waiting = [], {}, []
     for message in messages:
         if message.get("tool_calls"):
             ids = [_plain(call["id"] or str(place)) for place, call in enumerate(message["tool_calls"])]
             names |= {call["id"]: made for call, made in zip(message["tool_calls"], ids) if call["id"]}
             waiting = list(ids)
-            message = {**message, "tool_calls": [{**call, "id": made} for call, made in zip(message["tool_calls"], ids)]}
+            calls = [{**call, "id": made} for call, made in zip(message["tool_calls"], ids)]
+            message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
             given = message.get("tool_call_id", "")
             made = names.get(given) or _plain(given) if given else (waiting or [_plain("0")])[0]
@@ -56,9 +60,12 @@ def _with_text(message: Message) -> Message:
     """Its calls' arguments as JSON text."""
     if "tool_calls" not in message:
         return message
-    functions = [call["function"] for call in message["tool_calls"]]
-    texts = [f["arguments"] if isinstance(f["arguments"], str) else json.dumps(f["arguments"], ensure_ascii=False) for f in functions]
-    return {**message, "tool_calls": [{**call, "function": {**call["function"], "arguments": text}} for call, text in zip(message["tool_calls"], texts)]}
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": text}})
+    return {**message, "tool_calls": calls}
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
 """Tokenizers with several chat templates, each with a name: `default` and `tool_use` (Hermes), `rag` (Command R).
 
-As transformers chooses: `tool_use` where there are tools, else `default`. A conversation's tools are part of it, so that it stays with its template
-from its first turn to its last; another conversation of the session may have the other.
+As transformers chooses: `tool_use` where there are tools, else `default`. A conversation's tools are part of it, so
+that it stays with its template from its first turn to its last; another conversation of the session may have the other.
 """
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def chosen(tokenizer: "PreTrainedTokenizerBase", name: str | None) -> tuple[str | None, str | None]:
     """(for conversations without tools, with tools). Raises ConfigError, which names the templates that there are."""
-    found = tokenizer.chat_template
+    found, model = tokenizer.chat_template, tokenizer.name_or_path or "without a name"
     if not isinstance(found, dict):
         if name not in (None, "default"):
-            raise ConfigError(f"rendering.template {name!r}: tokenizer {tokenizer.name_or_path or 'without a name'} has one chat template, without a name: "
+            raise ConfigError(f"rendering.template {name!r}: tokenizer {model} has one chat template, without a name: "
                               "leave rendering.template out")
         return found, found
     without, with_ = (name, name) if name else ("default", "tool_use" if "tool_use" in found else "default")
     if without not in found:
-        raise ConfigError(f"tokenizer {tokenizer.name_or_path or 'without a name'} has no chat template {without!r}: "
+        raise ConfigError(f"tokenizer {model} has no chat template {without!r}: "
                           f"set rendering.template to one of {', '.join(found)}")
     return found[without], found[with_]
 
@@ -35,7 +35,8 @@ class ByTools(Renderer):
 
     def __init__(self, make: Callable[..., Renderer], without: str, with_: str):
         self._without, self._with = make(template=without), make(template=with_)
-        self.tokenizer, self.keep_reasoning, self._backend = self._with.tokenizer, self._with.keep_reasoning, self._with.tokenizer.backend_tokenizer
+        self.tokenizer, self.keep_reasoning = self._with.tokenizer, self._with.keep_reasoning
+        self._backend = self.tokenizer.backend_tokenizer
         self.stop_token_ids = tuple(dict.fromkeys((*self._without.stop_token_ids, *self._with.stop_token_ids)))
 
     def _of(self, tools: Sequence[dict] | None) -> Renderer:
@@ -45,11 +46,13 @@ class ByTools(Renderer):
         return self._of(tools).render(messages, tools)
 
     def extend(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], finish_reason: str,
-               previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None) -> tuple[int, ...] | None:
-        return self._of(tools).extend(prompt_ids, completion_ids, finish_reason, previous_messages, new_messages, tools)
+               previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None,
+               ) -> tuple[int, ...] | None:
+        inner = self._of(tools)
+        return inner.extend(prompt_ids, completion_ids, finish_reason, previous_messages, new_messages, tools)
 
-    def parse(self, completion_ids: tuple[int, ...], tools: Sequence[dict] = (), stop: Sequence[str] = (), prompt_ids: tuple[int, ...] = (),
-              ) -> tuple[str, str | None, list[ParsedCall], int]:
+    def parse(self, completion_ids: tuple[int, ...], tools: Sequence[dict] = (), stop: Sequence[str] = (),
+              prompt_ids: tuple[int, ...] = ()) -> tuple[str, str | None, list[ParsedCall], int]:
         return self._of(tools).parse(completion_ids, tools, stop, prompt_ids)
 
     def turn(self, message: Message, tools: list[dict] | None) -> tuple[int, ...]:

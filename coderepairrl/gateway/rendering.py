@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\u2402dummy turn\u2403"  # stands for what was sampled; no message holds it (checked)
-LITERAL = "\ufdd0"  # no character: stands within a message's text where that reads like a special token, which it must not become
+LITERAL = "\ufdd0"  # no character: stands within what reads like a special token in a message, and must not become one
 CACHE_ENTRIES = 4096
 OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy conversation
 
@@ -36,7 +36,7 @@ OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy co
 class RenderingConfig(Config):
     """How messages become token ids: the same in training and evaluation of a policy."""
     family: str = "generic"  # generic: the tokenizer's own chat template; else a family of the `renderers` package: gpt-oss, gemma4, llama-3 ...
-    template: str | None = None  # a name, where the tokenizer has several chat templates; null: tool_use for conversations with tools, else default
+    template: str | None = None  # the name of one of several chat templates; null: tool_use with tools, else default
     tool_calls: str = "hermes"  # of the generic path: hermes, or the name of one of vLLM's tool parsers (llama3_json, mistral ...)
     keep_reasoning: bool = True  # of earlier turns, as it was sampled, whatever the template would strip
 
@@ -75,7 +75,8 @@ class Renderer:
         # a template that prints today's date would break a conversation at midnight
         started = datetime.now()
         self._variables = {**tokenizer.special_tokens_map, "strftime_now": started.strftime, **(chat_template_kwargs or {})}
-        self._specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+        self._specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._specials |= set(tokenizer.all_special_tokens)
         self._forged = _pattern(self._specials)
         self._dummies: dict[Shape, tuple[str, str]] = {}
         self._tools_matter: dict[tuple, bool] = {}
@@ -109,7 +110,8 @@ class Renderer:
         return ids if self.text(ids) == self.text(plain) else plain  # some tokenizer may not keep it apart
 
     def _literally(self, message: Message) -> Message:
-        """What a client's words say is text, whatever they spell: no file that a tool prints begins a turn. The assistant's are as it sampled them."""
+        """What a client's words say is text, whatever they spell: no file that a tool prints begins a turn. The
+        assistant's are as it sampled them."""
         content = message["content"].replace(LITERAL, "\ufffd")
         if message["role"] != "assistant":
             content = self._forged.sub(lambda found: found[0][0] + LITERAL + found[0][1:], content)
@@ -189,8 +191,8 @@ class Renderer:
     def _tail(self, previous: list[Message], new: list[Message], tools: list[dict] | None) -> str | None:
         """What the template puts after the end token of the dummy turn; None when it would not only append.
 
-        Templates refuse turns that models do sample: two calls in one (Llama 3), calls beside a text. What follows is looked for behind the turn that
-        is likest to the sampled one of those that the template takes.
+        Templates refuse turns that models do sample: two calls in one (Llama 3), calls beside a text. What follows is
+        looked for behind the turn that is likest to the sampled one of those that the template takes.
         """
         if not self.keep_reasoning and any(message.get("reasoning_content") for message in previous):
             try:
@@ -254,18 +256,20 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template  # a second, for who only reads a configuration
 
         try:
-            texts, _ = render_jinja_template(conversations=[[self._literally(message) for message in messages]], tools=tools or None, add_generation_prompt=generate,
-                                             chat_template=self._template, **self._variables)
+            conversation = [self._literally(message) for message in messages]
+            texts, _ = render_jinja_template(conversations=[conversation], tools=tools or None,
+                                             add_generation_prompt=generate, chat_template=self._template, **self._variables)
         except REFUSALS as error:
             raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
         return texts[0]
 
 
 def _pattern(words: set[str]) -> re.Pattern:
-    """Finds any of them, the longest at a place. By their beginnings, since some tokenizers have hundreds: "<|" is looked for once."""
+    """Finds any of them, the longest at a place. By their beginnings: some tokenizers have hundreds of "<|"."""
     longest_first = sorted(words, key=lambda word: (word[:2], -len(word)))
-    groups = (f"{re.escape(head)}(?:{'|'.join(re.escape(word[2:]) for word in some)})" for head, some in groupby(longest_first, key=lambda word: word[:2]))
-    return re.compile("|".join(groups) or "(?!)")
+    groups = ((head, "|".join(re.escape(word[2:]) for word in some))
+              for head, some in groupby(longest_first, key=lambda word: word[:2]))
+    return re.compile("|".join(f"{re.escape(head)}(?:{rests})" for head, rests in groups) or "(?!)")
 
 
 def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str], ...]:

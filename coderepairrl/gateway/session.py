@@ -43,14 +43,15 @@ LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other s
 
 class SessionLimits(Config):
     max_turns: int = 50  # model calls
-    max_total_tokens: PositiveInt = 2048  # context: prompt + completion of one call; where only the server's max_model_len is given, that
+    max_total_tokens: PositiveInt = 2048  # context: prompt + completion of one call; left out: server.max_model_len
     max_completion_tokens: PositiveInt | None = None  # of one call; null: what the context has left
     deadline_s: float | None = None  # since the session was opened; the clock stops while vLLM is down
 
     @model_validator(mode="after")
     def _fits(self) -> "SessionLimits":
         if self.max_completion_tokens is not None and self.max_completion_tokens > self.max_total_tokens:
-            raise ValueError(f"max_completion_tokens {self.max_completion_tokens} is more than max_total_tokens {self.max_total_tokens}: lower the one or raise the other")
+            raise ValueError(f"max_completion_tokens {self.max_completion_tokens} is more than max_total_tokens "
+                             f"{self.max_total_tokens}: lower the one or raise the other")
         return self
 
 
@@ -224,9 +225,10 @@ class Session:
         return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens or room, request.max_tokens or room))
 
     def _blame(self, request: Request, refusal: TemplateRefusal) -> None:
-        """Ends the session where the template refuses what the model has said here: that is the agent's outcome, and no client's mistake."""
+        """Ends the session where the template refuses what the model has said here: the agent's outcome, no client's mistake."""
         own = {place for place, link in enumerate(self._links(request)[1:]) if link in self._after_turn}
-        if blame.models_doing(self._renderer, [entry.message for entry in request.messages], own, list(request.tools.functions) or None):
+        messages, tools = [entry.message for entry in request.messages], list(request.tools.functions) or None
+        if blame.models_doing(self._renderer, messages, own, tools):
             self.close(Outcome.AGENT_ERROR, f"the model said what can't be shown to it again: {refusal}")
             self.refuse_if_closed()
 
@@ -384,7 +386,8 @@ class Session:
         messages = [entry.message for entry in request.messages]
         given = {"tools": bool(request.tools.functions), "tool calls": any("tool_calls" in message for message in messages),
                  "tool answers": any(message["role"] == "tool" for message in messages)}
-        return [f"{what}: the chat template shows none" for what in hidden(self._renderer) if given[what]] if any(given.values()) else []
+        unseen = hidden(self._renderer) if any(given.values()) else ()
+        return [f"{what}: the chat template shows none" for what in unseen if given[what]]
 
     def _event(self, kind: str, **details) -> None:
         self.events.append({"kind": kind, "at_s": round(time.monotonic() - self._opened, 4), **details})

@@ -1,10 +1,11 @@
-"""The terminal agent for models whose chat template shows no tools: one fenced block a turn, answered by a user's message.
+"""The terminal agent for models whose chat template shows no tools: one fenced block a turn, answered by a user.
 
     ```bash                 a command; `submit` alone ends the task
     ```edit                 the edits of single_pass: a path, the lines to search, those that replace them
 
-A block ends at a fence that is as long as the one that began it, so that a longer one may hold others. Blocks of other languages are talk.
-Users and assistants take turns, and there is no system message, which some of those templates refuse (Gemma's).
+A block ends at a fence that is as long as the one that began it, so that a longer one may hold others. Blocks of other
+languages are talk. Users and assistants take turns, and there is no system message, which some of those templates
+refuse (Gemma's).
 """
 import asyncio
 import re
@@ -16,7 +17,8 @@ from coderepairrl.scaffolds.single_pass import apply_blocks, parse_blocks
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig, describe
 from coderepairrl.types import Task
 
-SYSTEM_PROMPT = """You repair the git repository in the current directory. Each answer holds exactly one block, of one of these two forms.
+SYSTEM_PROMPT = """You repair the git repository in the current directory.
+Each answer holds exactly one block, of one of these two forms.
 
 A command, run in a fresh shell at the top of the repository; cd and variables do not persist, there is no input:
 ```bash
