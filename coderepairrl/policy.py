@@ -4,8 +4,10 @@ The folder `policy/` of a run is where trainer and rollout meet:
     v000003/        an export, a Hugging Face folder
     current.json    {"version": 3, "step": 3, "path": ".../v000003", "path_version": 3, "live": true}: written by the trainer when an
                     update is over. step: updates that the weights contain. live false: the update failed (`reason`), and vLLM has
-                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest
+                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest. proven true: the trainer
+                    writes probe.json, against which every server is held that starts
     versions.jsonl  {"version": 3, "step": 3}, a row for every version of the run, before it is sent: written by the trainer
+    probe.json      what the newest versions compute, and unproven.jsonl, versions that failed (probe.py): written by the trainer
     engine_0.json   {"url", "pid", "version"}: a server that is ready, with the weights that it was started with, or was brought up to at its
                     start; of server 0 written by the rollout process, of the others by the node that has them
     export_wanted.json  {"version": 3}: written by whoever can't start vLLM before the trainer has exported this version
@@ -24,7 +26,9 @@ from typing import Any, Literal
 
 import aiohttp
 import psutil
+from pydantic import PositiveFloat
 
+from coderepairrl import probe
 from coderepairrl.attempt import Place
 from coderepairrl.config import Config
 from coderepairrl.containers import in_image
@@ -53,10 +57,22 @@ class ServerConfig(Config):
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
     health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
+    probe_bound: PositiveFloat | None = None  # nats: how far vLLM's logprobs may be from the trainer's under the same weights, in the mean over
+    # the probe's tokens (a single one: ten times as far); a server beyond it is restarted. None: 2e-4 where both are exact (float32 on CPU), else 0.2
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:
-        return self.weight_backend or ("nccl" if has_gpu() and not self.kv_cache_mib else "gloo")  # the CPU build serves on a machine with GPUs, too
+        return self.weight_backend or ("nccl" if self._on_gpu else "gloo")
+
+    @property
+    def _on_gpu(self) -> bool:
+        return has_gpu() and not self.kv_cache_mib  # the CPU build serves on a machine with GPUs, too
+
+    def largest_gap(self, exact: bool) -> float:
+        """The probe's bound. `exact`: the trainer computes in float32; on GPUs vLLM's kernels round float32 to TF32."""
+        if self.probe_bound is not None:
+            return self.probe_bound
+        return 2e-4 if exact and self.dtype == "float32" and not self._on_gpu else 0.2
 
 
 class Server:
@@ -78,6 +94,7 @@ class Server:
                    "--served-model-name", "policy", "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
                    "--dtype", config.dtype, "--max-model-len", str(config.max_model_len), "--max-num-seqs", str(config.max_num_seqs),
                    "--max-num-batched-tokens", str(config.max_num_batched_tokens), "--enable-scale-out", "--disable-uvicorn-access-log",
+                   "--scheduling-policy", "priority",  # all requests have the same, but the probe
                    "--weight-transfer-config", json.dumps({"backend": config.transfer_backend})]
         if config.transfer_backend == "gloo":  # ours; vLLM has the other
             command += ["--worker-extension-cls", "coderepairrl.weight_transfer.receiver.WorkerExtension"]
@@ -91,7 +108,7 @@ class Server:
                         binds=[ROOT, self.run.resolve(), Path(model).resolve()], options=place.container_options)
 
     async def start(self, model: str, version: int = 0) -> None:
-        """Returns when the server answers. `version`: of the weights in the folder `model`.
+        """Returns when the server answers, and has shown that it computes what the trainer does. `version`: of the weights in the folder `model`.
 
         Raises EngineError with the end of its log when it doesn't come up.
         """
@@ -118,7 +135,35 @@ class Server:
             await self.stop()
             raise EngineError(f"vLLM was not ready after {self.config.start_timeout_s:.0f} s: see {self.log}, or raise server.start_timeout_s") from None
         self._shared_memory = shared_memory_of(self.process.pid)
+        if (read_json(self.run / "policy" / "current.json") or {}).get("proven"):
+            try:
+                await self._prove(version)
+            except EngineError:
+                await self.stop()
+                raise
         self.announce(version)
+
+    async def _prove(self, version: int) -> None:
+        """Nothing is sampled before."""
+        expected = await self._expected(version)
+        try:
+            await asyncio.to_thread(expected.prove, self.url, self.config.update_timeout_s)
+        except EngineError as error:
+            raise EngineError(f"{error}; it has just loaded them from disk, so trainer and vLLM compute this model differently "
+                              f"(server.extra_arguments? dtypes?): see {self.log}") from error
+
+    async def _expected(self, version: int) -> probe.Probe:
+        """What the trainer says, which may still be starting."""
+        try:
+            async with asyncio.timeout(self.config.start_timeout_s):
+                while (expected := probe.read(self.run / "policy" / "probe.json", version)) is None:
+                    if self.process.returncode is not None:
+                        raise EngineError(f"vLLM ended with code {self.process.returncode}: {self._last_error()}; see {self.log}")
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise EngineError(f"vLLM is up, but in {self.config.start_timeout_s:.0f} s the trainer did not say what weights {version} compute: "
+                              "see trainer.log, or raise server.start_timeout_s") from None
+        return expected
 
     def announce(self, version: int) -> None:
         write_json(self.ready_file, {"url": self.url, "pid": self.process.pid, "version": version})

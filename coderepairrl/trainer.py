@@ -3,7 +3,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,12 @@ class Judged:
         return trajectory.trajectory_id not in self.masked
 
 
-def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int], max_staleness: int, max_tokens: int) -> Judged:
+def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int], max_staleness: int, max_tokens: int,
+          unproven: Container[int] = ()) -> Judged:
     """Advantages group by group. Infrastructure errors are left out of their group's statistics; groups without variance teach nothing.
 
-    `staleness_of`: policy version -> staleness now; a trajectory with an older token than `max_staleness` is masked as "stale".
+    `staleness_of`: policy version -> staleness now; a trajectory with an older token than `max_staleness` is masked as "stale", one with a
+    token of an `unproven` version, whose weights were not those that it says, as "unproven".
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
@@ -89,7 +91,10 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
     for trajectory in trajectories:
         if trajectory.trajectory_id in masked:
             continue
-        if any(staleness_of[v] > max_staleness for call in trajectory.calls for v in set(call.policy_versions)):
+        versions = {version for call in trajectory.calls for version in call.policy_versions}
+        if any(version in unproven for version in versions):
+            masked[trajectory.trajectory_id] = "unproven"
+        elif any(staleness_of[version] > max_staleness for version in versions):
             masked[trajectory.trajectory_id] = "stale"
         elif algorithm.mask_truncated and trajectory.outcome in TRUNCATED:
             masked[trajectory.trajectory_id] = "truncated"
