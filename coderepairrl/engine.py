@@ -121,7 +121,7 @@ class Engine:
         with torch.no_grad():
             logprobs, _ = self.logprobs(micro, 1.0)
         prefetching = self._engine.optimizer.parameter_offload.get_param_coordinator()
-        if prefetching.is_record_trace():  # it would take this half of a pass for the order in which parameters are needed
+        if prefetching.is_record_trace():  # it would take this half of a pass for the order in which to prefetch
             prefetching._invalidate_trace()
         return logprobs
 

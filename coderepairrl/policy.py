@@ -4,10 +4,12 @@ The folder `policy/` of a run is where trainer and rollout meet:
     v000003/        an export, a Hugging Face folder
     current.json    {"version": 3, "step": 3, "path": ".../v000003", "path_version": 3, "live": true}: written by the trainer when an
                     update is over. step: updates that the weights contain. live false: the update failed (`reason`), and vLLM has
-                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest. proven true: the trainer
-                    writes probe.json, against which every server is held that starts
+                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest. tried:
+                    pids of the servers that it was sent to. proven true: the trainer writes probe.json, against which
+                    every server is held that starts
     versions.jsonl  {"version": 3, "step": 3}, a row for every version of the run, before it is sent: written by the trainer
-    probe.json      what the newest versions compute, and unproven.jsonl, versions that failed (probe.py): written by the trainer
+    probe.json      what the newest versions compute, written by the trainer, as is
+    unproven.jsonl  versions that did not compute that (probe.py)
     engine_0.json   {"url", "pid", "version"}: a server that is ready, with the weights that it was started with, or was brought up to at its
                     start; of server 0 written by the rollout process, of the others by the node that has them
     export_wanted.json  {"version": 3}: written by whoever can't start vLLM before the trainer has exported this version
@@ -57,8 +59,8 @@ class ServerConfig(Config):
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
     health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
-    probe_bound: PositiveFloat | None = None  # nats: how far vLLM's logprobs may be from the trainer's under the same weights, in the mean over
-    # the probe's tokens (a single one: ten times as far); a server beyond it is restarted. None: 2e-4 where both are exact (float32 on CPU), else 0.2
+    probe_bound: PositiveFloat | None = None  # nats: mean |trainer - vLLM| of the probe's logprobs (a single one: ten
+    # times that) which a server may have after an update. None: 2e-4 where both compute in float32 on CPUs, else 0.2
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:
@@ -108,9 +110,10 @@ class Server:
                         binds=[ROOT, self.run.resolve(), Path(model).resolve()], options=place.container_options)
 
     async def start(self, model: str, version: int = 0) -> None:
-        """Returns when the server answers, and has shown that it computes what the trainer does. `version`: of the weights in the folder `model`.
+        """Returns when the server answers, and has shown that it computes what the trainer does.
 
-        Raises EngineError with the end of its log when it doesn't come up.
+        `version`: of the weights in the folder `model`. Raises EngineError with the end of its log when it doesn't come
+        up.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
         kernels = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # torch's own choice, which compiled kernels stay in
@@ -145,25 +148,12 @@ class Server:
 
     async def _prove(self, version: int) -> None:
         """Nothing is sampled before."""
-        expected = await self._expected(version)
+        expected = await probe.awaited(self.run, version, self.config.start_timeout_s)
         try:
             await asyncio.to_thread(expected.prove, self.url, self.config.update_timeout_s)
         except EngineError as error:
-            raise EngineError(f"{error}; it has just loaded them from disk, so trainer and vLLM compute this model differently "
-                              f"(server.extra_arguments? dtypes?): see {self.log}") from error
-
-    async def _expected(self, version: int) -> probe.Probe:
-        """What the trainer says, which may still be starting."""
-        try:
-            async with asyncio.timeout(self.config.start_timeout_s):
-                while (expected := probe.read(self.run / "policy" / "probe.json", version)) is None:
-                    if self.process.returncode is not None:
-                        raise EngineError(f"vLLM ended with code {self.process.returncode}: {self._last_error()}; see {self.log}")
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            raise EngineError(f"vLLM is up, but in {self.config.start_timeout_s:.0f} s the trainer did not say what weights {version} compute: "
-                              "see trainer.log, or raise server.start_timeout_s") from None
-        return expected
+            raise EngineError(f"{error}; it has just loaded them from disk, so trainer and vLLM compute this model "
+                              f"differently (server.extra_arguments? dtypes?): see {self.log}") from error
 
     def announce(self, version: int) -> None:
         write_json(self.ready_file, {"url": self.url, "pid": self.process.pid, "version": version})
@@ -302,7 +292,7 @@ class Supervisor:
                 if answer and json.loads(answer)["weight_version"] == str(current["version"]) and current["live"]:
                     self.server.announce(current["version"])
                     return current
-                if self.server.process.returncode is not None:
+                if self.server.process.returncode is not None or self._failed(current):
                     break
                 await asyncio.sleep(BROUGHT_UP_POLL_S)
         return loaded
@@ -335,7 +325,7 @@ class Supervisor:
         code, current = self.server.process.returncode, self._current()
         if code is not None:
             return f"it ended with code {code}"
-        if current["version"] == self.serving["version"]:
+        if current["version"] == self.serving["version"] and not self._failed(current):
             return None
         if not current["live"]:
             return f"weight update {current['version']} failed: {current.get('reason') or 'see trainer.log'}"
@@ -346,6 +336,10 @@ class Supervisor:
             return f"it has weights {has} instead of {current['version']}"
         self.serving = current
         return None
+
+    def _failed(self, current: dict[str, Any]) -> bool:
+        """Whether the newest weights were sent to this very server, in vain; it has then stopped sampling."""
+        return not current["live"] and self.server.process.pid in current.get("tried", ())
 
     async def _ask(self, http: aiohttp.ClientSession, path: str, timeout_s: float) -> str | None:
         """The answer's text, None when there is none in time or it is an error."""

@@ -1,14 +1,18 @@
-"""The proof that a server computes with the weights that it is said to have: the logprobs of a short row of tokens, vLLM's against the trainer's.
+"""The proof that a server computes with the weights that it is said to have: logprobs of a short row of tokens, vLLM's
+against the trainer's.
 
-    policy/probe.json   {"token_ids": [...], "bound": nats, "logprobs": {version: [one for each token but the first]}}, of the newest versions:
-                        written by the trainer before any server can have them
-    policy/unproven.jsonl   {"version": 3, "reason": ...}: a server sampled under this version before its probe failed. Nothing with a token of it is
-                        ever trained or counted as a result; the weights have gone on under another version
+    policy/probe.json       {"token_ids": [...], "bound": nats, "logprobs": {version: [one a token but the first]}}, of
+                            the newest versions: written by the trainer before any server can have them
+    policy/unproven.jsonl   {"version": 3, "reason": ...}: a server sampled under this version before its probe failed.
+                            Nothing with a token of it is ever trained, or counted as a result; the weights have gone on
+                            under another version
 
-The row is fixed, drawn once from the vocabulary's size. vLLM's numbers are the prompt's logprobs from the very requests that the gateway
-sends, so they come from its own weights, packed copies and kernels; the trainer's come from its forward pass under the weights that it sent.
-What a probe can't see: a difference below the rounding of the dtype, which the next steps' `logprob_gap` sees when it grows, and decoding.
+The row is fixed, drawn once from the vocabulary's size. vLLM's numbers are a prompt's logprobs, asked for where the
+gateway asks, so they come from its own weights, packed copies and kernels; the trainer's come from its forward pass under
+the weights that it sent. Not seen by it: what is below the rounding of the dtype, and decoding. The next steps'
+`logprob_gap`, which is of sampled tokens, sees both.
 """
+import asyncio
 import math
 import random
 import secrets
@@ -26,6 +30,7 @@ from coderepairrl.ledger import rows
 TOKENS = 64
 KEPT_VERSIONS = 16  # in probe.json: a server can come up with weights that are no longer the newest
 LARGEST = 10.0  # times the bound of the mean: what a single token may be off
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,12 @@ class Probe:
     bound: float
 
     def prove(self, url: str, timeout_s: float) -> Gap:
-        """Asks the server. Raises EngineError when it is not these weights that it computes with, or doesn't answer in time."""
-        gap = difference(self.logprobs, _ask(url, self.token_ids, self.version, timeout_s))
+        """Asks the server. Raises EngineError when it computes with other weights than these, or doesn't answer."""
+        gap = difference(self.logprobs, ask(url, self.token_ids, self.version, timeout_s))
         if not (gap.mean <= self.bound and gap.largest <= LARGEST * self.bound):  # not a number is beyond every bound
-            raise EngineError(f"vLLM at {url} does not compute what weights {self.version} do: logprobs of {len(self.logprobs)} tokens are {gap.mean:.2g} off in the mean "
-                              f"and {gap.largest:.2g} at most, allowed are {self.bound:.2g} and {LARGEST * self.bound:.2g} (server.probe_bound)")
+            raise EngineError(f"vLLM at {url} does not compute what weights {self.version} do: logprobs of "
+                              f"{len(self.logprobs)} tokens are {gap.mean:.2g} off in the mean and {gap.largest:.2g} at "
+                              f"most, allowed are {self.bound:.2g} and {LARGEST * self.bound:.2g} (server.probe_bound)")
         return gap
 
 
@@ -66,26 +72,40 @@ def token_ids(vocabulary: int, max_model_len: int) -> tuple[int, ...]:
     return tuple(draw.randrange(vocabulary) for _ in range(min(TOKENS, max_model_len - 1)))
 
 
-def write(path: Path, probe: Probe) -> None:
+def write(run: Path, probe: Probe) -> None:
     """Adds it to the file."""
+    path = run / "policy" / "probe.json"
     known = list((read_json(path) or {"logprobs": {}})["logprobs"].items())[1 - KEPT_VERSIONS :]
-    write_json(path, {"token_ids": probe.token_ids, "bound": probe.bound, "logprobs": dict(known) | {str(probe.version): probe.logprobs}})
+    logprobs = dict(known) | {str(probe.version): probe.logprobs}
+    write_json(path, {"token_ids": probe.token_ids, "bound": probe.bound, "logprobs": logprobs})
 
 
-def read(path: Path, version: int) -> Probe | None:
+def read(run: Path, version: int) -> Probe | None:
     """None: the trainer has not written it yet, or has written many since."""
-    file = read_json(path)
+    file = read_json(run / "policy" / "probe.json")
     if file is None or str(version) not in file["logprobs"]:
         return None
     return Probe(version, tuple(file["token_ids"]), tuple(file["logprobs"][str(version)]), file["bound"])
+
+
+async def awaited(run: Path, version: int, timeout_s: float) -> Probe:
+    """As soon as the trainer, which may still be starting, has written it. Raises EngineError when it doesn't."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (probe := read(run, version)) is None:
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise EngineError(f"vLLM is up, but in {timeout_s:.0f} s the trainer did not say what weights {version} "
+                          "compute: see trainer.log, or raise server.start_timeout_s") from None
+    return probe
 
 
 def unproven_versions(run: Path) -> set[int]:
     return {row["version"] for row in rows(run / "policy" / "unproven.jsonl")}
 
 
-def _ask(url: str, token_ids: Sequence[int], version: int, timeout_s: float) -> list[float | None]:
-    """vLLM's logprob of every token but the first. Before all waiting requests, and from no cache: `priority`, `cache_salt`."""
+def ask(url: str, token_ids: Sequence[int], version: int, timeout_s: float) -> list[float | None]:
+    """vLLM's logprob of every token but the first: before all that waits (`priority`), from no cache (`cache_salt`)."""
     name = f"probe-{version}-{secrets.token_hex(4)}"
     body = {"request_id": name, "cache_salt": name, "priority": -1, "token_ids": token_ids,
             "sampling_params": {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}}
@@ -94,8 +114,10 @@ def _ask(url: str, token_ids: Sequence[int], version: int, timeout_s: float) -> 
         try:
             response = http.post(f"{url}/inference/v1/generate", json=body, timeout=max(0.1, timeout_s))
         except requests.RequestException as error:
-            raise EngineError(f"vLLM at {url} did not answer the probe of weights {version} ({type(error).__name__}): see its log") from error
+            raise EngineError(f"vLLM at {url} did not answer the probe of weights {version} ({type(error).__name__}): "
+                              "see its log") from error
     if not response.ok:
-        raise EngineError(f"vLLM at {url} refused the probe of weights {version} ({response.status_code} {response.text[:200]}): see its log")
+        raise EngineError(f"vLLM at {url} refused the probe of weights {version} ({response.status_code} "
+                          f"{response.text[:200]}): see its log")
     entries = response.json()["prompt_logprobs"][1:]
     return [entry[str(token)]["logprob"] for entry, token in zip(entries, token_ids[1:], strict=True)]

@@ -1,5 +1,5 @@
-"""What the trainer tells the rest of the run about its weights: counts them, says what they compute, sends them into the running vLLM, exports
-them now and then.
+"""What the trainer tells the rest of the run about its weights: counts them, says what they compute, sends them into
+the running vLLM, exports them now and then.
 
 policy.py describes the files. Every method is collective.
 """
@@ -25,8 +25,8 @@ KEPT_EXPORTS = 2  # so that a vLLM that is reading the one before the newest can
 
 
 class Publisher:
-    """`version` of the newest weights; of the last `publish`: `seconds`, without the export `send_s`, of the trainer's part of the probe `probe_s`;
-    `sent` on rank 0 (None: it failed)."""
+    """`version` of the newest weights; of the last `publish`: `seconds`, without the export `send_s`, for the probe's
+    forward pass `probe_s`; `sent` on rank 0 (None: it failed)."""
 
     def __init__(self, engine: Engine, run: Path, server: ServerConfig, version: int, export_every: int):
         """`version`: of the weights that the engine has now, which vLLM was started with, as current.json says already."""
@@ -42,10 +42,10 @@ class Publisher:
         self._tried: set[int] = set()  # pids of the servers that the newest weights were sent to; where that failed they are restarted
         self._row = probe.token_ids(engine.module.model.config.vocab_size, server.max_model_len)
         self._bound = server.largest_gap(exact=engine.config.dtype == "float32" and not engine.config.autocast)
-        self._probe = self._computed()
         if engine.rank == 0:
             self._sender = WeightSender(server.transfer_backend, getattr(torch, server.dtype), engine.device, server.update_timeout_s)
             self._register()
+        self._probe = self._computed()
 
     def publish(self) -> None:
         """A failed send is not an error: vLLM is then restarted by the rollout process from the export that is made at once."""
@@ -86,7 +86,8 @@ class Publisher:
         """What the last update's probe found and took, on rank 0; nothing where the update failed."""
         if self.sent is None:
             return {}
-        return {"probe_s": self.probe_s + self.sent.proof_s, "probe_gap": self.sent.gap.largest, "probe_gap_mean": self.sent.gap.mean}
+        return {"probe_s": self.probe_s + self.sent.proof_s, "probe_gap": self.sent.gap.largest,
+                "probe_gap_mean": self.sent.gap.mean}
 
     def checkpoint(self, step: int) -> None:
         """Everything that a later attempt needs, under checkpoints/step_N. Only the newest is kept, and one that vLLM may be started from."""
@@ -121,19 +122,22 @@ class Publisher:
         return any(server["version"] < self.version and server["pid"] not in self._tried for server in self._servers())
 
     def _computed(self) -> Probe | None:
-        """What the weights say of the row, in probe.json; on rank 0. Raises EngineError on all ranks when that is not a number."""
+        """What the weights say of the row, on rank 0 and in probe.json. Raises EngineError on all when it is no number."""
         logprobs = self.engine.scores(micro_batch(self._row).to(self.engine.device))
         if self.engine.max([float(not logprobs.isfinite().all())])[0]:
-            raise EngineError(f"the logprobs that weights {self.version} give to the probe are not numbers: the training has diverged, lower engine.learning_rate, "
-                              "or the weights that it began with were broken")
+            raise EngineError(f"the logprobs that weights {self.version} give to the probe are not numbers: the training "
+                              "has diverged, lower engine.learning_rate, or the weights that it began with were broken")
         if self.engine.rank:
             return None
         computed = Probe(self.version, self._row, tuple(logprobs.tolist()), self._bound)
-        probe.write(self._policy / "probe.json", computed)
+        probe.write(self._run, computed)
         return computed
 
     def _send(self) -> tuple[str, bool]:
-        """(why vLLM does not have the weights, on rank 0; whether it doesn't, on all). A version that tokens of other weights may carry is given up."""
+        """(why vLLM does not have the weights, on rank 0; whether it doesn't, on all ranks).
+
+        A version that tokens of other weights may carry is given up.
+        """
         problem, unproven = self._sent_to_servers()
         failed, spent = (value > 0 for value in self.engine.max([float(bool(problem)), float(unproven)]))
         if spent:
@@ -145,7 +149,7 @@ class Publisher:
         return problem, failed
 
     def _sent_to_servers(self) -> tuple[str, bool]:
-        """(why vLLM does not have the weights; whether it sampled with what it had), on rank 0; ("", False) if it has them, and on the other ranks."""
+        """(why vLLM does not have the weights; whether it sampled with what it had); ("", False) on the other ranks."""
         self.sent = None
         servers = self._servers()
         if not servers:  # all ranks gather, whatever rank 0 knows
@@ -154,8 +158,9 @@ class Publisher:
             return ("" if self.engine.rank else "vLLM is being restarted"), False
         self._tried = {server["pid"] for server in servers}
         addresses = [(server["url"], server["pid"]) for server in servers]
+        layout, buckets = self.engine.layout(), self.engine.buckets()
         try:
-            self.sent = self._sender.send(addresses, self.version, self.engine.layout(), self.engine.buckets(), self._probe)
+            self.sent = self._sender.send(addresses, self.version, layout, buckets, self._probe)
         except EngineError as error:
             print(f"weight update {self.version} failed: {error}", flush=True)
             return str(error), isinstance(error, UnprovenError)
@@ -171,7 +176,8 @@ class Publisher:
             return
         if self._exported is not None:
             changes = changes | {"path": str(self._policy / f"v{self._exported:06d}"), "path_version": self._exported}
-        write_json(self._policy / "current.json", read_json(self._policy / "current.json") | changes)
+        before = read_json(self._policy / "current.json")
+        write_json(self._policy / "current.json", before | {"tried": sorted(self._tried)} | changes)
         self._remove(self._policy.glob("v[0-9]*"), KEPT_EXPORTS)
 
     def _remove(self, folders: Iterable[Path], keep: int) -> None:
@@ -187,5 +193,7 @@ class Publisher:
 def micro_batch(token_ids: Sequence[int]) -> MicroBatch:
     """A row as the trainer takes it, in which every token but the first is asked for."""
     length = len(token_ids)
-    row = Sample("probe", "probe", 0, tuple(token_ids), tuple(range(length)), (1,) * length, (0.0,) * length, (0.0,) * length, (-1,) * length)
+    zeros = (0.0,) * length
+    positions, mask, versions = tuple(range(length)), (1,) * length, (-1,) * length
+    row = Sample("probe", "probe", 0, tuple(token_ids), positions, mask, zeros, zeros, versions)
     return batch.collate(packing.pieces([row], length), [row], [0.0], {})

@@ -217,10 +217,10 @@ class Rollout:
         groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.tasks["heldout"])}
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
-        versions = {v for job in jobs.values() for trajectory in job.result() for call in trajectory.calls for v in call.policy_versions}
-        if wrong := versions & unproven_versions(self.run):
-            raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights failed their probe: "
-                              "the same command evaluates again")
+        calls = [call for job in jobs.values() for trajectory in job.result() for call in trajectory.calls]
+        if wrong := unproven_versions(self.run) & {version for call in calls for version in call.policy_versions}:
+            raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
+                              "failed their probe: the same command evaluates again")
         self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters())
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:

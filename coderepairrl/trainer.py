@@ -66,12 +66,12 @@ class Judged:
         return trajectory.trajectory_id not in self.masked
 
 
-def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int], max_staleness: int, max_tokens: int,
-          unproven: Container[int] = ()) -> Judged:
+def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int],
+          max_staleness: int, max_tokens: int, unproven: Container[int] = ()) -> Judged:
     """Advantages group by group. Infrastructure errors are left out of their group's statistics; groups without variance teach nothing.
 
-    `staleness_of`: policy version -> staleness now; a trajectory with an older token than `max_staleness` is masked as "stale", one with a
-    token of an `unproven` version, whose weights were not those that it says, as "unproven".
+    `staleness_of`: policy version -> staleness now; a trajectory with an older token than `max_staleness` is masked as
+    "stale", one with a token of an `unproven` version, whose weights were not those that it says, as "unproven".
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:

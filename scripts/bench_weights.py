@@ -1,5 +1,5 @@
-"""For how long does vLLM stand still at a weight update, and what does the proof that it has the weights cost? By model size and number of
-serving GPUs; and: what if it dies in the middle?
+"""For how long does vLLM stand still at a weight update, and what does the proof that it has the weights cost? By model
+size and number of serving GPUs; and: what if it dies in the middle?
 
     python scripts/bench_weights.py                                                     on CPU: a tiny model over gloo
     python scripts/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
@@ -99,8 +99,10 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
             paused = [update.paused_s for update in warm]
             rows.append({"servers": count, "bytes": first.bytes, "init_s": first.connect_s, "first_paused_s": first.paused_s, "paused_s": paused,
                          "median_paused_s": median(paused), "gb_per_s": first.bytes / 1e9 / median(paused),
-                         "forward_ms": 1000 * median(passes[1:]), "answer_ms": 1000 * median(update.proof_s for update in warm),
-                         "gap_mean": max(update.gap.mean for update in updates), "gap_largest": max(update.gap.largest for update in updates)})
+                         "forward_ms": 1000 * median(passes[1:]),
+                         "answer_ms": 1000 * median(update.proof_s for update in warm),
+                         "gap_mean": max(update.gap.mean for update in updates),
+                         "gap_largest": max(update.gap.largest for update in updates)})
             sender.close()
             for url, _ in servers[:count]:  # else it would keep the old communicator beside the next one
                 requests.post(f"{url}/shutdown_weight_transfer_engine", timeout=60).raise_for_status()
@@ -250,10 +252,12 @@ def line(row: dict) -> str:
         words = {"noticed after": f"{row['killed_update_s']:.2f} s", "reason": row["reason"], "GPU still computes": row["still_computes"],
                  "export": f"{row['export_s']:.1f} s", "next update": row["next_update"], "equal to the export": row["equal_to_export"]}
         return f"{row['shape']:>10}  vLLM killed in mid-transfer: " + ", ".join(f"{name}: {value}" for name, value in words.items())
+    probe_ms = row["forward_ms"] + row["answer_ms"]
     return (f"{row['shape']:>10}  {row['bytes'] / 1e9:6.2f} GB  {row['ranks']} ranks  {row['servers']} servers  init {row['init_s']:5.2f} s  "
             f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s  "
-            f"probe {row['forward_ms'] + row['answer_ms']:.0f} ms (trainer {row['forward_ms']:.0f}, vLLM {row['answer_ms']:.0f}; "
-            f"{(row['forward_ms'] + row['answer_ms']) / 10 / row['median_paused_s']:.0f}% of the pause)  gap mean {row['gap_mean']:.1g}, largest {row['gap_largest']:.1g}")
+            f"probe {probe_ms:.0f} ms (trainer {row['forward_ms']:.0f}, vLLM {row['answer_ms']:.0f}), "
+            f"{probe_ms / 1000 / row['median_paused_s']:.2f} of the pause; gap mean {row['gap_mean']:.1g}, "
+            f"largest {row['gap_largest']:.1g}")
 
 
 @program

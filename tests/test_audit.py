@@ -270,9 +270,12 @@ TAMPERINGS = {  # name -> (what is done, what the audit says)
     "a version of another step": (on(versions, lambda rows: rows[2].update(step=2)), "a2-p1: a token of another policy version"),
     "a version used twice": (on(versions, lambda rows: [*rows, {"version": 2, "step": 2}]), "versions.jsonl: version 2 is of two steps"),
     "a version out of order": (on(versions, lambda rows: [*rows, {"version": 1, "step": 1}]), "version 1 after 3"),
-    "a token under weights that failed their probe": (on(unproven, 2), "a2-p1: 10 tokens trained and 0 masked as unproven, 10 are of episodes under weights"),
-    "masked as unproven what is not": (booked("trained", "a2-p1", trained=5, masked={"unproven": 5}), "5 masked as unproven, 0 are"),
-    "evaluated under weights that failed their probe": (on(unproven, 0), "a1-eval_before-0: evaluated under weights that failed their probe"),
+    "a token under weights that failed their probe": (
+        on(unproven, 2), "a2-p1: 10 tokens trained and 0 masked as unproven, 10 are of episodes under weights"),
+    "masked as unproven what is not": (
+        booked("trained", "a2-p1", trained=5, masked={"unproven": 5}), "5 masked as unproven, 0 are"),
+    "evaluated under weights that failed their probe": (
+        on(unproven, 0), "a1-eval_before-0: evaluated under weights that failed their probe"),
     # the data order
     "a position used twice": (booked("admitted", "a2-p4", position=3), "used not once but [2] times: [3]"),
     "a position that is not run again": (booked("admitted", "a2-p1", position=5), "used not once but [0] times: [1]"),

@@ -134,15 +134,17 @@ def test_update_into_a_stopped_vllm(policy, tmp_path):
 
 @pytest.mark.cluster
 def test_an_update_that_leaves_the_old_head(policy, tmp_path):
-    """The probe finds it; vLLM is restarted with the export, passes, and the run goes on; no token from the wrong weights is trained."""
+    """The probe finds it; vLLM is restarted with the export, passes, and the run goes on; no token of it is trained."""
     run = tmp_path / "run"
-    result = run_program("tests/programs/stale_head.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=4", "rollout.max_staleness=1",
-                         "engine.learning_rate=0.02", "engine.warmup_steps=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false")
+    result = run_program("tests/programs/stale_head.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL,
+                         "training.steps=4", "rollout.max_staleness=1", "engine.learning_rate=0.02", "engine.warmup_steps=0",
+                         "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "weight update 2 failed: vLLM at" in result.stdout and "does not compute what weights 2 do" in result.stdout
     rows, summary = metrics_of(run), read_json(run / "summary.json")
     assert [row["failed_updates"] for row in rows] == [0, 1, 1, 1] and rows[-1]["engine_restarts"] == 1
-    assert ["probe_gap" in row for row in rows] == [True, False, True, True] and all(row["probe_gap"] < 1e-3 for row in rows if "probe_gap" in row)
+    assert ["probe_gap" in row for row in rows] == [True, False, True, True]
+    assert all(row["probe_gap"] < 1e-3 for row in rows if "probe_gap" in row)
     assert unproven_versions(run) == {2} and summary["max_logprob_gap"] < 1e-4
     assert "weight update 3 failed: vLLM at" in read_json(run / "status.json")["recoveries"][0]["what"]
     check_books(run)
@@ -150,8 +152,11 @@ def test_an_update_that_leaves_the_old_head(policy, tmp_path):
 
 
 def test_update_under_running_requests(policy, tmp_path):
-    """Requests in flight go on; their later tokens carry the new version; fresh requests are those of the new weights. The head is the embeddings,
-    which are sent once, and padded in vLLM. Weights of which one was not sent as it is do not pass their probe."""
+    """Requests in flight go on; their later tokens carry the new version; fresh requests are those of the new weights.
+
+    The head is the embeddings, which are sent once, and padded in vLLM. Weights of which one was not sent as it is do not
+    pass their probe.
+    """
     (tmp_path / "policy").mkdir()
     tokenizer, folder = AutoTokenizer.from_pretrained(policy), tmp_path / "tied"
     config = AutoConfig.from_pretrained(policy, tie_word_embeddings=True)
@@ -167,7 +172,8 @@ def test_update_under_running_requests(policy, tmp_path):
 
     def logprobs(ids: tuple[int, ...]) -> torch.Tensor:
         with torch.no_grad():
-            return model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            everything = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        return everything.gather(1, torch.tensor(ids)[1:, None])[:, 0]
 
     async def scenario():
         server = Server(ServerConfig(dtype="float32", kv_cache_mib=128, max_model_len=2048), tmp_path, tmp_path / "vllm.log")
@@ -183,7 +189,8 @@ def test_update_under_running_requests(policy, tmp_path):
 
             async def send(version, weights):
                 probe = Probe(version, row, tuple(logprobs(row).tolist()), server.config.largest_gap(exact=True))
-                return await asyncio.to_thread(sender.send, [(server.url, server.process.pid)], version, layout, [weights], probe)
+                address = (server.url, server.process.pid)
+                return await asyncio.to_thread(sender.send, [address], version, layout, [weights], probe)
             sent = await send(7, weights)
             finished, fresh = [await task for task in running], await ask("new", 40)
             with pytest.raises(UnprovenError, match="does not compute what weights 8 do"):

@@ -1,4 +1,5 @@
-"""Stands in for vLLM in a weight update, in this process: all of the calls, a real communicator (gloo), tensors that are kept, an answer to the probe."""
+"""Stands in for vLLM in a weight update, in this process: all of the calls, a real communicator (gloo), tensors that are
+kept, an answer to the probe."""
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,5 +89,6 @@ class WeightsServer:
         """As vLLM: a request that comes while it is paused waits, and is computed with the weights of afterwards."""
         self._may_sample.wait()
         logprobs = read_json(self.run / "policy" / "probe.json")["logprobs"][str(self.version)]
-        tokens = said["token_ids"][1:]
-        return {"prompt_logprobs": [None, *({str(token): {"logprob": value + self.off}} for token, value in zip(tokens, logprobs, strict=True))]}
+        entries = [{str(token): {"logprob": logprob + self.off}}
+                   for token, logprob in zip(said["token_ids"][1:], logprobs, strict=True)]
+        return {"prompt_logprobs": [None, *entries]}

@@ -64,7 +64,8 @@ class GlooWeightTransferEngine(WeightTransferEngine):
             self.model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
-        silent = [layer for layer in self.model.modules() if (info := get_layerwise_info(layer)).can_load() and not info.load_numel]
+        silent = [layer for layer in self.model.modules()
+                  if (info := get_layerwise_info(layer)).can_load() and not info.load_numel]
         finalize_layerwise_reload(self.model, self.model_config)
         derive_again(self.model, silent)
 
@@ -73,12 +74,13 @@ class GlooWeightTransferEngine(WeightTransferEngine):
 
 
 def derive_again(model: torch.nn.Module, silent: list[torch.nn.Module]) -> None:
-    """Of layers that nothing was sent to by name: what they derive from a weight that they share with one that was sent (tied embeddings).
+    """In layers that nothing was sent to by name: what they derive from a weight that they share with one that got it.
 
-    The reload, by its own words (its "Limitations"), processes a tied weight in one of the layers that have it: the other kept what it had
-    derived from the old one, here oneDNN's packed copy of the language model head. On GPUs nothing is derived, and this does nothing.
+    vLLM's reload processes a tied weight in one of its layers only ("Limitations" in its docstring): the language model
+    head of tied embeddings would keep oneDNN's packed copy of the old weight. On GPUs nothing is derived, nor done here.
     """
-    users = Counter(id(weight) for layer in model.modules() for weight in layer._parameters.values() if weight is not None)
+    weights = (weight for layer in model.modules() for weight in layer._parameters.values())
+    users = Counter(id(weight) for weight in weights if weight is not None)
     for layer in silent:
         shares = any(users[id(weight)] > 1 for weight in layer._parameters.values() if weight is not None)
         if shares and isinstance(getattr(layer, "quant_method", None), QuantizeMethodBase):

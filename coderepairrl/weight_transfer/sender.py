@@ -24,7 +24,7 @@ from coderepairrl.weight_transfer.threads import in_thread
 Address = tuple[str, int]  # (url, pid) of a server: a restart may keep the one, but not the other
 Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]  # Hugging Face name, dtype, whole shape
 Bucket = list[tuple[str, torch.Tensor]]
-GRACE_S = 10.0  # for the thread to end after an abort
+GRACE_S = 10.0  # for the thread to end after an abort, for servers to stop sampling
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sent:
     paused_s: float  # from the answer to pause until the answer to resume
     connect_s: float  # of these, making the communicator; 0 where it was there
     bytes: int  # to each server
-    proof_s: float = 0.0  # from resume until every server has shown that it has the weights; running requests go on meanwhile
+    proof_s: float = 0.0  # from resume until every server has shown that it has the weights; requests run meanwhile
     gap: Gap | None = None  # the largest of them; None: there was no probe
 
 
@@ -54,10 +54,12 @@ class WeightSender:
         self.channel: Channel | None = None
         self.servers: list[Address] = []  # that are on the channel
 
-    def send(self, servers: list[Address], version: int, layout: Layout, buckets: Iterable[Bucket], probe: Probe | None = None) -> Sent:
+    def send(self, servers: list[Address], version: int, layout: Layout, buckets: Iterable[Bucket],
+             probe: Probe | None = None) -> Sent:
         """`buckets` holds what `layout` says; it is iterated to its end whatever vLLM does. Then every new token carries `version`.
 
-        Raises EngineError when the update failed, also by its `probe`: the servers are then not to be resumed, but restarted.
+        Raises EngineError when the update failed, also by its `probe`: the servers are then not to be resumed, but
+        restarted.
         """
         update = _Update(self, servers, version, layout, probe)
         try:
@@ -168,7 +170,7 @@ class _Update:
         self._channel.send(self._weights())
         for answer in answers:
             answer.result()
-        # The probe waits in each server before it is resumed: it is in the first batch that is computed with the new weights.
+        # the probe waits in each server when that is resumed: it is in the first batch that the new weights compute
         proofs = [in_thread(self._probe.prove, url, self._left()) for url, _ in self._servers] if self._probe else []
         self._post("finish_weight_update", weight_version=str(self._version))
         self._resumed = True
@@ -184,7 +186,7 @@ class _Update:
             return max((proof.result() for proof in proofs), key=lambda gap: gap.mean, default=None)
         except EngineError as error:
             self.give_up(error)
-            self._begin("pause", [{}] * len(self._servers), {"mode": "keep"})  # not waited for
+            wait(self._begin("pause", [{}] * len(self._servers), {"mode": "keep"}), GRACE_S)
             raise
 
     def _connect(self) -> None:

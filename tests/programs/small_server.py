@@ -1,7 +1,7 @@
 """Stands in for `vllm serve` where its life is tested, not its answers: small_server.py PORT MODEL. Dies when the model isn't there.
 
-/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them. To /inference/v1/generate it says that every token of the
-prompt has the logprob that stands in MODEL/logprob, or -1.
+/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them. To /inference/v1/generate it says that
+every token of the prompt has the logprob that stands in MODEL/logprob, or -1.
 """
 import json
 import sys

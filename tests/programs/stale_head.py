@@ -1,4 +1,4 @@
-"""scripts/train_grpo.py, whose trainer once, at version 2, sends the head of before: what a server looks like that did not make something anew."""
+"""scripts/train_grpo.py, whose trainer once, at version 2, sends the head of before: so looks a server that kept it."""
 import runpy
 
 from coderepairrl.weight_transfer import WeightSender
