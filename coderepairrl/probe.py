@@ -29,7 +29,8 @@ from coderepairrl.ledger import rows
 
 TOKENS = 64
 KEPT_VERSIONS = 16  # in probe.json: a server can come up with weights that are no longer the newest
-LARGEST = 10.0  # times the bound of the mean: what a single token may be off
+LARGEST = 10.0  # times what they may be off in the mean: a single token
+COMMON = 10.0  # nats: mean size of a logprob up to which the bound is meant as it stands; rounding grows with the logits
 POLL_S = 0.02
 
 
@@ -42,19 +43,25 @@ class Gap:
 
 @dataclass(frozen=True)
 class Probe:
-    """What weights `version` have to say of the row; the mean gap may be `bound`, a single one LARGEST times that."""
+    """What weights `version` have to say of the row, and how far a server's mean may be off: `bound`, in nats."""
     version: int
     token_ids: tuple[int, ...]  # (T,)
     logprobs: tuple[float, ...]  # (T - 1,): nothing predicts the first
     bound: float
 
+    @property
+    def allowed(self) -> float:
+        """Of the mean gap, nats."""
+        return self.bound * max(1.0, fmean(map(abs, self.logprobs)) / COMMON)
+
     def prove(self, url: str, timeout_s: float) -> Gap:
         """Asks the server. Raises EngineError when it computes with other weights than these, or doesn't answer."""
         gap = difference(self.logprobs, ask(url, self.token_ids, self.version, timeout_s))
-        if not (gap.mean <= self.bound and gap.largest <= LARGEST * self.bound):  # not a number is beyond every bound
+        allowed = self.allowed
+        if not (gap.mean <= allowed and gap.largest <= LARGEST * allowed):  # not a number is beyond every bound
             raise EngineError(f"vLLM at {url} does not compute what weights {self.version} do: logprobs of "
                               f"{len(self.logprobs)} tokens are {gap.mean:.2g} off in the mean and {gap.largest:.2g} at "
-                              f"most, allowed are {self.bound:.2g} and {LARGEST * self.bound:.2g} (server.probe_bound)")
+                              f"most, allowed are {allowed:.2g} and {LARGEST * allowed:.2g} (server.probe_bound)")
         return gap
 
 

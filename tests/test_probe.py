@@ -74,6 +74,10 @@ def test_the_bound_is_that_of_the_coarser_side(server, trainer, bound):
     assert ServerConfig(kv_cache_mib=1, **server).largest_gap(exact=engine.dtype == "float32" and not engine.autocast) == bound
 
 
+def test_what_may_be_off_grows_with_the_logits():
+    assert [Probe(0, (1, 2, 3), (-x, -3 * x), BOUND).allowed for x in (0.5, 5.0, 20.0)] == [BOUND, BOUND, 4 * BOUND]
+
+
 def test_one_token_of_unproven_weights_masks_its_episode():
     """Also where it is too old, too; the tokens of the others are trained."""
     rows = [episode("good", "g", 1.0), episode("mixed", "g", 0.0, versions=(2, 3)), episode("old", "g", 0.5, versions=(1, 3))]
