@@ -79,8 +79,9 @@ def test_what_may_be_off_grows_with_the_logits():
 
 
 def test_one_token_of_unproven_weights_masks_its_episode():
-    """Also where it is too old, too; the tokens of the others are trained."""
+    """Also where it is too old, too; the tokens of the others are trained, and its reward is not compared with theirs."""
     rows = [episode("good", "g", 1.0), episode("mixed", "g", 0.0, versions=(2, 3)), episode("old", "g", 0.5, versions=(1, 3))]
     out = judged(rows, 2, unproven={2})
+    assert out.advantage.keys() == {"good", "old"}
     assert out.masked == {"mixed": "unproven"} and books(rows, out) == {"g": {"trained": 4, "masked": {"unproven": 2}}}
     assert judged(rows, 0, unproven={1, 2}).masked == {"mixed": "unproven", "old": "unproven"}
