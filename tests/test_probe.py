@@ -84,4 +84,4 @@ def test_one_token_of_unproven_weights_masks_its_episode():
     out = judged(rows, 2, unproven={2})
     assert out.advantage.keys() == {"good", "old"}
     assert out.masked == {"mixed": "unproven"} and books(rows, out) == {"g": {"trained": 4, "masked": {"unproven": 2}}}
-    assert judged(rows, 0, unproven={1, 2}).masked == {"mixed": "unproven", "old": "unproven"}
+    assert judged(rows, 0, unproven={1, 2}).masked == {"mixed": "unproven", "old": "unproven", "good": "zero_variance"}
