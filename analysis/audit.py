@@ -5,8 +5,8 @@
 Checks: the ledger's chain (a row changed, added or removed by hand breaks it); every Parquet file's sha256; every group
 admitted, finished, graded, stored and ended once; no position of the data order used twice or left out; the steps' groups in
 their order of admission; sampled = trained + masked + dropped, group by group, against the token ids in the Parquet files;
-no trained token staler than the run's rollout.max_staleness (0: on-policy); no version with two meanings; the totals of summary and
-metrics. Exit code 1 and one line a violation.
+no trained token staler than the run's rollout.max_staleness (0: on-policy), and none of weights that failed their probe;
+no version with two meanings; the totals of summary and metrics. Exit code 1 and one line a violation.
 """
 import sys
 from collections import Counter, defaultdict
@@ -16,8 +16,10 @@ import yaml
 
 from coderepairrl import ledger, store
 from coderepairrl.admission import ATTEMPT_ENDED
+from coderepairrl.books import sampled_tokens
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
+from coderepairrl.probe import unproven_versions
 from coderepairrl.types import Trajectory
 
 
@@ -33,6 +35,7 @@ class Audit:
         rollout = config.get("rollout", {})
         self.max_staleness, self.max_refills = rollout.get("max_staleness", 0), rollout.get("max_refills", 0)
         self.steps_of: dict[int, int] = {}  # version -> updates in its weights
+        self.unproven = unproven_versions(run)
         self.old = not any("position" in row for row in self.rows)  # a run made before there was versions.jsonl: synchronous, lost groups without an end
 
     def check(self, holds: bool, message: str) -> None:
@@ -131,10 +134,17 @@ class Audit:
         last = end["step"] if end["event"] == "trained" else first
         self.check(all(first <= self.steps_of[version] <= last for version in seen),
                    f"{group}: a token of another policy version than those from its admission to its end")
+        self.check(admitted["split"] == "train" or not seen & self.unproven,
+                   f"{group}: evaluated under weights that failed their probe")
         if end["event"] == "trained":
+            tokens = lambda names: sampled_tokens([t for t in members if t.trajectory_id in names])
             late = {name for name, own in versions.items() if any(last - self.steps_of[version] > self.max_staleness for version in own)}
-            stale = sum(len(call.completion_ids) for t in members if t.trajectory_id in late for call in t.calls)
-            self.check(end["trained"] + stale <= sum(len(call.completion_ids) for t in members for call in t.calls) and end["masked"].get("stale", 0) <= stale,
+            wrong = {name for name, own in versions.items() if own & self.unproven}
+            stale, unproven = tokens(late), tokens(wrong)
+            self.check(end["trained"] + unproven <= tokens(versions) and end["masked"].get("unproven", 0) <= unproven,
+                       f"{group}: {end['trained']} tokens trained and {end['masked'].get('unproven', 0)} masked as "
+                       f"unproven, {unproven} are of episodes under weights that failed their probe")
+            self.check(end["trained"] + stale <= tokens(versions) and end["masked"].get("stale", 0) <= stale,
                        f"{group}: {end['trained']} tokens trained and {end['masked'].get('stale', 0)} masked as stale, "
                        f"{stale} are of episodes staler than {self.max_staleness}")
 

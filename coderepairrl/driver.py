@@ -186,7 +186,8 @@ def _prepare(run: Path, model: str, steps: int) -> None:
         (run / "rollouts" / "eval_after.parquet").unlink(missing_ok=True)
     for path_of_attempt in [*run.glob("policy/*.json"), *run.glob("rollouts/**/*.tmp")]:
         path_of_attempt.unlink()
-    write_json(run / "policy" / "current.json", {"version": version, "step": first, "path": path, "path_version": version, "live": True})
+    write_json(run / "policy" / "current.json", {"version": version, "step": first, "path": path,
+                                                 "path_version": version, "live": True, "proven": True})
 
 
 def _updates(run: Path) -> int:

@@ -116,6 +116,15 @@ class Engine:
                 stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
             return engine(micro, temperature)
 
+    def scores(self, micro: MicroBatch) -> torch.Tensor:
+        """(N,) logprobs at temperature 1, without a gradient."""
+        with torch.no_grad():
+            logprobs, _ = self.logprobs(micro, 1.0)
+        prefetching = self._engine.optimizer.parameter_offload.get_param_coordinator()
+        if prefetching.is_record_trace():  # it would take this half of a pass for the order in which to prefetch
+            prefetching._invalidate_trace()
+        return logprobs
+
     def reference_logprobs(self, micro: MicroBatch, temperature: float) -> torch.Tensor:
         """(N,) under the policy that training began with: LoRA's base, which costs no memory, or a second model, frozen and partitioned."""
         with torch.no_grad():

@@ -4,8 +4,12 @@ The folder `policy/` of a run is where trainer and rollout meet:
     v000003/        an export, a Hugging Face folder
     current.json    {"version": 3, "step": 3, "path": ".../v000003", "path_version": 3, "live": true}: written by the trainer when an
                     update is over. step: updates that the weights contain. live false: the update failed (`reason`), and vLLM has
-                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest
+                    to be restarted. path_version: the version that lies at `path`, where that isn't the newest. tried:
+                    pids of the servers that it was sent to. proven true: the trainer writes probe.json, against which
+                    every server is held that starts
     versions.jsonl  {"version": 3, "step": 3}, a row for every version of the run, before it is sent: written by the trainer
+    probe.json      what the newest versions compute, written by the trainer, as is
+    unproven.jsonl  versions that did not compute that (probe.py)
     engine_0.json   {"url", "pid", "version"}: a server that is ready, with the weights that it was started with, or was brought up to at its
                     start; of server 0 written by the rollout process, of the others by the node that has them
     export_wanted.json  {"version": 3}: written by whoever can't start vLLM before the trainer has exported this version
@@ -24,8 +28,9 @@ from typing import Any, Literal
 
 import aiohttp
 import psutil
-from pydantic import field_validator
+from pydantic import PositiveFloat, field_validator
 
+from coderepairrl import probe
 from coderepairrl.attempt import Place
 from coderepairrl.config import Config
 from coderepairrl.containers import in_image
@@ -39,7 +44,8 @@ BROUGHT_UP_POLL_S = 0.2
 OWN_OPTIONS = {  # of vLLM -> where their values come from
     "--model": "model", "--host": "server.host", "--port": "server.port", "--max-model-len": "server.max_model_len", "--max-num-seqs": "server.max_num_seqs",
     "--max-num-batched-tokens": "server.max_num_batched_tokens", "--dtype": "server.dtype", "--weight-transfer-config": "server.weight_backend"}
-OWN_OPTIONS |= dict.fromkeys(("--served-model-name", "--generation-config", "--logprobs-mode", "--worker-extension-cls"), "it depends on it")
+OWN_OPTIONS |= dict.fromkeys(("--served-model-name", "--generation-config", "--logprobs-mode", "--worker-extension-cls",
+                               "--scheduling-policy"), "it depends on it")
 
 
 class ServerConfig(Config):
@@ -58,6 +64,8 @@ class ServerConfig(Config):
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
     health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: int = 5
+    probe_bound: PositiveFloat | None = None  # nats: mean |trainer - vLLM| of the probe's logprobs (a single one: ten
+    # times that) which a server may have after an update. None: 2e-4 where both compute in float32 on CPUs, else 0.2
 
     @field_validator("extra_arguments")
     @classmethod
@@ -73,7 +81,17 @@ class ServerConfig(Config):
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:
-        return self.weight_backend or ("nccl" if has_gpu() and not self.kv_cache_mib else "gloo")  # the CPU build serves on a machine with GPUs, too
+        return self.weight_backend or ("nccl" if self._on_gpu else "gloo")
+
+    @property
+    def _on_gpu(self) -> bool:
+        return has_gpu() and not self.kv_cache_mib  # the CPU build serves on a machine with GPUs, too
+
+    def largest_gap(self, exact: bool) -> float:
+        """The probe's bound. `exact`: the trainer computes in float32; on GPUs vLLM's kernels round float32 to TF32."""
+        if self.probe_bound is not None:
+            return self.probe_bound
+        return 2e-4 if exact and self.dtype == "float32" and not self._on_gpu else 0.2
 
 
 class Server:
@@ -95,6 +113,7 @@ class Server:
                    "--served-model-name", "policy", "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
                    "--dtype", config.dtype, "--max-model-len", str(config.max_model_len), "--max-num-seqs", str(config.max_num_seqs),
                    "--max-num-batched-tokens", str(config.max_num_batched_tokens), "--enable-scale-out", "--disable-uvicorn-access-log",
+                   "--scheduling-policy", "priority",  # all requests have the same, but the probe
                    "--weight-transfer-config", json.dumps({"backend": config.transfer_backend})]
         if config.transfer_backend == "gloo":  # ours; vLLM has the other
             command += ["--worker-extension-cls", "coderepairrl.weight_transfer.receiver.WorkerExtension"]
@@ -108,9 +127,10 @@ class Server:
                         binds=[ROOT, self.run.resolve(), Path(model).resolve()], options=place.container_options)
 
     async def start(self, model: str, version: int = 0) -> None:
-        """Returns when the server answers. `version`: of the weights in the folder `model`.
+        """Returns when the server answers, and has shown that it computes what the trainer does.
 
-        Raises EngineError with the end of its log when it doesn't come up.
+        `version`: of the weights in the folder `model`. Raises EngineError with the end of its log when it doesn't come
+        up.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
         kernels = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # torch's own choice, which compiled kernels stay in
@@ -135,7 +155,22 @@ class Server:
             await self.stop()
             raise EngineError(f"vLLM was not ready after {self.config.start_timeout_s:.0f} s: see {self.log}, or raise server.start_timeout_s") from None
         self._shared_memory = shared_memory_of(self.process.pid)
+        if (read_json(self.run / "policy" / "current.json") or {}).get("proven"):
+            try:
+                await self._prove(version)
+            except EngineError:
+                await self.stop()
+                raise
         self.announce(version)
+
+    async def _prove(self, version: int) -> None:
+        """Nothing is sampled before."""
+        expected = await probe.awaited(self.run, version, self.config.start_timeout_s)
+        try:
+            await asyncio.to_thread(expected.prove, self.url, self.config.update_timeout_s)
+        except EngineError as error:
+            raise EngineError(f"{error}; it has just loaded them from disk, so trainer and vLLM compute this model "
+                              f"differently (server.extra_arguments? dtypes?): see {self.log}") from error
 
     def announce(self, version: int) -> None:
         write_json(self.ready_file, {"url": self.url, "pid": self.process.pid, "version": version})
@@ -274,7 +309,7 @@ class Supervisor:
                 if answer and json.loads(answer)["weight_version"] == str(current["version"]) and current["live"]:
                     self.server.announce(current["version"])
                     return current
-                if self.server.process.returncode is not None:
+                if self.server.process.returncode is not None or self._failed(current):
                     break
                 await asyncio.sleep(BROUGHT_UP_POLL_S)
         return loaded
@@ -307,7 +342,7 @@ class Supervisor:
         code, current = self.server.process.returncode, self._current()
         if code is not None:
             return f"it ended with code {code}"
-        if current["version"] == self.serving["version"]:
+        if current["version"] == self.serving["version"] and not self._failed(current):
             return None
         if not current["live"]:
             return f"weight update {current['version']} failed: {current.get('reason') or 'see trainer.log'}"
@@ -318,6 +353,10 @@ class Supervisor:
             return f"it has weights {has} instead of {current['version']}"
         self.serving = current
         return None
+
+    def _failed(self, current: dict[str, Any]) -> bool:
+        """Whether the newest weights were sent to this very server, in vain; it has then stopped sampling."""
+        return not current["live"] and self.server.process.pid in current.get("tried", ())
 
     async def _ask(self, http: aiohttp.ClientSession, path: str, timeout_s: float) -> str | None:
         """The answer's text, None when there is none in time or it is an error."""

@@ -21,10 +21,11 @@ from coderepairrl.books import Books, sampled_tokens
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
-from coderepairrl.errors import ConfigError, TaskError
+from coderepairrl.errors import ConfigError, EngineError, TaskError
 from coderepairrl.files import read_json
 from coderepairrl.gateway import GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, renderer_of
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
+from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, ready
@@ -226,6 +227,10 @@ class Rollout:
         groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.tasks["heldout"])}
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
+        calls = [call for job in jobs.values() for trajectory in job.result() for call in trajectory.calls]
+        if wrong := unproven_versions(self.run) & {version for call in calls for version in call.policy_versions}:
+            raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
+                              "failed their probe: the same command evaluates again")
         self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters())
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:

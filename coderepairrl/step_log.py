@@ -93,6 +93,7 @@ class StepLog:
                 "step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s, "update_s": publisher.seconds, "rollout_s": stats["seconds"],
                 "sampled_tokens_per_s": stats["tokens"] / stats["seconds"], "trained_tokens_per_s": total["row_tokens"] / max(train_s, 1e-9),
                 "infrastructure_errors": stats["infrastructure_errors"], "engine_restarts": stats["engine_restarts"]}
+            values |= publisher.proof()
             values |= {name: stats[name] for name in ("refills", "refills_exhausted") if name in stats}
             values |= {"kl": total["kl"] / per_token} if self._has_reference else {}
             values |= {f"rewards/{part}/mean": value for part, value in stats["parts"].items()}

@@ -3,7 +3,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +66,20 @@ class Judged:
         return trajectory.trajectory_id not in self.masked
 
 
-def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int], max_staleness: int, max_tokens: int) -> Judged:
-    """Advantages group by group. Infrastructure errors are left out of their group's statistics; groups without variance teach nothing.
+def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int],
+          max_staleness: int, max_tokens: int, unproven: Container[int] = ()) -> Judged:
+    """Advantages group by group; groups without variance teach nothing.
 
-    `staleness_of`: policy version -> staleness now; a trajectory with an older token than `max_staleness` is masked as "stale".
+    Left out of their group's statistics, and masked, are infrastructure errors, and what has a token of an `unproven`
+    version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory with an
+    older token than `max_staleness` is masked as "stale".
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         groups[trajectory.group_id].append(trajectory)
     advantage, masked, flat = {}, {}, 0
     for members in groups.values():
+        masked |= {t.trajectory_id: "unproven" for t in members if any(version in unproven for version in _versions(t))}
         masked |= {t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR}
         members = [t for t in members if t.trajectory_id not in masked]
         if not members:
@@ -89,11 +93,15 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
     for trajectory in trajectories:
         if trajectory.trajectory_id in masked:
             continue
-        if any(staleness_of[v] > max_staleness for call in trajectory.calls for v in set(call.policy_versions)):
+        if any(staleness_of[version] > max_staleness for version in _versions(trajectory)):
             masked[trajectory.trajectory_id] = "stale"
         elif algorithm.mask_truncated and trajectory.outcome in TRUNCATED:
             masked[trajectory.trajectory_id] = "truncated"
     return Judged(advantage, masked, flat, len(groups))
+
+
+def _versions(trajectory: Trajectory) -> set[int]:
+    return {version for call in trajectory.calls for version in call.policy_versions}
 
 
 def _tokens(trajectory: Trajectory) -> int:

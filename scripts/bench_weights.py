@@ -1,4 +1,5 @@
-"""For how long does vLLM stand still at a weight update? By model size and number of serving GPUs; and: what if it dies in the middle?
+"""For how long does vLLM stand still at a weight update, and what does the proof that it has the weights cost? By model
+size and number of serving GPUs; and: what if it dies in the middle?
 
     python scripts/bench_weights.py                                                     on CPU: a tiny model over gloo
     python scripts/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
@@ -68,20 +69,28 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
     """Rows on rank 0: one for each number of servers."""
     import torch
 
+    from coderepairrl import probe
     from coderepairrl.engine import Engine
+    from coderepairrl.publisher import micro_batch
     from coderepairrl.weight_transfer import WeightSender
 
     engine = Engine(folder / "model", config.engine)
+    row = probe.token_ids(engine.module.model.config.vocab_size, config.server.max_model_len)
+    bound = config.server.largest_gap(exact=config.engine.dtype == "float32")
     servers = [wait_for_server(folder / f"server_{i}") for i in range(max(config.serving))]
     if engine.rank == 0:
         sender = WeightSender(config.server.transfer_backend, getattr(torch, config.server.dtype), engine.device, config.server.update_timeout_s)
     rows, version = [], 0
     for count in config.serving:
-        updates = []
+        updates, passes = [], []
         for version in range(version + 1, version + 2 + config.updates):
             engine.sum([1.0])  # all ranks begin together
+            began = time.monotonic()
+            logprobs = engine.scores(micro_batch(row).to(engine.device)).tolist()
+            passes.append(time.monotonic() - began)
             if engine.rank == 0:
-                updates.append(sender.send(servers[:count], version, engine.layout(), engine.buckets()))
+                proof = probe.Probe(version, row, tuple(logprobs), bound)
+                updates.append(sender.send(servers[:count], version, engine.layout(), engine.buckets(), proof))
             else:
                 for _ in engine.buckets():
                     pass
@@ -89,7 +98,11 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
             first, *warm = updates
             paused = [update.paused_s for update in warm]
             rows.append({"servers": count, "bytes": first.bytes, "init_s": first.connect_s, "first_paused_s": first.paused_s, "paused_s": paused,
-                         "median_paused_s": median(paused), "gb_per_s": first.bytes / 1e9 / median(paused)})
+                         "median_paused_s": median(paused), "gb_per_s": first.bytes / 1e9 / median(paused),
+                         "forward_ms": 1000 * median(passes[1:]),
+                         "answer_ms": 1000 * median(update.proof_s for update in warm),
+                         "gap_mean": max(update.gap.mean for update in updates),
+                         "gap_largest": max(update.gap.largest for update in updates)})
             sender.close()
             for url, _ in servers[:count]:  # else it would keep the old communicator beside the next one
                 requests.post(f"{url}/shutdown_weight_transfer_engine", timeout=60).raise_for_status()
@@ -239,8 +252,12 @@ def line(row: dict) -> str:
         words = {"noticed after": f"{row['killed_update_s']:.2f} s", "reason": row["reason"], "GPU still computes": row["still_computes"],
                  "export": f"{row['export_s']:.1f} s", "next update": row["next_update"], "equal to the export": row["equal_to_export"]}
         return f"{row['shape']:>10}  vLLM killed in mid-transfer: " + ", ".join(f"{name}: {value}" for name, value in words.items())
+    probe_ms = row["forward_ms"] + row["answer_ms"]
     return (f"{row['shape']:>10}  {row['bytes'] / 1e9:6.2f} GB  {row['ranks']} ranks  {row['servers']} servers  init {row['init_s']:5.2f} s  "
-            f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s")
+            f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s  "
+            f"probe {probe_ms:.0f} ms (trainer {row['forward_ms']:.0f}, vLLM {row['answer_ms']:.0f}), "
+            f"{probe_ms / 1000 / row['median_paused_s']:.2f} of the pause; gap mean {row['gap_mean']:.1g}, "
+            f"largest {row['gap_largest']:.1g}")
 
 
 @program

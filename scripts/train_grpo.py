@@ -75,6 +75,7 @@ def train(config: TrainConfig, run: Path) -> None:
 
     from coderepairrl import algorithms, batch
     from coderepairrl.engine import Engine
+    from coderepairrl.probe import unproven_versions
     from coderepairrl.publisher import Publisher
     from coderepairrl.step_log import StepLog
     from coderepairrl.trainer import judge, steps_of_versions, wait_for_rollouts
@@ -93,7 +94,8 @@ def train(config: TrainConfig, run: Path) -> None:
                 publisher.checkpoint(step)
             break
         staleness_of = {v: step - contained for v, contained in steps_of_versions(run).items()}
-        judged = judge(waited.trajectories, algorithm, staleness_of, config.rollout.max_staleness, config.rollout.limits.max_total_tokens)
+        judged = judge(waited.trajectories, algorithm, staleness_of, config.rollout.max_staleness,
+                       config.rollout.limits.max_total_tokens, unproven_versions(run))
         rows = [s for t in waited.trajectories if judged.trained(t) for s in batch.samples(t, judged.advantage[t.trajectory_id])]
         assert all(staleness_of[v] <= config.rollout.max_staleness for row in rows for v in set(row.policy_versions) - {-1}), "a token too old to be trained"
         weights = algorithms.row_weights(algorithm.aggregation, rows, config.rollout.limits.max_total_tokens, len(waited.trajectories))

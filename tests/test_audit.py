@@ -187,6 +187,11 @@ def versions(run, change):
     path.write_text("".join(json.dumps(row) + "\n" for row in change(rows) or rows))
 
 
+def unproven(run, version):
+    """Says that a server sampled under the version before its probe failed."""
+    (run / "policy" / "unproven.jsonl").write_text(json.dumps({"version": version, "reason": "the head was old"}) + "\n")
+
+
 # what is done to a run, as functions of the run alone
 
 def on(function, *arguments, **values):
@@ -265,6 +270,12 @@ TAMPERINGS = {  # name -> (what is done, what the audit says)
     "a version of another step": (on(versions, lambda rows: rows[2].update(step=2)), "a2-p1: a token of another policy version"),
     "a version used twice": (on(versions, lambda rows: [*rows, {"version": 2, "step": 2}]), "versions.jsonl: version 2 is of two steps"),
     "a version out of order": (on(versions, lambda rows: [*rows, {"version": 1, "step": 1}]), "version 1 after 3"),
+    "a token under weights that failed their probe": (
+        on(unproven, 2), "a2-p1: 10 tokens trained and 0 masked as unproven, 10 are of episodes under weights"),
+    "masked as unproven what is not": (
+        booked("trained", "a2-p1", trained=5, masked={"unproven": 5}), "5 masked as unproven, 0 are"),
+    "evaluated under weights that failed their probe": (
+        on(unproven, 0), "a1-eval_before-0: evaluated under weights that failed their probe"),
     # the data order
     "a position used twice": (booked("admitted", "a2-p4", position=3), "used not once but [2] times: [3]"),
     "a position that is not run again": (booked("admitted", "a2-p1", position=5), "used not once but [0] times: [1]"),
@@ -322,6 +333,16 @@ def test_an_episode_that_was_too_old_and_masked_is_clean(run):
     configure(run, max_staleness=0, max_refills=1)
     new_file(run, lambda ts: [*with_versions(ts[:1], 2, 2), *ts[1:]], SECOND)
     rewrite(run, lambda rows: row_of(rows, "trained", "a2-p1").update(trained=5, masked={"stale": 5}))
+    (run / "summary.json").unlink()
+    conclude(run, [20, 5])
+    assert violations(run) == []
+
+
+def test_an_episode_under_weights_that_failed_their_probe_and_masked_is_clean(run):
+    """The first of a2-p1's two episodes has such tokens, the other has none."""
+    unproven(run, 2)
+    new_file(run, lambda ts: [ts[0], *with_versions(ts[1:2], 0, 0), *ts[2:]], SECOND)
+    rewrite(run, lambda rows: row_of(rows, "trained", "a2-p1").update(trained=5, masked={"unproven": 5}))
     (run / "summary.json").unlink()
     conclude(run, [20, 5])
     assert violations(run) == []

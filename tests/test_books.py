@@ -191,7 +191,8 @@ def test_the_folder_is_brought_to_where_the_checkpoint_stands(run):
     assert sorted(path.name for path in run.glob("rollouts/step_*.parquet")) == [f"step_{n:05d}.parquet" for n in range(4)]
     assert sorted(path.name for path in (run / "policy").iterdir()) == ["current.json", "versions.jsonl"]
     path = str(run / "checkpoints" / "step_00003" / "policy")
-    assert read_json(run / "policy" / "current.json") == {"version": 7, "step": 3, "path": path, "path_version": 7, "live": True}
+    assert read_json(run / "policy" / "current.json") == {
+        "version": 7, "step": 3, "path": path, "path_version": 7, "live": True, "proven": True}
     assert not list(run.glob("rollouts/**/*.tmp"))
     (run / "rollouts" / "step_00001.trained.json").unlink()
     with pytest.raises(EngineError, match="the checkpoint has step 1"):

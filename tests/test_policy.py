@@ -14,6 +14,7 @@ from coderepairrl import ledger
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.policy import Server, ServerConfig, Supervisor, shared_memory_of
+from coderepairrl.probe import Probe, write
 
 PROGRAM = Path(__file__).resolve().parent / "programs" / "small_server.py"
 
@@ -264,3 +265,90 @@ def test_rows_on_record_are_json_with_a_time(tmp_path):
     asyncio.run(scenario())
     row = json.loads((tmp_path / "policy" / "recoveries.jsonl").read_text())
     assert row.keys() == {"time", "what"} and row["time"] > 1e9
+
+
+def test_weights_that_were_sent_once_more_in_vain_restart_every_server_that_they_went_to(tmp_path):
+    """They go to all when one was behind: also to a server that had them, which is paused now. Once: the word stays there."""
+    async def scenario():
+        async with Run(tmp_path) as run:
+            await asyncio.to_thread(run.update, 1)
+            await run.until(lambda: run.supervisor.serving["version"] == 1)
+            run.publish(1, live=False, tried=[run.pid], reason="the broadcast broke")
+            await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+            await asyncio.sleep(0.3)
+            assert run.recoveries() == ["vLLM restarted: weight update 1 failed: the broadcast broke"]
+            assert run.started() == ["v000000", "v000001"]
+    asyncio.run(scenario())
+
+
+def test_a_server_that_began_with_older_weights_and_did_not_get_the_newest_is_restarted_at_once(tmp_path):
+    async def scenario():
+        async with Run(tmp_path) as run:
+            first = run.pid
+            os.kill(first, signal.SIGKILL)
+            await run.until(lambda: run.calls == ["hold", 0, "hold"])
+            run.publish(1, live=False, reason="vLLM is being restarted", tried=[])
+            await run.until(lambda: (run.folder / "policy" / "engine_0.json").exists() and run.pid != first)
+            if read_json(run.folder / "policy" / "engine_0.json")["version"] == 0:  # the trainer sees it, and sends them
+                run.publish(2, live=False, reason="the probe", tried=[run.pid])
+                await run.until(lambda: run.calls[-1] == 2)
+                assert run.started() == ["v000000", "v000000", "v000002"]
+                assert run.recoveries()[-1] == "vLLM restarted: weight update 2 failed: the probe"
+    asyncio.run(scenario())
+
+
+ROW = (5, 3, 9)
+
+
+def says(run: Run, version: int, logprob: float = -1.0) -> None:
+    """The trainer: what the weights compute."""
+    write(run.folder, Probe(version, ROW, (logprob, logprob), 1e-4))
+
+
+def test_nothing_is_released_before_the_server_has_shown_what_weights_it_has(tmp_path):
+    """The trainer may still be starting; the same holds for every restart."""
+    async def scenario():
+        run = Run(tmp_path)
+        run.publish(0, proven=True)
+        start = asyncio.create_task(run.supervisor.start())
+        while not (tmp_path / "started").exists():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine_0.json").exists()
+        says(run, 0)
+        await start
+        assert run.calls == ["hold", 0]
+        run.watch = asyncio.create_task(run.supervisor.watch())
+        says(run, 1, -3.0)
+        run.export(1)
+        (Path(run.path(1)) / "logprob").write_text("-3.00005")
+        run.publish(1, proven=True, live=False, reason="the probe")
+        await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
+        await run.__aexit__()
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("logprob", ["-1.002", "-7", "nan", "-inf"])
+def test_a_server_that_computes_other_weights_from_the_start_ends_the_run(tmp_path, logprob):
+    """No second start: the same would come of it. What was started is gone."""
+    async def scenario():
+        run = Run(tmp_path)
+        run.publish(0, proven=True)
+        says(run, 0)
+        (Path(run.path(0)) / "logprob").write_text(logprob)
+        said = r"does not compute what weights 0 do: .* off in the mean .*server.probe_bound.*just loaded them from disk"
+        with pytest.raises(EngineError, match=said) as raised:
+            await run.supervisor.start()
+        assert "\n" not in str(raised.value) and run.started() == ["v000000"] and run.calls == ["hold"]
+        assert run.supervisor.server.process is None and not (tmp_path / "policy" / "engine_0.json").exists()
+    asyncio.run(scenario())
+
+
+def test_a_trainer_that_says_nothing_is_not_waited_for_without_end(tmp_path):
+    async def scenario():
+        run = Run(tmp_path, start_timeout_s=2.0)
+        run.publish(0, proven=True)
+        with pytest.raises(EngineError, match="in 2 s the trainer did not say what weights 0 compute: see trainer.log"):
+            await run.supervisor.start()
+        assert run.supervisor.server.process is None
+    asyncio.run(scenario())

@@ -13,8 +13,8 @@ def episode(name: str, group: str, reward: float, outcome: Outcome = Outcome.SUB
     return Trajectory(name, group, "task", "train", 0, (call,), "", outcome, "", None, {}, reward, 1.0)
 
 
-def judged(trajectories, max_staleness=0, **algorithm):
-    return judge(trajectories, AlgorithmConfig(**algorithm), {1: 2, 2: 1, 3: 0}, max_staleness, MAX_TOKENS)
+def judged(trajectories, max_staleness=0, unproven=(), **algorithm):
+    return judge(trajectories, AlgorithmConfig(**algorithm), {1: 2, 2: 1, 3: 0}, max_staleness, MAX_TOKENS, unproven)
 
 
 def test_advantages_are_taken_within_a_group():

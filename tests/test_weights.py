@@ -14,11 +14,13 @@ import requests
 import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
+from weights_server import WeightsServer
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.launch import ranks_command, ranks_environment
 from coderepairrl.policy import Server, ServerConfig
+from coderepairrl.probe import unproven_versions
 from coderepairrl.weight_transfer import WeightSender
 
 SERVER = ServerConfig(dtype="float32", kv_cache_mib=64, max_model_len=512, threads=1, weight_backend="gloo")
@@ -90,30 +92,50 @@ def new_run(folder: Path, policy: Path) -> Path:
     return folder
 
 
-def test_the_books_of_two_ranks_without_a_server(policy, tmp_path):
-    """vLLM is away, then its port is dead: both ranks finish each gather, agree on the failure, export, and go on. A later attempt: version 6 was used."""
+def test_the_books_of_two_ranks(policy, tmp_path):
+    """vLLM is away, then its port is dead: both ranks finish each gather, agree on the failure, export, and go on. A later
+    attempt: version 6 was used.
+
+    Then one takes the weights and computes with them; another takes them and computes with others: its version is given up,
+    it is paused, and the weights go on under a new one, also into a server that began with older ones.
+    """
     run = new_run(tmp_path / "run", policy)
     shutil.copytree(policy, run / "checkpoints" / "step_00001" / "policy")  # what vLLM was started from
     write_json(run / "policy" / "current.json", read_json(run / "policy" / "current.json") | {"path": str(run / "checkpoints" / "step_00001" / "policy")})
     write_json(run / "policy" / "highest_version", 6)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        dead = json.dumps({"url": f"http://127.0.0.1:{probe.getsockname()[1]}", "pid": 1})
-    words = ["version=2", "checkpoint=3", "answer_wish", "wish", "answer_wish", "publish", f"server={dead}", "publish", "publish", "checkpoint=4"]
-    first, second = publish(2, policy, run, *words)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        dead = json.dumps({"url": f"http://127.0.0.1:{port.getsockname()[1]}", "pid": 1})
+    with WeightsServer(run) as honest, WeightsServer(run, off=0.02) as liar:
+        entry = lambda server, pid: "server=" + json.dumps({"url": server.url, "pid": pid, "version": 9})
+        words = ["version=2", "checkpoint=3", "answer_wish", "wish", "answer_wish", "publish", f"server={dead}", "publish",
+                 "publish", "checkpoint=4",
+                 entry(honest, 2), "publish", entry(liar, 3), "publish", entry(honest, 4), "answer_wish"]
+        first, second = publish(2, policy, run, *words)
+        assert (honest.version, honest.paused, liar.version, liar.paused) == (12, False, 11, True)
+        model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+        assert all(torch.equal(p, honest.weights[name]) for name, p in model.named_parameters())
     assert first == second
-    assert [(row["version"], row["failed"], row["updates"]) for row in first if row["word"] == "publish"] == [(7, 1, 0), (8, 2, 0), (9, 3, 0)]
-    assert [row["exports"] for row in first] == [[], [], [], ["v000002"], *[["v000002", "v000007"]] * 2, ["v000007", "v000008"], *[["v000008", "v000009"]] * 2]
+    published = [row for row in first if row["word"] == "publish"]
+    assert [(row["version"], row["failed"], row["updates"]) for row in published] == [
+        (7, 1, 0), (8, 2, 0), (9, 3, 0), (10, 3, 1), (12, 4, 1)]
+    assert [row["exports"] for row in first[:9]] == [
+        [], [], [], ["v000002"], *[["v000002", "v000007"]] * 2, ["v000007", "v000008"], *[["v000008", "v000009"]] * 2]
     assert first[0]["checkpoints"] == ["step_00001", "step_00003"]  # the older one is in current.json
-    assert first[-1]["checkpoints"] == ["step_00004"]
-    current = read_json(run / "policy" / "current.json")
-    assert "did not answer /pause" in current.pop("reason")
-    assert current == {"version": 9, "step": 0, "path": str(run / "policy" / "v000009"), "path_version": 9, "live": False}
+    assert first[8]["checkpoints"] == ["step_00004"]
+    path = lambda version: {"path": str(run / "policy" / f"v{version:06d}"), "path_version": version}
+    states = [row["current"] for row in (published[2], published[3], published[4], first[-1])]
+    reasons = [state.pop("reason") for state in states]
+    assert "did not answer /pause" in reasons[0] and reasons[1] == reasons[3] == ""
+    assert "does not compute what weights 11 do: logprobs of 63 tokens are 0.02 off in the mean" in reasons[2]
+    assert states == [{"version": version, "step": 0, "live": live, "tried": [pid]} | path(exported)
+                      for version, live, pid, exported in ((9, False, 1, 9), (10, True, 2, 9), (12, False, 3, 12), (12, True, 4, 12))]
     assert not (run / "policy" / "export_wanted.json").exists()
     rows = [json.loads(line) for line in (run / "policy" / "versions.jsonl").read_text().splitlines()]
-    assert rows == [{"version": version, "step": 0} for version in (2, 7, 8, 9)]
+    assert rows == [{"version": version, "step": 0} for version in (2, 7, 8, 9, 10, 11, 12)]
+    assert unproven_versions(run) == {11}
     state = read_json(run / "checkpoints" / "step_00004" / "state.json")
     assert (state["step"], state["version"]) == (4, 9)
-    AutoModelForCausalLM.from_pretrained(current["path"])
+    AutoModelForCausalLM.from_pretrained(run / "policy" / "v000012")
 
 
 def changed_copy(policy: Path, folder: Path) -> Path:

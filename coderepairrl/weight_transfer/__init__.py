@@ -6,10 +6,11 @@
     receiver.py  the receiving end for gloo, in vLLM's workers (for NCCL vLLM has one)
 
 One update, into all servers at once: pause (keep running requests, clear the caches) -> init (where there is no communicator yet)
--> start -> update, while the buckets are broadcast -> finish(version) -> resume.
+-> start -> update, while the buckets are broadcast -> finish(version) -> resume -> the probe's answer (probe.py).
 Nothing resumes after a failure: vLLM with half its weights on the meta device dies when it is resumed, so a failed update raises
-EngineError, the communicator is aborted and the servers have to be restarted from an export.
+EngineError, the communicator is aborted and the servers have to be restarted from an export. What was sampled between
+resume and a probe that is not passed carries a version that nothing else does (UnprovenError), and is never trained.
 """
-from coderepairrl.weight_transfer.sender import Address, Sent, WeightSender
+from coderepairrl.weight_transfer.sender import Address, Sent, UnprovenError, WeightSender
 
-__all__ = ["Address", "Sent", "WeightSender"]
+__all__ = ["Address", "Sent", "UnprovenError", "WeightSender"]

@@ -3,6 +3,7 @@
 `--worker-extension-cls coderepairrl.weight_transfer.receiver.WorkerExtension` makes each worker import this module before it loads
 the model, which registers the engine.
 """
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from coderepairrl.weight_transfer import gloo
 
@@ -61,10 +64,27 @@ class GlooWeightTransferEngine(WeightTransferEngine):
             self.model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
+        silent = [layer for layer in self.model.modules()
+                  if (info := get_layerwise_info(layer)).can_load() and not info.load_numel]
         finalize_layerwise_reload(self.model, self.model_config)
+        derive_again(self.model, silent)
 
     def shutdown(self) -> None:
         self._group = self._store = None
+
+
+def derive_again(model: torch.nn.Module, silent: list[torch.nn.Module]) -> None:
+    """In layers that nothing was sent to by name: what they derive from a weight that they share with one that got it.
+
+    vLLM's reload processes a tied weight in one of its layers only ("Limitations" in its docstring): the language model
+    head of tied embeddings would keep oneDNN's packed copy of the old weight. On GPUs nothing is derived, nor done here.
+    """
+    weights = (weight for layer in model.modules() for weight in layer._parameters.values())
+    users = Counter(id(weight) for weight in weights if weight is not None)
+    for layer in silent:
+        shares = any(users[id(weight)] > 1 for weight in layer._parameters.values() if weight is not None)
+        if shares and isinstance(getattr(layer, "quant_method", None), QuantizeMethodBase):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)

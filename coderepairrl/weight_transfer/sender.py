@@ -7,7 +7,7 @@ next bucket and goes on gathering alone, so that the other ranks, which know not
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,12 +18,13 @@ import torch
 
 from coderepairrl.errors import EngineError
 from coderepairrl.launch import address_towards
+from coderepairrl.probe import Gap, Probe
 from coderepairrl.weight_transfer.threads import in_thread
 
 Address = tuple[str, int]  # (url, pid) of a server: a restart may keep the one, but not the other
 Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]  # Hugging Face name, dtype, whole shape
 Bucket = list[tuple[str, torch.Tensor]]
-GRACE_S = 10.0  # for the thread to end after an abort
+GRACE_S = 10.0  # for the thread to end after an abort, for servers to stop sampling
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Sent:
     paused_s: float  # from the answer to pause until the answer to resume
     connect_s: float  # of these, making the communicator; 0 where it was there
     bytes: int  # to each server
+    proof_s: float = 0.0  # from resume until every server has shown that it has the weights; requests run meanwhile
+    gap: Gap | None = None  # the largest of them; None: there was no probe
+
+
+class UnprovenError(EngineError):
+    """The update failed when tokens could be sampled already: what carries its version may come from other weights."""
 
 
 class WeightSender:
@@ -47,12 +54,14 @@ class WeightSender:
         self.channel: Channel | None = None
         self.servers: list[Address] = []  # that are on the channel
 
-    def send(self, servers: list[Address], version: int, layout: Layout, buckets: Iterable[Bucket]) -> Sent:
+    def send(self, servers: list[Address], version: int, layout: Layout, buckets: Iterable[Bucket],
+             probe: Probe | None = None) -> Sent:
         """`buckets` holds what `layout` says; it is iterated to its end whatever vLLM does. Then every new token carries `version`.
 
-        Raises EngineError when the update failed: the servers are then not to be resumed, but restarted.
+        Raises EngineError when the update failed, also by its `probe`: the servers are then not to be resumed, but
+        restarted.
         """
-        update = _Update(self, servers, version, layout)
+        update = _Update(self, servers, version, layout, probe)
         try:
             for bucket in buckets:
                 update.put(bucket)
@@ -71,8 +80,8 @@ class WeightSender:
 class _Update:
     """One update in a thread of its own, fed by `put`, ended by `finish`."""
 
-    def __init__(self, sender: WeightSender, servers: list[Address], version: int, layout: Layout):
-        self._sender, self._servers, self._version = sender, servers, version
+    def __init__(self, sender: WeightSender, servers: list[Address], version: int, layout: Layout, probe: Probe | None):
+        self._sender, self._servers, self._version, self._probe = sender, servers, version, probe
         self._layout = [(name, sender.dtype if dtype.is_floating_point else dtype, tuple(shape)) for name, dtype, shape in layout]
         self._channel = sender.channel
         self._end = time.monotonic() + sender.timeout_s
@@ -81,6 +90,7 @@ class _Update:
         self._bucket: Bucket | None = None  # that the thread has not taken yet
         self._complete = False
         self._error: BaseException | None = None
+        self._resumed = False  # a server may be sampling with what it was sent
         self._thread = in_thread(self._run)
 
     def put(self, bucket: Bucket) -> None:
@@ -113,6 +123,8 @@ class _Update:
             self.give_up(self._late())
             wait([self._thread], GRACE_S)
         self._sender.channel, self._sender.servers = (self._channel, self._servers) if self._error is None else (None, [])
+        if self._resumed and isinstance(self._error, EngineError):
+            raise UnprovenError(str(self._error)) from self._error
         if self._error is not None:
             raise self._error
         return self._thread.result()
@@ -158,9 +170,24 @@ class _Update:
         self._channel.send(self._weights())
         for answer in answers:
             answer.result()
+        # the probe waits in each server when that is resumed: it is in the first batch that the new weights compute
+        proofs = [in_thread(self._probe.prove, url, self._left()) for url, _ in self._servers] if self._probe else []
         self._post("finish_weight_update", weight_version=str(self._version))
+        self._resumed = True
         self._post("resume")
-        return Sent(time.monotonic() - paused, connected - paused, sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self._layout))
+        resumed = time.monotonic()
+        gap = self._proven(proofs)
+        sent = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self._layout)
+        return Sent(resumed - paused, connected - paused, sent, time.monotonic() - resumed, gap)
+
+    def _proven(self, proofs: list[Future]) -> Gap | None:
+        """The largest gap. Where one is too large no server samples on: all are going to be restarted."""
+        try:
+            return max((proof.result() for proof in proofs), key=lambda gap: gap.mean, default=None)
+        except EngineError as error:
+            self.give_up(error)
+            wait(self._begin("pause", [{}] * len(self._servers), {"mode": "keep"}), GRACE_S)
+            raise
 
     def _connect(self) -> None:
         """One communicator of this process, which is rank 0, and all workers of all servers, server by server."""

@@ -57,6 +57,7 @@ for word, _, value in (word.partition("=") for word in words):
         write_json(run / "policy" / ("engine_0.json" if word == "server" else "export_wanted.json"), json.loads(value or "{}"))
     engine.sum([1.0])  # all ranks are here
     rows.append({"word": word, "version": publisher.version, "updates": publisher.updates, "failed": publisher.failed,
+                 "current": read_json(run / "policy" / "current.json"),
                  "exports": sorted(path.name for path in (run / "policy").glob("v0*")),
                  "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir())})
     engine.sum([1.0])

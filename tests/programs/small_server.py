@@ -1,6 +1,7 @@
 """Stands in for `vllm serve` where its life is tested, not its answers: small_server.py PORT MODEL. Dies when the model isn't there.
 
-/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them.
+/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them. To /inference/v1/generate it says that
+every token of the prompt has the logprob that stands in MODEL/logprob, or -1.
 """
 import json
 import sys
@@ -17,11 +18,17 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def do_POST(self) -> None:
-        Handler.version = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["new_version"]
-        self.answer()
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/inference/v1/generate":
+            file = Path(model) / "logprob"
+            logprob = float(file.read_text()) if file.exists() else -1.0
+            self.answer(prompt_logprobs=[None, *({str(token): {"logprob": logprob}} for token in said["token_ids"][1:])])
+        else:
+            Handler.version = said["new_version"]
+            self.answer()
 
-    def answer(self) -> None:
-        body = json.dumps({"weight_version": Handler.version}).encode()
+    def answer(self, **fields) -> None:
+        body = json.dumps({"weight_version": Handler.version} | fields).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,0 +1,19 @@
+"""scripts/train_grpo.py, whose trainer once, at version 2, sends the head of before: so looks a server that kept it."""
+import runpy
+
+from coderepairrl.weight_transfer import WeightSender
+
+send, before = WeightSender.send, {}
+
+
+def sends_an_old_head(self, servers, version, layout, buckets, probe=None):
+    def changed():
+        for bucket in buckets:
+            old = {name: before.get(name) for name, _ in bucket}
+            before.update({name: tensor.clone() for name, tensor in bucket if name == "lm_head.weight"})
+            yield [(name, old[name] if version == 2 and old[name] is not None else tensor) for name, tensor in bucket]
+    return send(self, servers, version, layout, changed(), probe)
+
+
+WeightSender.send = sends_an_old_head
+runpy.run_path("scripts/train_grpo.py", run_name="__main__")
