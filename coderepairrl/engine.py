@@ -90,14 +90,16 @@ class Engine:
         return module
 
     def _probe(self, model: PreTrainedModel) -> tuple[MicroBatch, float]:
-        """A row with what the model's own forward pass says of it, and how far off it one may be. Rank 0 computes that, the others wait."""
+        """A row with what the model's own forward pass says of it, and how far off one may be. Rank 0 computes that."""
         rows = equality.probe(model.config)
         expected = torch.empty(3, sum(len(row.token_ids) - 1 for row in rows), device=self.device)
         if self.rank == 0:
-            expected = equality.expectation(model, rows, self.device, torch.bfloat16 if self.config.autocast else model.dtype)
+            dtype = torch.bfloat16 if self.config.autocast else model.dtype
+            expected = equality.expectation(model, rows, self.device, dtype)
         dist.broadcast(expected, 0)
         if not expected.isfinite().all():
-            raise ConfigError(f"{model.config.model_type}: its own forward pass gives what is not a number: its weights are broken, take others")
+            raise ConfigError(f"{model.config.model_type}: its own forward pass gives what is not a number: its weights "
+                              "are broken, take others")
         return equality.packed(rows, expected[:2].cpu(), self.hidden_size).to(self.device), expected[2, 0].item()
 
     @torch.no_grad()

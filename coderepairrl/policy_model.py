@@ -36,7 +36,7 @@ def _statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float,
 @_compiled_on_gpu
 def _slope(logits: torch.Tensor, norm: torch.Tensor, targets: torch.Tensor, grad: torch.Tensor, temperature: float,
            logit_map: LogitMap) -> torch.Tensor:
-    """d loss / d logits = grad / temperature (onehot - softmax) times the map's slope, in the dtype of the logits. Overwrites float32 logits."""
+    """d loss / d logits = grad / temperature (onehot - softmax) x the map's slope, in their dtype. Overwrites them."""
     dtype, logits = logits.dtype, logit_map(logits.float())
     slope = logit_map.slope(logits)
     probabilities = (logits.div_(temperature) - norm[:, None]).exp_()
@@ -47,8 +47,8 @@ def _slope(logits: torch.Tensor, norm: torch.Tensor, targets: torch.Tensor, grad
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """(N, d) outputs, (V, d) head, (V,) its bias or None, (N,) ids -> logprob of each id, entropy; logits exist for one chunk at a time,
-    also in backward."""
+    """(N, d) outputs, (V, d) head, (V,) its bias or None, (N,) ids -> logprob of each id, entropy; logits exist for one
+    chunk at a time, also in backward."""
 
     @staticmethod
     def forward(ctx, hidden, head, bias, targets, temperature, logit_map):
@@ -70,7 +70,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                                 for of, needed in zip((head, bias), ctx.needs_input_grad[1:3], strict=True))
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
-            slope = _slope(F.linear(hidden[part], head, bias), norms[part], targets[part], grad[part], ctx.temperature, ctx.logit_map)
+            slope = _slope(F.linear(hidden[part], head, bias), norms[part], targets[part], grad[part], ctx.temperature,
+                           ctx.logit_map)
             torch.mm(slope, head, out=grad_hidden[part])
             if grad_head is not None:
                 grad_head += slope.T @ hidden[part]
@@ -89,7 +90,8 @@ class LogprobHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
-            return _ChunkedLogprobs.apply(hidden.to(self.weight.dtype), self.weight, self.bias, targets, temperature, self.logit_map)
+            return _ChunkedLogprobs.apply(hidden.to(self.weight.dtype), self.weight, self.bias, targets, temperature,
+                                          self.logit_map)
 
 
 class PolicyModel(nn.Module):
@@ -151,19 +153,20 @@ def _merged(scaling: float):
 
 
 def adapt(model: PreTrainedModel, lora: LoRAConfig) -> PreTrainedModel:
-    """Puts adapters into the layers that the targets name. Raises ConfigError where one names none, or layers that can't be merged."""
+    """Adapters in the layers that the targets name. Raises ConfigError where one names none, or what can't be merged."""
     linear = [name for name, module in model.get_decoder().named_modules() if isinstance(module, nn.Linear)]
     unknown = [target for target in lora.targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if unknown:
         known = sorted({name.rpartition(".")[2] for name in linear})
-        raise ConfigError(f"engine.lora.targets: {', '.join(unknown)}: no linear layer of {model.config.model_type} is called so: "
-                          f"choose among {', '.join(known) or 'none, train without lora'}")
+        raise ConfigError(f"engine.lora.targets: {', '.join(unknown)}: no linear layer of {model.config.model_type} is "
+                          f"called so: choose among {', '.join(known) or 'none, train without lora'}")
     return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets), model)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, whatever the family calls them."""
-    return max((part for part in model.get_decoder().children() if isinstance(part, nn.ModuleList)), key=len)
+    """The decoder's layers, whatever the family calls them: the list with most of its weights."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
 
 
 def recompute(model: PreTrainedModel, share: float) -> None:
@@ -174,6 +177,6 @@ def recompute(model: PreTrainedModel, share: float) -> None:
     model.enable_input_require_grads()
     for number, layer in enumerate(layers_of(model)):
         layer.gradient_checkpointing = math.floor((number + 1) * share) > math.floor(number * share)
-        layer.training = True  # transformers recomputes in training only; its parts stay as they are, and its own dropout is off:
+        layer.training = True  # transformers recomputes in training only; its parts stay as they are
         for name in [name for name in vars(layer) if "drop" in name]:
             setattr(layer, name, 0.0)

@@ -1,4 +1,4 @@
-"""A model's own files: copied to the byte, whatever they are; what is no such file stays; folders that can't be loaded."""
+"""A model's own files, copied to the byte; what is no such file stays; folders that can't be loaded."""
 import json
 import shutil
 
@@ -10,18 +10,20 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.model_loading import load_config, load_model, own_files, write_own_files
 from coderepairrl.tokenizer import load_tokenizer
 
-OWN = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-       "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja", "qwen.tiktoken",
-       "spiece.model", "tokenization_kimi.py", "LICENSE"]
-OTHERS = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-          "tokenizer.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "training_args.bin",
-          "original/tokenizer.model", "README.md", ".cache/tokenizer.json"]
+OWN = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+       "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+       "chat_template.json", "additional_chat_templates/tool_use.jinja", "qwen.tiktoken", "spiece.model",
+       "tokenization_kimi.py", "LICENSE"]
+OTHERS = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+          "pytorch_model.bin.index.json", "tokenizer.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors",
+          "optimizer.pt", "trainer_state.json", "training_args.bin", "original/tokenizer.model", "README.md", ".cache/tokenizer.json"]
 
 
 def filled(folder, names):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(json.dumps({"number": number, "text": "ä \r\n"}, indent=number).encode() + b"\r\n \xff"[: number % 4])
+        content = json.dumps({"number": number, "text": "ä \r\n"}, indent=number).encode()
+        (folder / name).write_bytes(content + b"\r\n \xff"[: number % 4])
     return folder
 
 
@@ -51,9 +53,10 @@ def test_a_folder_that_lacks_a_file_does_not_get_one(tmp_path):
 
 
 @pytest.mark.parametrize("before, after", [
-    ('{"torch_dtype":  "bfloat16",\n "x": {"type": "bfloat16"}}', '{"torch_dtype":  "float32",\n "x": {"type": "bfloat16"}}'),
+    ('{"torch_dtype":  "bfloat16",\n "x": ["bfloat16"]}', '{"torch_dtype":  "float32",\n "x": ["bfloat16"]}'),
     ('{"dtype":"float16"}\n', '{"dtype":"float32"}\n'), ('{"torch_dtype": null}', '{"torch_dtype": null}'),
-    ('{"dtype": "float32", "y": "caf\\u00e9", "z": 1e-06}', '{"dtype": "float32", "y": "caf\\u00e9", "z": 1e-06}'), ('{"z": 1.0E-6}', '{"z": 1.0E-6}')])
+    ('{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}', '{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}'),
+    ('{"z": 1.0E-6}', '{"z": 1.0E-6}')])
 def test_config_names_the_dtype_of_the_weights_beside_it_and_is_else_unchanged(tmp_path, before, after):
     write_own_files({"config.json": before.encode()}, tmp_path, "float32")
     assert (tmp_path / "config.json").read_text() == after
@@ -68,7 +71,8 @@ def test_a_tokenizer_of_a_class_that_says_otherwise_is_exported_as_it_is(policy,
     (tmp_path / "export").mkdir()
     write_own_files(own_files(source), tmp_path / "export", "float32")
     text = "if a > 10:\n    return [b, c]\n"
-    ids = [load_tokenizer(folder).encode(text, add_special_tokens=False) for folder in (policy, source, tmp_path / "export")]
+    folders = (policy, source, tmp_path / "export")
+    ids = [load_tokenizer(folder).encode(text, add_special_tokens=False) for folder in folders]
     assert ids[0] == ids[1] == ids[2] and load_tokenizer(tmp_path / "export").decode(ids[0]) == text
 
 
@@ -92,8 +96,9 @@ def test_a_folder_that_lacks_a_weight_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("config, cause", [
-    (None, "no model there"), ("{", "can't read its config.json"), ('{"model_type": "nothing_known"}', "can't read its config.json"),
-    ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}', "its weights are quantized")])
+    (None, "no model there"), ("{", "can't read its config.json"), ('{"model_type": "nothing_known"}', "can't read its config"),
+    ('{"model_type": "llama", "hidden_size": 30}', "can't read its config"),
+    ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}', "weights are quantized")])
 def test_a_folder_that_holds_no_model_for_training_is_refused_in_one_line(tmp_path, config, cause):
     if config:
         (tmp_path / "config.json").write_text(config)

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL FOLDER CASES
 
 CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
-"save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs; "refused": MODEL that
-must be, instead of steps: every rank writes why to NAME.RANK.txt}. Rank 0 writes
+"save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs;
+"refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt}. Rank 0 writes
 FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses), and with a KL term NAME.reference.json
 (the linear loss under the reference policy, and the KL to it).
 """
