@@ -17,23 +17,24 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from huggingface_hub import save_torch_state_dict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from coderepairrl import attention, sequence_parallel
+from coderepairrl import attention, equality, sequence_parallel
 from coderepairrl.batch import MicroBatch
-from coderepairrl.engine_config import EngineConfig
+from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.policy_model import PolicyModel, recompute
+from coderepairrl.model_loading import load_config, load_model, own_files, write_own_files
+from coderepairrl.policy_model import PolicyModel, layers_of, recompute
 from coderepairrl.sequence_parallel import RowGroup
 
 TIMEOUT = timedelta(hours=12)  # of a collective; what lasts has deadlines of its own, and the launcher ends the ranks when one of them died
 
 
 class Engine:
-    """`rank`, `world_size`, `device`, `tokenizer`, `steps` (optimizer steps so far), `hidden_size`, and the verbs below.
+    """`rank`, `world_size`, `device`, `steps` (optimizer steps so far), `hidden_size`, and the verbs below.
 
     Micro-batches are dealt to `row_ranks`, of which this is `row_rank`: ranks that share a row have the same ones and get the same
     numbers, so that only the one that `leads_row` adds them to a sum over ranks.
@@ -41,8 +42,7 @@ class Engine:
 
     def __init__(self, model_path: str | Path, config: EngineConfig, resume: Path | None = None, reference: bool = False):
         """`resume`: a folder that `save` wrote, at any number of ranks. `reference`: whether `reference_logprobs` will be asked for."""
-        if not (Path(model_path) / "config.json").exists():
-            raise ConfigError(f"{model_path}: no model there (no config.json): make it first, or correct the path")
+        shape = load_config(model_path)
         if not torch.cuda.is_available():
             # the shared-memory all-reduce is compiled at first use, which takes a minute and a compiler; gloo needs neither
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -53,19 +53,20 @@ class Engine:
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
         self.row_rank, self.row_ranks = self.rank // config.sequence_ranks, self.world_size // config.sequence_ranks
         self.leads_row = self.rank % config.sequence_ranks == 0
-        self.tokenizer = None if config.random_weights else AutoTokenizer.from_pretrained(model_path)
-        shape = AutoConfig.from_pretrained(model_path)
-        attention.check(shape)
+        self._files = own_files(model_path)  # now: a folder can change while a run lasts
         sequence_parallel.check(config.sequence_ranks, self.world_size, shape)
         self._row_group = RowGroup(config.sequence_ranks, TIMEOUT) if config.sequence_ranks > 1 else None
         model = self._load_model(model_path)
         self.hidden_size = model.config.hidden_size
-        self.module = PolicyModel(model, config.lora, self._row_group)
+        probe = None if config.random_weights else self._probe(model)
+        self.module = self._policy(model, config.lora)
         trained = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
                                       fused=torch.cuda.is_available() or None)
         universal = resume is not None and self._universal(resume)
         self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, config=self._deepspeed_config(universal))
+        if probe:
+            self._check(*probe)
         self._reference = self._frozen(model_path) if reference and not config.lora else None  # never the checkpoint's weights
         self.steps = 0
         if resume:
@@ -73,29 +74,52 @@ class Engine:
 
     def _load_model(self, path: str | Path) -> PreTrainedModel:
         dtype = getattr(torch, self.config.dtype)
-        if self.config.random_weights:
-            with self.device:
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation=attention.NAME)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
-        model.train()
-        if self.device.type == "cuda" and dtype == torch.bfloat16 and is_liger_kernel_available():
+        if not self.config.random_weights:
+            return load_model(path, dtype)
+        with self.device:
+            return AutoModelForCausalLM.from_config(load_config(path), dtype=dtype, attn_implementation=attention.NAME)
+
+    def _policy(self, model: PreTrainedModel, lora: LoRAConfig | None) -> PolicyModel:
+        module = PolicyModel(model, lora, self._row_group)
+        if self.device.type == "cuda" and self.config.dtype == "bfloat16" and is_liger_kernel_available():
             apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # norms, rotary embedding and gated MLP, fused; the head is our own
         if self.config.checkpointed_share or self.config.lora:
             recompute(model, self.config.checkpointed_share)
         if self.config.leaf_modules:
             set_z3_leaf_modules(model, self.config.leaf_modules)
-        return model
+        return module
+
+    def _probe(self, model: PreTrainedModel) -> tuple[MicroBatch, float]:
+        """A row with what the model's own forward pass says of it, and how far off one may be. Rank 0 computes that."""
+        rows = equality.probe(model.config)
+        expected = torch.empty(3, sum(len(row.token_ids) - 1 for row in rows), device=self.device)
+        if self.rank == 0:
+            dtype = torch.bfloat16 if self.config.autocast else model.dtype
+            expected = equality.expectation(model, rows, self.device, dtype)
+        dist.broadcast(expected, 0)
+        if not expected.isfinite().all():
+            raise ConfigError(f"{model.config.model_type}: its own forward pass gives what is not a number: its weights "
+                              "are broken, take others")
+        return equality.packed(rows, expected[:2].cpu(), self.hidden_size).to(self.device), expected[2, 0].item()
+
+    @torch.no_grad()
+    def _check(self, probe: MicroBatch, allowed: float) -> None:
+        """Raises ConfigError, on all ranks, where the engine computes something else."""
+        measured = lambda: self.max([equality.difference(probe, *self.logprobs(probe, 1.0))])[0]
+        apart = measured()
+        if apart > allowed:
+            raise equality.refusal(self.module.model.config, apart, allowed, measured())
+        self._engine.optimizer.empty_partition_cache()  # what was fetched ahead for a backward pass
 
     def _frozen(self, path: str | Path) -> deepspeed.DeepSpeedEngine:
         """A second model, partitioned like the first, that nothing changes."""
-        module = PolicyModel(self._load_model(path), None, self._row_group).requires_grad_(False).eval()
+        module = self._policy(self._load_model(path), None).requires_grad_(False).eval()
         return deepspeed.initialize(model=module, config=self._deepspeed_config(universal=False))[0]
 
     def _deepspeed_config(self, universal: bool) -> dict:
         config = self.config
         half = config.dtype == "bfloat16"
-        layer = sum(p.numel() for p in self.module.model.get_decoder().layers[0].parameters())
+        layer = sum(p.numel() for p in layers_of(self.module.model)[0].parameters())
         return {
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clipping,
             "bf16": {"enabled": half}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False, "checkpoint": {"load_universal": universal},
@@ -202,9 +226,7 @@ class Engine:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_torch_state_dict(weights, temporary)
-            self.module.model.config.save_pretrained(temporary)
-            self.module.model.generation_config.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+            write_own_files(self._files, temporary, self.config.dtype)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         dist.barrier()

@@ -139,14 +139,12 @@ def still_computes(engine) -> bool:
 def kill(config: BenchConfig, folder: Path) -> list[dict]:
     """A row on rank 0: three updates, of which vLLM does not survive the second."""
     import torch
-    from transformers import AutoTokenizer
 
     from coderepairrl.engine import Engine
     from coderepairrl.publisher import Publisher
 
     run = folder / "server_0"
     engine = Engine(folder / "model", config.engine)
-    engine.tokenizer = AutoTokenizer.from_pretrained(folder / "model")  # an engine that draws its weights has none to export
     publisher = Publisher(engine, run, config.server, 0, export_every=10**9)
     _, pid = wait_for_server(run)
     publisher.publish()

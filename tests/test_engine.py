@@ -8,11 +8,12 @@ import torch
 from conftest import ROOT
 from programs.engine_steps import samples
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, BertGenerationConfig, Qwen3Config
 
 from coderepairrl import sequence_parallel
 from coderepairrl.errors import ConfigError
 from coderepairrl.launch import ranks_command, ranks_environment
+from coderepairrl.model_loading import own_files
 
 
 def run_engine(ranks: int, policy, folder, cases: dict[str, dict]) -> None:
@@ -78,7 +79,7 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
     2: {"first": {"save": "CHECKPOINT"}, "same": {"load": "CHECKPOINT"}, "again": {"load": "CHECKPOINT"}, "whole": {"steps": 6},
         "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
         "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
-        "gspo_shared_row": GSPO | SHARED_ROW},
+        "gspo_shared_row": GSPO | SHARED_ROW, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}},
     1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}, 4: {}}
 
 
@@ -86,10 +87,22 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
 def done(policy, tmp_path_factory):
     """A folder with what all cases wrote. A start of the ranks costs more than a case: one for each number of ranks."""
     folder = tmp_path_factory.mktemp("cases")
+    refused_models(policy, folder)
     for ranks, steps in STEPS.items():
-        places = {name: options | {verb: str(folder / options[verb]) for verb in ("save", "load") if verb in options} for name, options in OTHERS[ranks].items()}
+        placed = lambda options: {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
+        places = {name: options | placed(options) for name, options in OTHERS[ranks].items()}
         run_engine(ranks, policy, folder, steps | places)
     return folder
+
+
+def refused_models(policy, folder) -> None:
+    """TWO_WAYS sees what comes after a token, too, which no list of families knows. In BROKEN one weight is no number."""
+    shape = BertGenerationConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                 initializer_range=0.3)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder / "TWO_WAYS")
+    broken = AutoModelForCausalLM.from_pretrained(policy)
+    broken.get_output_embeddings().weight.data[0, 0] = float("nan")
+    broken.save_pretrained(folder / "BROKEN")
 
 
 @pytest.mark.parametrize("name", [name for cases in STEPS.values() for name in cases])
@@ -104,13 +117,14 @@ def test_steps_equal_plain_pytorch_on_unpacked_rows(policy, done, expected, name
     assert largest_difference(load_file(done / f"{name}.safetensors"), after) < 1e-4
 
 
-def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(done, expected):
+def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(policy, done, expected):
     losses = {name: json.loads((done / f"{name}.json").read_text()) for name in ("first", "same", "again", "one_rank", "whole")}
     assert losses["first"] + losses["same"] == losses["whole"] and losses["same"] == losses["again"]  # to the bit
     assert losses["whole"] == pytest.approx(expected[0], abs=5e-6) and losses["one_rank"] == pytest.approx(losses["same"], abs=5e-6)
     weights = {name: load_file(done / f"{name}.safetensors") for name in losses}
     assert largest_difference(weights["same"], weights["whole"]) == 0.0
     assert 0.0 < largest_difference(weights["one_rank"], weights["same"]) < 1e-4
+    assert own_files(done / "CHECKPOINT" / "policy") == own_files(policy)  # to the byte
     exported = AutoModelForCausalLM.from_pretrained(done / "CHECKPOINT" / "policy")
     assert largest_difference({n: p.data for n, p in exported.named_parameters()}, weights["first"]) == 0.0
 
@@ -121,6 +135,12 @@ def test_ranks_that_share_a_row_have_the_losses_of_one(done):
     assert shared == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
     gradients = [load_file(done / f"{name}.gradients") for name in ("gspo", "gspo_shared_row")]
     assert largest_difference(*gradients) < 2e-6 * max(gradient.abs().max().item() for gradient in gradients[0].values())
+
+
+@pytest.mark.parametrize("name, cause", [("two_ways", "nats from the model's own forward"), ("broken", "not a number")])
+def test_a_model_that_the_engine_computes_otherwise_is_refused_on_every_rank(done, name, cause):
+    said = [(done / f"{name}.{rank}.txt").read_text() for rank in range(2)]
+    assert said[0] == said[1] and cause in said[0] and "\n" not in said[0]
 
 
 @pytest.mark.parametrize("ranks, world_size, heads, key_value_heads, word", [

@@ -1,7 +1,7 @@
-"""Chunked logprobs against all logits at once, LoRA's base and its merged weights, attention that packing would break."""
+"""Chunked logprobs against all logits at once; LoRA's base, its merged weights, its targets."""
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
 from coderepairrl import attention, batch, policy_model
 from coderepairrl.engine_config import LoRAConfig
@@ -65,7 +65,20 @@ def test_lora_starts_as_the_base_moves_away_and_merges_into_what_is_published(po
     torch.testing.assert_close(plain(micro, 1.0)[0], moved, atol=1e-5, rtol=1e-5)
 
 
-def test_models_that_packing_would_compute_wrongly_are_refused():
-    attention.check(Qwen3Config())
-    with pytest.raises(ConfigError, match="sliding_attention.*full causal"):
-        attention.check(Qwen3Config(layer_types=["full_attention", "sliding_attention"], num_hidden_layers=2))
+@pytest.mark.parametrize("config, targets, refusal", [
+    (Phi3Config, None, "q_proj, k_proj, v_proj, gate_proj, up_proj: no linear layer of phi3 .* choose among down_proj, gate_up"),
+    (Phi3Config, ["qkv_proj", "lm_head"], "lm_head: no linear layer"),
+    (Phi3Config, ["qkv_proj", "embed_tokens"], "embed_tokens: no linear layer"),
+    (GPT2Config, ["c_attn"], "c_attn: no linear layer of gpt2 .* train without lora"),
+    (Phi3Config, ["qkv_proj", "self_attn.o_proj"], None)])
+def test_adapters_that_would_not_be_made_or_not_be_merged_are_refused(config, targets, refusal):
+    shape = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(config(**shape, pad_token_id=0), attn_implementation=attention.NAME)
+    lora = LoRAConfig(rank=2) if targets is None else LoRAConfig(rank=2, targets=targets)
+    if refusal is None:
+        trained = [name for name, p in PolicyModel(model, lora).named_parameters() if p.requires_grad]
+        assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained} == {"qkv_proj", "o_proj"}
+    else:
+        with pytest.raises(ConfigError, match=f"engine.lora.targets: {refusal}"):
+            PolicyModel(model, lora)

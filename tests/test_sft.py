@@ -21,6 +21,7 @@ from coderepairrl import batch, sft_data, store
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.metrics import read_metrics
+from coderepairrl.model_loading import own_files
 from coderepairrl.scaffolds.terminal import TOOLS
 from coderepairrl.sft_data import ChatSource, LeftOut, TrajectoriesSource
 from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
@@ -357,7 +358,7 @@ def test_transformers_loads_the_policy_and_finds_the_same_loss(runs, policy, jso
             loss, count = loss - logprobs[said].sum().item(), count + said.sum().item()
     summary = json.loads((runs[2] / "sft_summary.json").read_text())
     assert loss / count == pytest.approx(summary["eval_loss"], abs=1e-4) and np.exp(loss / count) == pytest.approx(summary["eval_perplexity"], rel=1e-3)
-    assert AutoTokenizer.from_pretrained(runs[2] / "policy").chat_template == AutoTokenizer.from_pretrained(policy).chat_template
+    assert own_files(runs[2] / "policy") == own_files(policy)  # tokenizer, chat template and settings, to the byte
 
 
 def test_a_finished_run_is_left_alone_and_a_mistake_starts_no_ranks(runs, jsonl):

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL FOLDER CASES
 
 CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
-"save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs}. Rank 0 writes
+"save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs;
+"refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt}. Rank 0 writes
 FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses), and with a KL term NAME.reference.json
 (the linear loss under the reference policy, and the KL to it).
 """
@@ -21,6 +22,7 @@ from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.algorithms import low_variance_kl, policy_loss
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
+from coderepairrl.errors import ConfigError
 from coderepairrl.types import Sample
 
 
@@ -82,10 +84,20 @@ def run(model: str, folder: Path, name: str, options: dict) -> None:
             (folder / f"{name}.reference.json").write_text(json.dumps(references))
 
 
+def refused(folder: Path, name: str, model: str) -> None:
+    try:
+        Engine(model, EngineConfig(learning_rate=1e-3))
+    except ConfigError as error:
+        (folder / f"{name}.{torch.distributed.get_rank()}.txt").write_text(str(error))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for name, options in json.loads(sys.argv[3]).items():
-        run(sys.argv[1], Path(sys.argv[2]), name, options)
+        if "refused" in options:
+            refused(Path(sys.argv[2]), name, options["refused"])
+        else:
+            run(sys.argv[1], Path(sys.argv[2]), name, options)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
