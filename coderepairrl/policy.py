@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 import aiohttp
 import psutil
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from coderepairrl.attempt import Place
-from coderepairrl.config import Config
+from coderepairrl.config import Config, Port
 from coderepairrl.containers import in_image
 from coderepairrl.errors import EngineError
 from coderepairrl.files import ROOT, read_json, write_json
@@ -38,21 +39,22 @@ BROUGHT_UP_POLL_S = 0.2
 
 
 class ServerConfig(Config):
+    """vLLM, as it is served."""
     host: str = "127.0.0.1"  # where it listens; a job over several nodes sets it to its node's address
-    port: int = 0  # 0: any free one
-    max_model_len: int = 2048
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    kv_cache_mib: int | None = None  # required on CPU
-    extra_arguments: list[str] = []
-    threads: int = 2  # on CPU
-    start_timeout_s: float = 300.0
-    update_timeout_s: float = 60.0  # of a weight update: then it has failed
+    port: Port = 0  # 0: any free one
+    max_model_len: PositiveInt = 2048  # tokens of a context, prompt and completion
+    max_num_seqs: PositiveInt = 256  # requests that are computed at once
+    max_num_batched_tokens: PositiveInt = 8192  # tokens of one of its steps
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations
+    kv_cache_mib: PositiveInt | None = None  # memory of the KV cache; required on CPU; null: what vLLM finds free
+    extra_arguments: list[str] = []  # further ones of `vllm serve`
+    threads: PositiveInt = 2  # on CPU
+    start_timeout_s: PositiveFloat = 300.0  # from its start until it is ready
+    update_timeout_s: PositiveFloat = 60.0  # of a weight update: then it has failed
     weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where vLLM runs on GPUs
     devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
-    health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
-    max_restarts: int = 5
+    health_timeout_s: PositiveFloat = 60.0  # a server that takes longer to answer /health is restarted
+    max_restarts: NonNegativeInt = 5  # of vLLM in one attempt; after one more the run ends
 
     @property
     def transfer_backend(self) -> Literal["gloo", "nccl"]:

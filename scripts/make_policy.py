@@ -20,8 +20,8 @@ from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
 
 
 class MakePolicyConfig(Config):
-    output: str
-    system_prompt: str
+    output: str  # the folder that is written
+    system_prompt: str  # of the demonstrations
     policy: SmallPolicyConfig = SmallPolicyConfig()
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
 

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import PositiveFloat, PositiveInt
+
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
 from coderepairrl.gateway.engine_client import Completion, VLLMClient
@@ -38,15 +40,16 @@ LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other s
 
 
 class SessionLimits(Config):
-    max_turns: int = 50  # model calls
-    max_total_tokens: int = 32768  # context: prompt + completion of one call
-    max_completion_tokens: int = 4096  # of one call
-    deadline_s: float | None = None  # since the session was opened; the clock stops while vLLM is down
+    """Of one episode."""
+    max_turns: PositiveInt = 50  # model calls
+    max_total_tokens: PositiveInt = 32768  # context: prompt + completion of one call
+    max_completion_tokens: PositiveInt = 4096  # of one call
+    deadline_s: PositiveFloat | None = None  # since the session was opened; the clock stops while vLLM is down
 
 
 class SamplingConfig(Config):
     """Nothing else is ever used: top_p 1, no top_k, no penalties, so that the trainer knows the distribution."""
-    temperature: float = 1.0
+    temperature: float = 1.0  # of training; vLLM samples at it and the trainer divides its logits by it
 
 
 class SessionClosed(GatewayError):

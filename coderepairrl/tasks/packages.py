@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config
 from coderepairrl.environments.base import default_cache
@@ -71,11 +71,12 @@ class SuiteRow(Config):
 
 class RealPackagesConfig(Config):
     name: Literal["real_packages"] = "real_packages"
-    train: int = 100_000  # at most so many tasks
-    heldout: int = 100_000
+    """Bugs put into real packages from the package index, judged by the packages' own tests."""
+    train: NonNegativeInt = 100_000  # at most so many tasks
+    heldout: NonNegativeInt = 100_000  # at most so many tasks
     heldout_packages: tuple[str, ...] = ("tinydb",)  # whole packages, so that nothing of them is seen in training
     path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; None: the shipped one
-    cache: str | None = None  # folder of the environments; None: see above
+    cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 
 # ---- environments ---------------------------------------------------------------------------------------------------

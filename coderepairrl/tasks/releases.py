@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config
 from coderepairrl.environments.base import default_cache
@@ -56,9 +56,10 @@ class PairRow(Config):
 
 class ReleasePairsConfig(Config):
     name: Literal["release_pairs"] = "release_pairs"
-    train: int = 100_000  # at most so many tasks
-    heldout: int = 100_000
-    heldout_packages: tuple[str, ...] = ("boltons",)
+    """Pairs of releases: the tests of the later one on the code of the earlier one."""
+    train: NonNegativeInt = 100_000  # at most so many tasks
+    heldout: NonNegativeInt = 100_000  # at most so many tasks
+    heldout_packages: tuple[str, ...] = ("boltons",)  # whole packages, so that nothing of them is seen in training
     path: str | None = None  # another admitted set, from scripts/prepare_releases.py; None: the shipped one
     cache: str | None = None  # folder of the unpacked releases; None: as for the real packages
 
