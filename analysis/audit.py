@@ -12,10 +12,9 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import yaml
-
 from coderepairrl import ledger, store
 from coderepairrl.admission import ATTEMPT_ENDED
+from coderepairrl.config import read_yaml
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
 from coderepairrl.types import Trajectory
@@ -29,7 +28,7 @@ class Audit:
         for row in self.rows:
             self.by_group[row["group"]][row["event"]].append(row)
         self.trajectories: dict[str, list[Trajectory]] = defaultdict(list)
-        config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
+        config = read_yaml(run / "config.yaml") if (run / "config.yaml").exists() else {}
         rollout = config.get("rollout", {})
         self.max_staleness, self.max_refills = rollout.get("max_staleness", 0), rollout.get("max_refills", 0)
         self.steps_of: dict[int, int] = {}  # version -> updates in its weights

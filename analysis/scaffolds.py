@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-import yaml
 from curves import COLOURS, STYLE
 from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
+from coderepairrl.config import read_yaml
 from coderepairrl.metrics import read_metrics
 from coderepairrl.summary import DIFFERENCE, RATE, mean_interval, pass_by_task
 
@@ -51,7 +51,7 @@ def read(folders: list[Path]) -> Found:
     """Raises ValueError when there is nothing, or an evaluation's model is no run that could be read."""
     trainings: dict[str, list[Training]] = defaultdict(list)
     cells: dict[tuple[str, str], list[Tasks]] = defaultdict(list)
-    configs = {path.parent.resolve(): yaml.safe_load(path.read_text()) for folder in folders for path in sorted(folder.rglob("config.yaml"))}
+    configs = {path.parent.resolve(): read_yaml(path) for folder in folders for path in sorted(folder.rglob("config.yaml"))}
     trained_under = {run: config["rollout"]["scaffold"]["name"] for run, config in configs.items() if "training" in config}
     for run, config in configs.items():
         if run in trained_under:

@@ -68,8 +68,8 @@ def refusal(path, *overrides, model=Tree):
     ("named: {a: {wrod: red}}", "named.a.wrod", "word"),
     ("maybe: {rate_: 1}", "maybe.rate_", "rate"),
     ("maybe_leaves: [{rates: 1}]", "maybe_leaves.0.rates", "rate"),
-    ("animal: {kind: cat, whisker: 2}", "animal.cat.whisker", "whiskers"),
-    ("animal: {kind: dog, bark: true}", "animal.dog.bark", "barks"),
+    ("animal: {kind: cat, whisker: 2}", "animal.whisker", "whiskers"),
+    ("animal: {kind: dog, bark: true}", "animal.bark", "barks"),
 ])
 def test_an_unknown_key_names_its_place_and_the_nearest_key_there(write, text, where, near):
     message = refusal(write(f"name: x\n{text}\n"))
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_mapping_is_refused(write, text, cause):
 
 
 @pytest.mark.parametrize("override, cause", [
-    ("steps", "not of the form a.b=c"), ("=4", "not of the form a.b=c"), ("leaf.word=[1,", "not YAML"), ("name.first=4", "is a value, not a section"),
+    ("steps", "not of the form a.b=c"), ("=4", "not of the form a.b=c"), ("leaf.word=[1,", "not valid YAML"), ("name.first=4", "is a value, not a section"),
     ("leaves.0.rate=1", "is a value, not a section")])
 def test_a_bad_override_says_what_a_good_one_looks_like(write, override, cause):
     assert cause in refusal(write("name: x\nleaves: [{rate: 1}]\n"), override)

@@ -294,8 +294,8 @@ def puzzles(split: str, seed: str) -> Iterator[Puzzle]:
 
 
 class FunctionsConfig(Config):
-    name: Literal["functions"] = "functions"
     """Small repositories of one broken function, drawn at random."""
+    name: Literal["functions"] = "functions"
     train: NonNegativeInt = 512  # tasks
     heldout: NonNegativeInt = 200  # tasks
     seed: NonNegativeInt = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared

@@ -25,8 +25,8 @@ _TASK = TypeAdapter(Task)
 
 
 class JsonlConfig(Config):
-    name: Literal["jsonl"] = "jsonl"
     """Prepared tasks, as scripts/prepare_tasks.py writes them."""
+    name: Literal["jsonl"] = "jsonl"
     train: str | None = None  # path of a file; null: none
     heldout: str | None = None  # path of a file; null: none
     limit: PositiveInt = 1_000_000  # tasks of each split
