@@ -17,6 +17,7 @@ from coderepairrl.admission import ATTEMPT_ENDED
 from coderepairrl.config import read_yaml
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
+from coderepairrl.program import program
 from coderepairrl.types import Trajectory
 
 
@@ -212,17 +213,19 @@ def audit(run: Path) -> list[str]:
     return work.violations
 
 
-def main() -> None:
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+@program
+def main(arguments: list[str]) -> None:
+    run = Path(arguments[0])
+    if len(arguments) > 1 or not run.is_dir():
         sys.exit(__doc__)
-    violations = audit(Path(sys.argv[1]))
+    violations = audit(run)
     for violation in violations[:50]:
         print(violation)
     if violations:
-        sys.exit(f"{sys.argv[1]}: {len(violations)} violations")
-    groups = {row["group"] for row in ledger.rows(Path(sys.argv[1]) / "ledger.jsonl")}
-    print(f"{sys.argv[1]}: clean; {len(groups)} groups, each with one end, every sampled token accounted for")
+        sys.exit(f"{run}: {len(violations)} violations")
+    groups = {row["group"] for row in ledger.rows(run / "ledger.jsonl")}
+    print(f"{run}: clean; {len(groups)} groups, each with one end, every sampled token accounted for")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

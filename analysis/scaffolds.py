@@ -21,6 +21,7 @@ from rich.table import Table
 
 from coderepairrl.config import read_yaml
 from coderepairrl.metrics import read_metrics
+from coderepairrl.program import program
 from coderepairrl.summary import DIFFERENCE, RATE, mean_interval, pass_by_task
 
 WARM = "not trained"  # the policy before
@@ -150,6 +151,7 @@ def draw(found: Found, path: Path) -> None:
         save(figure, path)
 
 
+@program
 def main(arguments: list[str]) -> None:
     folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
     if not folders:

@@ -173,9 +173,11 @@ def config_class(program: str) -> type[Config] | None:
         return None
     spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where --help looks for the source of its classes
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
+        del sys.modules[spec.name]
         print(f"the configurations of {program} are not checked here: {error}", file=sys.stderr)
         return None
     return getattr(module, CLASSES[program])

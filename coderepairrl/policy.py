@@ -51,8 +51,8 @@ class ServerConfig(Config):
     threads: PositiveInt = 2  # on CPU
     start_timeout_s: PositiveFloat = 300.0  # from its start until it is ready
     update_timeout_s: PositiveFloat = 60.0  # of a weight update: then it has failed
-    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where vLLM runs on GPUs
-    devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
+    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; null: NCCL where vLLM runs on GPUs
+    devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; null: all that this process sees
     health_timeout_s: PositiveFloat = 60.0  # a server that takes longer to answer /health is restarted
     max_restarts: NonNegativeInt = 5  # of vLLM in one attempt; after one more the run ends
 

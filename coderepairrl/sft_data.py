@@ -57,8 +57,8 @@ class TrajectoriesSource(Config):
     steps: PositiveInt | None = None  # optimizer steps; null: once through
     split: Literal["train", "heldout"] = "train"  # of the tasks
     min_reward: float | None = None  # those with less are left out; null: none is
-    resolved: bool = False  # True: only those that passed the hidden tests
-    submitted: bool = False  # True: only those that the agent ended by submitting
+    resolved: bool = False  # true: only those that passed the hidden tests
+    submitted: bool = False  # true: only those that the agent ended by submitting
 
 
 SourceConfig = Annotated[Annotated[ChatSource, Tag("chat")] | Annotated[TrajectoriesSource, Tag("trajectories")],

@@ -31,7 +31,7 @@ class SiteConfig(Config):
     srun: list[str] = []  # further arguments of srun: [--mpi=none]
     modules: list[str] = []  # loaded before the program
     setup: list[str] = []  # shell lines before the program
-    python: str | None = None  # of the environment on the nodes; None: the one that runs the launcher
+    python: str | None = None  # of the environment on the nodes; null: the one that runs the launcher
     images: dict[Literal["serve", "train", "agents"], str] = {}  # SIF files; relative to the project's folder
     binds: list[str] = []  # folders that the containers see: models, scratch; the run and its code are always there
     container_options: list[str] = []  # of apptainer exec; --nv is given where there are GPUs
@@ -71,7 +71,7 @@ class Nodes(Config):
 
 class Resources(Config):
     """What one job asks for; of each node, where it has several."""
-    nodes: Nodes | None = None  # a run over several nodes; None: the program as it is, on one
+    nodes: Nodes | None = None  # a run over several nodes; null: the program as it is, on one
     gpus_per_node: NonNegativeInt = 0  # GPUs
     cpus_per_node: PositiveInt | None = None  # cores; null: the cluster's default
     memory_gb: PositiveFloat | None = None  # null: all of an exclusive node, else the cluster's default

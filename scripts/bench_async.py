@@ -36,7 +36,7 @@ def run(config: str, overrides: list[str], name: str, steps: int) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][FILLING:]
 
 
-@program
+@program(TrainConfig)
 def main(arguments: list[str]) -> None:
     config, *overrides = arguments
     steps = next((int(item.removeprefix("training.steps=")) for item in overrides if item.startswith("training.steps=")), 10)

@@ -321,7 +321,7 @@ async def bench(config: BenchConfig, model: Path, folder: Path) -> bool:
     return clean
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     if config.model and not (Path(config.model) / "tokenizer.json").exists():

@@ -133,7 +133,7 @@ async def bench(config: BenchConfig, model: Path) -> None:
         row("median", processes, f"{statistics.median(measured):.0f}", f"x {statistics.median(measured) / base:.2f}")
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:

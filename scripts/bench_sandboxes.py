@@ -213,7 +213,7 @@ async def leaks(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) 
     return not any(mine.values())
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     clean = True

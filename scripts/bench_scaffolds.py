@@ -199,7 +199,7 @@ def row(*cells) -> None:
     print("".join(f"{cell:<22}" if i == 0 else f"{cell:>10}" for i, cell in enumerate(cells)), flush=True)
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     puzzle, tokenizer = next(puzzles("train", "bench")), train_tokenizer([], SmallPolicyConfig().vocabulary, 200_000)

@@ -354,7 +354,7 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     out = Path(config.out)

@@ -244,7 +244,7 @@ def line(row: dict) -> str:
             f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s")
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     if config.role == "ranks":

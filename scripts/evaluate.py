@@ -170,7 +170,7 @@ def merge(run: Path, shards: int) -> None:
         write_json(run / "summary.json", summary_of(run) | {"shards": shards, "wall_s": wall_s})
 
 
-@program
+@program(EvaluateConfig)
 def main(arguments: list[str]) -> None:
     if "--predictions" in arguments[:-1]:
         at = arguments.index("--predictions")

@@ -44,7 +44,7 @@ def agent_of(argument: str) -> Agent:
     return load(Run, argument).rollout
 
 
-@program
+@program(Run)
 def main(arguments: list[str]) -> None:
     agent = agent_of(arguments[0])
     environments = agent.environments

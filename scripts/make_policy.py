@@ -36,7 +36,7 @@ def write_conversations(kind: str, config: MakePolicyConfig, path: Path) -> None
     temporary.rename(path)
 
 
-@program
+@program(MakePolicyConfig)
 def main(arguments: list[str]) -> None:
     config = load(MakePolicyConfig, arguments[0], arguments[1:])
     output = Path(config.output)

@@ -156,7 +156,7 @@ def decontaminate(train_path: str, options: dict[str, str]) -> None:
         sys.exit(CONTAMINATED)
 
 
-@program
+@program(PrepareConfig)
 def main(arguments: list[str]) -> None:
     if "--decontaminate" not in arguments:
         run(load(PrepareConfig, arguments[0], arguments[1:]))

@@ -162,7 +162,7 @@ def summary_of(output: Path) -> dict:
     return {"episodes": episodes, "calls": calls, "roots": roots, "said_tokens": sampled, "longest_context": max(prompts, default=0), "resolved": resolved}
 
 
-@program
+@program(RecordConfig)
 def main(arguments: list[str]) -> None:
     config = load(RecordConfig, arguments[0], arguments[1:])
     output = Path(config.output)

@@ -132,7 +132,7 @@ def train(config: TrainConfig, run: Path) -> None:
     engine.close()
 
 
-@program
+@program(TrainConfig)
 def main(arguments: list[str]) -> None:
     config = load(TrainConfig, arguments[0], arguments[1:])
     run = Path(config.run)

@@ -191,7 +191,7 @@ def prepare(config: SFTConfig, prepared: Path) -> None:
     write_json(prepared / "books.json", books)
 
 
-@program
+@program(SFTConfig)
 def main(arguments: list[str]) -> None:
     config = load(SFTConfig, arguments[0], arguments[1:])
     output = Path(config.output)

@@ -3,8 +3,9 @@
     config = load(TrainConfig, "configs/quickstart.yaml", ["training.steps=2"])
     dump(config, run_folder / "config.yaml")
 
-yaml_core.py reads YAML, composition.py lays bases and overrides over each other, help.py prints every key of a class. A class says beside each
-field what it is, in one line, and what numbers it takes. A validator of a whole class begins its message with the key: "training.steps: ...".
+yaml_core.py reads YAML, composition.py lays bases and overrides over each other, mistakes.py says what is wrong and where,
+help.py prints every key of a class. A class says beside each field what it is, in one line, and what numbers it takes. A
+validator of a whole class begins its message with the key: "training.steps: ...".
 """
 from pathlib import Path
 from typing import Annotated, Any, TypeVar

@@ -1,7 +1,8 @@
 """What a model is made of, before it is checked: a YAML, its bases, overrides; and of each key where it was written.
 
-A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override, mappings are merged. Of what can be
-one of several kinds (a scaffold, a data set), another `name` takes nothing over: rollout.scaffold.name=aider leaves the other's settings behind.
+A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override, mappings
+are merged. Of what can be one of several kinds (a scaffold, a data set), another `name` takes nothing over:
+rollout.scaffold.name=aider leaves the other's settings behind.
 """
 import difflib
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def discriminator(field: FieldInfo) -> str | None:
-    """The key that tells the classes of a field apart: the one that has one text in each of them; None where there is one class, or none."""
+    """The key that tells a field's classes apart: it has one text in each of them. None where there are not several."""
     models = models_in(field.annotation)
     common = [key for key in (models[0].model_fields if models else ()) if all(kind_of(model, key) for model in models)]
     return common[0] if len(models) > 1 and common else None
@@ -28,7 +28,8 @@ def kind_of(model: type[BaseModel], key: str) -> str | None:
 
 def is_union(model: type[BaseModel], at: Sequence[str | int]) -> bool:
     """Whether what stands there is one of several classes, told apart by its `name`."""
-    return any(discriminator(m.model_fields[at[-1]]) == "name" for m in models_at(model, at[:-1]) if at[-1] in m.model_fields) if at else False
+    fields = [m.model_fields[at[-1]] for m in models_at(model, at[:-1]) if at[-1] in m.model_fields] if at else []
+    return any(discriminator(field) == "name" for field in fields)
 
 
 def models_at(model: type[BaseModel], at: Sequence[str | int]) -> list[type[BaseModel]]:

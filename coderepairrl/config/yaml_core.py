@@ -2,15 +2,14 @@
 
     parse("a: 16:00", place) -> {"a": "16:00"}, {("a",): "file.yaml:1"}
 
-PyYAML alone reads YAML 1.1, where 16:00 is 960, 2024_06 is 202406, `on` is true, 1e-4 is a text and a date is a date; and of a key that
-stands twice it keeps the last. Here these are texts (1e-4 a number), a key that stands twice is refused, also one that two merged mappings
-have (`<<`, which stays: what stands beside it wins), and so is 010, which is 8 to YAML 1.1 and 10 to YAML 1.2. What `dump` writes is
-read as the same by this and by YAML 1.1.
+PyYAML alone reads YAML 1.1, where 16:00 is 960, 2024_06 is 202406, `on` is true, 1e-4 is a text and a date is a date; and
+of a key that stands twice it keeps the last. Here these are texts (1e-4 a number), a key that stands twice is refused, also
+one that two merged mappings have (`<<`, which stays: what stands beside it wins), and so is 010, which is 8 to YAML 1.1 and
+10 to YAML 1.2. What `dump` writes is read as the same by this and by YAML 1.1.
 """
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,7 +25,8 @@ SCALARS = {  # tag -> what a scalar without quotes looks like that has it; the f
     CORE + "bool": r"true|True|TRUE|false|False|FALSE",
     CORE + "int": r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
     LEADING_ZERO: r"[-+]?0[0-9]+",
-    CORE + "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    CORE + "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+                    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     CORE + "merge": r"<<",
 }
 
@@ -55,14 +55,14 @@ def _scalar(make: Callable[[str], Any]) -> Callable[[_Loader, yaml.Node], Any]:
     def construct(loader: _Loader, node: yaml.Node) -> Any:
         text = loader.construct_scalar(node)
         if not re.fullmatch(SCALARS[node.tag], text):  # of an explicit tag: !!int x
-            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {node.tag.removeprefix(CORE)}", node.start_mark)
+            raise _refused(node, f"{text!r} is no {node.tag.removeprefix(CORE)}")
         return make(text)
     return construct
 
 
 def _leading_zero(loader: _Loader, node: yaml.Node) -> Any:
-    raise yaml.constructor.ConstructorError(None, None, f"{node.value} is octal to some readers and decimal to others: "
-                                            "write the number without leading zeros, or a text in quotes", node.start_mark)
+    raise _refused(node, f"{node.value} is octal to some readers and decimal to others: "
+                   "write the number without leading zeros, or a text in quotes")
 
 
 for _tag, _pattern in SCALARS.items():
@@ -95,19 +95,11 @@ def parse(text: str, place: Place) -> tuple[Any, dict[At, str]]:
         return value, places
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {' '.join(str(error.problem or error.context).split())}") from error
+        cause = " ".join(str(error.problem or error.context).split())
+        raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {cause}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{place(line)}: not valid YAML: the character U+{_code(error):04X} is not allowed: take it out") from error
-
-
-def _code(error: yaml.reader.ReaderError) -> int:
-    return error.character if isinstance(error.character, int) else ord(error.character)
-
-
-def read(path: Path) -> Any:
-    """Of a file; ConfigError."""
-    return parse(path.read_text(), lambda line: f"{path}:{line}")[0]
+        raise ConfigError(f"{place(line)}: not valid YAML: U+{_code(error):04X} is no character of a text: take it out") from error
 
 
 def dump(value: Any, flow: bool = False) -> str:
@@ -119,7 +111,7 @@ def dump(value: Any, flow: bool = False) -> str:
 
 
 def _check(loader: _Loader, node: yaml.Node, known: dict[int, bool]) -> None:
-    """Refuses keys that stand twice and what holds itself. `known`: id of a node -> whether it is done, not still open above."""
+    """Refuses keys that stand twice and what holds itself. `known`: id of a node -> whether it is done, not open above."""
     if id(node) in known or isinstance(node, yaml.ScalarNode):
         if not known.get(id(node), True):
             raise _refused(node, "holds itself: an alias (*) can't name what it stands in")
@@ -171,3 +163,7 @@ def _note(loader: _Loader, node: yaml.Node, at: At, place: Place, places: dict[A
     for name, named, below in pairs:
         places[(*at, name)] = place(named.start_mark.line + 1)
         _note(loader, below, (*at, name), place, places)
+
+
+def _code(error: yaml.reader.ReaderError) -> int:
+    return error.character if isinstance(error.character, int) else ord(error.character)

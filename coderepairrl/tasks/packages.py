@@ -74,7 +74,7 @@ class RealPackagesConfig(Config):
     train: NonNegativeInt = 100_000  # at most so many tasks
     heldout: NonNegativeInt = 100_000  # at most so many tasks
     heldout_packages: tuple[str, ...] = ("tinydb",)  # whole packages, so that nothing of them is seen in training
-    path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; None: the shipped one
+    path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; null: the shipped one
     cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 

@@ -59,8 +59,8 @@ class ReleasePairsConfig(Config):
     train: NonNegativeInt = 100_000  # at most so many tasks
     heldout: NonNegativeInt = 100_000  # at most so many tasks
     heldout_packages: tuple[str, ...] = ("boltons",)  # whole packages, so that nothing of them is seen in training
-    path: str | None = None  # another admitted set, from scripts/prepare_releases.py; None: the shipped one
-    cache: str | None = None  # folder of the unpacked releases; None: as for the real packages
+    path: str | None = None  # another admitted set, from scripts/prepare_releases.py; null: the shipped one
+    cache: str | None = None  # folder of the unpacked releases; null: as for the real packages
 
 
 def released() -> dict[str, ReleasedPackage]:

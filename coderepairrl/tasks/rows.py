@@ -26,7 +26,7 @@ class RowsConfig(Config):
     only: tuple[str, ...] = ()  # these ids, or all
     limit: PositiveInt = 1_000_000  # at most so many tasks, the first ones
     test_timeout_s: PositiveFloat = 1800.0  # of a task's tests, all together
-    skip_unusable: bool = False  # leave out, and report, rows that are refused; False: the first one is an error
+    skip_unusable: bool = False  # leave out, and report, rows that are refused; false: the first one is an error
 
 
 class Row:
