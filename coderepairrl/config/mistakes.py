@@ -29,8 +29,14 @@ def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: st
     if errors[0]["type"] == "missing":
         at = (*at, loc[-1])
         return f"{place}: {_dotted(at)}: Field required"
+    if errors[0]["type"] == "union_tag_invalid":
+        key, tag = errors[0]["ctx"]["discriminator"].strip("'"), errors[0]["ctx"]["tag"]
+        kinds = errors[0]["ctx"]["expected_tags"].replace("'", "").split(", ")
+        place = tree.places.get((*at, key), place)
+        return f"{place}: {_dotted((*at, key))}: there is no {tag!r}: {_nearest(tag, kinds)}"
     same = list(dict.fromkeys(found["msg"] for found in errors if _written(found["loc"], tree) == at)) or [message]
-    return f"{place}: {_dotted(at)}: " + (message if len(same) < 2 else " or ".join(same)) + _given(errors[0])
+    says = message if len(same) < 2 else " or ".join(same)
+    return f"{place}: {_dotted(at)}: {says.replace('valid tuple', 'valid list')}{_given(errors[0])}"
 
 
 def _written(loc: tuple[str | int, ...], tree: Tree) -> At:
