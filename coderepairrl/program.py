@@ -39,9 +39,9 @@ def _wrapped(main: Main, configs: tuple[type[Config], ...]) -> Main:
                 print(help.text(doc, configs))
                 return
             if not arguments:
-                print(doc.strip())
-                raise ConfigError("nothing to work on was named: give what is shown above" if not configs
-                                  else "no configuration given: name a YAML file, as shown above; --help lists its keys")
+                print(doc.strip(), file=sys.stderr)
+                raise ConfigError("no configuration given: name a YAML file, as shown above; --help lists its keys"
+                                  if configs else "nothing given to work on: see above")
             main(arguments)
         except CodeRepairError as error:
             print(f"error: {error}", file=sys.stderr)
