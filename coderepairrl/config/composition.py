@@ -37,8 +37,8 @@ def text_of(path: Path) -> str:
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
-        raise ConfigError(f"{path}: no such file: "
-                          + (f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file")) from None
+        remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file"
+        raise ConfigError(f"{path}: no such file: {remedy}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder: give the path of a YAML file in it") from None
     except PermissionError:

@@ -69,7 +69,8 @@ def type_of(field: FieldInfo) -> str:
 def _type(annotation: Any, metadata: list[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _type(arguments[0], [part for found in annotation.__metadata__ for part in getattr(found, "metadata", [found])])
+        own = [part for found in annotation.__metadata__ for part in getattr(found, "metadata", [found])]
+        return _type(arguments[0], own)
     if origin is Literal:
         return " | ".join(dump(value, flow=True) for value in arguments)
     if origin in (Union, UnionType):

@@ -33,7 +33,7 @@ def is_union(model: type[BaseModel], at: Sequence[str | int]) -> bool:
 
 
 def models_at(model: type[BaseModel], at: Sequence[str | int]) -> list[type[BaseModel]]:
-    """Classes at pydantic's location `at`: keys, indices of lists, keys of mappings, and names or tags of a union's classes."""
+    """Classes at pydantic's location `at`: keys, indices, keys of mappings, and names or tags of a union's classes."""
     models = [model]
     for part in at:
         below = [found for m in models if part in m.model_fields for found in models_in(m.model_fields[part].annotation)]

@@ -2,10 +2,10 @@
 
     parse("a: 16:00", place) -> {"a": "16:00"}, {("a",): "file.yaml:1"}
 
-PyYAML alone reads YAML 1.1, where 16:00 is 960, 2024_06 is 202406, `on` is true, 1e-4 is a text and a date is a date; and
-of a key that stands twice it keeps the last. Here these are texts (1e-4 a number), a key that stands twice is refused, also
-one that two merged mappings have (`<<`, which stays: what stands beside it wins), and so is 010, which is 8 to YAML 1.1 and
-10 to YAML 1.2. What `dump` writes is read as the same by this and by YAML 1.1.
+PyYAML alone reads YAML 1.1, where 16:00 is 960, 2024_06 is 202406, `on` is true, 1e-4 is a text and a date is a date;
+and of a key that stands twice it keeps the last. Here these are texts (1e-4 a number), a key that stands twice is
+refused, also one that two merged mappings have (`<<`, which stays: what stands beside it wins), and so is 010, which is
+8 to YAML 1.1 and 10 to YAML 1.2. What `dump` writes is read as the same by this and by YAML 1.1.
 """
 import re
 from collections import Counter
@@ -99,7 +99,8 @@ def parse(text: str, place: Place) -> tuple[Any, dict[At, str]]:
         raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {cause}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{place(line)}: not valid YAML: U+{_code(error):04X} is no character of a text: take it out") from error
+        cause = f"U+{_code(error):04X} is no character of a text: take it out"
+        raise ConfigError(f"{place(line)}: not valid YAML: {cause}") from error
 
 
 def dump(value: Any, flow: bool = False) -> str:
@@ -111,7 +112,7 @@ def dump(value: Any, flow: bool = False) -> str:
 
 
 def _check(loader: _Loader, node: yaml.Node, known: dict[int, bool]) -> None:
-    """Refuses keys that stand twice and what holds itself. `known`: id of a node -> whether it is done, not open above."""
+    """Refuses keys that stand twice and what holds itself. `known`: id of a node -> whether all below it is checked."""
     if id(node) in known or isinstance(node, yaml.ScalarNode):
         if not known.get(id(node), True):
             raise _refused(node, "holds itself: an alias (*) can't name what it stands in")
@@ -128,7 +129,8 @@ def _check(loader: _Loader, node: yaml.Node, known: dict[int, bool]) -> None:
             if key.tag == CORE + "merge" and isinstance(below, yaml.SequenceNode):
                 held = Counter(name for part in below.value for name in _names(loader, part))
                 if twice := [name for name, count in held.items() if count > 1 and name not in seen]:
-                    raise _refused(key, f"the key {twice[0]!r} stands in two of the merged mappings: write it here as well")
+                    raise _refused(key, f"the key {twice[0]!r} stands in two of the merged mappings: "
+                                   "write it here as well")
     for below in node.value:
         for inner in below if isinstance(below, tuple) else (below,):
             _check(loader, inner, known)
@@ -140,7 +142,8 @@ def _names(loader: _Loader, node: yaml.Node) -> set[Any]:
     names: set[Any] = set()
     for key, below in node.value if isinstance(node, yaml.MappingNode) else ():
         merged = below.value if isinstance(below, yaml.SequenceNode) else [below]
-        names |= set().union(*(_names(loader, part) for part in merged)) if key.tag == CORE + "merge" else {_name(loader, key)}
+        of_merge = key.tag == CORE + "merge"
+        names |= set().union(*(_names(loader, part) for part in merged)) if of_merge else {_name(loader, key)}
     return names
 
 
