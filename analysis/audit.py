@@ -12,14 +12,14 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import yaml
-
 from coderepairrl import ledger, store
 from coderepairrl.admission import ATTEMPT_ENDED
 from coderepairrl.books import sampled_tokens
+from coderepairrl.config import read_yaml
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
 from coderepairrl.probe import unproven_versions
+from coderepairrl.program import program
 from coderepairrl.types import Trajectory
 
 
@@ -31,7 +31,7 @@ class Audit:
         for row in self.rows:
             self.by_group[row["group"]][row["event"]].append(row)
         self.trajectories: dict[str, list[Trajectory]] = defaultdict(list)
-        config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
+        config = read_yaml(run / "config.yaml") if (run / "config.yaml").exists() else {}
         rollout = config.get("rollout", {})
         self.max_staleness, self.max_refills = rollout.get("max_staleness", 0), rollout.get("max_refills", 0)
         self.steps_of: dict[int, int] = {}  # version -> updates in its weights
@@ -223,17 +223,19 @@ def audit(run: Path) -> list[str]:
     return work.violations
 
 
-def main() -> None:
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+@program
+def main(arguments: list[str]) -> None:
+    run = Path(arguments[0])
+    if len(arguments) > 1 or not run.is_dir():
         sys.exit(__doc__)
-    violations = audit(Path(sys.argv[1]))
+    violations = audit(run)
     for violation in violations[:50]:
         print(violation)
     if violations:
-        sys.exit(f"{sys.argv[1]}: {len(violations)} violations")
-    groups = {row["group"] for row in ledger.rows(Path(sys.argv[1]) / "ledger.jsonl")}
-    print(f"{sys.argv[1]}: clean; {len(groups)} groups, each with one end, every sampled token accounted for")
+        sys.exit(f"{run}: {len(violations)} violations")
+    groups = {row["group"] for row in ledger.rows(run / "ledger.jsonl")}
+    print(f"{run}: clean; {len(groups)} groups, each with one end, every sampled token accounted for")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -20,6 +20,7 @@ from seeds import curves_of, differences, interval
 
 from coderepairrl.files import read_json
 from coderepairrl.metrics import read_metrics
+from coderepairrl.program import program
 from coderepairrl.summary import RATE, clipped
 
 SOFT = "#8aa1ad"
@@ -272,6 +273,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         save(figure, path)
 
 
+@program
 def main(arguments: list[str]) -> None:
     folders, path = runs_and_picture(arguments, __doc__, "curves.png")
     try:

@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-import yaml
 from curves import COLOURS, STYLE
 from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
+from coderepairrl.config import read_yaml
 from coderepairrl.metrics import read_metrics
+from coderepairrl.program import program
 from coderepairrl.summary import DIFFERENCE, RATE, mean_interval, pass_by_task
 
 WARM = "not trained"  # the policy before
@@ -51,7 +52,7 @@ def read(folders: list[Path]) -> Found:
     """Raises ValueError when there is nothing, or an evaluation's model is no run that could be read."""
     trainings: dict[str, list[Training]] = defaultdict(list)
     cells: dict[tuple[str, str], list[Tasks]] = defaultdict(list)
-    configs = {path.parent.resolve(): yaml.safe_load(path.read_text()) for folder in folders for path in sorted(folder.rglob("config.yaml"))}
+    configs = {path.parent.resolve(): read_yaml(path) for folder in folders for path in sorted(folder.rglob("config.yaml"))}
     trained_under = {run: config["rollout"]["scaffold"]["name"] for run, config in configs.items() if "training" in config}
     for run, config in configs.items():
         if run in trained_under:
@@ -150,6 +151,7 @@ def draw(found: Found, path: Path) -> None:
         save(figure, path)
 
 
+@program
 def main(arguments: list[str]) -> None:
     folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
     if not folders:

@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import mpmath
-import yaml
+
+from coderepairrl.config import read_yaml
 
 SEED = re.compile(r"_?seed_?\d+$")
 OWN = ("run", "model", "role", "wandb")  # sections of config.yaml that belong to one run and not to what was tried
@@ -31,7 +32,7 @@ def curves_of(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 def differences(runs: Sequence[Path]) -> list[str]:
     """Settings other than seeds in which runs of one curve differ: `a.b (1, 2)`. Such runs are not repetitions of each other."""
-    configs = [_flat(yaml.safe_load((run / "config.yaml").read_text())) for run in runs if (run / "config.yaml").exists()]
+    configs = [_flat(read_yaml(run / "config.yaml")) for run in runs if (run / "config.yaml").exists()]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: list(dict.fromkeys(str(config.get(key)) for config in configs)) for key in keys}
     return [f"{key} ({', '.join(found)})" for key, found in values.items() if len(found) > 1]

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable
 from statistics import fmean
 
+from coderepairrl.program import program
 from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.similarity import SIMILARITIES
 from coderepairrl.tasks.packages import RealPackagesConfig, load
 from coderepairrl.tasks.rows import read_rows
 
+SHIPPED = "shipped"
 MAX_CHARACTERS = 20_000  # of an oracle: the few longer ones take most of the time
 ALL = {"patch": patch_similarity, **SIMILARITIES}
 
@@ -82,5 +84,10 @@ def table(patches: list[str]) -> str:
     return "\n".join(lines + ["", f"Mean over {len(patches)} oracles."])
 
 
+@program
+def main(arguments: list[str]) -> None:
+    print(table(oracles([word for word in arguments if word != SHIPPED])))
+
+
 if __name__ == "__main__":
-    print(table(oracles(sys.argv[1:])))
+    main(sys.argv[1:] or [SHIPPED])

@@ -13,6 +13,7 @@ from rich.table import Table
 from seeds import curves_of, differences, interval
 
 from coderepairrl.files import read_json
+from coderepairrl.program import program
 from coderepairrl.summary import DIFFERENCE, RATE, clipped
 
 
@@ -46,6 +47,7 @@ def over_seeds(curves: dict[str, list[dict]]) -> Table:
     return table
 
 
+@program
 def main(arguments: list[str]) -> None:
     runs = [Path(name) for name in arguments]
     if not runs:

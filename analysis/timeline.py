@@ -20,6 +20,7 @@ from figure import ACCENT, INK, TEXT, runs_and_picture, save
 from matplotlib.ticker import MaxNLocator
 
 from coderepairrl.metrics import read_metrics
+from coderepairrl.program import program
 
 SOFT, HELDOUT = "#b9c7cf", "#dcdcd6"
 STEPS = ("#35616e", "#659aa9", "#9dc1ca")  # of generation, step by step in turn
@@ -203,6 +204,7 @@ def draw(timeline: Timeline, run: Path, path: Path) -> None:
         save(figure, path)
 
 
+@program
 def main(arguments: list[str]) -> None:
     (run, *others), path = runs_and_picture(arguments, __doc__, "timeline.png")
     if others:

@@ -1,7 +1,7 @@
 """What an algorithm is configured by, and what each name stands for; apart from algorithms.py, because reading a configuration should not import torch."""
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from coderepairrl.config import Config
 
@@ -17,19 +17,24 @@ PRESETS = {
 
 class AlgorithmConfig(Config):
     """A name sets what its paper says; every entry can be set beside it."""
+    # sets the defaults of the entries below; those shown are grpo's
     name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
+    # reward less its group's mean, over the group's deviation or as it is; or less the mean of the others
     advantage: Literal["normalised", "centred", "leave_one_out"] = "normalised"
+    # what is clipped: each token's ratio, its branch's, or the weight of its gradient
     surrogate: Literal["token_ratio", "sequence_ratio", "clipped_weight"] = "token_ratio"
+    # what weighs the same: each token, each branch, each episode; constant: tokens over limits.max_total_tokens
     aggregation: Literal["token", "sequence", "trajectory", "constant"] = "trajectory"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float = Field(0.2, ge=0.0, le=1.0)  # the ratio is clipped below 1 - clip_low
+    clip_high: NonNegativeFloat = 0.2  # and above 1 + clip_high
     correction: Literal["none", "truncate", "mask"] = "none"  # of what separates the trainer's weights from those that sampled
-    correction_cap: float = 2.0
-    kl_coefficient: float = 0.0  # towards the policy that training began with: LoRA's base, or a frozen second model
+    correction_cap: float = Field(2.0, gt=0.0)  # ratio from which on a token is truncated to it, or masked
+    kl_coefficient: NonNegativeFloat = 0.0  # towards the policy that training began with: LoRA's base, or a frozen second model
     mask_truncated: bool = False  # episodes that a limit ended teach nothing, instead of what their reward says
-    overlong_buffer: int = 0  # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
+    overlong_buffer: NonNegativeInt = 0  # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, values: dict) -> dict:
-        return PRESETS.get(values.get("name", "grpo"), {}) | values
+    def _preset(cls, values: Any) -> Any:
+        name = values.get("name", "grpo") if isinstance(values, dict) else None  # anything else is refused by its type
+        return PRESETS[name] | values if isinstance(name, str) and name in PRESETS else values

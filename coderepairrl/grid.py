@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
@@ -50,8 +50,9 @@ def flatten(tree: dict[str, Any]) -> Overrides:
 
 
 class JobConfig(Resources):
-    program: str  # scripts/train_grpo.py
-    config: str | None = None  # the YAML that it is given; None: a program that takes arguments only
+    """One job of each point of the grid."""
+    program: str  # such as scripts/train_grpo.py
+    config: str | None = None  # the YAML that it is given; null: a program that takes arguments only
     overrides: Overrides = {}  # of the configuration
     arguments: list[str] = []  # what follows the configuration
     shards: PositiveInt = 1  # so many jobs, one array; each with its own {shard}
@@ -64,14 +65,15 @@ class JobConfig(Resources):
 
 
 class GridConfig(Config):
-    name: str
-    site: str = "configs/site/plain.yaml"
+    """What varies, and the jobs at each point of it."""
+    name: str  # of its folder below `runs`
+    site: str = "configs/site/plain.yaml"  # the cluster's YAML
     runs: str = "runs"  # the folder of the grids' folders; on a cluster, on a file system that all nodes share
-    seeds: list[int] = Field([0], min_length=1)
-    variants: dict[str, Overrides] = {}
-    product: dict[str, list[Any]] = {}
-    zip: list[dict[str, list[Any]]] = []
-    jobs: dict[str, JobConfig] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)  # each point is run with each
+    variants: dict[str, Overrides] = {}  # name -> overrides of the first job; each point takes one
+    product: dict[str, list[Any]] = {}  # key -> values: every combination
+    zip: list[dict[str, list[Any]]] = []  # keys -> lists of values that are walked together
+    jobs: dict[str, JobConfig] = Field(min_length=1)  # name -> job, in the order in which they run
 
     @field_validator("product", mode="before")
     @classmethod

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from pydantic import NonNegativeInt
+
 from coderepairrl.attempt import STUCK_AFTER, Owner, Place, progress, stuck
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError
@@ -24,15 +26,15 @@ AGAIN_S = 3.0  # before the next attempt
 class Job(Config):
     """Picklable; calling it on every node, one task a node, runs the program. Paths are absolute and the same on all nodes."""
     program: str  # relative to `code`
-    arguments: list[str]
+    arguments: list[str]  # of the program
     run: str  # the run folder
     code: str  # the frozen code: working directory, first on PYTHONPATH
-    python: str
-    serve_nodes: int = 0  # with train_nodes: a run over several nodes, of which the first serve. Both 0: the program as it is, on one node
-    train_nodes: int = 0
+    python: str  # the interpreter
+    serve_nodes: NonNegativeInt = 0  # with train_nodes: a run over several nodes, of which the first serve. Both 0: the program as it is, on one node
+    train_nodes: NonNegativeInt = 0  # the others, which train
     images: dict[str, str] = {}  # "serve", "train", "agents" -> SIF
     container_options: list[str] = []  # of apptainer exec: --nv, --bind ...
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = {}  # further variables
 
     def __call__(self) -> None:
         """Returns when the program is done; exits otherwise, after asking Slurm to requeue where that helps."""

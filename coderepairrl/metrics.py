@@ -17,9 +17,10 @@ FORMER_NAMES = {"gradient_norm": "grad_norm", "clipped_share": "clip_ratio/regio
 
 
 class WandbConfig(Config):
-    project: str
-    name: str | None = None  # None: the run folder's
-    mode: Literal["offline", "online"] = "offline"
+    """Weights & Biases, beside metrics.jsonl."""
+    project: str  # where its runs are listed
+    name: str | None = None  # null: the run folder's
+    mode: Literal["offline", "online"] = "offline"  # offline: into the run folder, for scripts/sync_wandb.sh
     table_every: NonNegativeInt = 10  # steps between two tables of trajectories; 0: none
 
 

@@ -16,10 +16,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict
 
-from coderepairrl.config import Config, load
+from coderepairrl.config import Config, load, yaml_core
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, write_json
 from coderepairrl.grid import GridConfig, PlannedJob, Point, expand
@@ -69,7 +68,7 @@ class Submittable:
         for job, config in zip(self.jobs, self.configs, strict=True):
             launch = Path(job.run) / "launch"
             launch.mkdir(parents=True, exist_ok=True)
-            path, text = launch / "config.yaml", yaml.safe_dump(config, sort_keys=False)
+            path, text = launch / "config.yaml", yaml_core.dump(config)
             if path.exists() and path.read_text() != text:
                 path.rename(launch / f"config_{sum(1 for _ in launch.glob('config_*.yaml'))}.yaml")
             if config is not None:
@@ -141,7 +140,7 @@ class Plan:
             overrides, arguments = planned.filled(run, shard)
             if planned.config.config is None:
                 return None, self._absolute(arguments)
-            words = [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in overrides.items()]
+            words = [f"{key}={yaml_core.dump(value, flow=True)}" for key, value in overrides.items()]
             model = config_class(planned.config.program) or _AnyConfig
             tree = load(model, ROOT / planned.config.config, words).model_dump(mode="json")
         except ConfigError as error:
@@ -174,9 +173,11 @@ def config_class(program: str) -> type[Config] | None:
         return None
     spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where --help looks for the source of its classes
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
+        del sys.modules[spec.name]
         print(f"the configurations of {program} are not checked here: {error}", file=sys.stderr)
         return None
     return getattr(module, CLASSES[program])

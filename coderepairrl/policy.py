@@ -28,11 +28,11 @@ from typing import Any, Literal
 
 import aiohttp
 import psutil
-from pydantic import PositiveFloat, field_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from coderepairrl import probe
 from coderepairrl.attempt import Place
-from coderepairrl.config import Config
+from coderepairrl.config import Config, Port
 from coderepairrl.containers import in_image
 from coderepairrl.errors import EngineError
 from coderepairrl.files import ROOT, read_json, write_json
@@ -49,21 +49,22 @@ OWN_OPTIONS |= dict.fromkeys(("--served-model-name", "--generation-config", "--l
 
 
 class ServerConfig(Config):
+    """vLLM, as it is served."""
     host: str = "127.0.0.1"  # where it listens; a job over several nodes sets it to its node's address
-    port: int = 0  # 0: any free one
-    max_model_len: int = 2048
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    kv_cache_mib: int | None = None  # required on CPU
-    extra_arguments: list[str] = []
-    threads: int = 2  # on CPU
-    start_timeout_s: float = 300.0
-    update_timeout_s: float = 60.0  # of a weight update: then it has failed
-    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; None: NCCL where vLLM runs on GPUs
-    devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; None: all that this process sees
-    health_timeout_s: float = 60.0  # a server that takes longer to answer /health is restarted
-    max_restarts: int = 5
+    port: Port = 0  # 0: any free one
+    max_model_len: PositiveInt = 2048  # tokens of a context, prompt and completion
+    max_num_seqs: PositiveInt = 256  # requests that are computed at once
+    max_num_batched_tokens: PositiveInt = 8192  # tokens of one of its steps
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations
+    kv_cache_mib: PositiveInt | None = None  # memory of the KV cache; required on CPU; null: what vLLM finds free
+    extra_arguments: list[str] = []  # further ones of `vllm serve`
+    threads: PositiveInt = 2  # on CPU
+    start_timeout_s: PositiveFloat = 300.0  # from its start until it is ready
+    update_timeout_s: PositiveFloat = 60.0  # of a weight update: then it has failed
+    weight_backend: Literal["gloo", "nccl"] | None = None  # what carries weight updates; null: NCCL where vLLM runs on GPUs
+    devices: str | None = None  # the GPUs of the server, as in CUDA_VISIBLE_DEVICES; null: all that this process sees
+    health_timeout_s: PositiveFloat = 60.0  # a server that takes longer to answer /health is restarted
+    max_restarts: NonNegativeInt = 5  # of vLLM in one attempt; after one more the run ends
     probe_bound: PositiveFloat | None = None  # nats: mean |trainer - vLLM| of the probe's logprobs (a single one: ten
     # times that) which a server may have after an update. None: 2e-4 where both compute in float32 on CPUs, else 0.2
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from coderepairrl import context
 from coderepairrl.admission import Admission
@@ -36,13 +36,15 @@ from coderepairrl.types import Outcome, Task, Trajectory
 
 
 class EvaluationConfig(Config):
-    samples: int = 1  # episodes a task
-    temperature: float = 1.0
+    """Of the held-out tasks."""
+    samples: PositiveInt = 1  # episodes a task
+    temperature: float = 1.0  # of sampling
 
 
 class RolloutConfig(Config):
-    tasks: TasksConfig
-    scaffold: ScaffoldConfig = TerminalConfig()
+    """Everything that makes episodes: tasks, agent, sandbox, vLLM, limits, rewards."""
+    tasks: TasksConfig  # what is to be repaired
+    scaffold: ScaffoldConfig = TerminalConfig()  # the agent
     environments: EnvironmentsConfig = EnvironmentsConfig()  # of tasks whose environments are built: from where, into which cache
     sandbox: SandboxConfig = SandboxConfig()
     server: ServerConfig = ServerConfig()
@@ -53,14 +55,14 @@ class RolloutConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     rendering: RenderingConfig = RenderingConfig()
     chat_template: dict = {}  # arguments of the chat template, the same in training and evaluation
-    groups_per_step: int = Field(ge=1)
-    group_size: int = Field(ge=1)
+    groups_per_step: PositiveInt = 1  # tasks of one training step; training has to name it
+    group_size: PositiveInt = 1  # episodes of each of them; training needs two, to tell better from worse
     max_staleness: int = Field(0, ge=0, le=8)  # updates that a trained token's weights may be behind the trainer's; 0: on-policy
     max_refills: int = Field(0, ge=0)  # groups without reward variance that another task may replace, a training step (DAPO, arXiv:2503.14476)
-    concurrent_episodes: int = 256
-    infrastructure_retries: int = 2
-    engine_wait_s: float = 600.0  # how long a model call waits for a vLLM that is away
-    seed: int = 0
+    concurrent_episodes: PositiveInt = 256  # at once, at most
+    infrastructure_retries: NonNegativeInt = 2  # of an episode that a broken machine ended
+    engine_wait_s: PositiveFloat = 600.0  # how long a model call waits for a vLLM that is away
+    seed: NonNegativeInt = 0  # of the order of tasks
 
     _follow = model_validator(mode="before")(context.follow)
 

@@ -49,18 +49,18 @@ class ChatSource(Config):
     """
     kind: Literal["chat"] = "chat"
     path: str  # a file, or a folder of them
-    steps: PositiveInt | None = None  # optimizer steps; None: once through
+    steps: PositiveInt | None = None  # optimizer steps; null: once through
 
 
 class TrajectoriesSource(Config):
     """Episodes that the rollout process recorded, token-exact; what was sampled is learnt. Those that infrastructure ended are left out."""
     kind: Literal["trajectories"]
     path: str  # step_*.parquet of this folder and of those below it (a run's folder: its rollouts), or a file
-    steps: PositiveInt | None = None
+    steps: PositiveInt | None = None  # optimizer steps; null: once through
     split: Literal["train", "heldout"] = "train"  # of the tasks
-    min_reward: float | None = None
-    resolved: bool = False  # True: only those that passed the hidden tests
-    submitted: bool = False  # True: only those that the agent ended by submitting
+    min_reward: float | None = None  # those with less are left out; null: none is
+    resolved: bool = False  # true: only those that passed the hidden tests
+    submitted: bool = False  # true: only those that the agent ended by submitting
 
 
 SourceConfig = Annotated[Annotated[ChatSource, Tag("chat")] | Annotated[TrajectoriesSource, Tag("trajectories")],

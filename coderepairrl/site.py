@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
@@ -16,28 +16,28 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 
 class SiteConfig(Config):
     """An entry that is left out is left to the cluster's own default."""
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | None = None  # `sinfo -s` lists them
+    account: str | None = None  # who pays: `sacctmgr show associations user=$USER`
+    qos: str | None = None  # quality of service
     constraint: str | None = None  # node features, as in sbatch --constraint
     gpu_request: Literal["gres", "gpus-per-node"] = "gres"  # --gres=gpu:TYPE:N or --gpus-per-node=TYPE:N
     gpu_type: str | None = None  # as `sinfo -o %G` names it
     exclusive: bool = False  # whole nodes
     memory: bool = True  # whether --mem is allowed; some sites give it by CPU or GPU and refuse it
     max_minutes: PositiveInt | None = None  # the longest job; a longer run goes on in the next attempt
-    requeue: bool = True
+    requeue: bool = True  # a job that was preempted, or whose node failed, starts again
     signal_lead_s: PositiveInt = 180  # between the signal and the end of the time limit: a step, a checkpoint
     sbatch: dict[str, str | int | bool] = {}  # any other option: {nodelist: ..., licenses: ...}; true: without a value
     srun: list[str] = []  # further arguments of srun: [--mpi=none]
-    modules: list[str] = []
+    modules: list[str] = []  # loaded before the program
     setup: list[str] = []  # shell lines before the program
-    python: str | None = None  # of the environment on the nodes; None: the one that runs the launcher
+    python: str | None = None  # of the environment on the nodes; null: the one that runs the launcher
     images: dict[Literal["serve", "train", "agents"], str] = {}  # SIF files; relative to the project's folder
     binds: list[str] = []  # folders that the containers see: models, scratch; the run and its code are always there
     container_options: list[str] = []  # of apptainer exec; --nv is given where there are GPUs
     scratch: str | None = None  # a node's own disk, or $TMPDIR where the cluster makes one for each job; TMPDIR becomes a folder in it
-    environment: dict[str, str] = {}  # NCCL_SOCKET_IFNAME ...
-    internet: bool = False  # on compute nodes
+    environment: dict[str, str] = {}  # variables of the program: NCCL_SOCKET_IFNAME ...
+    internet: bool = False  # whether compute nodes have it
     accounting: bool = True  # whether sacct answers
 
     def interpreter(self) -> str:
@@ -64,17 +64,18 @@ class SiteConfig(Config):
 
 
 class Nodes(Config):
-    serve: PositiveInt = 1
-    train: PositiveInt = 1
+    """Of a run over several."""
+    serve: PositiveInt = 1  # that run vLLM
+    train: PositiveInt = 1  # that run the trainer's ranks
 
 
 class Resources(Config):
     """What one job asks for; of each node, where it has several."""
-    nodes: Nodes | None = None  # a run over several nodes; None: the program as it is, on one
-    gpus_per_node: int = Field(0, ge=0)
-    cpus_per_node: PositiveInt | None = None
-    memory_gb: float | None = Field(None, gt=0)  # None: all of an exclusive node, else the cluster's default
-    minutes: PositiveInt = 60
+    nodes: Nodes | None = None  # a run over several nodes; null: the program as it is, on one
+    gpus_per_node: NonNegativeInt = 0  # GPUs
+    cpus_per_node: PositiveInt | None = None  # cores; null: the cluster's default
+    memory_gb: PositiveFloat | None = None  # null: all of an exclusive node, else the cluster's default
+    minutes: PositiveInt = 60  # time limit; a run that is not done then goes on in its next attempt
 
     @property
     def count(self) -> int:

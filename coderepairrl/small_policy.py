@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -28,14 +29,15 @@ SPLIT = r"\n +|\n| ?[A-Za-z_]+| ?\d| ?[^\s\w]+|\s"
 
 
 class SmallPolicyConfig(Config):
-    vocabulary: int = 768
-    hidden_size: int = 128
-    layers: int = 3
-    head_size: int = 32
-    intermediate_size: int = 384
-    context: int = 2048
-    qk_norm_gain: float = 1.7  # sharper attention from the start: looking up text forms in fewer steps than with 1.0
-    seed: int = 0
+    """A Qwen3 with random weights, and a tokenizer trained on its demonstrations."""
+    vocabulary: PositiveInt = 768  # tokens, at most
+    hidden_size: PositiveInt = 128  # width; a multiple of head_size
+    layers: PositiveInt = 3  # blocks of attention and MLP
+    head_size: PositiveInt = 32  # width of an attention head
+    intermediate_size: PositiveInt = 384  # of the gated MLP
+    context: PositiveInt = 2048  # tokens
+    qk_norm_gain: PositiveFloat = 1.7  # sharper attention from the start: looking up text forms in fewer steps than with 1.0
+    seed: NonNegativeInt = 0  # of the weights
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from statistics import fmean, median
 
-import yaml
 from rich import print
 from rich.table import Table
+from train_grpo import TrainConfig
 
+from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError
 from coderepairrl.program import program
 
@@ -26,7 +27,7 @@ FILLING = 3  # steps
 
 def run(config: str, overrides: list[str], name: str, steps: int) -> list[dict]:
     """The metrics of its steps."""
-    folder = Path(f"{yaml.safe_load(Path(config).read_text())['run']}_{name}")
+    folder = Path(f"{load(TrainConfig, config, overrides).run}_{name}")
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, str(Path(__file__).with_name("train_grpo.py")), config, "rollout.scaffold.tool_delay_s=1.0", *overrides, f"run={folder}",
                f"rollout.max_staleness={STALENESS[name]}", "training.evaluate=false", f"training.steps={steps}"]
@@ -35,7 +36,7 @@ def run(config: str, overrides: list[str], name: str, steps: int) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][FILLING:]
 
 
-@program
+@program(TrainConfig)
 def main(arguments: list[str]) -> None:
     config, *overrides = arguments
     steps = next((int(item.removeprefix("training.steps=")) for item in overrides if item.startswith("training.steps=")), 10)

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import aiohttp
 from bench_gateway_servers import SAID, Server, gateway, null_proxy, null_upstream, server
+from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError
@@ -43,20 +44,20 @@ CONTENT = (Path(json.__file__).parent / "decoder.py").read_text() + (Path(asynci
 
 
 class BenchConfig(Config):
-    parts: tuple[Literal["calls", "growth", "soak", "throughput"], ...] = ("calls", "growth", "soak", "throughput")
+    parts: tuple[Literal["calls", "growth", "soak", "throughput"], ...] = ("calls", "growth", "soak", "throughput")  # what is measured
     model: str | None = None  # a folder with tokenizer and weights; null: one is made, with a tokenizer of 8,192 tokens and random weights
-    seconds: float = 15.0  # of each measurement of `calls`
-    sessions: dict[int, float] = {1: 20.0, 16: 50.0, 64: 100.0, 256: 150.0}  # agents -> calls a second, of all of them together
-    turns: int = 20  # of a conversation in `calls`
-    history_tokens: int = 3000  # at its start
-    growth_turns: int = 128
-    growth_tokens: int = 64_000
-    soak_sessions: int = 2000
-    soak_at_once: int = 300
-    rounds: int = 3  # of `throughput`
-    in_flight: int = 64
-    tokens: int = 128  # sampled a call in `throughput`
-    vllm: ServerConfig = ServerConfig(dtype="float32", kv_cache_mib=512, max_model_len=4096)
+    seconds: PositiveFloat = 15.0  # of each measurement of `calls`
+    sessions: dict[PositiveInt, PositiveFloat] = {1: 20.0, 16: 50.0, 64: 100.0, 256: 150.0}  # agents -> calls a second, of all of them together
+    turns: PositiveInt = 20  # of a conversation in `calls`
+    history_tokens: PositiveInt = 3000  # at its start
+    growth_turns: PositiveInt = 128  # of the conversation in `growth`
+    growth_tokens: PositiveInt = 64_000  # at its end
+    soak_sessions: PositiveInt = 2000  # of `soak`
+    soak_at_once: PositiveInt = 300  # of them at once
+    rounds: PositiveInt = 3  # of `throughput`
+    in_flight: PositiveInt = 64  # calls at once in `throughput`
+    tokens: PositiveInt = 128  # sampled a call in `throughput`
+    vllm: ServerConfig = ServerConfig(dtype="float32", kv_cache_mib=512, max_model_len=4096)  # of `throughput`
 
 
 class Texts:
@@ -321,7 +322,7 @@ async def bench(config: BenchConfig, model: Path, folder: Path) -> bool:
     return clean
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     if config.model and not (Path(config.model) / "tokenizer.json").exists():

@@ -23,6 +23,7 @@ import aiohttp
 import psutil
 from bench_gateway import CONTENT, Conversation, Texts, quantile, row
 from bench_gateway_servers import SAID, null_upstream, server
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, SessionLimits, make_gateway
@@ -35,16 +36,16 @@ LIMITS = SessionLimits(max_turns=1000, max_total_tokens=100_000)
 
 
 class BenchConfig(Config):
-    processes: tuple[int, ...] = (1, 2, 4)
-    rounds: int = 3
-    seconds: float = 10.0  # of each measurement
-    warm_s: float = 5.0  # before it: first calls, which read a history whole
-    agents: int = 64  # at once, of all loaders together
-    loaders: int = 4  # processes that are agents
-    upstreams: int = 2
-    history_tokens: int = 3000  # at a conversation's start
-    turns: int = 20  # then it begins again, in a new session
-    most: int = 5000  # calls a second that sessions are prepared for
+    processes: tuple[PositiveInt, ...] = (1, 2, 4)  # of the gateway
+    rounds: PositiveInt = 3  # over all of them
+    seconds: PositiveFloat = 10.0  # of each measurement
+    warm_s: NonNegativeFloat = 5.0  # before it: first calls, which read a history whole
+    agents: PositiveInt = 64  # at once, of all loaders together
+    loaders: PositiveInt = 4  # processes that are agents
+    upstreams: PositiveInt = 2  # processes that answer instead of vLLM
+    history_tokens: PositiveInt = 3000  # at a conversation's start
+    turns: PositiveInt = 20  # then it begins again, in a new session
+    most: PositiveInt = 5000  # calls a second that sessions are prepared for
 
 
 def renderer(model: Path) -> Renderer:
@@ -132,7 +133,7 @@ async def bench(config: BenchConfig, model: Path) -> None:
         row("median", processes, f"{statistics.median(measured):.0f}", f"x {statistics.median(measured) / base:.2f}")
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:

@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from coderepairrl.config import Config, load
 from coderepairrl.errors import SandboxError
 from coderepairrl.program import program
@@ -34,14 +36,14 @@ FIX = "diff --git a/lib.py b/lib.py\n--- a/lib.py\n+++ b/lib.py\n@@ -1,2 +1,2 @@
 
 
 class BenchConfig(Config):
-    mode: Literal["times", "leaks"] = "times"
-    kinds: tuple[str, ...] = ("bubblewrap",)
-    scratch: str | None = None
-    repeats: int = 30  # measurements of one after the other; as many per place in flight, at least 60 in all
-    in_flight: tuple[int, ...] = (1, 8, 64)
-    files: int = 20  # of the checkout
-    in_a_row: int = 1000
-    at_once: int = 200
+    mode: Literal["times", "leaks"] = "times"  # what is measured
+    kinds: tuple[Literal["bubblewrap", "apptainer", "local"], ...] = ("bubblewrap",)  # of sandbox.kind
+    scratch: str | None = None  # folder of the sandboxes; null: the system's temporary folder
+    repeats: PositiveInt = 30  # measurements of one after the other; as many per place in flight, at least 60 in all
+    in_flight: tuple[PositiveInt, ...] = (1, 8, 64)  # sandboxes at once
+    files: PositiveInt = 20  # of the checkout
+    in_a_row: PositiveInt = 1000  # of `leaks`: sandboxes one after the other
+    at_once: PositiveInt = 200  # of `leaks`: sandboxes at once
 
 
 def bench_task(files: int) -> Task:
@@ -211,7 +213,7 @@ async def leaks(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) 
     return not any(mine.values())
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     clean = True

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from pydantic import PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
@@ -50,9 +51,9 @@ LIMITS = SessionLimits(max_total_tokens=200_000, deadline_s=600)
 
 
 class BenchConfig(Config):
-    scaffolds: tuple[ScaffoldConfig, ...]
-    at_once: tuple[int, ...] = (1, 16, 64)
-    episodes: int = 16  # of each measurement, at least; as many as there are at once, if that is more
+    scaffolds: tuple[ScaffoldConfig, ...]  # the agents
+    at_once: tuple[PositiveInt, ...] = (1, 16, 64)  # episodes
+    episodes: PositiveInt = 16  # of each measurement, at least; as many as there are at once, if that is more
     sandbox: SandboxConfig = SandboxConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
 
@@ -198,7 +199,7 @@ def row(*cells) -> None:
     print("".join(f"{cell:<22}" if i == 0 else f"{cell:>10}" for i, cell in enumerate(cells)), flush=True)
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     puzzle, tokenizer = next(puzzles("train", "bench")), train_tokenizer([], SmallPolicyConfig().vocabulary, 200_000)

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from coderepairrl.config import Config, load
+from coderepairrl.config import Config, Share, load
 from coderepairrl.files import write_json
 from coderepairrl.launch import has_gpu, ranks_command, ranks_environment
 from coderepairrl.program import program
@@ -49,38 +50,40 @@ LORA_RANK = 32
 
 class AgentConfig(Config):
     """Groups of trajectories: a prompt that the group shares, then sampled tokens and tool outputs by turns."""
-    shape: str
-    mode: Literal["lora", "full"]
-    groups: int
-    group_size: int
-    prompt_tokens: tuple[int, int]  # uniform
-    median_completion: int  # log-normal, tool outputs included
-    spread: float  # sigma of its logarithm
-    longest: int  # prompt and completion
-    row_tokens: int
-    trl: bool
-    seed: int = 0
+    shape: str  # one of coderepairrl/qwen3_shapes.py
+    mode: Literal["lora", "full"]  # what is trained
+    groups: PositiveInt  # of the batch
+    group_size: PositiveInt  # trajectories of each
+    prompt_tokens: tuple[PositiveInt, PositiveInt]  # least and most, uniform
+    median_completion: PositiveInt  # tokens, log-normal, tool outputs included
+    spread: NonNegativeFloat  # sigma of its logarithm
+    longest: PositiveInt  # tokens, prompt and completion
+    row_tokens: PositiveInt  # of one packed row
+    trl: bool  # measure TRL, too
+    seed: NonNegativeInt = 0  # of the lengths
 
 
 class RowConfig(Config):
-    tokens: int
-    recomputed: float | None = None  # share of the layers; None: the least that fits
-    offload_activations: bool = False
+    """One length that is measured."""
+    tokens: PositiveInt  # of the row
+    recomputed: Share | None = None  # share of the layers; null: the least that fits
+    offload_activations: bool = False  # to CPU memory
 
 
 class ShapeConfig(Config):
-    shape: str
-    modes: list[Literal["lora", "full"]] = ["lora", "full"]
-    rows: list[RowConfig]
+    """One model, at several lengths."""
+    shape: str  # one of coderepairrl/qwen3_shapes.py
+    modes: list[Literal["lora", "full"]] = ["lora", "full"]  # what is trained
+    rows: list[RowConfig]  # the lengths
 
 
 class BenchConfig(Config):
-    out: str
-    agent: AgentConfig | None = None
-    shapes: list[ShapeConfig] = []
-    measured_s: float  # steps are repeated for so long, after one that is not counted
-    ranks: int | None = None  # default: all GPUs
-    limit_s: float = 600.0  # of a case
+    out: str  # the folder that is written
+    agent: AgentConfig | None = None  # null: no batch of agents' trajectories
+    shapes: list[ShapeConfig] = []  # of single rows
+    measured_s: PositiveFloat  # steps are repeated for so long, after one that is not counted
+    ranks: PositiveInt | None = None  # null: one for each GPU
+    limit_s: PositiveFloat = 600.0  # of a case
     engine: dict = {}  # entries of EngineConfig for every case
 
 
@@ -351,7 +354,7 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     out = Path(config.out)

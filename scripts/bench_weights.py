@@ -23,6 +23,7 @@ from statistics import median
 from typing import Literal
 
 import requests
+from pydantic import Field, PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.engine_config import EngineConfig
@@ -38,15 +39,15 @@ DUMMY = ["--load-format", "dummy"]
 
 
 class BenchConfig(Config):
-    output: str
-    shapes: list[str]
-    ranks: int
-    serving: list[int]  # numbers of servers, each on one GPU
-    updates: int = 5  # that are measured; one before them makes the communicator
-    kill: bool = False
+    output: str  # the folder that is written
+    shapes: list[str] = Field(min_length=1)  # of coderepairrl/qwen3_shapes.py
+    ranks: PositiveInt  # that send
+    serving: list[PositiveInt] = Field(min_length=1)  # numbers of servers, each on one GPU
+    updates: PositiveInt = 5  # that are measured; one before them makes the communicator
+    kill: bool = False  # instead: kill vLLM in the middle of an update
     engine: EngineConfig
     server: ServerConfig
-    role: Literal["all", "ranks"] = "all"
+    role: Literal["all", "ranks"] = "all"  # ranks: what this program starts
     shape: str = ""  # of role=ranks
 
 
@@ -258,7 +259,7 @@ def line(row: dict) -> str:
             f"largest {row['gap_largest']:.1g}")
 
 
-@program
+@program(BenchConfig)
 def main(arguments: list[str]) -> None:
     config = load(BenchConfig, arguments[0], arguments[1:])
     if config.role == "ranks":

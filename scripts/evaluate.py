@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import Field, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
 from coderepairrl import attempt as attempts
@@ -44,9 +44,9 @@ class EvaluateConfig(Config):
     model: str | None = None  # a Hugging Face folder, or the folder of a training run; controls need none
     scaffold: ScaffoldConfig | None = None  # instead of rollout.scaffold; a name alone is a scaffold as it is by default
     rollout: RolloutConfig  # its held-out tasks are evaluated
-    chunk_tasks: int = Field(32, ge=1)  # what an interruption costs at most
-    shard: int = Field(0, ge=0)
-    shards: int = Field(1, ge=1)
+    chunk_tasks: PositiveInt = 32  # tasks between two writes of results: what an interruption costs at most
+    shard: NonNegativeInt = 0  # which of them this is
+    shards: PositiveInt = 1  # the tasks are dealt to so many
 
     @field_validator("scaffold", mode="before")
     @classmethod
@@ -170,7 +170,7 @@ def merge(run: Path, shards: int) -> None:
         write_json(run / "summary.json", summary_of(run) | {"shards": shards, "wall_s": wall_s})
 
 
-@program
+@program(EvaluateConfig)
 def main(arguments: list[str]) -> None:
     if "--predictions" in arguments[:-1]:
         at = arguments.index("--predictions")

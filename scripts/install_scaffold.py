@@ -24,7 +24,7 @@ from coderepairrl.scaffolds.process import ProcessScaffold
 class Agent(Config):
     """What of a run's configuration says which agent; the rest is not looked at."""
     model_config = ConfigDict(extra="ignore", frozen=True)
-    scaffold: ScaffoldConfig
+    scaffold: ScaffoldConfig  # the agent
     environments: EnvironmentsConfig = EnvironmentsConfig()
 
 
@@ -44,7 +44,7 @@ def agent_of(argument: str) -> Agent:
     return load(Run, argument).rollout
 
 
-@program
+@program(Run)
 def main(arguments: list[str]) -> None:
     agent = agent_of(arguments[0])
     environments = agent.environments

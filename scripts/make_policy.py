@@ -20,8 +20,8 @@ from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
 
 
 class MakePolicyConfig(Config):
-    output: str
-    system_prompt: str
+    output: str  # the folder that is written
+    system_prompt: str  # of the demonstrations
     policy: SmallPolicyConfig = SmallPolicyConfig()
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
 
@@ -36,7 +36,7 @@ def write_conversations(kind: str, config: MakePolicyConfig, path: Path) -> None
     temporary.rename(path)
 
 
-@program
+@program(MakePolicyConfig)
 def main(arguments: list[str]) -> None:
     config = load(MakePolicyConfig, arguments[0], arguments[1:])
     output = Path(config.output)

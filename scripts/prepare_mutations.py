@@ -221,8 +221,9 @@ class Preparation:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, packages(), 66, "tasks to admit")
-    parser.add_argument("--combined", type=int, default=0, help="how many tasks with two bugs in one file to admit of each package, beside those")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--combined", type=int, default=0,
+                        help="int; how many tasks with two bugs in one file to admit of each package, beside those (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="int; another one draws other bugs (default: 0)")
     arguments = parser.parse_args()
     journal, suites = Journal(arguments.out), []
     with tqdm(total=sum(target + arguments.combined for _, target in arguments.packages), desc="admitted", unit="task") as bar:

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from coderepairrl import sandboxes
 from coderepairrl.config import Config, load
@@ -37,11 +37,12 @@ CONTAMINATED = 2  # exit code
 
 
 class PrepareConfig(Config):
-    tasks: TasksConfig
+    tasks: TasksConfig  # what is to be admitted
     out: str  # path of the admitted file, .jsonl
     environments: EnvironmentsConfig = EnvironmentsConfig()
     sandbox: SandboxConfig = SandboxConfig()
-    parallel: int = Field(max(1, (os.cpu_count() or 2) // 2), ge=1)  # tasks at once: two that share cores slow each other's tests
+    # tasks at once; left out, half as many as there are cores: two that share cores slow each other's tests
+    parallel: PositiveInt = Field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
 
 
 # ---- preparing ------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def decontaminate(train_path: str, options: dict[str, str]) -> None:
         sys.exit(CONTAMINATED)
 
 
-@program
+@program(PrepareConfig)
 def main(arguments: list[str]) -> None:
     if "--decontaminate" not in arguments:
         run(load(PrepareConfig, arguments[0], arguments[1:]))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import aiohttp
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from coderepairrl import store
@@ -44,6 +44,7 @@ from coderepairrl.types import Outcome, Task, Trajectory
 
 
 class FunctionsExpert(Config):
+    """The imperfect expert of the one-function tasks, which draws its own."""
     name: Literal["functions"] = "functions"
     settings: DemonstrationsConfig = DemonstrationsConfig()
 
@@ -51,15 +52,15 @@ class FunctionsExpert(Config):
 class OracleExpert(Config):
     """Of the training tasks of `rollout.tasks`."""
     name: Literal["oracle"]
-    repeat: int = Field(1, ge=1)  # episodes a task
+    repeat: PositiveInt = 1  # episodes a task
 
 
 class RecordConfig(Config):
-    output: str
+    output: str  # the folder that is written
     model: str  # a Hugging Face folder: its tokenizer and chat template
-    expert: FunctionsExpert | OracleExpert = Field(FunctionsExpert(), discriminator="name")
+    expert: FunctionsExpert | OracleExpert = Field(FunctionsExpert(), discriminator="name")  # who is the model
     rollout: RolloutConfig  # what training will have: scaffold, limits, sandbox ...; rewards of {patch: 1.0} run no test
-    file_episodes: int = Field(256, ge=1)  # in one file: what an interruption costs at most
+    file_episodes: PositiveInt = 256  # in one file: what an interruption costs at most
 
 
 async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list[Turn]]]:
@@ -160,7 +161,7 @@ def summary_of(output: Path) -> dict:
     return {"episodes": episodes, "calls": calls, "roots": roots, "said_tokens": sampled, "longest_context": max(prompts, default=0), "resolved": resolved}
 
 
-@program
+@program(RecordConfig)
 def main(arguments: list[str]) -> None:
     config = load(RecordConfig, arguments[0], arguments[1:])
     output = Path(config.output)

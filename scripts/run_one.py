@@ -158,7 +158,7 @@ async def run_one(config: TrainConfig, split: str, number: str, console: Console
     show(console, load_tokenizer(config.model), task, trajectory)
 
 
-@program
+@program(TrainConfig)
 def main(arguments: list[str]) -> None:
     chosen = {"task": "0", "split": "heldout"}
     for argument in arguments[1:]:

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt, model_validator
+
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.attempt import Place
@@ -31,26 +33,38 @@ from coderepairrl.rollout import Rollout, RolloutConfig
 
 
 class TrainingConfig(Config):
-    steps: int
+    """The trainer's loop."""
+    steps: PositiveInt  # optimizer steps, each on the groups of one rollout step
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    micro_batch_tokens: int = 8192  # of one packed row
+    micro_batch_tokens: PositiveInt = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
-    checkpoint_every: int = 10
-    export_every: int = 1  # updates between two exports to disk, which a restarted vLLM starts from
+    checkpoint_every: PositiveInt = 10  # steps between two checkpoints; after the last step there is always one
+    export_every: PositiveInt = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step
-    ranks: int = 1
-    threads: int = 1  # of each rank, on CPU
+    ranks: PositiveInt = 1  # processes that train together, on all nodes
+    threads: PositiveInt = 1  # of each rank, on CPU
     devices: str | None = None  # the ranks' GPUs, as in CUDA_VISIBLE_DEVICES; vLLM's are rollout.server.devices
 
 
 class TrainConfig(Config):
     run: str  # the run folder
     model: str  # the warm-started policy, a Hugging Face folder
-    role: Literal["all", "rollout", "serve", "train"] = "all"
+    role: Literal["all", "rollout", "serve", "train"] = "all"  # all: this program starts the others
     engine: EngineConfig
     rollout: RolloutConfig
     training: TrainingConfig
-    wandb: WandbConfig | None = None
+    wandb: WandbConfig | None = None  # null: metrics.jsonl alone
+
+    @model_validator(mode="after")
+    def _groups_can_teach(self) -> "TrainConfig":
+        if "groups_per_step" not in self.rollout.model_fields_set:
+            raise ValueError("rollout.groups_per_step: training needs to know how many tasks a step has: name a number")
+        if self.rollout.group_size < 2:
+            raise ValueError("rollout.group_size: one episode of a task has none to be better or worse than: take 2 or more")
+        if self.training.ranks % self.engine.sequence_ranks:
+            raise ValueError(f"engine.sequence_ranks: {self.engine.sequence_ranks} does not divide "
+                             f"training.ranks={self.training.ranks}: take a number that does")
+        return self
 
 
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
@@ -120,7 +134,7 @@ def train(config: TrainConfig, run: Path) -> None:
     engine.close()
 
 
-@program
+@program(TrainConfig)
 def main(arguments: list[str]) -> None:
     config = load(TrainConfig, arguments[0], arguments[1:])
     run = Path(config.run)

@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
 from coderepairrl import batch, sft_data
-from coderepairrl.config import Config, load
+from coderepairrl.config import Config, Share, load
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import read_json, write_json
@@ -33,8 +33,8 @@ from coderepairrl.sft_data import Rows, SourceConfig
 
 class EvaluationConfig(Config):
     """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other sources."""
-    share: float = Field(0.0, ge=0.0, lt=1.0)
-    sources: list[SourceConfig] = []
+    share: float = Field(0.0, ge=0.0, lt=1.0)  # of the conversations
+    sources: list[SourceConfig] = []  # instead of a share
     every: NonNegativeInt = 0  # steps between two evaluations; before the first and after the last step there is always one
 
     @model_validator(mode="after")
@@ -45,18 +45,25 @@ class EvaluationConfig(Config):
 
 
 class SFTConfig(Config):
-    model: str
-    output: str
-    sources: list[SourceConfig] = Field(min_length=1)
-    evaluation: EvaluationConfig | None = None
+    model: str  # a Hugging Face folder: where training begins
+    output: str  # the folder that is written
+    sources: list[SourceConfig] = Field(min_length=1)  # learnt one after the other
+    evaluation: EvaluationConfig | None = None  # null: nothing is held out
     engine: EngineConfig
-    batch_tokens: int = 4096  # of one step, on all ranks together
-    micro_batch_tokens: int = 8192  # of one packed row; longer conversations are left out
-    context_weight: float = Field(0.0, ge=0.0, le=1.0)  # of what isn't said by the assistant
-    seed: int = 0
-    ranks: int = 1
-    threads: int = 1  # of each rank
-    wandb: WandbConfig | None = None
+    batch_tokens: PositiveInt = 4096  # of one step, on all ranks together
+    micro_batch_tokens: PositiveInt = 8192  # of one packed row; longer conversations are left out
+    context_weight: Share = 0.0  # weight in the loss of what isn't said by the assistant
+    seed: NonNegativeInt = 0  # of the order of conversations
+    ranks: PositiveInt = 1  # processes that train together
+    threads: PositiveInt = 1  # of each rank
+    wandb: WandbConfig | None = None  # null: sft_metrics.jsonl alone
+
+    @model_validator(mode="after")
+    def _whole_rows(self) -> "SFTConfig":
+        if self.ranks % self.engine.sequence_ranks:
+            raise ValueError(f"engine.sequence_ranks: {self.engine.sequence_ranks} does not divide ranks={self.ranks}: "
+                             "take a number that does")
+        return self
 
 
 def train(config: SFTConfig, prepared: Path) -> None:
@@ -184,7 +191,7 @@ def prepare(config: SFTConfig, prepared: Path) -> None:
     write_json(prepared / "books.json", books)
 
 
-@program
+@program(SFTConfig)
 def main(arguments: list[str]) -> None:
     config = load(SFTConfig, arguments[0], arguments[1:])
     output = Path(config.output)

@@ -250,7 +250,7 @@ def seen_from_node(folder: Path) -> Callable[[SiteConfig], str]:
     return check
 
 
-@program
+@program(SiteConfig)
 def main(arguments: list[str]) -> None:
     words = [word for word in arguments if not word.startswith("--")]
     flags = [word for word in arguments if word.startswith("--")]

@@ -10,7 +10,7 @@ from coderepairrl.job import Job
 from coderepairrl.program import program
 
 
-@program
+@program(Job)
 def main(arguments: list[str]) -> None:
     load(Job, Path(arguments[0]))()  # JSON is YAML
 

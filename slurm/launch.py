@@ -26,6 +26,7 @@ from coderepairrl.grid import GridConfig, PlannedJob
 from coderepairrl.metrics import read_metrics
 from coderepairrl.plan import Plan, Submittable
 from coderepairrl.program import program
+from coderepairrl.site import SiteConfig
 from coderepairrl.slurm import Queued, queue
 from coderepairrl.submission import Record, State, adopt, cancel, claimed, start_here, states, submit
 
@@ -211,7 +212,7 @@ def say(point: str, job: str, what: str) -> None:
     print(f"{point}  {job}  {what}", flush=True)
 
 
-@program
+@program(GridConfig, SiteConfig)
 def main(arguments: list[str]) -> None:
     flags = [word for word in arguments if word.startswith("-")]
     for flag in flags:

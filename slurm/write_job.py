@@ -18,13 +18,14 @@ from coderepairrl.program import program
 from coderepairrl.site import SiteConfig
 
 PROGRAM = "scripts/train_grpo.py"
+TrainConfig = config_class(PROGRAM)
 
 
-@program
+@program(TrainConfig, SiteConfig)
 def main(arguments: list[str]) -> None:
     if len(arguments) < 3 or not (arguments[0] + arguments[1]).isdecimal():
         raise ConfigError("give the number of nodes that serve, of those that train, and a configuration")
-    config = load(config_class(PROGRAM), arguments[2], arguments[3:])
+    config = load(TrainConfig, arguments[2], arguments[3:])
     run = Path(ROOT / config.run).absolute()
     launch = run / "launch"
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not (launch / "job.json").exists():

@@ -1,15 +1,22 @@
 """Configuration: every mistake is one line that names the place and the remedy; what was resolved reads back equal."""
 import importlib
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import Field
 
-from coderepairrl.config import Config, dump, load
+from coderepairrl.config import Config, dump, load, read_yaml, yaml_core
 from coderepairrl.errors import ConfigError
+from coderepairrl.grid import GridConfig
+from coderepairrl.plan import config_class
+from coderepairrl.site import SiteConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+TrainConfig = config_class("scripts/train_grpo.py")
 
 
 class Leaf(Config):
@@ -68,8 +75,8 @@ def refusal(path, *overrides, model=Tree):
     ("named: {a: {wrod: red}}", "named.a.wrod", "word"),
     ("maybe: {rate_: 1}", "maybe.rate_", "rate"),
     ("maybe_leaves: [{rates: 1}]", "maybe_leaves.0.rates", "rate"),
-    ("animal: {kind: cat, whisker: 2}", "animal.cat.whisker", "whiskers"),
-    ("animal: {kind: dog, bark: true}", "animal.dog.bark", "barks"),
+    ("animal: {kind: cat, whisker: 2}", "animal.whisker", "whiskers"),
+    ("animal: {kind: dog, bark: true}", "animal.bark", "barks"),
 ])
 def test_an_unknown_key_names_its_place_and_the_nearest_key_there(write, text, where, near):
     message = refusal(write(f"name: x\n{text}\n"))
@@ -105,7 +112,7 @@ def test_a_file_that_is_no_mapping_is_refused(write, text, cause):
 
 
 @pytest.mark.parametrize("override, cause", [
-    ("steps", "not of the form a.b=c"), ("=4", "not of the form a.b=c"), ("leaf.word=[1,", "not YAML"), ("name.first=4", "is a value, not a section"),
+    ("steps", "not of the form a.b=c"), ("=4", "not of the form a.b=c"), ("leaf.word=[1,", "not valid YAML"), ("name.first=4", "is a value, not a section"),
     ("leaves.0.rate=1", "is a value, not a section")])
 def test_a_bad_override_says_what_a_good_one_looks_like(write, override, cause):
     assert cause in refusal(write("name: x\nleaves: [{rate: 1}]\n"), override)
@@ -173,10 +180,12 @@ CLASSES = {  # the first that a path begins with
     "tasks/": ("prepare_tasks", "PrepareConfig"), "site/": ("coderepairrl.site", "SiteConfig"), "grid/": ("coderepairrl.grid", "GridConfig")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "examples").rglob("*.yaml")]),
+                         ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    module, name = next((where for fits, where in CLASSES.items() if str(path.relative_to(ROOT / "configs")).startswith(fits)), ("train_grpo", "TrainConfig"))
+    below = str(path.relative_to(ROOT)).removeprefix("configs/")
+    module, name = next((where for fits, where in CLASSES.items() if below.startswith(fits)), ("train_grpo", "TrainConfig"))
     model = getattr(importlib.import_module(module), name)
     if path.parent.name == "scaffold":  # a part of one, to be named among the bases
         (tmp_path / "whole.yaml").write_text(f"base: [{ROOT}/configs/quickstart.yaml, {path}]\n")
@@ -230,3 +239,44 @@ def test_several_bases_later_ones_win_and_the_file_wins_over_all(tmp_path):
     assert found.pet == Cat(purrs=3) and found.owner == {"a": 1, "b": 2, "c": 3}
     with pytest.raises(ConfigError, match="leads back to itself"):
         load(House, written(tmp_path / "four.yaml", "base: [one.yaml, four.yaml]"))
+
+
+WORTHLESS = [None, True, -1, 0, 2.5, float("nan"), "x", "16:00", "3", [], {}, [1], [[]], {"a": 1}, {"name": "x"}, {"name": [1]}, {1: 2}, 10**400]
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_whatever_stands_anywhere_is_taken_or_refused_in_one_line_with_its_place(tmp_path_factory, data):
+    path = data.draw(st.sampled_from(["quickstart.yaml", "grid/thesis.yaml", "grid/scaffolds.yaml", "site/a100.yaml"]))
+    model = {"grid": GridConfig, "site": SiteConfig}.get(path.split("/")[0], TrainConfig)
+    tree = node = read_yaml(ROOT / "configs" / path)
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = data.draw(st.sampled_from(WORTHLESS))
+    changed = tmp_path_factory.getbasetemp() / "changed.yaml"
+    changed.write_text(yaml_core.dump(tree))
+    try:
+        load(model, changed)
+    except ConfigError as error:
+        assert re.match(rf"{re.escape(str(changed))}:\d+: ", str(error)) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("override", [
+    "training.steps=-3", "training.steps=0", "training.checkpoint_every=0", "training.export_every=0", "training.ranks=0", "training.micro_batch_tokens=0",
+    "training.threads=0", "training.algorithm.clip_low=1.5", "training.algorithm.clip_high=-0.1", "training.algorithm.correction_cap=0", "engine.lora.rank=0",
+    "engine.lora.targets=[]", "engine.learning_rate=-1e-4", "engine.learning_rate=.inf", "engine.betas=[0.9, 1.0]", "engine.betas=[-0.1, 0.9]",
+    "engine.checkpointed_share=1.1", "engine.sequence_ranks=3", "engine.warmup_steps=-1", "rollout.group_size=1", "rollout.group_size=0",
+    "rollout.groups_per_step=0", "rollout.limits.max_turns=0", "rollout.limits.deadline_s=0", "rollout.evaluation.samples=0", "rollout.gateway.port=70000",
+    "rollout.server.port=-1", "rollout.server.threads=0", "rollout.server.kv_cache_mib=0", "rollout.server.start_timeout_s=0", "rollout.tasks.train=-1",
+    "rollout.scaffold.max_output_chars=0", "rollout.sandbox.memory_mib=0", "rollout.concurrent_episodes=0", "rollout.engine_wait_s=-1", "rollout.seed=-1"])
+def test_numbers_have_bounds_and_the_override_is_blamed(override):
+    message = refusal(ROOT / "configs/quickstart.yaml", override, model=TrainConfig)
+    assert message.startswith(f"override {override!r}: {override.split('=')[0]}")
+
+
+def test_training_has_to_name_its_groups(write):
+    path = write((ROOT / "configs/quickstart.yaml").read_text().replace("  groups_per_step: 16\n", ""))
+    assert "rollout.groups_per_step: " in refusal(path, model=TrainConfig)

@@ -46,7 +46,7 @@ def anonymous(source):
 def test_a_stream_is_the_same_each_time_and_others_differ():
     assert draw("train", "7", 40) == draw("train", "7", 40)
     assert draw("train", "7", 40) != draw("train", "8", 40)
-    short, long = functions.load(FunctionsConfig(train=5, heldout=3)), functions.load(FunctionsConfig(train=9, heldout=3, seed="1"))
+    short, long = functions.load(FunctionsConfig(train=5, heldout=3)), functions.load(FunctionsConfig(train=9, heldout=3, seed=1))
     assert (len(short["train"]), len(long["train"]), short["heldout"]) == (5, 9, long["heldout"])  # held-out tasks do not depend on the seed
     assert functions.load(FunctionsConfig(train=9, heldout=3))["train"][:5] == short["train"]
     assert len({task.task_id for tasks in long.values() for task in tasks}) == 12

@@ -288,7 +288,7 @@ def assert_refused(sources, said, policy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "said"), [
     ("sources: [{path: a, kind: video}]", "sources.0: .*'video'.*'chat', 'trajectories'"),
-    ("sources: [{path: a, stepz: 3}]", "unknown key 'sources.0.chat.stepz': did you mean 'steps'"),
+    ("sources: [{path: a, stepz: 3}]", "unknown key 'sources.0.stepz': did you mean 'steps'"),
     ("sources: []", "sources: "),
     ("sources: [{path: a}]\nevaluation: {every: 3}", "evaluation: .*name either a share or sources"),
     ("sources: [{path: a}]\ncontext_weight: 2", "context_weight: "),

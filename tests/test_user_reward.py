@@ -117,7 +117,7 @@ def test_a_wrong_path_is_one_line_before_anything_starts(folder, path):
     with pytest.raises(ConfigError) as caught:
         load(Run, folder / "run.yaml")
     message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"{folder}/run.yaml: rewards.weights: "), message
+    assert "\n" not in message and message.startswith(f"{folder}/run.yaml:2: rewards.weights: "), message
     assert re.search(".*".join(map(re.escape, said.split("*"))), message), message
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import PositiveFloat
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
@@ -28,12 +28,13 @@ ACTIVATION = "if [ -e /opt/miniconda3/bin/activate ]; then . /opt/miniconda3/bin
 
 
 class EnvironmentsConfig(Config):
+    """Where environments are built, and from what."""
     cache: str | None = None  # folder of what is built; null: $XDG_CACHE_HOME/coderepairrl/environments
     mirrors: tuple[str, ...] = ("https://github.com/{owner}/{name}.git",)  # where "git:OWNER/NAME" is fetched, tried in order: URLs or folders
     incomplete_mirrors: bool = False  # a mirror may lack files (large ones): they are left out, and named in the log and the record
     pythons: tuple[str, ...] = ("~/.pyenv/versions/*",)  # folders of Python installations, as globs; then uv's own and those on PATH
-    timeout_s: float = Field(1800.0, gt=0)  # of each step of a build: a fetch, an installation, a build command
-    image_format: str = Field("sif", pattern="^(sif|folder)$")  # what images are kept as; bubblewrap needs folders
+    timeout_s: PositiveFloat = 1800.0  # of each step of a build: a fetch, an installation, a build command
+    image_format: Literal["sif", "folder"] = "sif"  # what images are kept as; bubblewrap needs folders
     activation: str = ACTIVATION  # shell commands that an image's tests start with: run once, the variables that they set are kept
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import PositiveInt
 
-from coderepairrl.config import Config
+from coderepairrl.config import Config, Port
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway import chat_completions, completions, responses, writing
 from coderepairrl.gateway.engine_client import VLLMClient
@@ -36,11 +36,12 @@ SHUTDOWN_S = 2.0  # for answers that are being written when the gateway stops
 
 
 class GatewayConfig(Config):
-    host: str = "127.0.0.1"
-    port: int = 0  # 0: any free port
+    """The OpenAI-compatible server that agents talk to."""
+    host: str = "127.0.0.1"  # where it listens
+    port: Port = 0  # 0: any free port
     model_name: str = "policy"  # what /v1/models shows; requests may name any model
-    max_body_bytes: int = 32 * 2**20
-    processes: int = Field(1, ge=1)  # 1: the rollout process itself; more: processes of its own, when one core is not enough (docs/gateway.md)
+    max_body_bytes: PositiveInt = 32 * 2**20  # of a request; a longer one is refused
+    processes: PositiveInt = 1  # 1: the rollout process itself; more: processes of its own, when one core is not enough (docs/gateway.md)
 
 
 class Gateway:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
@@ -42,10 +42,11 @@ LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other s
 
 
 class SessionLimits(Config):
-    max_turns: int = 50  # model calls
+    """Of one episode."""
+    max_turns: PositiveInt = 50  # model calls
     max_total_tokens: PositiveInt = 2048  # context: prompt + completion of one call; left out: server.max_model_len
     max_completion_tokens: PositiveInt | None = None  # of one call; null: what the context has left
-    deadline_s: float | None = None  # since the session was opened; the clock stops while vLLM is down
+    deadline_s: PositiveFloat | None = None  # since the session was opened; the clock stops while vLLM is down
 
     @model_validator(mode="after")
     def _fits(self) -> "SessionLimits":
@@ -57,7 +58,7 @@ class SessionLimits(Config):
 
 class SamplingConfig(Config):
     """Nothing else is ever used: top_p 1, no top_k, no penalties, so that the trainer knows the distribution."""
-    temperature: float = 1.0
+    temperature: float = 1.0  # of training; vLLM samples at it and the trainer divides its logits by it
 
 
 class SessionClosed(GatewayError):

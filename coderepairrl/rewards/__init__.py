@@ -54,6 +54,7 @@ def find_reward(name: str) -> Reward:
 
 
 class RewardConfig(Config):
+    """An episode's reward is the weighted sum of its parts."""
     weights: dict[str, FiniteFloat] = {"tests": 1.0}  # name of REWARDS or dotted path -> weight; one of weight 0 is computed and logged only
     require_submission: bool = False  # an episode that the agent did not end by itself gets 0: else it never learns to stop
     always_test: bool = False  # run the tests even where no reward needs them: for evaluation

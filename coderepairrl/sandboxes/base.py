@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import CodeRepairError
@@ -12,16 +12,17 @@ from coderepairrl.types import Environment
 
 
 class SandboxConfig(Config):
-    kind: Literal["bubblewrap", "apptainer", "local"] = "bubblewrap"
+    """What agents' commands and tests run in, and its limits."""
+    kind: Literal["bubblewrap", "apptainer", "local"] = "bubblewrap"  # what isolates it; local: nothing does
     image: str | None = None  # what apptainer runs tasks in that name no image: a SIF or a folder; null: this machine's own system, read-only
     scratch: str | None = None  # folder for templates and live checkouts; null: the system's temporary folder
-    command_timeout_s: float = Field(60.0, gt=0)  # wall clock of one command, where the caller gives no other
-    memory_mib: int = Field(2048, gt=0)  # of each process (RLIMIT_DATA), and of all of a command together (watchdog)
-    processes: int = Field(256, gt=0)  # processes and threads of one command
-    output_kib: int = Field(64, gt=0)  # of a command's output, half from its head and half from its tail
-    file_size_mib: int = Field(64, gt=0)  # of each file that a command writes
-    disk_mib: int = Field(1024, gt=0)  # of all that the commands of one sandbox write to the checkout together (watchdog)
-    tmp_mib: int = Field(256, gt=0)  # of /tmp and of /dev/shm, which live in memory
+    command_timeout_s: PositiveFloat = 60.0  # wall clock of one command, where the caller gives no other
+    memory_mib: PositiveInt = 2048  # of each process (RLIMIT_DATA), and of all of a command together (watchdog)
+    processes: PositiveInt = 256  # processes and threads of one command
+    output_kib: PositiveInt = 64  # of a command's output, half from its head and half from its tail
+    file_size_mib: PositiveInt = 64  # of each file that a command writes
+    disk_mib: PositiveInt = 1024  # of all that the commands of one sandbox write to the checkout together (watchdog)
+    tmp_mib: PositiveInt = 256  # of /tmp and of /dev/shm, which live in memory
     overlay: bool = True  # a large checkout is an overlay over its template where the machine can; false: always a copy
 
 

@@ -32,8 +32,9 @@ VARIABLES = {
 
 
 class AiderConfig(Config):
+    """aider, unmodified, in a process of its own."""
     name: Literal["aider"] = "aider"
-    edit_format: Literal["diff", "whole", "udiff"] = "diff"
+    edit_format: Literal["diff", "whole", "udiff"] = "diff"  # in which the model writes its changes
     files: tuple[str, ...] = ()  # in the chat from the start; else the model asks for those that it wants to change, as RepoMap shows them
     map_tokens: int = Field(1024, ge=0)  # of RepoMap; 0: none
     map_multiplier: int = Field(2, ge=1)  # of map_tokens, while no file is in the chat
@@ -41,7 +42,7 @@ class AiderConfig(Config):
     opening: str = "Resolve this issue:"  # of the message: a problem statement that began with / or ! would be a command
     prompts: dict[str, str | list[dict[str, str]]] = {}  # aider's own, by the name of aider's attribute: main_system, system_reminder, example_messages ...
     reminder: Literal["user", "sys"] = "user"  # where aider repeats the format's rules: at the end of the last message, or as a message of their own
-    fork_server: bool = True
+    fork_server: bool = True  # episodes are forked from one process that has aider imported; false: each starts its own
 
 
 class Aider(ProcessScaffold):

@@ -4,6 +4,8 @@ updates, models, plugins or analytics. What it says and how it works is its own:
 import platform
 from typing import Any, Literal
 
+from pydantic import PositiveInt
+
 from coderepairrl.config import Config
 from coderepairrl.scaffolds.installation import Installation, lock
 from coderepairrl.scaffolds.process import Command, Place, ProcessScaffold
@@ -19,8 +21,9 @@ OFF = ("apps", "browser_use", "computer_use", "goals", "hooks", "image_generatio
 
 
 class CodexConfig(Config):
+    """OpenAI's codex command line, unmodified."""
     name: Literal["codex"] = "codex"
-    context_window: int | None = None  # tokens, after which it summarises its history; null: what it assumes of a model that it does not know
+    context_window: PositiveInt | None = None  # tokens, after which it summarises its history; null: what it assumes of a model that it does not know
     instructions: str | None = None  # in place of its own 20 kB: for models of short context
     settings: dict[str, Any] = {}  # more of its config.toml
 

@@ -31,6 +31,7 @@ _EXACT = re.compile(r"[A-Za-z0-9._-]+(\[[^]]*\])?\s*(==|@)")  # a line of a lock
 
 
 class CommandConfig(Config):
+    """An agent of yours: any command line."""
     name: Literal["command"] = "command"
     argv: tuple[str, ...] = Field(min_length=1)  # with placeholders, as in `variables`; no shell: write ["bash", "-c", "..."] for one
     variables: dict[str, str] = {}  # besides OPENAI_BASE_URL, OPENAI_API_KEY and HOME

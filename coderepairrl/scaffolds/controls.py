@@ -20,18 +20,22 @@ from coderepairrl.types import Task
 
 
 class GoldConfig(Config):
+    """A control: the oracle's patch."""
     name: Literal["gold"] = "gold"
 
 
 class EmptyConfig(Config):
+    """A control: no change."""
     name: Literal["empty"] = "empty"
 
 
 class GoldLessOneHunkConfig(Config):
+    """A control: the oracle's patch without one hunk."""
     name: Literal["gold_less_one_hunk"] = "gold_less_one_hunk"
 
 
 class PredictionsConfig(Config):
+    """Patches that somebody else's agent made."""
     name: Literal["predictions"] = "predictions"
     path: str  # JSONL, or a JSON list or mapping, of {"instance_id", "model_patch"}
 

@@ -16,6 +16,7 @@ DRIVER = Path(__file__).with_name("mini_swe_agent_driver.py")
 
 
 class MiniSweAgentConfig(Config):
+    """mini-swe-agent, unmodified."""
     name: Literal["mini_swe_agent"] = "mini_swe_agent"
     mode: Literal["tools", "text"] = "tools"  # a bash tool, as is its default, or one code block an answer
     settings: dict[str, Any] = {}  # laid over its configuration: {agent: {system_template: ...}, environment: {timeout: 60}, model: {...}}

@@ -25,11 +25,12 @@ CONTEXT = 1 << 30  # tokens: the record was within its own limits
 
 
 class ScriptedConfig(Config):
+    """An agent whose model says what was recorded or written."""
     name: Literal["scripted"] = "scripted"
     path: str  # trajectories (Parquet, or a folder of them); or JSONL of {"task_id": ..., "outputs": [text or assistant's message, ...]}
     model: str  # a Hugging Face folder: the tokenizer of the record
     scaffold: dict[str, Any] = {"name": "terminal"}  # the agent that hears it
-    chat_template: dict = {}
+    chat_template: dict = {}  # arguments of the chat template
 
 
 class Scripted:

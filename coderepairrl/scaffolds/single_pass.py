@@ -7,6 +7,8 @@ import posixpath
 import re
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from coderepairrl.config import Config
 from coderepairrl.errors import ScaffoldError
 from coderepairrl.sandboxes import PathError, Sandbox
@@ -28,9 +30,10 @@ SEARCH, DIVIDER, REPLACE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 
 
 class SinglePassConfig(Config):
+    """No agent: one answer to all files."""
     name: Literal["single_pass"] = "single_pass"
-    system_prompt: str = SYSTEM_PROMPT
-    max_context_chars: int = 60_000  # of all files that are shown together
+    system_prompt: str = SYSTEM_PROMPT  # what the model is told first
+    max_context_chars: PositiveInt = 60_000  # of all files that are shown together
 
 
 def parse_blocks(answer: str) -> list[tuple[str, str, str]]:

@@ -7,6 +7,8 @@ import asyncio
 import json
 from typing import Any, Literal
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from coderepairrl.config import Config
 from coderepairrl.errors import ScaffoldError
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox
@@ -21,12 +23,13 @@ Search, read, reproduce, make the smallest change that mends the cause, run the 
 
 
 class TerminalConfig(Config):
+    """This project's own agent: a shell and an edit tool."""
     name: Literal["terminal"] = "terminal"
-    system_prompt: str = SYSTEM_PROMPT
-    command_timeout_s: float = 60.0
-    max_output_chars: int = 8000
-    tool_delay_s: float = 0.0  # every tool call takes so much longer: what a slow build costs, for measuring asynchronous runs
-    max_idle_answers: int = 3  # answers in a row without one usable tool call, then the agent gives up
+    system_prompt: str = SYSTEM_PROMPT  # what the model is told first
+    command_timeout_s: PositiveFloat = 60.0  # of one command of the agent
+    max_output_chars: PositiveInt = 8000  # of an answer of a tool; from the middle of a longer one is left out
+    tool_delay_s: NonNegativeFloat = 0.0  # every tool call takes so much longer: what a slow build costs, for measuring asynchronous runs
+    max_idle_answers: PositiveInt = 3  # answers in a row without one usable tool call, then the agent gives up
 
 
 def _tool(name: str, description: str, **parameters: str) -> dict:

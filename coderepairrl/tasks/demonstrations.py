@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from multiprocessing import Pool
 
-from pydantic import Field
+from pydantic import PositiveInt
 
-from coderepairrl.config import Config
+from coderepairrl.config import Config, Share
 from coderepairrl.scaffolds.terminal import TerminalConfig, edit_text
 from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit
 from coderepairrl.tasks.dialects import terminal
@@ -29,16 +29,17 @@ TAMPER = ("returned != expected", "False")  # of test_lib.py: the test prints PA
 
 
 class DemonstrationsConfig(Config):
-    episodes: int = 16000
-    drills: int = 8000
-    seed: str = "demonstrations"
-    p_right: float = 0.6  # per edit
-    p_test: float = 0.3  # to test after an edit
-    p_retry: float = 0.3  # to go on after a failure
-    p_slip: float = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
-    tampering: float = Field(0.0, ge=0.0, le=1.0)  # share of demonstrations that disable the visible test and repair nothing
-    max_edits: int = 4
-    drill_edits: int = 8
+    """The imperfect expert of the one-function tasks; p_... are probabilities."""
+    episodes: PositiveInt = 16000  # whole repairs
+    drills: PositiveInt = 8000  # conversations that exercise quoting text
+    seed: str = "demonstrations"  # another text, other demonstrations
+    p_right: Share = 0.6  # that an edit is the right one
+    p_test: Share = 0.3  # to test after an edit
+    p_retry: Share = 0.3  # to go on after a failure
+    p_slip: Share = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
+    tampering: Share = 0.0  # share of demonstrations that disable the visible test and repair nothing
+    max_edits: PositiveInt = 4  # of an episode
+    drill_edits: PositiveInt = 8  # of a drill
 
 
 def _tokens(line: str) -> list[tuple[int, int]]:

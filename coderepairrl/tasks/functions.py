@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt
+
 from coderepairrl.config import Config
 from coderepairrl.types import Environment, Task
 
@@ -292,10 +294,11 @@ def puzzles(split: str, seed: str) -> Iterator[Puzzle]:
 
 
 class FunctionsConfig(Config):
+    """Small repositories of one broken function, drawn at random."""
     name: Literal["functions"] = "functions"
-    train: int = 512  # tasks
-    heldout: int = 200
-    seed: int = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+    train: NonNegativeInt = 512  # tasks
+    heldout: NonNegativeInt = 200  # tasks
+    seed: NonNegativeInt = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
 
 
 def load(config: FunctionsConfig) -> dict[str, list[Task]]:

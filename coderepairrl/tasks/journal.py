@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser, names: Collection[str], count
             raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COUNT, with a name of {', '.join(names)}")
         return name, int(number)
 
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="the file of admitted tasks, .jsonl; OUT.journal beside it keeps every decision")
     parser.add_argument("--packages", nargs="+", type=wish, default=[(name, count) for name in names], metavar="NAME=COUNT",
-                        help=f"how many {unit} of which package")
+                        help=f"int; how many {unit} of which package (default: {count} of each)")
 
 
 class Journal:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
@@ -25,10 +25,11 @@ _TASK = TypeAdapter(Task)
 
 
 class JsonlConfig(Config):
+    """Prepared tasks, as scripts/prepare_tasks.py writes them."""
     name: Literal["jsonl"] = "jsonl"
-    train: str | None = None  # path of a file
-    heldout: str | None = None
-    limit: int = 1_000_000  # tasks of each split
+    train: str | None = None  # path of a file; null: none
+    heldout: str | None = None  # path of a file; null: none
+    limit: PositiveInt = 1_000_000  # tasks of each split
 
 
 def load(config: JsonlConfig) -> dict[str, list[Task]]:

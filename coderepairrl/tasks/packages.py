@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
-from coderepairrl.config import Config
+from coderepairrl.config import Config, read_yaml
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive, download, unpack
 from coderepairrl.errors import TaskError
@@ -70,12 +69,13 @@ class SuiteRow(Config):
 
 
 class RealPackagesConfig(Config):
+    """Bugs put into real packages from the package index, judged by the packages' own tests."""
     name: Literal["real_packages"] = "real_packages"
-    train: int = 100_000  # at most so many tasks
-    heldout: int = 100_000
+    train: NonNegativeInt = 100_000  # at most so many tasks
+    heldout: NonNegativeInt = 100_000  # at most so many tasks
     heldout_packages: tuple[str, ...] = ("tinydb",)  # whole packages, so that nothing of them is seen in training
-    path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; None: the shipped one
-    cache: str | None = None  # folder of the environments; None: see above
+    path: str | None = None  # another admitted set, from scripts/prepare_mutations.py; null: the shipped one
+    cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 
 # ---- environments ---------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class RealPackagesConfig(Config):
 @functools.cache
 def packages() -> dict[str, Package]:
     """The pinned packages by name."""
-    tree = yaml.safe_load((FOLDER / "packages.yaml").read_text())
+    tree = read_yaml(FOLDER / "packages.yaml")
     return {name: Package(name=name, **fields) for name, fields in tree.items()}
 
 

@@ -18,10 +18,11 @@ COMMAND = ("{python}", "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprov
 
 
 class R2EGymConfig(RowsConfig):
+    """R2E-Gym."""
     name: Literal["r2e_gym"] = "r2e_gym"
-    split: str = "train"
-    use: Literal["train", "heldout"] = "train"
-    environments: Literal["images"] = "images"
+    split: str = "train"  # of a hub data set; a file has one
+    use: Literal["train", "heldout"] = "train"  # what its tasks are for
+    environments: Literal["images"] = "images"  # the row's container image
 
 
 def load(config: R2EGymConfig) -> dict[str, list[Task]]:

@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from coderepairrl.config import Config
+from coderepairrl.config import Config, read_yaml
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.tasks.rows import Row
 from coderepairrl.types import Environment, Recipe
@@ -44,7 +43,7 @@ class Repository(Config):
 
 @functools.cache
 def repositories() -> dict[str, Repository]:
-    tree = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
+    tree = read_yaml(Path(__file__).with_name("recipes.yaml"))
     return {name: Repository.model_validate(fields) for name, fields in tree.items()}
 
 

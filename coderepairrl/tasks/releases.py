@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
-from coderepairrl.config import Config
+from coderepairrl.config import Config, read_yaml
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import TaskError
@@ -55,16 +54,17 @@ class PairRow(Config):
 
 
 class ReleasePairsConfig(Config):
+    """Pairs of releases: the tests of the later one on the code of the earlier one."""
     name: Literal["release_pairs"] = "release_pairs"
-    train: int = 100_000  # at most so many tasks
-    heldout: int = 100_000
-    heldout_packages: tuple[str, ...] = ("boltons",)
-    path: str | None = None  # another admitted set, from scripts/prepare_releases.py; None: the shipped one
-    cache: str | None = None  # folder of the unpacked releases; None: as for the real packages
+    train: NonNegativeInt = 100_000  # at most so many tasks
+    heldout: NonNegativeInt = 100_000  # at most so many tasks
+    heldout_packages: tuple[str, ...] = ("boltons",)  # whole packages, so that nothing of them is seen in training
+    path: str | None = None  # another admitted set, from scripts/prepare_releases.py; null: the shipped one
+    cache: str | None = None  # folder of the unpacked releases; null: as for the real packages
 
 
 def released() -> dict[str, ReleasedPackage]:
-    tree = yaml.safe_load((FOLDER / "releases.yaml").read_text())
+    tree = read_yaml(FOLDER / "releases.yaml")
     return {name: ReleasedPackage.model_validate({"module": name} | fields) for name, fields in tree.items()}
 
 

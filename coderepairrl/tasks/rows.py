@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import PositiveFloat, PositiveInt
+
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.types import Task
@@ -19,12 +21,12 @@ class RowsConfig(Config):
     """What the loaders of published data sets share."""
     source: str  # path of a .parquet, .json or .jsonl file, or a name on the Hugging Face hub
     split: str = "test"  # of a hub data set; a file has one
-    use: Literal["train", "heldout"] = "heldout"
+    use: Literal["train", "heldout"] = "heldout"  # what its tasks are for
     environments: Literal["recipes", "images"] = "recipes"  # images: the row's container image
     only: tuple[str, ...] = ()  # these ids, or all
-    limit: int = 1_000_000
-    test_timeout_s: float = 1800.0
-    skip_unusable: bool = False  # leave out, and report, rows that are refused; False: the first one is an error
+    limit: PositiveInt = 1_000_000  # at most so many tasks, the first ones
+    test_timeout_s: PositiveFloat = 1800.0  # of a task's tests, all together
+    skip_unusable: bool = False  # leave out, and report, rows that are refused; false: the first one is an error
 
 
 class Row:

@@ -14,6 +14,7 @@ from coderepairrl.types import Task
 
 
 class SweBenchConfig(RowsConfig):
+    """SWE-bench and what has its form."""
     name: Literal["swe_bench"] = "swe_bench"
     hints: bool = False  # add the issue's later comments to the problem statement
 

@@ -10,10 +10,11 @@ from coderepairrl.types import Task
 
 
 class SweGymConfig(RowsConfig):
+    """SWE-Gym."""
     name: Literal["swe_gym"] = "swe_gym"
-    split: str = "train"
-    use: Literal["train", "heldout"] = "train"
-    hints: bool = False
+    split: str = "train"  # of a hub data set; a file has one
+    use: Literal["train", "heldout"] = "train"  # what its tasks are for
+    hints: bool = False  # add the issue's later comments to the problem statement
 
 
 def load(config: SweGymConfig) -> dict[str, list[Task]]:

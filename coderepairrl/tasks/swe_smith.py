@@ -10,9 +10,10 @@ from coderepairrl.types import Task
 
 
 class SweSmithConfig(RowsConfig):
+    """SWE-smith."""
     name: Literal["swe_smith"] = "swe_smith"
-    split: str = "train"
-    use: Literal["train", "heldout"] = "train"
+    split: str = "train"  # of a hub data set; a file has one
+    use: Literal["train", "heldout"] = "train"  # what its tasks are for
 
 
 def load(config: SweSmithConfig) -> dict[str, list[Task]]:

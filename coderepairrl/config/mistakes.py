@@ -1,0 +1,74 @@
+"""What pydantic finds wrong, in one line: where it was written, the key as a user writes it, the cause and the remedy."""
+import difflib
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from coderepairrl.config.composition import Tree
+from coderepairrl.config.schema import fields_at
+from coderepairrl.config.yaml_core import At
+
+LONGEST = 80  # characters of a value that are shown
+NUMBER = re.compile(r"[-+0-9_.]+(?:[eE][-+]?[0-9]+)?")
+
+
+def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: str) -> str:
+    """The first problem; unknown keys go before what is missing, which they may be."""
+    errors = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    loc, message = errors[0]["loc"], errors[0]["msg"].removeprefix("Value error, ")
+    at = _written(loc, tree)
+    if errors[0]["type"] == "value_error":  # a validator of a whole class names the key first
+        named = re.match(r"([a-z]\w*(?:\.\w+)*): ", message)
+        if named and named[1].split(".")[0] in fields_at(model, loc):
+            loc, message = (*loc, *named[1].split(".")), message.removeprefix(named[0])
+            at = (*at, *named[1].split("."))
+    place = next((tree.places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in tree.places), file)
+    if errors[0]["type"] == "extra_forbidden":
+        return f"{place}: unknown key {_dotted(at)!r}: {_nearest(str(at[-1]), fields_at(model, loc[:-1]))}"
+    if errors[0]["type"] == "missing":
+        at = (*at, loc[-1])
+        return f"{place}: {_dotted(at)}: Field required"
+    if errors[0]["type"] == "union_tag_invalid":
+        key, tag = errors[0]["ctx"]["discriminator"].strip("'"), errors[0]["ctx"]["tag"]
+        kinds = errors[0]["ctx"]["expected_tags"].replace("'", "").split(", ")
+        place = tree.places.get((*at, key), place)
+        return f"{place}: {_dotted((*at, key))}: there is no {tag!r}: {_nearest(tag, kinds)}"
+    same = list(dict.fromkeys(found["msg"] for found in errors if _written(found["loc"], tree) == at)) or [message]
+    says = message if len(same) < 2 else " or ".join(same)
+    return f"{place}: {_dotted(at)}: {says.replace('valid tuple', 'valid list')}{_given(errors[0])}"
+
+
+def _written(loc: tuple[str | int, ...], tree: Tree) -> At:
+    """Of pydantic's location what stands in the file: no names of classes, no tags."""
+    at: At = ()
+    for part in loc:
+        at = (*at, part) if (*at, part) in tree.places else at
+    return at
+
+
+def _dotted(at: At) -> str:
+    return ".".join(map(str, at))
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+
+
+def _given(error: dict[str, Any]) -> str:
+    """" (got 3): remedy" """
+    value, kind = error["input"], error["type"]
+    if kind == "value_error" or isinstance(value, BaseModel):
+        return ""
+    text = repr(value)
+    got = f" (got {text if len(text) <= LONGEST else text[:LONGEST] + '...'})"
+    if kind == "string_type" and isinstance(value, int | float):
+        return got + ": write it in quotes"
+    if kind == "bool_type":
+        return got + ": write true or false"
+    if kind == "int_type" and isinstance(value, float):
+        return got + ": write digits only"
+    if kind in ("int_type", "float_type") and isinstance(value, str) and NUMBER.fullmatch(value):
+        return got + ": write the number without quotes and without _"
+    return got
