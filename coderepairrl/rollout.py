@@ -22,7 +22,7 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json
-from coderepairrl.gateway import GatewayConfig, Renderer, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, make_renderer
+from coderepairrl.gateway import GatewayConfig, Renderer, RenderingConfig, SamplingConfig, SessionLimits, TrainedSamplingConfig, make_gateway, make_renderer
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
@@ -33,9 +33,8 @@ from coderepairrl.tasks.build import build_all
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(SamplingConfig):
     samples: int = 1  # episodes a task
-    temperature: float = 1.0
 
 
 class RolloutConfig(Config):
@@ -46,7 +45,7 @@ class RolloutConfig(Config):
     server: ServerConfig = ServerConfig()
     gateway: GatewayConfig = GatewayConfig()
     limits: SessionLimits = SessionLimits()
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: TrainedSamplingConfig = TrainedSamplingConfig()
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rendering: RenderingConfig = RenderingConfig()
@@ -236,7 +235,7 @@ class Rollout:
         return trajectory
 
     async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int) -> Trajectory:
-        sampling = self.config.sampling if split == "train" else SamplingConfig(temperature=self.config.evaluation.temperature)
+        sampling = self.config.sampling if split == "train" else self.config.evaluation
         return await run_episode(
             self._services, task, trajectory_id=trajectory_id, group_id=group, split=split, attempt=attempt, sampling=sampling,
             cache_salt=f"{self._salt}-{self.supervisor.serving['version']}")  # nor that of an older policy, by a new episode
