@@ -1,4 +1,4 @@
-"""The numbers of a training step: sums over micro-batches and ranks; rank 0 writes metrics.jsonl (docs/metrics.md explains it)."""
+"""The numbers of a training step, over micro-batches and ranks; rank 0 writes metrics.jsonl (docs/metrics.md)."""
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,10 +17,10 @@ from coderepairrl.publisher import Publisher
 from coderepairrl.trainer import TRUNCATED, Judged, Waited, books
 from coderepairrl.types import Outcome, Trajectory
 
-SUMS = ("tokens", "ratio", "entropy", "clipped_low", "clipped_high", "kl", "kl_to_behaviour", "loss", "row_tokens", "staleness",
-        "fresh", "gap")
+SUMS = ("tokens", "ratio", "entropy", "clipped_low", "clipped_high", "kl", "kl_to_behaviour", "loss", "row_tokens",
+        "staleness", "fresh", "gap")
 LARGEST = ("logprob_gap", "ratio_max", "staleness_max")
-GAP_BINS = 2000  # of the histogram that quantiles of the gap are read from; what lies outside is in the first or the last bin
+GAP_BINS = 2000  # of the histogram that quantiles are read from; what lies outside is in the first or the last
 GAP_RANGE = (-8.0, 2.0)  # powers of ten
 
 
@@ -36,7 +36,7 @@ class StepLog:
         if engine.rank == 0:
             self.metrics = Metrics(run / "metrics.jsonl", config.wandb, config.model_dump(mode="json"))
         self._max_gap = config.training.max_gap
-        self._dtypes = {config.engine.dtype, config.rollout.server.dtype} | ({"bfloat16"} if config.engine.autocast else set())
+        self._dtypes = {config.engine.dtype, config.rollout.server.dtype, *(["bfloat16"] if config.engine.autocast else [])}
         self._has_reference = config.training.algorithm.kl_coefficient > 0
         self._began = time.monotonic()
         self._reset()
@@ -65,8 +65,9 @@ class StepLog:
         total = lambda values: values.sum().item()
         divergence = lambda other: total(algorithms.low_variance_kl(logprobs, other))
         self._sums.update({
-            "tokens": len(logprobs), "ratio": total(out.ratio), "entropy": total(entropy), "clipped_low": total(out.clipped_low),
-            "clipped_high": total(out.clipped_high), "kl_to_behaviour": divergence(micro.behaviour_logprobs),
+            "tokens": len(logprobs), "ratio": total(out.ratio), "entropy": total(entropy),
+            "clipped_low": total(out.clipped_low), "clipped_high": total(out.clipped_high),
+            "kl_to_behaviour": divergence(micro.behaviour_logprobs),
             "kl": divergence(reference) if reference is not None else 0.0, "loss": loss.item(),
             "row_tokens": micro.token_ids.numel(), "staleness": total(micro.staleness)})
 
@@ -81,7 +82,7 @@ class StepLog:
             self._gaps += torch.histc(powers, GAP_BINS, *GAP_RANGE).double()
 
     def check(self, step: int, temperature: float) -> None:
-        """Collective, before the step is taken and its weights go anywhere. `temperature`: of the distribution that was sampled.
+        """Collective, before the step is taken. `temperature`: of the distribution that was sampled.
 
         Raises EngineError, on every rank, where a number that it is made of is none, or trainer and vLLM don't agree.
         """
@@ -94,14 +95,16 @@ class StepLog:
     def _bound(self, temperature: float) -> float:
         return self._max_gap or finite.gap_bound(self._dtypes, self.engine.device.type == "cpu", temperature)
 
-    def write(self, step: int, waited: Waited, judged: Judged, trained: int, gradient_norm: float | None, learning_rate: float,
-              publisher: Publisher) -> None:
-        """Collective. `trained`: tokens in the rows, which must be what the micro-batches held; `gradient_norm`: None without any."""
+    def write(self, step: int, waited: Waited, judged: Judged, trained: int, gradient_norm: float | None,
+              learning_rate: float, publisher: Publisher) -> None:
+        """Collective. `trained`: tokens in the rows, which must be what the micro-batches held; where none, no norm."""
         gaps = torch.tensor(self.engine.sum(self._gaps.tolist()))
-        assert self._total["tokens"] == trained, f"{self._total['tokens']} tokens in the batches of {trained} in the rows"
+        tokens = self._total["tokens"]
+        assert tokens == trained, f"{tokens} tokens in the batches of {trained} in the rows"
         if self.engine.rank == 0:
             values = {"learning_rate": learning_rate} | ({} if gradient_norm is None else {"grad_norm": gradient_norm})
-            values |= self._of_tokens() | self._of_gaps(gaps) | of_episodes(waited, judged) | self._of_time(waited, publisher)
+            values |= self._of_tokens() | self._of_gaps(gaps) | of_episodes(waited, judged)
+            values |= self._of_time(waited, publisher)
             values |= {"tokens_trained": trained, "version": publisher.version, "failed_updates": publisher.failed}
             self.metrics.log(step, values)
             self.metrics.log_trajectories(step, waited.trajectories)
@@ -115,8 +118,8 @@ class StepLog:
         total, tokens = self._total, self._total["tokens"]
         out = {"row_tokens": total["row_tokens"]}
         if tokens:
-            means = {"entropy": "entropy", "kl_to_behaviour": "kl_to_behaviour", "ratio_mean": "ratio", "staleness_mean": "staleness",
-                     "clip_ratio/low_mean": "clipped_low", "clip_ratio/high_mean": "clipped_high"}
+            means = {"entropy": "entropy", "kl_to_behaviour": "kl_to_behaviour", "ratio_mean": "ratio",
+                     "staleness_mean": "staleness", "clip_ratio/low_mean": "clipped_low", "clip_ratio/high_mean": "clipped_high"}
             means |= {"kl": "kl"} if self._has_reference else {}
             out |= {"loss": total["loss"]} | {name: self._most[name] for name in ("ratio_max", "staleness_max")}
             out |= {name: total[key] / tokens for name, key in means.items()}
@@ -133,14 +136,14 @@ class StepLog:
     def _of_time(self, waited: Waited, publisher: Publisher) -> dict[str, float]:
         step_s = time.monotonic() - self._began
         train_s, rollout_s = step_s - waited.seconds - publisher.seconds, waited.stats["seconds"]
-        out = {"step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s, "update_s": publisher.seconds,
-               "rollout_s": rollout_s}
+        out = {"step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s,
+               "update_s": publisher.seconds, "rollout_s": rollout_s}
         out |= {"sampled_tokens_per_s": waited.stats["tokens"] / rollout_s} if rollout_s > 0 else {}
         trained = self._total["tokens"] and train_s > 0
         return out | ({"trained_tokens_per_s": self._total["row_tokens"] / train_s} if trained else {})
 
     def check_final_weights(self, waited: Waited, temperature: float, micro_batch_tokens: int) -> None:
-        """The last update has no training step after it: its gap is measured on the held-out episodes, without a gradient.
+        """The last update has no training step after it: its gap is measured on the held-out episodes.
 
         Raises as `check`. `temperature`: of the distribution whose logprobs vLLM reported.
         """
@@ -164,7 +167,7 @@ class StepLog:
 
 
 def quantile(share: float, histogram: torch.Tensor, largest: float) -> float:
-    """Upper edge of the bin that holds it: at most 1.2% too large, and never above `largest`, which all of the last bin is taken for."""
+    """Upper edge of the bin that holds it: at most 1.2% too large, and never above `largest`, which the last bin stands for."""
     place = int(torch.searchsorted(histogram.cumsum(0), share * histogram.sum()))
     low, high = GAP_RANGE
     edge = 10 ** (low + (place + 1) * (high - low) / GAP_BINS)
@@ -194,6 +197,6 @@ def _lengths(finished: list[Trajectory]) -> dict[str, float]:
 def line(values: dict[str, float]) -> str:
     """What the console says of a step."""
     shown = lambda name, form: format(values[name], form) if name in values else NOTHING
-    return (f"pass rate {shown('pass_rate', '.3f')}  reward {shown('reward', '.3f')}  entropy {shown('entropy', '.3f')}  "
-            f"gap {shown('logprob_gap', '.1e')}  waited {shown('wait_for_rollouts_s', '.1f')} s  "
+    return (f"pass rate {shown('pass_rate', '.3f')}  reward {shown('reward', '.3f')}  "
+            f"entropy {shown('entropy', '.3f')}  gap {shown('logprob_gap', '.1e')}  waited {shown('wait_for_rollouts_s', '.1f')} s  "
             f"train {shown('train_s', '.1f')} s  update {shown('update_s', '.2f')} s")

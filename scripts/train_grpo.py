@@ -37,8 +37,7 @@ class TrainingConfig(Config):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     micro_batch_tokens: int = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
-    # nats between the trainer's and vLLM's logprob of a token, beyond which the run ends; null: by dtype and device (docs/metrics.md)
-    max_gap: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_gap: float | None = Field(None, gt=0, allow_inf_nan=False)  # nats, trainer - vLLM: beyond, the run ends; null: by dtype
     checkpoint_every: int = 10
     export_every: int = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step

@@ -115,7 +115,10 @@ class Log:
         self.sums[2] += micro.token_ids.numel()
 
     def mean(self, name: str) -> tuple[dict[str, float], float]:
-        """Collective. ({name: loss}, or {} where the assistant said nothing; tokens of the rows) since the last call. EngineError: not finite."""
+        """Collective, since the last call: ({name: loss} or {} where the assistant said nothing, tokens of the rows).
+
+        Raises EngineError where the loss is not finite.
+        """
         loss, count, tokens = self.engine.sum(self.sums)
         self.sums = [0.0, 0.0, 0.0]
         finite.demand(f"step {self.engine.steps}", {name: loss})
@@ -149,7 +152,8 @@ class Log:
                         micro = micro.to(engine.device)
                         self.add(micro, engine.logprobs(micro, temperature=1.0)[0])
         loss, _ = self.mean("eval_loss")
-        self.evaluated = {"step": engine.steps} | loss | {"eval_perplexity": torch.tensor(value, dtype=torch.float64).exp().item() for value in loss.values()}
+        perplexity = {"eval_perplexity": torch.tensor(value, dtype=torch.float64).exp().item() for value in loss.values()}
+        self.evaluated = {"step": engine.steps} | loss | perplexity
         finite.demand(f"step {engine.steps}", self.evaluated)
         if engine.rank == 0:
             self.metrics.log(engine.steps, self.row | self.evaluated)

@@ -1,10 +1,12 @@
 """A step's numbers: what is none ends the run before anything is done with it, and what had nothing to be measured on has no value."""
+import importlib.util
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from pydantic import ValidationError
 
 from coderepairrl import books, finite, store
@@ -167,6 +169,35 @@ def test_a_final_gap_is_measured_or_has_no_value(tmp_path):
             log.check_final_weights(Waited([episode(0, calls=(CALL,))], {}, 0.0), 1.0, 64)
             found = json.loads((tmp_path / "final_gap.json").read_text())
             assert found["tokens"] == 2 and found["logprob_gap"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.fixture
+def fine_tuning(tmp_path):
+    """The log of a run without evaluation; its engine is at step 1."""
+    specification = importlib.util.spec_from_file_location("train_sft", ROOT / "scripts" / "train_sft.py")
+    program = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(program)
+    config = program.SFTConfig(model="m", output=str(tmp_path / "model"), sources=[{"path": "a.jsonl", "steps": 1}],
+                               engine={"learning_rate": 1e-3})
+    return program.Log(Alone(), config, [])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_fine_tuning_ends_too(fine_tuning, value):
+    logprobs = torch.tensor([-0.5, value, -0.5])
+    fine_tuning.add(SimpleNamespace(advantages=torch.ones(3), token_ids=torch.zeros(1, 5)), logprobs)
+    with pytest.raises(EngineError, match="^step 1: loss is (nan|inf)"):
+        fine_tuning.check()
+
+
+def test_a_fine_tuning_step_in_which_the_assistant_said_nothing_has_no_loss(fine_tuning, tmp_path):
+    fine_tuning.add(SimpleNamespace(advantages=torch.full((3,), 0.5), token_ids=torch.zeros(1, 5)), torch.tensor([-0.5, -1.0, -0.5]))
+    fine_tuning.check()
+    fine_tuning.write(0.1, 1e-3)
+    row = json.loads((tmp_path / "sft_metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert "loss" not in row and (row["num_tokens"], row["grad_norm"]) == (5, 0.1)
+    fine_tuning.close({})
+    assert "loss" not in json.loads((tmp_path / "sft_summary.json").read_text())
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, -1, 0.009, 2.1, math.nan, math.inf, -math.inf])
