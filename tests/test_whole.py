@@ -2,7 +2,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -76,15 +75,17 @@ def test_learning_rate_zero_changes_nothing(policy, tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("rate, said", [("1e30", "it has made a weight of 1.0e+30"), ("1e6", r"(is (nan|inf)|trainer and vLLM differ by)")])
-def test_a_policy_that_diverges_ends_the_run(policy, tmp_path, rate, said):
-    """Weights that can't be computed with are never served; with finite ones the next step finds out. On two ranks, without a hang."""
+def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
+    """Weights that can't be computed with are not served, saved or booked as trained; on two ranks, without a hang."""
     run = tmp_path / "run"
-    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=4", f"engine.learning_rate={rate}", "engine.warmup_steps=0",
-                   "training.evaluate=false", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "training.ranks=2")
-    status, first = read_json(run / "status.json"), 0 if rate == "1e30" else 1
-    assert result.returncode == 1 and status["state"] == "failed" and re.search(said, status["reason"]) and status["reason"] in result.stderr
-    assert len(list(run.glob("rollouts/*.trained.json"))) == status["step"] == first and not list(run.glob("checkpoints/*"))
+    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=4", "engine.learning_rate=1e30", "engine.warmup_steps=0",
+                   "training.evaluate=false", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
+                   "training.ranks=2", "training.checkpoint_every=1")
+    status = read_json(run / "status.json")
+    assert result.returncode == 1 and status["state"] == "failed" and status["reason"] in result.stderr
+    assert "it has made a weight of 1.0e+30" in status["reason"] and "engine.learning_rate" in status["reason"]
+    left = [*run.glob("rollouts/*.trained.json"), *run.glob("checkpoints/*"), *run.glob("policy/v0*")]
+    assert not left and (run / "metrics.jsonl").read_text() == "" and status["step"] == 0
     assert not processes_of(run)
 
 
