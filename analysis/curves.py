@@ -157,12 +157,12 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
             value, low, high = mean_rate([summary[f"pass_rate_{name}"] for summary in summaries])
             if len(summaries) == 1:
                 low, high = summaries[0][f"pass_rate_{name}_interval"]
-            low, high = (value, value) if math.isnan(low) else (low, high)  # seeds that are equal: a point
+            ends = None if math.isnan(low) else [[value - low], [high - value]]  # seeds that are equal have no interval
             colour = ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour
-            axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
+            axis.errorbar([x], [value], yerr=ends, color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
                           clip_on=False)
             if len(curves) == 1:
-                axis.annotate(f"{value:.0%}", (x, high), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
+                axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
         axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, before and after)")
