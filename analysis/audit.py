@@ -6,8 +6,10 @@ Checks: the ledger's chain (a row changed, added or removed by hand breaks it); 
 admitted, finished, graded, stored and ended once; no position of the data order used twice or left out; the steps' groups in
 their order of admission; sampled = trained + masked + dropped, group by group, against the token ids in the Parquet files;
 no trained token staler than the run's rollout.max_staleness (0: on-policy), and none of weights that failed their probe;
-no version with two meanings; the totals of summary and metrics. Exit code 1 and one line a violation.
+no version with two meanings; the totals of summary and metrics, and no metric that is NaN or infinite. Exit code 1 and one line a
+violation.
 """
+import math
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -188,6 +190,11 @@ class Audit:
         for step, number in refills.items():
             self.check(number <= self.max_refills, f"step {step}: {number} groups replaced, {self.max_refills} allowed")
 
+    def numbers(self) -> None:
+        for row in ledger.rows(self.run / "metrics.jsonl"):
+            broken = [f"{name} is {value}" for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+            self.check(not broken, f"metrics.jsonl, step {row['step']}: {', '.join(broken)}")
+
     def totals(self) -> None:
         summary = read_json(self.run / "summary.json")
         if summary is None:
@@ -219,6 +226,7 @@ def audit(run: Path) -> list[str]:
     work.files()
     work.groups()
     work.order()
+    work.numbers()
     work.totals()
     return work.violations
 

@@ -5,7 +5,7 @@
 
 Runs of the same name up to _seedN are one curve: the mean, with a 95% interval over seeds (Student's t; on logarithmic axes
 of the logarithms). Only steps that all seeds of a curve have are drawn. Nothing is smoothed. A panel of which there is nothing
-to see (no such metric, or all zeros) is left out.
+to see (no such metric, or all zeros) is left out; where a step had nothing to measure, a line has a gap.
 """
 import math
 import sys
@@ -16,12 +16,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from figure import ACCENT, INK, TEXT, runs_and_picture, save
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-from seeds import curves_of, differences, interval
+from seeds import curves_of, differences
 
 from coderepairrl.files import read_json
+from coderepairrl.intervals import Interval, mean, mean_rate
 from coderepairrl.metrics import read_metrics
 from coderepairrl.program import program
-from coderepairrl.summary import RATE, clipped
 
 SOFT = "#8aa1ad"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by the colour-blind as well (Okabe, Ito)
@@ -43,10 +43,11 @@ class Panel:
     floor: float = 0.0  # magnitudes up to this are nothing to see
 
     def values(self, rows: Sequence[dict]) -> list[float]:
-        return [sum(row[key] for key in self.keys) for row in rows]
+        """NaN where a step has none."""
+        return [sum(row.get(key, math.nan) for key in self.keys) for row in rows]
 
     def drawn(self, runs: Sequence["Run"]) -> bool:
-        return all(key in row for key in self.keys for run in runs for row in run.rows) and any(
+        return all(any(key in row for row in run.rows) for key in self.keys for run in runs) and any(
             abs(value) > self.floor for run in runs for value in self.values(run.rows))
 
 
@@ -87,7 +88,7 @@ class Curve:
 
 
 def read(folder: Path) -> Run:
-    return Run(folder, [row | {"submitted": submitted(row)} for row in read_metrics(folder / "metrics.jsonl")], read_json(folder / "summary.json"))
+    return Run(folder, [row | submitted(row) for row in read_metrics(folder / "metrics.jsonl")], read_json(folder / "summary.json"))
 
 
 def load(folders: Sequence[Path]) -> list[Curve]:
@@ -105,29 +106,28 @@ def load(folders: Sequence[Path]) -> list[Curve]:
     return curves
 
 
-def submitted(row: dict) -> float:
+def submitted(row: dict) -> dict[str, float]:
     """Share of the step's episodes."""
-    return row.get("outcome/submitted", 0) / max(1, sum(value for name, value in row.items() if name.startswith("outcome/")))
+    episodes = sum(value for name, value in row.items() if name.startswith("outcome/"))
+    return {"submitted": row.get("outcome/submitted", 0) / episodes} if episodes else {}
 
 
-def band(values: Sequence[float], logarithmic: bool) -> tuple[float, float, float]:
-    """(mean, low, high) over seeds; on a logarithmic axis of the logarithms, since an interval must not reach below 0 there.
-
-    0 has no place there, and is left out: a gap of 0 says that a step had no tokens to measure it on.
-    """
-    if logarithmic and not any(values):
-        return math.nan, math.nan, math.nan
-    mean, half = interval([math.log(value) for value in values if value > 0] if logarithmic else values)
-    low, high = mean - half, mean + half
-    return (math.exp(mean), math.exp(low), math.exp(high)) if logarithmic else (mean, low, high)
+def band(values: Sequence[float], panel: Panel) -> Interval:
+    """Over the seeds that have a value; on a logarithmic axis of the logarithms, since an interval must not reach below 0 there, and where
+    0 has no place (in older runs a gap of 0 says that a step had no tokens to measure it on). Of none: all NaN."""
+    there = [value for value in values if not math.isnan(value) and (value > 0 or not panel.logarithmic)]
+    if not there:
+        return Interval(math.nan, math.nan, math.nan)
+    if panel.logarithmic:
+        return Interval(*map(math.exp, mean([math.log(value) for value in there])))
+    return (mean_rate if panel.percent else mean)(there)
 
 
 def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None) -> None:
     for curve in curves:
         by_seed = [panel.values(curve.rows(run)) for run in curve.runs]
-        means, lows, highs = zip(*(band(values, panel.logarithmic) for values in zip(*by_seed, strict=True)), strict=True)
+        means, lows, highs = zip(*(band(values, panel) for values in zip(*by_seed, strict=True)), strict=True)
         if len(curve.runs) > 1:
-            highs = [min(high, RATE[1]) for high in highs] if panel.percent else highs
             axis.fill_between(curve.steps, lows, highs, color=curve.colour, alpha=0.18, linewidth=0)
         alone = len(curve.steps) == 1 or any(map(math.isnan, means))  # a point between gaps is on no line
         axis.plot(curve.steps, means, color=colour or curve.colour, linewidth=1.7, marker="o" if alone else None, markersize=3)
@@ -155,13 +155,15 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
         tasks |= {summary["heldout_tasks"] for summary in summaries}
         shift = room * (0.6 + 0.35 * place)
         for name, x in (("before", first - shift), ("after", last + shift)):
-            value, half = interval([summary[f"pass_rate_{name}"] for summary in summaries])
-            low, high = summaries[0][f"pass_rate_{name}_interval"] if len(summaries) == 1 else clipped(value, half, RATE)
+            value, low, high = mean_rate([summary[f"pass_rate_{name}"] for summary in summaries])
+            if len(summaries) == 1:
+                low, high = summaries[0][f"pass_rate_{name}_interval"]
+            ends = None if math.isnan(low) else [[value - low], [high - value]]  # seeds that are equal have no interval
             colour = ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour
-            axis.errorbar([x], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
+            axis.errorbar([x], [value], yerr=ends, color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
                           clip_on=False)
             if len(curves) == 1:
-                axis.annotate(f"{value:.0%}", (x, high), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
+                axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
         axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, before and after)")

@@ -3,9 +3,10 @@
     python analysis/scaffolds.py runs/scaffolds [out=scaffolds.png]
 
 Takes every training run and evaluation below the folders (configs/grid/scaffolds.yaml makes them). A cell is a policy evaluated under a scaffold: held-out
-tasks repaired, with a 95% interval over tasks; of several seeds, each task's mean. Differences are paired: the same tasks, under the same scaffold.
+tasks repaired, with a 95% interval over tasks; of several seeds, all episodes of a task together. Differences are paired: the same tasks, under the same scaffold.
 Budget: what each training run has sampled; beside it the training tasks repaired when the run that sampled least was done.
 """
+import math
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,14 +20,16 @@ from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
+from coderepairrl import intervals
 from coderepairrl.config import read_yaml
+from coderepairrl.intervals import NOTHING, Interval, percent
 from coderepairrl.metrics import read_metrics
 from coderepairrl.program import program
-from coderepairrl.summary import DIFFERENCE, RATE, mean_interval, pass_by_task
+from coderepairrl.summary import pass_by_task
 
 WARM = "not trained"  # the policy before
 LAST = 3  # steps whose mean says what a training run has reached
-Tasks = dict[str, float]  # task -> share of its episodes that repaired it
+Tasks = dict[str, list[float]]  # task -> 1 for each of its episodes that repaired it, 0 for the others
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class Training:
     folder: Path
     scaffold: str
     tokens: list[int]  # sampled so far, after each step
-    pass_rates: list[float]  # of training tasks, each step
+    pass_rates: list[float]  # of training tasks, each step; NaN where none was graded
 
     def at(self, tokens: int) -> float:
-        """What it had reached with so many tokens: the mean of the last steps until then."""
-        done = [rate for used, rate in zip(self.tokens, self.pass_rates, strict=True) if used <= tokens] or self.pass_rates[:1]
-        return fmean(done[-LAST:])
+        """What it had reached with so many tokens: the mean of the last steps until then. NaN: nothing was graded."""
+        known = [(used, rate) for used, rate in zip(self.tokens, self.pass_rates, strict=True) if not math.isnan(rate)]
+        done = [rate for used, rate in known if used <= tokens] or [rate for _, rate in known[:1]]
+        return fmean(done[-LAST:]) if done else math.nan
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def read(folders: list[Path]) -> Found:
         if run in trained_under:
             rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
             tokens = accumulate(row["tokens_sampled"] for row in rows)
-            trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row["pass_rate"] for row in rows]))
+            trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row.get("pass_rate", math.nan) for row in rows]))
             for name, policy in (("before", WARM), ("after", trained_under[run])):
                 if (path := run / "rollouts" / f"eval_{name}.parquet").exists():
                     cells[policy, trained_under[run]].append(pass_by_task(path))
@@ -68,21 +72,26 @@ def read(folders: list[Path]) -> Found:
                 raise ValueError(f"{run}: its model {config['model']} is no training run below the folders that were given")
             scaffold = config["scaffold"] or config["rollout"]["scaffold"]
             cells[trained_under[model], scaffold if isinstance(scaffold, str) else scaffold["name"]].append(
-                {task: rate for file in files for task, rate in pass_by_task(file).items()})
+                {task: found for file in files for task, found in pass_by_task(file).items()})
     if not cells:
         raise ValueError(f"{', '.join(map(str, folders))}: no training run or evaluation with results below")
     return Found(dict(trainings), dict(cells))
 
 
-def mean_by_task(seeds: list[Tasks]) -> Tasks:
-    """Of the tasks that all seeds have."""
-    return {task: fmean(tasks[task] for tasks in seeds) for task in sorted(set.intersection(*(set(tasks) for tasks in seeds)))}
+def together(seeds: list[Tasks]) -> Tasks:
+    """The tasks that all seeds have, with the episodes of all."""
+    return {task: [found for tasks in seeds for found in tasks[task]] for task in sorted(set.intersection(*(set(tasks) for tasks in seeds)))}
 
 
-def difference(one: list[Tasks], other: list[Tasks]) -> tuple[float, list[float]]:
-    """(mean over tasks of one - other, its interval), paired."""
-    a, b = mean_by_task(one), mean_by_task(other)
-    return mean_interval([a[task] - b[task] for task in sorted(a.keys() & b.keys())], DIFFERENCE)
+def rate(seeds: list[Tasks]) -> Interval | None:
+    return intervals.rate(list(together(seeds).values()))
+
+
+def difference(one: list[Tasks], other: list[Tasks]) -> Interval | None:
+    """one - other, paired: the same tasks."""
+    a, b = together(one), together(other)
+    both = sorted(a.keys() & b.keys())
+    return intervals.paired_difference([b[task] for task in both], [a[task] for task in both])
 
 
 def names(found: Found) -> tuple[list[str], list[str]]:
@@ -91,25 +100,21 @@ def names(found: Found) -> tuple[list[str], list[str]]:
     return [WARM, *(name for name in scaffolds if any(policy == name for policy, _ in found.cells))], scaffolds
 
 
-def percent(mean: float, interval: list[float]) -> str:
-    return f"{mean:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"
-
-
 def tables(found: Found) -> list[Table]:
     policies, scaffolds = names(found)
     rates = Table("policy trained under", *(f"evaluated under {name}" for name in scaffolds), title="held-out tasks repaired", title_justify="left")
     gains = Table("policy trained under", *(f"evaluated under {name}" for name in scaffolds), title="difference to the policy before, paired", title_justify="left")
     for policy in policies:
         cells = [found.cells.get((policy, scaffold)) for scaffold in scaffolds]
-        rates.add_row(policy, *(percent(*mean_interval(list(mean_by_task(cell).values()), RATE)) if cell else "" for cell in cells))
+        rates.add_row(policy, *(percent(rate(cell)) if cell else "" for cell in cells))
         if policy != WARM:
             before = [found.cells.get((WARM, scaffold)) for scaffold in scaffolds]
-            gains.add_row(policy, *(percent(*difference(cell, warm)) if cell and warm else "" for cell, warm in zip(cells, before, strict=True)))
+            gains.add_row(policy, *(percent(difference(cell, warm)) if cell and warm else "" for cell, warm in zip(cells, before, strict=True)))
     transfer = Table("evaluated under", "trained under it", "less: trained under", "difference, paired", title="what training under the same scaffold is worth", title_justify="left")
     for scaffold in scaffolds:
         for other in policies[1:]:
             if other != scaffold and (scaffold, scaffold) in found.cells and (other, scaffold) in found.cells:
-                transfer.add_row(scaffold, scaffold, other, percent(*difference(found.cells[scaffold, scaffold], found.cells[other, scaffold])))
+                transfer.add_row(scaffold, scaffold, other, percent(difference(found.cells[scaffold, scaffold], found.cells[other, scaffold])))
     return [rates, gains, transfer, budget(found)]
 
 
@@ -120,8 +125,13 @@ def budget(found: Found) -> Table:
     out = Table("trained under", "seeds", "steps", "tokens sampled", f"training tasks repaired at {least:,} tokens", "at its end", title="budget of training", title_justify="left")
     for name, members in runs.items():
         out.add_row(name, str(len(members)), str(len(members[0].tokens)), f"{fmean(run.tokens[-1] for run in members):,.0f}",
-                    f"{fmean(run.at(least) for run in members):.1%}", f"{fmean(run.at(run.tokens[-1]) for run in members):.1%}")
+                    reached([run.at(least) for run in members]), reached([run.at(run.tokens[-1]) for run in members]))
     return out
+
+
+def reached(rates: list[float]) -> str:
+    known = [value for value in rates if not math.isnan(value)]
+    return f"{fmean(known):.1%}" if known else NOTHING
 
 
 def draw(found: Found, path: Path) -> None:
@@ -131,8 +141,8 @@ def draw(found: Found, path: Path) -> None:
         width = 0.8 / len(policies)
         for place, policy in enumerate(policies):
             for column, scaffold in enumerate(scaffolds):
-                if seeds := found.cells.get((policy, scaffold)):
-                    mean, (low, high) = mean_interval(list(mean_by_task(seeds).values()), RATE)
+                if (seeds := found.cells.get((policy, scaffold))) and (measured := rate(seeds)):
+                    mean, low, high = measured
                     left.bar(column + (place - (len(policies) - 1) / 2) * width, mean, 0.92 * width, color=TEXT if policy == WARM else COLOURS[scaffolds.index(policy)],
                              alpha=0.45 if policy == WARM else 1.0, yerr=[[mean - low], [high - mean]], error_kw={"lw": 1, "ecolor": "black"},
                              label=(policy if policy == WARM else f"trained under {policy}") if column == 0 else None)

@@ -1,11 +1,7 @@
-"""Several runs, one curve: runs of the same name up to _seedN, their mean and its 95% interval over seeds."""
-import math
+"""Several runs, one curve: runs of the same name up to _seedN."""
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-
-import mpmath
 
 from coderepairrl.config import read_yaml
 
@@ -36,18 +32,6 @@ def differences(runs: Sequence[Path]) -> list[str]:
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: list(dict.fromkeys(str(config.get(key)) for config in configs)) for key in keys}
     return [f"{key} ({', '.join(found)})" for key, found in values.items() if len(found) > 1]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95% interval by Student's t): for a few independent runs. One value has no interval: NaN."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def t_quantile(degrees: int) -> float:
-    """Of Student's distribution, 97.5%: the t beyond which 5% lie on both sides together."""
-    return float(mpmath.findroot(lambda t: mpmath.betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True) - 0.05, 2.5))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -77,6 +77,8 @@ def oracles(arguments: list[str]) -> list[str]:
 def table(patches: list[str]) -> str:
     """Markdown: a row a similarity, a column a kind of patch."""
     patches = [patch for patch in patches if patch.strip() and len(patch) <= MAX_CHARACTERS]
+    if not patches:
+        return f"No oracle of at most {MAX_CHARACTERS} characters there: nothing to compare."
     lines = ["| similarity | " + " | ".join(PATCHES) + " |", "|---|" + "---|" * len(PATCHES)]
     for name, similarity in ALL.items():
         means = [fmean(similarity(make(oracle, patches[index - 1]), oracle) for index, oracle in enumerate(patches)) for make in PATCHES.values()]

@@ -4,21 +4,20 @@
 
 Runs of the same name up to _seedN are seeds of one thing; intervals are 95%: of one run over its tasks, over seeds by Student's t.
 """
-import math
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from seeds import curves_of, differences, interval
+from seeds import curves_of, differences
 
 from coderepairrl.files import read_json
+from coderepairrl.intervals import NOTHING, Interval, mean_difference, mean_rate, percent
 from coderepairrl.program import program
-from coderepairrl.summary import DIFFERENCE, RATE, clipped
 
 
-def percent(value: float, interval: list[float]) -> str:
-    return f"{value:.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]"
+def of_run(summary: dict, name: str) -> Interval | None:
+    return Interval(summary[f"pass_rate_{name}"], *summary[f"pass_rate_{name}_interval"]) if f"pass_rate_{name}" in summary else None
 
 
 def describe(run: Path, summary: dict) -> Table:
@@ -26,9 +25,9 @@ def describe(run: Path, summary: dict) -> Table:
     if "heldout_tasks" in summary:
         table.add_row("held-out tasks", str(summary["heldout_tasks"]))
         for name, label in (("before", "repaired before"), ("after", "repaired after"), ("difference", "difference, paired")):
-            table.add_row(label, percent(summary[f"pass_rate_{name}"], summary[f"pass_rate_{name}_interval"]))
+            table.add_row(label, percent(of_run(summary, name)))
     table.add_row("steps, episodes, weight updates", f"{summary['steps']}, {summary['episodes']}, {summary['weight_updates']}")
-    table.add_row("largest |logprob trainer - vLLM|", f"{summary['max_logprob_gap']:.1e}")
+    table.add_row("largest |logprob trainer - vLLM|", f"{summary['max_logprob_gap']:.1e}" if "max_logprob_gap" in summary else NOTHING)
     table.add_row("tokens sampled, trained", f"{summary['tokens_sampled']:,}, {summary['tokens_trained']:,}")
     table.add_row("infrastructure errors", str(summary["infrastructure_errors"]))
     table.add_row("seconds by stage", ", ".join(f"{name} {value:.0f}" for name, value in summary["wall_s"].items()))
@@ -36,13 +35,11 @@ def describe(run: Path, summary: dict) -> Table:
 
 
 def over_seeds(curves: dict[str, list[dict]]) -> Table:
-    """Held-out tasks repaired, a row a curve: the mean over its seeds and its 95% interval."""
+    """Held-out tasks repaired, a row a curve: the mean over its seeds and its 95% interval; equal seeds have none."""
     table = Table("run", "seeds", "repaired before", "repaired after", "difference", title="mean over seeds, 95% interval by Student's t", title_justify="left")
     for name, summaries in curves.items():
-        cells = []
-        for key, possible in (("before", RATE), ("after", RATE), ("difference", DIFFERENCE)):
-            mean, half = interval([summary[f"pass_rate_{key}"] for summary in summaries])
-            cells.append(f"{mean:.1%}" if math.isnan(half) else percent(mean, clipped(mean, half, possible)))
+        cells = [percent(over([summary[f"pass_rate_{key}"] for summary in summaries]))
+                 for key, over in (("before", mean_rate), ("after", mean_rate), ("difference", mean_difference))]
         table.add_row(name, str(len(summaries)), *cells)
     return table
 
@@ -66,7 +63,7 @@ def main(arguments: list[str]) -> None:
     for name, members in curves.items():
         if found := differences(members):
             print(f"warning: the runs of {name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
-    evaluated = {name: [summaries[run] for run in members] for name, members in curves.items() if all("heldout_tasks" in summaries[run] for run in members)}
+    evaluated = {name: [summaries[run] for run in members] for name, members in curves.items() if all("pass_rate_difference" in summaries[run] for run in members)}
     if evaluated and any(len(members) > 1 for members in curves.values()):
         console.print(over_seeds(evaluated))
 

@@ -30,16 +30,20 @@ def teaches(members: Sequence[Trajectory]) -> bool:
 
 
 def statistics(trajectories: Sequence[Trajectory], parts: Sequence[str]) -> dict:
-    """What metrics.jsonl says of a file's episodes. seconds: from the start of the first to the end of the last."""
+    """What metrics.jsonl says of a file's episodes. seconds: from the start of the first to the end of the last.
+
+    Of episodes that a broken machine ended there are counts only; a mean of nothing (no episode, no tests that were run) is left out.
+    """
     counted = [t for t in trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
+    means = {"reward": [t.reward for t in counted], "pass_rate": [t.verdict.resolved for t in counted if t.verdict is not None],
+             "calls": [len(t.calls) for t in counted], "generation_s": [t.stats["generation_s"] for t in counted],
+             "grading_s": [t.stats["grading_s"] for t in counted]}
+    first = min((t.stats["started_at"] for t in trajectories), default=0.0)
     return {
-        "seconds": max(t.stats["started_at"] + t.seconds for t in trajectories) - min(t.stats["started_at"] for t in trajectories),
-        "reward": fmean(t.reward for t in counted) if counted else 0.0,
-        "pass_rate": fmean(bool(t.verdict and t.verdict.resolved) for t in counted) if counted else 0.0,
-        "outcomes": Counter(str(t.outcome) for t in trajectories),
+        "seconds": max((t.stats["started_at"] + t.seconds for t in trajectories), default=0.0) - first,
+        "outcomes": Counter(str(t.outcome) for t in trajectories), "tokens": sampled_tokens(trajectories),
         "parts": {part: fmean(t.rewards[part] for t in counted) for part in parts} if counted else {},
-        "calls": fmean(len(t.calls) for t in trajectories), "tokens": sampled_tokens(trajectories),
-        "generation_s": fmean(t.stats["generation_s"] for t in trajectories), "grading_s": fmean(t.stats["grading_s"] for t in trajectories)}
+    } | {name: fmean(values) for name, values in means.items() if values}
 
 
 class Books:

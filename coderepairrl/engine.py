@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from coderepairrl import attention, equality, sequence_parallel
+from coderepairrl import attention, equality, finite, sequence_parallel
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.errors import ConfigError, EngineError
@@ -60,8 +60,8 @@ class Engine:
         self.hidden_size = model.config.hidden_size
         probe = None if config.random_weights else self._probe(model)
         self.module = self._policy(model, config.lora)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
+        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self._trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
                                       fused=torch.cuda.is_available() or None)
         universal = resume is not None and self._universal(resume)
         self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, config=self._deepspeed_config(universal))
@@ -164,13 +164,33 @@ class Engine:
         self._engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks
 
     def step(self) -> tuple[float, float]:
-        """One optimizer step. Returns (gradient norm before clipping, learning rate)."""
+        """One optimizer step. Returns (gradient norm before clipping, learning rate).
+
+        Raises EngineError on every rank where there was none: DeepSpeed leaves the weights alone, in every dtype, when the gradient is
+        not finite; or where it has made weights that can't be computed with.
+        """
         rate = self.learning_rate()
         for group in self._engine.optimizer.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
+        where, norm = f"optimizer step {self.steps}", float(self._engine.get_global_grad_norm())
+        finite.demand(where, {"gradient norm": norm, "learning rate": rate})
+        if not self._engine.was_step_applied():
+            raise EngineError(f"{where}: DeepSpeed did not apply it: {finite.REMEDY}")
+        largest = self._largest_weight()
+        if largest > finite.LARGEST_WEIGHT:
+            raise EngineError(f"{where}: it has made a weight of {largest:.1e}: {finite.REMEDY}")
         self.steps += 1
-        return float(self._engine.get_global_grad_norm()), rate
+        return norm, rate
+
+    def _largest_weight(self) -> float:
+        """Magnitude over all ranks of those that are trained; NaN counts as infinite."""
+        parts = []
+        for parameter in self._trained:
+            own = parameter.ds_tensor  # its end is padding on the last ranks
+            parts.append(own[: max(0, min(own.ds_numel, parameter.ds_numel - self.rank * own.ds_numel))])
+        largest = [part.abs().max() for part in parts if len(part)]
+        return self.max([torch.stack(largest).max().item() if largest else 0.0])[0]
 
     def skip(self) -> float:
         """A step that has nothing to learn from: it is counted, no weight changes. Returns the learning rate."""
@@ -268,7 +288,8 @@ class Engine:
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, values: list[float]) -> list[float]:
-        return self._reduce(values, dist.ReduceOp.MAX)
+        """NaN counts as infinite: what a maximum makes of it differs between libraries."""
+        return self._reduce([math.inf if math.isnan(value) else value for value in values], dist.ReduceOp.MAX)
 
     def _reduce(self, values: list[float], operation: dist.ReduceOp) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder; in a job 
 
 def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value))
+    temporary.write_text(json.dumps(value, allow_nan=False))  # NaN is no JSON
     temporary.rename(path)
 
 
@@ -35,7 +35,7 @@ def publish(made: Path, folder: Path) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """A row a line. Several processes may write it at once: the last one's is there, whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     temporary.rename(path)
 
 

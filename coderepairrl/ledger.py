@@ -19,7 +19,7 @@ FIRST = "0" * 16
 
 
 def _chained(previous: str, row: dict) -> str:
-    return hashlib.sha256((previous + json.dumps(row, sort_keys=True)).encode()).hexdigest()[:16]
+    return hashlib.sha256((previous + json.dumps(row, sort_keys=True, allow_nan=False)).encode()).hexdigest()[:16]
 
 
 class Ledger:

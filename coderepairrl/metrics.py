@@ -1,5 +1,6 @@
 """metrics.jsonl always; W&B when asked, offline unless the user says otherwise. docs/metrics.md says what each name means."""
 import json
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt
 
+from coderepairrl import finite
 from coderepairrl.config import Config
 from coderepairrl.files import drop_torn_line, read_json, write_json
 from coderepairrl.types import Trajectory
@@ -25,7 +27,10 @@ class WandbConfig(Config):
 
 
 class Metrics:
-    """One JSON object a line: {"step": ..., "time": seconds since the epoch, name: number, ...}. One process writes."""
+    """One JSON object a line: {"step": ..., "time": seconds since the epoch, name: number, ...}. One process writes.
+
+    What could not be measured is not in the row, here, in W&B and in every other file; nothing is ever NaN, which is no JSON.
+    """
 
     def __init__(self, path: Path, wandb: WandbConfig | None = None, resolved_config: dict | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +46,8 @@ class Metrics:
             self._wandb.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | values) + "\n")
+        finite.demand(f"step {step}", values)
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | values, allow_nan=False) + "\n")
         if self._wandb:
             self._wandb.log({"step": step} | values)
 
@@ -58,10 +64,14 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl under today's names, one a step, in order: of a step that was done again after a crash, the last."""
+    """The rows of a metrics.jsonl under today's names, one a step, in order: of a step that was done again after a crash, the last.
+
+    Older runs also wrote NaN and infinite numbers: they are left out, as what could not be measured is today.
+    """
     rows = {}
     for line in path.read_text().splitlines():
-        row = {_present_name(name): value for name, value in json.loads(line).items()}
+        row = {_present_name(name): value for name, value in json.loads(line).items()
+               if not isinstance(value, float) or math.isfinite(value)}
         rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 

@@ -23,7 +23,8 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, EngineError, TaskError
 from coderepairrl.files import read_json
-from coderepairrl.gateway import GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, make_gateway, renderer_of
+from coderepairrl.gateway import (GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, TrainedSamplingConfig,
+                                  make_gateway, renderer_of)
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
@@ -35,10 +36,9 @@ from coderepairrl.tasks.build import build_all
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(SamplingConfig):
     """Of the held-out tasks."""
     samples: PositiveInt = 1  # episodes a task
-    temperature: float = 1.0  # of sampling
 
 
 class RolloutConfig(Config):
@@ -50,7 +50,7 @@ class RolloutConfig(Config):
     server: ServerConfig = ServerConfig()
     gateway: GatewayConfig = GatewayConfig()
     limits: SessionLimits = SessionLimits()
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: TrainedSamplingConfig = TrainedSamplingConfig()
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rendering: RenderingConfig = RenderingConfig()
@@ -253,7 +253,7 @@ class Rollout:
         return trajectory
 
     async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int) -> Trajectory:
-        sampling = self.config.sampling if split == "train" else SamplingConfig(temperature=self.config.evaluation.temperature)
+        sampling = self.config.sampling if split == "train" else self.config.evaluation
         return await run_episode(
             self._services, task, trajectory_id=trajectory_id, group_id=group, split=split, attempt=attempt, sampling=sampling,
             cache_salt=f"{self._salt}-{self.supervisor.serving['version']}")  # nor that of an older policy, by a new episode

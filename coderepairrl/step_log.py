@@ -1,4 +1,4 @@
-"""The numbers of a training step: sums over micro-batches and ranks; rank 0 writes metrics.jsonl. docs/metrics.md says what each means."""
+"""The numbers of a training step, over micro-batches and ranks; rank 0 writes metrics.jsonl (docs/metrics.md)."""
 import time
 from collections import Counter
 from pathlib import Path
@@ -6,35 +6,52 @@ from statistics import fmean, pstdev
 
 import torch
 
-from coderepairrl import algorithms, batch
+from coderepairrl import algorithms, batch, finite
 from coderepairrl.algorithms import Surrogate
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine import Engine
 from coderepairrl.files import write_json
+from coderepairrl.intervals import NOTHING
 from coderepairrl.metrics import Metrics
 from coderepairrl.publisher import Publisher
 from coderepairrl.trainer import TRUNCATED, Judged, Waited, books
-from coderepairrl.types import Outcome
+from coderepairrl.types import Outcome, Trajectory
 
-SUMS = ("tokens", "ratio", "entropy", "clipped_low", "clipped_high", "kl", "kl_to_behaviour", "loss", "row_tokens", "staleness", "fresh", "gap")
-GAP_BINS = 2000  # of the histogram from which quantiles of the gap are read
+SUMS = ("tokens", "ratio", "entropy", "clipped_low", "clipped_high", "kl", "kl_to_behaviour", "loss", "row_tokens",
+        "staleness", "fresh", "gap")
+LARGEST = ("logprob_gap", "ratio_max", "staleness_max")
+GAP_BINS = 2000  # of the histogram that quantiles are read from; what lies outside is in the first or the last
 GAP_RANGE = (-8.0, 2.0)  # powers of ten
 
 
 class StepLog:
+    """Of each step: `add` for every micro-batch, then `check`, which may end the run, then `write`.
+
+    What had nothing to be measured on is left out.
+    """
+
     def __init__(self, engine: Engine, run: Path, config):
         self.engine, self.run = engine, run
-        self.metrics = Metrics(run / "metrics.jsonl", config.wandb, config.model_dump(mode="json")) if engine.rank == 0 else None
+        self.metrics = None
+        if engine.rank == 0:
+            self.metrics = Metrics(run / "metrics.jsonl", config.wandb, config.model_dump(mode="json"))
+        self._max_gap = config.training.max_gap
+        self._dtypes = {config.engine.dtype, config.rollout.server.dtype, *(["bfloat16"] if config.engine.autocast else [])}
         self._has_reference = config.training.algorithm.kl_coefficient > 0
         self._began = time.monotonic()
         self._reset()
 
     def _reset(self) -> None:
         self._sums: Counter[str] = Counter()
-        self._max_gap, self._max_ratio, self._max_staleness = 0.0, 0.0, 0
+        self._largest = torch.zeros(len(LARGEST), dtype=torch.float64)
         self._gaps = torch.zeros(GAP_BINS, dtype=torch.float64)
 
-    def add(self, micro: MicroBatch, logprobs: torch.Tensor, reference: torch.Tensor | None, entropy: torch.Tensor, out: Surrogate, loss: torch.Tensor) -> None:
+    def _enlarge(self, name: str, values: torch.Tensor) -> None:
+        place = LARGEST.index(name)  # NaN stays, which Python's max may drop
+        self._largest[place] = torch.maximum(self._largest[place], values.max().double().cpu())
+
+    def add(self, micro: MicroBatch, logprobs: torch.Tensor, reference: torch.Tensor | None, entropy: torch.Tensor,
+            out: Surrogate, loss: torch.Tensor) -> None:
         """Of one micro-batch; tensors (N,). `reference`: logprobs under the reference policy."""
         if not self.engine.leads_row:
             return
@@ -43,81 +60,144 @@ class StepLog:
             return
         logprobs = logprobs.detach()
         self._gap(logprobs, micro)
-        self._max_ratio = max(self._max_ratio, out.ratio.max().item())
-        self._max_staleness = max(self._max_staleness, int(micro.staleness.max()))
+        self._enlarge("ratio_max", out.ratio)
+        self._enlarge("staleness_max", micro.staleness)
+        total = lambda values: values.sum().item()
+        divergence = lambda other: total(algorithms.low_variance_kl(logprobs, other))
         self._sums.update({
-            "tokens": len(logprobs), "ratio": out.ratio.sum().item(), "entropy": entropy.sum().item(), "clipped_low": out.clipped_low.sum().item(),
-            "clipped_high": out.clipped_high.sum().item(), "kl_to_behaviour": algorithms.low_variance_kl(logprobs, micro.behaviour_logprobs).sum().item(),
-            "kl": algorithms.low_variance_kl(logprobs, reference).sum().item() if reference is not None else 0.0,
-            "loss": loss.item(), "row_tokens": micro.token_ids.numel(), "staleness": micro.staleness.sum().item()})
+            "tokens": len(logprobs), "ratio": total(out.ratio), "entropy": total(entropy),
+            "clipped_low": total(out.clipped_low), "clipped_high": total(out.clipped_high),
+            "kl_to_behaviour": divergence(micro.behaviour_logprobs),
+            "kl": divergence(reference) if reference is not None else 0.0, "loss": loss.item(),
+            "row_tokens": micro.token_ids.numel(), "staleness": total(micro.staleness)})
 
     def _gap(self, logprobs: torch.Tensor, micro: MicroBatch) -> None:
         """|trainer - vLLM| of tokens that were sampled under the very weights that they are now computed with."""
         fresh = micro.staleness == 0
         if fresh.any():
             gap = (logprobs - micro.behaviour_logprobs)[fresh].abs()
-            self._max_gap = max(self._max_gap, gap.max().item())
+            self._enlarge("logprob_gap", gap)
             self._sums.update({"fresh": len(gap), "gap": gap.sum().item()})
-            self._gaps += torch.histc(gap.clamp(10 ** GAP_RANGE[0]).log10().float().cpu(), GAP_BINS, *GAP_RANGE).double()
+            powers = gap.float().cpu().log10().nan_to_num(nan=GAP_RANGE[1]).clamp(*GAP_RANGE)
+            self._gaps += torch.histc(powers, GAP_BINS, *GAP_RANGE).double()
 
-    def _gap_quantile(self, share: float, histogram: torch.Tensor) -> float:
-        """Upper edge of the bin that holds the quantile: at most 1.2% too large."""
-        place = int(torch.searchsorted(histogram.cumsum(0), share * histogram.sum()))
-        low, high = GAP_RANGE
-        return 10 ** (low + (place + 1) * (high - low) / GAP_BINS)
+    def check(self, step: int, temperature: float) -> None:
+        """Collective, before the step is taken. `temperature`: of the distribution that was sampled.
 
-    def write(self, step: int, waited: Waited, judged: Judged, trained: int, gradient_norm: float, learning_rate: float, publisher: Publisher) -> None:
-        """Collective. `trained`: tokens in the rows, which must be what the micro-batches held."""
-        total = dict(zip(SUMS, self.engine.sum([self._sums[name] for name in SUMS]), strict=True))
-        max_gap, max_ratio, max_staleness = self.engine.max([self._max_gap, self._max_ratio, self._max_staleness])
+        Raises EngineError, on every rank, where a number that it is made of is none, or trainer and vLLM don't agree.
+        """
+        self._total = dict(zip(SUMS, self.engine.sum([self._sums[name] for name in SUMS]), strict=True))
+        self._most = dict(zip(LARGEST, self.engine.max(self._largest.tolist()), strict=True))
+        finite.demand(f"step {step}", self._total | self._most)
+        if self._total["fresh"]:
+            finite.demand_gap(f"step {step}", self._most["logprob_gap"], self._bound(temperature))
+
+    def _bound(self, temperature: float) -> float:
+        return self._max_gap or finite.gap_bound(self._dtypes, self.engine.device.type == "cpu", temperature)
+
+    def write(self, step: int, waited: Waited, judged: Judged, trained: int, gradient_norm: float | None,
+              learning_rate: float, publisher: Publisher) -> None:
+        """Collective. `trained`: tokens in the rows, which must be what the micro-batches held; where none, no norm."""
         gaps = torch.tensor(self.engine.sum(self._gaps.tolist()))
-        assert total["tokens"] == trained, f"{total['tokens']} tokens in the batches of {trained} in the rows"
-        now, stats, per_token = time.monotonic(), waited.stats, max(1.0, total["tokens"])
+        tokens = self._total["tokens"]
+        assert tokens == trained, f"{tokens} tokens in the batches of {trained} in the rows"
         if self.engine.rank == 0:
-            step_s, train_s = now - self._began, now - self._began - waited.seconds - publisher.seconds
-            finished = [t for t in waited.trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
-            lengths = [sum(len(call.completion_ids) for call in t.calls) for t in finished] or [0]
-            values = {
-                "loss": total["loss"], "reward": stats["reward"], "reward_std": pstdev([t.reward for t in finished] or [0.0]), "pass_rate": stats["pass_rate"],
-                "frac_reward_zero_std": judged.zero_variance_groups / max(1, judged.groups), "grad_norm": gradient_norm, "learning_rate": learning_rate,
-                "entropy": total["entropy"] / per_token, "kl_to_behaviour": total["kl_to_behaviour"] / per_token, "ratio_mean": total["ratio"] / per_token,
-                "ratio_max": max_ratio, "clip_ratio/low_mean": total["clipped_low"] / per_token, "clip_ratio/high_mean": total["clipped_high"] / per_token,
-                "logprob_gap": max_gap, "logprob_gap_mean": total["gap"] / max(1.0, total["fresh"]), "logprob_gap_tokens": total["fresh"],
-                "logprob_gap_p99": self._gap_quantile(0.99, gaps) if total["fresh"] else 0.0,
-                "staleness_mean": total["staleness"] / per_token, "staleness_max": max_staleness,
-                "tokens_sampled": stats["tokens"], "tokens_trained": trained, "row_tokens": total["row_tokens"],
-                "zero_variance_groups": judged.zero_variance_groups,
-                "completions/mean_length": fmean(lengths), "completions/min_length": min(lengths), "completions/max_length": max(lengths),
-                "completions/clipped_ratio": sum(t.outcome in TRUNCATED for t in finished) / max(1, len(finished)), "calls_per_episode": stats["calls"],
-                "version": publisher.version, "failed_updates": publisher.failed,
-                "step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s, "update_s": publisher.seconds, "rollout_s": stats["seconds"],
-                "sampled_tokens_per_s": stats["tokens"] / stats["seconds"], "trained_tokens_per_s": total["row_tokens"] / max(train_s, 1e-9),
-                "infrastructure_errors": stats["infrastructure_errors"], "engine_restarts": stats["engine_restarts"]}
+            values = {"learning_rate": learning_rate} | ({} if gradient_norm is None else {"grad_norm": gradient_norm})
+            values |= self._of_tokens() | self._of_gaps(gaps) | of_episodes(waited, judged)
+            values |= self._of_time(waited, publisher)
+            values |= {"tokens_trained": trained, "version": publisher.version, "failed_updates": publisher.failed}
             values |= publisher.proof()
-            values |= {name: stats[name] for name in ("refills", "refills_exhausted") if name in stats}
-            values |= {"kl": total["kl"] / per_token} if self._has_reference else {}
-            values |= {f"rewards/{part}/mean": value for part, value in stats["parts"].items()}
-            values |= {f"outcome/{name}": n for name, n in stats["outcomes"].items()}
             self.metrics.log(step, values)
             self.metrics.log_trajectories(step, waited.trajectories)
-            write_json(self.run / "rollouts" / f"step_{step:05d}.trained.json", {"groups": books(waited.trajectories, judged), "version": publisher.version})
-            print(f"step {step}: pass rate {stats['pass_rate']:.3f}  reward {stats['reward']:.3f}  entropy {values['entropy']:.3f}  gap {max_gap:.1e}  "
-                  f"waited {waited.seconds:.1f} s  train {train_s:.1f} s  update {publisher.seconds:.2f} s", flush=True)
+            answer = {"groups": books(waited.trajectories, judged), "version": publisher.version}
+            write_json(self.run / "rollouts" / f"step_{step:05d}.trained.json", answer)
+            print(f"step {step}: {line(values)}", flush=True)
         self._reset()
         self._began = time.monotonic()
 
+    def _of_tokens(self) -> dict[str, float]:
+        total, tokens = self._total, self._total["tokens"]
+        out = {"row_tokens": total["row_tokens"]}
+        if tokens:
+            means = {"entropy": "entropy", "kl_to_behaviour": "kl_to_behaviour", "ratio_mean": "ratio",
+                     "staleness_mean": "staleness", "clip_ratio/low_mean": "clipped_low", "clip_ratio/high_mean": "clipped_high"}
+            means |= {"kl": "kl"} if self._has_reference else {}
+            out |= {"loss": total["loss"]} | {name: self._most[name] for name in ("ratio_max", "staleness_max")}
+            out |= {name: total[key] / tokens for name, key in means.items()}
+        return out
+
+    def _of_gaps(self, histogram: torch.Tensor) -> dict[str, float]:
+        fresh = self._total["fresh"]
+        if not fresh:
+            return {"logprob_gap_tokens": fresh}
+        largest = self._most["logprob_gap"]
+        return {"logprob_gap_tokens": fresh, "logprob_gap": largest, "logprob_gap_mean": self._total["gap"] / fresh,
+                "logprob_gap_p99": quantile(0.99, histogram, largest)}
+
+    def _of_time(self, waited: Waited, publisher: Publisher) -> dict[str, float]:
+        step_s = time.monotonic() - self._began
+        train_s, rollout_s = step_s - waited.seconds - publisher.seconds, waited.stats["seconds"]
+        out = {"step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s,
+               "update_s": publisher.seconds, "rollout_s": rollout_s}
+        out |= {"sampled_tokens_per_s": waited.stats["tokens"] / rollout_s} if rollout_s > 0 else {}
+        trained = self._total["tokens"] and train_s > 0
+        return out | ({"trained_tokens_per_s": self._total["row_tokens"] / train_s} if trained else {})
+
     def check_final_weights(self, waited: Waited, temperature: float, micro_batch_tokens: int) -> None:
-        """The last update has no training step after it: its gap is measured on the held-out episodes, without a gradient."""
+        """The last update has no training step after it: its gap is measured on the held-out episodes.
+
+        Raises as `check`. `temperature`: of the distribution whose logprobs vLLM reported.
+        """
         rows = [row for t in waited.trajectories for row in batch.samples(t, 0.0)]
         with torch.no_grad():
-            for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.row_rank, self.engine.row_ranks,
-                                             hidden_size=self.engine.hidden_size):
+            for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.row_rank,
+                                             self.engine.row_ranks, hidden_size=self.engine.hidden_size):
                 micro = micro.to(self.engine.device)
-                self._gap(self.engine.logprobs(micro, temperature)[0], micro)
-        gap, = self.engine.max([self._max_gap])
+                logprobs = self.engine.logprobs(micro, temperature)[0]
+                if self.engine.leads_row:
+                    self._gap(logprobs, micro)
+        (tokens,), (gap, *_) = self.engine.sum([self._sums["fresh"]]), self.engine.max(self._largest.tolist())
+        if tokens:
+            finite.demand_gap("after the last step", gap, self._bound(temperature))
         if self.engine.rank == 0:
-            write_json(self.run / "final_gap.json", {"logprob_gap": gap, "tokens": sum(sum(row.loss_mask) for row in rows)})
+            write_json(self.run / "final_gap.json", {"tokens": int(tokens)} | ({"logprob_gap": gap} if tokens else {}))
 
     def close(self) -> None:
         if self.metrics:
             self.metrics.close()
+
+
+def quantile(share: float, histogram: torch.Tensor, largest: float) -> float:
+    """Upper edge of the bin that holds it: at most 1.2% too large, and never above `largest`, which the last bin stands for."""
+    place = int(torch.searchsorted(histogram.cumsum(0), share * histogram.sum()))
+    low, high = GAP_RANGE
+    edge = 10 ** (low + (place + 1) * (high - low) / GAP_BINS)
+    return largest if place >= GAP_BINS - 1 else min(edge, largest)
+
+
+def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
+    """Those that a broken machine ended are counted, and in no mean."""
+    stats, finished = waited.stats, [t for t in waited.trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
+    out = {"tokens_sampled": stats["tokens"], "zero_variance_groups": judged.zero_variance_groups,
+           "infrastructure_errors": stats["infrastructure_errors"], "engine_restarts": stats["engine_restarts"]}
+    out |= {name: stats[name] for name in ("reward", "pass_rate", "refills", "refills_exhausted") if name in stats}
+    out |= {"calls_per_episode": stats["calls"]} if "calls" in stats else {}
+    out |= {"frac_reward_zero_std": judged.zero_variance_groups / judged.groups} if judged.groups else {}
+    out |= {f"rewards/{part}/mean": value for part, value in stats["parts"].items()}
+    out |= {f"outcome/{name}": n for name, n in stats["outcomes"].items()}
+    return out | (_lengths(finished) if finished else {})
+
+
+def _lengths(finished: list[Trajectory]) -> dict[str, float]:
+    lengths = [sum(len(call.completion_ids) for call in t.calls) for t in finished]
+    return {"reward_std": pstdev(t.reward for t in finished), "completions/mean_length": fmean(lengths),
+            "completions/min_length": min(lengths), "completions/max_length": max(lengths),
+            "completions/clipped_ratio": sum(t.outcome in TRUNCATED for t in finished) / len(finished)}
+
+
+def line(values: dict[str, float]) -> str:
+    """What the console says of a step."""
+    shown = lambda name, form: format(values[name], form) if name in values else NOTHING
+    return (f"pass rate {shown('pass_rate', '.3f')}  reward {shown('reward', '.3f')}  "
+            f"entropy {shown('entropy', '.3f')}  gap {shown('logprob_gap', '.1e')}  waited {shown('wait_for_rollouts_s', '.1f')} s  "
+            f"train {shown('train_s', '.1f')} s  update {shown('update_s', '.2f')} s")

@@ -43,8 +43,8 @@ def write_temporary(path: Path, trajectories: Sequence[Trajectory], stats: dict)
     rows = []
     for trajectory in trajectories:
         row = dataclasses.asdict(trajectory)
-        rows.append(row | {name: json.dumps(row[name], default=str) for name in _JSON})
-    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"schema_version": SCHEMA_VERSION, "stats": json.dumps(stats)}))
+        rows.append(row | {name: json.dumps(row[name], default=str, allow_nan=False) for name in _JSON})
+    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"schema_version": SCHEMA_VERSION, "stats": json.dumps(stats, allow_nan=False)}))
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, temporary)

@@ -1,39 +1,23 @@
 """summary.json of a finished run, from its files alone."""
-import math
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
 
-from coderepairrl import ledger, store
+from coderepairrl import intervals, ledger, store
 from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import read_metrics
 
 
-RATE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # what a pass rate, and the difference of two, can be
-
-
-def mean_interval(values: list[float], possible: tuple[float, float]) -> tuple[float, list[float]]:
-    """(mean, its 95% interval by the normal approximation over tasks, less what isn't possible: of one value that is all)."""
-    half = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    mean = fmean(values)
-    return mean, clipped(mean, half, possible)
-
-
-def clipped(mean: float, half: float, possible: tuple[float, float]) -> list[float]:
-    """[low, high] of mean +- half, within what is possible."""
-    return [max(possible[0], mean - half), min(possible[1], mean + half)]
-
-
-def pass_by_task(path: Path) -> dict[str, float]:
-    """Task id -> share of its episodes that resolved it. Episodes on a broken machine are not counted."""
+def pass_by_task(path: Path) -> dict[str, list[float]]:
+    """Task id -> 1 for each of its episodes that resolved it, 0 for the others. Episodes on a broken machine are not counted."""
     resolved = defaultdict(list)
     for trajectory in store.read(path)[0]:
         if trajectory.verdict is not None:
             resolved[trajectory.task_id].append(float(trajectory.verdict.resolved))
-    return {task: fmean(values) for task, values in resolved.items()}
+    return dict(resolved)
 
 
 def write_summary(run: Path) -> dict:
+    """What could not be measured is not in it."""
     metrics = read_metrics(run / "metrics.jsonl")
     rows = list(ledger.rows(run / "ledger.jsonl"))
     by_event = defaultdict(list)
@@ -50,20 +34,21 @@ def write_summary(run: Path) -> dict:
     summary = {
         "steps": len(metrics), "episodes": sum(len(row["outcomes"]) for row in by_event["finished"]),
         "weight_updates": len(metrics) - metrics[-1]["failed_updates"] if metrics else 0,
-        "max_logprob_gap": max([row["logprob_gap"] for row in metrics] + [(read_json(run / "final_gap.json") or {}).get("logprob_gap", 0.0)]),
         "infrastructure_errors": len(by_event["infrastructure_error"]),
         "tokens_sampled": sum(row["sampled"] for row in by_event["finished"]) + sum(row["tokens"] for row in by_event["infrastructure_error"]),
         "tokens_trained": sum(row["trained"] for row in by_event["trained"]), "tokens_masked": dict(masked),
         "tokens_dropped": dict(dropped),
         "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in seconds.items()}}
+    gaps = [row["logprob_gap"] for row in (*metrics, read_json(run / "final_gap.json") or {}) if "logprob_gap" in row]
+    summary |= {"max_logprob_gap": max(gaps)} if gaps else {}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
     if before_file.exists() and after_file.exists():
         before, after = pass_by_task(before_file), pass_by_task(after_file)
         both = sorted(before.keys() & after.keys())
         summary["heldout_tasks"] = len(both)
-        for name, values, possible in (("before", [before[t] for t in both], RATE), ("after", [after[t] for t in both], RATE),
-                                       ("difference", [after[t] - before[t] for t in both], DIFFERENCE)):
-            summary[f"pass_rate_{name}"], summary[f"pass_rate_{name}_interval"] = mean_interval(values, possible)
+        old, new = ([side[task] for task in both] for side in (before, after))
+        for name, found in (("before", intervals.rate(old)), ("after", intervals.rate(new)), ("difference", intervals.paired_difference(old, new))):
+            summary |= {f"pass_rate_{name}": found.value, f"pass_rate_{name}_interval": [found.low, found.high]} if found else {}
         summary["wall_s"] |= {f"evaluate_{path.stem[5:]}": round(store.read(path)[1]["seconds"], 1) for path in (before_file, after_file)}
     stages = read_json(run / "stages.json")
     summary["wall_s"] |= stages or {}

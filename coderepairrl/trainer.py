@@ -60,7 +60,7 @@ class Judged:
     advantage: dict[str, float]  # trajectory id -> advantage
     masked: dict[str, str]  # trajectory id -> why its tokens are not trained
     zero_variance_groups: int
-    groups: int
+    groups: int  # that have a reward: not all of their episodes were ended by a broken machine
 
     def trained(self, trajectory: Trajectory) -> bool:
         return trajectory.trajectory_id not in self.masked
@@ -77,13 +77,14 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         groups[trajectory.group_id].append(trajectory)
-    advantage, masked, flat = {}, {}, 0
+    advantage, masked, flat, counted = {}, {}, 0, 0
     for members in groups.values():
         masked |= {t.trajectory_id: "unproven" for t in members if any(version in unproven for version in _versions(t))}
         masked |= {t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR}
         members = [t for t in members if t.trajectory_id not in masked]
         if not members:
             continue
+        counted += 1
         rewards = torch.tensor([t.reward + overlong_penalty(_tokens(t), max_tokens, algorithm.overlong_buffer) for t in members], dtype=torch.float64)
         values = group_advantages(algorithm.advantage, rewards)
         if not values.any():
@@ -97,7 +98,7 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
             masked[trajectory.trajectory_id] = "stale"
         elif algorithm.mask_truncated and trajectory.outcome in TRUNCATED:
             masked[trajectory.trajectory_id] = "truncated"
-    return Judged(advantage, masked, flat, len(groups))
+    return Judged(advantage, masked, flat, counted)
 
 
 def _versions(trajectory: Trajectory) -> set[int]:

@@ -19,6 +19,7 @@ from train_grpo import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError
+from coderepairrl.intervals import NOTHING
 from coderepairrl.program import program
 
 STALENESS = {"sync": 0, "async": 2}
@@ -45,10 +46,11 @@ def main(arguments: list[str]) -> None:
     results = {name: run(config, [item for item in overrides if not item.startswith("training.steps=")], name, steps) for name in STALENESS}
     table = Table("", "seconds a step, median", "mean", "trainer waits", "mean staleness of a token", "pass rate")
     for name, rows in results.items():
-        column = lambda key: [row[key] for row in rows]
+        column = lambda key: [row[key] for row in rows if key in row]
+        mean = lambda key, form: format(fmean(column(key)), form) if column(key) else NOTHING
         table.add_row(f"max_staleness {STALENESS[name]}", f"{median(column('step_s')):.2f}", f"{fmean(column('step_s')):.2f}",
                       f"{fmean(column('wait_for_rollouts_s')):.2f} s",
-                      f"{fmean(column('staleness_mean')):.2f}", f"{fmean(column('pass_rate')):.3f}")
+                      mean("staleness_mean", ".2f"), mean("pass_rate", ".3f"))
     print(table)
     ratio = fmean(row["step_s"] for row in results["sync"]) / fmean(row["step_s"] for row in results["async"])
     print(f"asynchronous is {ratio:.2f} times as fast a step (means over {steps - FILLING} steps)")

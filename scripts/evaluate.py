@@ -22,7 +22,7 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
 from coderepairrl import attempt as attempts
-from coderepairrl import store
+from coderepairrl import intervals, store
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
 from coderepairrl.driver import start_of
@@ -33,7 +33,6 @@ from coderepairrl.provenance import provenance
 from coderepairrl.rewards import disagreement, failing
 from coderepairrl.rollout import Rollout, RolloutConfig
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
-from coderepairrl.summary import RATE, mean_interval
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.build import build_all
 from coderepairrl.types import Task, Trajectory
@@ -122,7 +121,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, attempt
             rollouts.tasks["heldout"] = chunk
             await rollouts.evaluate(f"{number:05d}", updates=0)
             write_results(config, run)
-            print(f"{min((number + 1) * config.chunk_tasks, len(tasks))} of {len(tasks)} tasks: {summary_of(run)['pass_rate']:.3f} repaired", flush=True)
+            print(f"{min((number + 1) * config.chunk_tasks, len(tasks))} of {len(tasks)} tasks: {repaired(summary_of(run))} repaired", flush=True)
     beating.cancel()
 
 
@@ -145,7 +144,8 @@ def _result(t: Trajectory) -> dict:
 
 def summary_of(run: Path) -> dict:
     """{"tasks", "not_built", "episodes", "pass_rate", "pass_rate_interval", "pass_rate_swebench", "disagreements": of each task that the
-    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither."""
+    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither.
+    Where none is left there are no rates."""
     rows = read_jsonl(run / "results.jsonl")
     resolved: dict[str, list[float]] = {}
     laxer: dict[str, list[float]] = {}
@@ -153,11 +153,16 @@ def summary_of(run: Path) -> dict:
         if row["graded"]:
             resolved.setdefault(row["task"], []).append(float(row["resolved"]))
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rate, interval = mean_interval([fmean(values) for values in resolved.values()] or [0.0], RATE)
-    return {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(rows),
-            "pass_rate": rate, "pass_rate_interval": interval, "pass_rate_swebench": fmean([fmean(values) for values in laxer.values()] or [0.0]),
+    rate = intervals.rate(list(resolved.values()))
+    rates = {"pass_rate": rate.value, "pass_rate_interval": [rate.low, rate.high],
+             "pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if rate else {}
+    return rates | {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(rows),
             "disagreements": {row["task"]: row["disagreement"] for row in rows if row["graded"] and row["disagreement"]},
             "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
+
+
+def repaired(summary: dict) -> str:
+    return intervals.percent(intervals.Interval(summary["pass_rate"], *summary["pass_rate_interval"]) if "pass_rate" in summary else None)
 
 
 def merge(run: Path, shards: int) -> None:
@@ -205,8 +210,7 @@ def main(arguments: list[str]) -> None:
     if config.shards > 1:
         merge(run.parent if run.name == f"shard_{config.shard}" else run, config.shards)
     summary = summary_of(run)
-    low, high = summary["pass_rate_interval"]
-    print(f"{run}: {summary['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {summary['tasks']} tasks repaired"
+    print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
           + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
           + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
 

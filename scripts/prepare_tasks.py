@@ -25,6 +25,7 @@ from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, SandboxError
 from coderepairrl.files import drop_torn_line, read_jsonl
+from coderepairrl.intervals import NOTHING
 from coderepairrl.program import program
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
@@ -102,8 +103,8 @@ def table(decisions: list[Decision]) -> str:
     for repo in repos:
         rows = [decision for decision in decisions if decision.repo == repo]
         good = [decision for decision in rows if decision.admitted]
-        middle = [statistics.median(values) if values else 0.0 for values in ([d.build_s for d in good], [s for d in good for s in d.gold_s])]
-        lines.append(f"{repo:{width}}  {len(rows):5d}  {len(good):8d}  {middle[0]:7.1f}  {middle[1]:6.1f}")
+        middle = [f"{statistics.median(values):.1f}" if values else NOTHING for values in ([d.build_s for d in good], [s for d in good for s in d.gold_s])]
+        lines.append(f"{repo:{width}}  {len(rows):5d}  {len(good):8d}  {middle[0]:>7}  {middle[1]:>6}")
     reasons = Counter(decision.reason for decision in decisions if decision.reason)
     return "\n".join([*lines, *(f"{count:5d} refused: {reason}" for reason, count in reasons.most_common())])
 

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.rule import Rule
@@ -25,6 +26,7 @@ from train_grpo import TrainConfig
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import write_json
+from coderepairrl.intervals import NOTHING
 from coderepairrl.program import program
 from coderepairrl.rollout import Rollout
 from coderepairrl.types import Call, Task, Trajectory, Verdict
@@ -89,7 +91,7 @@ def show_call(console: Console, tokenizer, trajectory: Trajectory, event: dict) 
             console.print(Text("answer  " + visible(str(message["content"])), ANSWERED))
     console.print(Text(visible(tokenizer.decode(fresh)), READ))
     console.print(sampled(tokenizer, call))
-    console.print(Text(f"mean logprob {sum(call.logprobs) / max(1, len(call.logprobs)):.3f}", Style(dim=True)))
+    console.print(Text(f"mean logprob {f'{fmean(call.logprobs):.3f}' if call.logprobs else NOTHING}", Style(dim=True)))
     for made in event["message"].get("tool_calls", ()):
         console.print(Text(f"call    {visible(made['function']['name'])} {visible(made['function']['arguments'])}", SAID))
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
@@ -38,6 +38,7 @@ class TrainingConfig(Config):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     micro_batch_tokens: PositiveInt = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
+    max_gap: float | None = Field(None, gt=0, allow_inf_nan=False)  # nats, trainer - vLLM: beyond, the run ends; null: by dtype
     checkpoint_every: PositiveInt = 10  # steps between two checkpoints; after the last step there is always one
     export_every: PositiveInt = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step
@@ -123,13 +124,14 @@ def train(config: TrainConfig, run: Path) -> None:
             loss = (out.losses * micro.weights).sum()
             engine.backward(loss, last=i == len(micro_batches) - 1)
             log.add(micro, logprobs, reference, entropy, out, loss)
-        gradient_norm, learning_rate = engine.step() if micro_batches else (0.0, engine.skip())
+        log.check(step, temperature)  # what is no number, or another policy's, changes no weights
+        gradient_norm, learning_rate = engine.step() if micro_batches else (None, engine.skip())
         publisher.publish()  # new weights, live into vLLM
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
             publisher.checkpoint(step + 1)
         log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
     if training.evaluate and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
-        log.check_final_weights(waited, config.rollout.evaluation.temperature, training.micro_batch_tokens)
+        log.check_final_weights(waited, config.rollout.evaluation.scored_temperature, training.micro_batch_tokens)
     log.close()
     engine.close()
 

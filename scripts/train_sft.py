@@ -7,7 +7,6 @@ of a run, token-exact. The loss is on what the assistant says (weight 1) and, wh
 Face folder, and beside it sft_metrics.jsonl and sft_summary.json. First this process tokenises, then it becomes the ranks.
 """
 import json
-import math
 import os
 import random
 import shutil
@@ -20,11 +19,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from coderepairrl import batch, sft_data
+from coderepairrl import batch, finite, sft_data
 from coderepairrl.config import Config, Share, load
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import read_json, write_json
+from coderepairrl.intervals import NOTHING
 from coderepairrl.launch import become_ranks
 from coderepairrl.metrics import Metrics, WandbConfig
 from coderepairrl.program import program
@@ -87,6 +87,7 @@ def train(config: SFTConfig, prepared: Path) -> None:
                 loss = -(logprobs * micro.advantages * micro.weights).sum()
                 engine.backward(loss, last=i == len(micro_batches) - 1)
                 log.add(micro, logprobs)
+            log.check()
             gradient_norm, learning_rate = engine.step()
             log.write(gradient_norm, learning_rate)
     log.close(read_json(prepared / "books.json"))
@@ -120,24 +121,31 @@ class Log:
         self.sums[1] += said.sum().item()
         self.sums[2] += micro.token_ids.numel()
 
-    def mean(self) -> tuple[float, float]:
-        """Collective. (loss, tokens of the rows) since the last call."""
+    def mean(self, name: str) -> tuple[dict[str, float], float]:
+        """Collective, since the last call: ({name: loss} or {} where the assistant said nothing, tokens of the rows).
+
+        Raises EngineError where the loss is not finite.
+        """
         loss, count, tokens = self.engine.sum(self.sums)
         self.sums = [0.0, 0.0, 0.0]
-        return loss / max(1.0, count), tokens
+        finite.demand(f"step {self.engine.steps}", {name: loss})
+        return {name: loss / count} if count else {}, tokens
+
+    def check(self) -> None:
+        """Collective, before the step is taken: its loss is a number."""
+        self.loss, self.step_tokens = self.mean("loss")
 
     def write(self, gradient_norm: float, learning_rate: float) -> None:
-        loss, tokens = self.mean()
-        self.tokens += int(tokens)
+        self.tokens += int(self.step_tokens)
         now = time.monotonic()
-        self.row = {"loss": loss, "grad_norm": gradient_norm, "learning_rate": learning_rate, "num_tokens": self.tokens,
-                    "trained_tokens_per_s": tokens / (now - self.stepped)}
+        self.row = self.loss | {"grad_norm": gradient_norm, "learning_rate": learning_rate, "num_tokens": self.tokens,
+                                "trained_tokens_per_s": self.step_tokens / (now - self.stepped)}
         every = self.config.evaluation.every if self.config.evaluation else 0
         if every and self.engine.steps % every == 0:
             self.evaluate()
         elif self.engine.rank == 0:
             self.metrics.log(self.engine.steps, self.row)
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.loss.items()}, refresh=False)
         self.bar.update()
         self.stepped = time.monotonic()
 
@@ -150,8 +158,10 @@ class Log:
                                                      hidden_size=engine.hidden_size):
                         micro = micro.to(engine.device)
                         self.add(micro, engine.logprobs(micro, temperature=1.0)[0])
-        loss, _ = self.mean()
-        self.evaluated = {"step": engine.steps, "eval_loss": loss, "eval_perplexity": math.exp(loss)}
+        loss, _ = self.mean("eval_loss")
+        perplexity = {"eval_perplexity": torch.tensor(value, dtype=torch.float64).exp().item() for value in loss.values()}
+        self.evaluated = {"step": engine.steps} | loss | perplexity
+        finite.demand(f"step {engine.steps}", self.evaluated)
         if engine.rank == 0:
             self.metrics.log(engine.steps, self.row | self.evaluated)
 
@@ -164,8 +174,9 @@ class Log:
             self.metrics.close()
             summary = {"steps": self.engine.steps, "seconds": round(time.monotonic() - self.began, 1)} | self.row | self.evaluated | books
             write_json(self.beside / "sft_summary.json", summary)
-            held = f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})" if self.config.evaluation else ""
-            print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {summary['loss']:.4f}{held}", flush=True)
+            held = f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})" if "eval_loss" in summary else ""
+            loss = f"{summary['loss']:.4f}" if "loss" in summary else NOTHING
+            print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {loss}{held}", flush=True)
 
 
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from coderepairrl import store
+from coderepairrl import intervals
 from coderepairrl.metrics import Metrics
-from coderepairrl.summary import RATE, mean_interval
 from coderepairrl.types import Call, Outcome, Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,21 +105,6 @@ def asynchronous(run, staleness=2, steps=10, groups=4, size=8, train_s=3.0, upda
 
 # ---- intervals over seeds
 
-def test_t_quantiles_are_those_of_the_tables():
-    for degrees, quantile in ((1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (1000, 1.962)):
-        assert seeds.t_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
-
-
-def test_intervals_hold_what_they_promise():
-    """Of many repetitions with five seeds each, 95% of the intervals hold the true mean; with the normal quantile it would be 88%."""
-    draws = np.random.default_rng(0).normal(3.0, 2.0, (4000, 5))
-    half = seeds.t_quantile(4) * draws.std(axis=1, ddof=1) / math.sqrt(5)
-    mean, width = seeds.interval(draws[0].tolist())
-    assert (mean, width) == (pytest.approx(draws[0].mean()), pytest.approx(half[0]))
-    assert np.mean(np.abs(draws.mean(axis=1) - 3.0) < half) == pytest.approx(0.95, abs=0.012)
-    assert seeds.interval([2.0])[0] == 2.0 and math.isnan(seeds.interval([2.0])[1])
-
-
 def test_runs_of_one_name_up_to_the_seed_are_one_curve(tmp_path):
     names = ["a", "b_seed0", "a_seed1", "b_seed12", "a_seedling", "c/seed0", "c/seed1"]
     assert {name: [str(run) for run in runs] for name, runs in seeds.curves_of([Path(name) for name in names]).items()} == {
@@ -135,21 +118,34 @@ def test_settings_that_differ_by_more_than_the_seed_are_named(tmp_path):
     assert seeds.differences(runs[:2]) == [] and seeds.differences(runs) == ["training.clip.high (None, 0.3)"]
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_the_interval_of_a_rate_ends_where_rates_end(values):
-    mean, (low, high) = mean_interval(values, RATE)
-    assert 0 <= low <= mean <= high <= 1
-    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 1
-    assert (low, high) == (pytest.approx(max(0, mean - half), abs=1e-9), pytest.approx(min(1, mean + half), abs=1e-9))
-
-
 # ---- curves
 
 def test_a_band_is_the_interval_and_stays_positive_on_a_logarithmic_axis():
-    assert curves.band([1.0, 3.0], False) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706), abs=1e-3)
-    mean, low, high = curves.band([1e-6, 1e-4], True)
+    plain, rate, logarithmic = curves.Panel("", ("x",)), curves.PASS_RATE, curves.Panel("", ("x",), logarithmic=True)
+    assert curves.band([1.0, 3.0], plain) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706), abs=1e-3)
+    assert curves.band([0.9, 1.0], rate) == intervals.mean_rate([0.9, 1.0])
+    mean, low, high = curves.band([1e-6, 1e-4], logarithmic)
     assert mean == pytest.approx(1e-5) and 0 < low < mean < high and low * high == pytest.approx(mean * mean)
-    assert curves.band([0.0, 1e-6, 1e-4], True) == pytest.approx((mean, low, high)) and all(map(math.isnan, curves.band([0.0, 0.0], True)))
+    for values in ([0.0, 1e-6, 1e-4], [math.nan, 1e-6, 1e-4]):
+        assert curves.band(values, logarithmic) == pytest.approx((mean, low, high))
+    assert curves.band([math.nan, 1.0, 3.0], plain) == curves.band([1.0, 3.0], plain)
+    for panel, values in ((plain, [math.nan]), (rate, [math.nan] * 2), (logarithmic, [0.0, math.nan])):
+        assert all(map(math.isnan, curves.band(values, panel)))
+
+
+def test_a_step_with_nothing_to_measure_is_a_gap(tmp_path):
+    """Also where an older run wrote NaN."""
+    run = finished(tmp_path / "a", steps=4, entropy=1.0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("entropy", "pass_rate", "reward", "logprob_gap", "grad_norm", "frac_reward_zero_std"):
+        del rows[1][name]
+    rows[2] |= {"entropy": math.nan, "logprob_gap": math.inf, "grad_norm": math.nan}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, [(steps, means)], _ = drawn_lines([run], "entropy")
+    assert steps == [0, 1, 2, 3] and np.isnan(means).tolist() == [False, True, True, False]
+    shown = {key for panel in curves.PANELS if panel.drawn([curves.read(run)]) for key in panel.keys}
+    assert {"entropy", "logprob_gap", "grad_norm", "frac_reward_zero_std"} <= shown
+    assert program(curves, run, finished(tmp_path / "a_seed1", 1, steps=4), f"out={tmp_path}/gaps.png").returncode == 0
 
 
 def drawn_lines(runs, key):
@@ -224,20 +220,20 @@ def test_runs_that_are_no_repetitions_are_drawn_with_a_warning(tmp_path):
 def test_the_table_gives_the_mean_gain_over_seeds(tmp_path):
     runs = [finished(tmp_path / name, seed) for seed, name in enumerate(("a", "a_seed1", "a_seed2"))]
     lines = program(table, *runs).stdout.splitlines()
-    mean, half = seeds.interval([0.2, 0.22, 0.24])
-    assert any(f"{mean:.1%}  [{mean - half:.1%}, {mean + half:.1%}]" in line and "│ 3 " in line for line in lines), "\n".join(lines)
+    assert any(intervals.percent(intervals.mean([0.2, 0.22, 0.24])) in line and "│ 3 " in line for line in lines), "\n".join(lines)
     assert "mean over seeds" not in program(table, runs[0]).stdout
     two = [{f"pass_rate_{name}": value for name, value in zip(("before", "after", "difference"), values)} for values in ((0.1, 0.9, 0.8), (0.2, 1.0, 0.8))]
     cells = [list(column.cells)[0] for column in table.over_seeds({"a": two}).columns[2:]]
-    assert cells == ["15.0%  [0.0%, 78.5%]", "95.0%  [31.5%, 100.0%]", "80.0%  [80.0%, 80.0%]"]
+    assert cells == ["15.0% [0.0%, 78.5%]", "95.0% [31.5%, 100.0%]", "80.0%"]  # equal seeds say nothing about their spread
 
 
 def test_the_table_of_runs_without_evaluation_and_unfinished_ones(tmp_path):
     run, unfinished = finished(tmp_path / "a"), finished(tmp_path / "b")
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({name: value for name, value in summary.items() if "pass_rate" not in name and name != "heldout_tasks"}))
+    (run / "summary.json").write_text(json.dumps({name: value for name, value in summary.items() if "pass_rate" not in name and "gap" not in name}))
     (unfinished / "summary.json").unlink()
-    assert program(table, run, finished(tmp_path / "a_seed1")).returncode == 0
+    done = program(table, run, finished(tmp_path / "a_seed1"))
+    assert done.returncode == 0 and "│ largest |logprob trainer - vLLM| │ -" in done.stdout and "│ repaired after                   │ -" in done.stdout
     done = program(table, unfinished)
     assert done.returncode == 1 and "no summary.json" in done.stderr
 

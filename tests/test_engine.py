@@ -75,11 +75,13 @@ STEPS = {  # ranks -> cases of the same three steps
         "recomputed_on_four_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 0.5}}}}
 GSPO = {"algorithm": {"name": "gspo", "clip_low": 1.0, "clip_high": 100.0}}
 KL = {"algorithm": {"kl_coefficient": 0.1}}
+ENDS = {"float32": {"spoiled": True, "ends": True}, "bfloat16": {"spoiled": True, "ends": True, "engine": {"dtype": "bfloat16"}},
+        "lora": {"ends": True, "engine": {"learning_rate": 1e30, "lora": {"rank": 4}}}, "too_far": {"ends": True, "engine": {"learning_rate": 1e30}}}
 OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REFERENCE
     2: {"first": {"save": "CHECKPOINT"}, "same": {"load": "CHECKPOINT"}, "again": {"load": "CHECKPOINT"}, "whole": {"steps": 6},
         "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
         "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
-        "gspo_shared_row": GSPO | SHARED_ROW, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}},
+        "gspo_shared_row": GSPO | SHARED_ROW, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
     1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}, 4: {}}
 
 
@@ -141,6 +143,18 @@ def test_ranks_that_share_a_row_have_the_losses_of_one(done):
 def test_a_model_that_the_engine_computes_otherwise_is_refused_on_every_rank(done, name, cause):
     said = [(done / f"{name}.{rank}.txt").read_text() for rank in range(2)]
     assert said[0] == said[1] and cause in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_step_that_is_none_ends_all_ranks_and_leaves_the_weights(policy, done, name):
+    """One rank's gradient is NaN, which DeepSpeed passes over in every dtype; or the weights that come out can't be computed with."""
+    ends = [json.loads((done / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+    assert ends[0] == ends[1] and ends[0][1:] == [0, "inf"]
+    said = "gradient norm is inf" if "spoiled" in ENDS[name] else "it has made a weight of"
+    assert said in ends[0][0] and ends[0][0].startswith("optimizer step 0: ") and "learning_rate" in ends[0][0]
+    if "spoiled" in ENDS[name]:
+        start = {n: p.data for n, p in AutoModelForCausalLM.from_pretrained(policy, dtype=getattr(torch, name)).named_parameters()}
+        assert largest_difference(load_file(done / f"{name}.safetensors"), start) == 0.0
 
 
 @pytest.mark.parametrize("ranks, world_size, heads, key_value_heads, word", [

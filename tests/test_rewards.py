@@ -156,6 +156,8 @@ def test_parts_are_named_and_weighed(config):
             assert ((verdict is not None), got, sum_) == (ran, parts, total)
 
     asyncio.run(main())
+    with pytest.raises(ConfigError, match=r"rewards.weights are inf: take smaller weights"):
+        asyncio.run(compute(RewardConfig(weights={"patch": 1.7e308, "hunks": 1.7e308}), task, FIX, grader))
 
 
 def test_an_unknown_reward_names_the_nearest(tmp_path):

@@ -26,7 +26,7 @@ def test_a_broken_machine_is_in_no_statistics():
     out = judged([episode("a", "g", 1.0), episode("b", "g", 0.0), episode("x", "g", 0.0, Outcome.INFRASTRUCTURE_ERROR)], advantage="centred")
     assert out.advantage == {"a": 0.5, "b": -0.5} and out.masked == {"x": "infrastructure_error"}
     alone = judged([episode("x", "g", 0.0, Outcome.INFRASTRUCTURE_ERROR)])
-    assert alone.advantage == {} and alone.zero_variance_groups == 0 and alone.groups == 1
+    assert alone.advantage == {} and alone.zero_variance_groups == 0 and alone.groups == 0  # no share of groups to tell
 
 
 def test_groups_without_variance_are_counted_and_masked():

@@ -15,6 +15,7 @@ from conftest import ROOT, metrics_of, processes_of, run_program
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from coderepairrl import store
 from coderepairrl.gateway import VLLMClient
 from coderepairrl.policy import Server, ServerConfig, read_json
 from coderepairrl.probe import Probe, token_ids, unproven_versions
@@ -58,10 +59,10 @@ def test_real_packages_two_steps(policy, tmp_path):
 
 
 def test_learning_rate_zero_changes_nothing(policy, tmp_path):
-    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM."""
+    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Greedy episodes are scored at temperature 1."""
     run = tmp_path / "run"
     result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=2", "engine.learning_rate=0.0", "rollout.sampling.temperature=0.7",
-                   "rollout.evaluation.temperature=0.7", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3")
+                   "rollout.evaluation.temperature=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3")
     assert result.returncode == 0, result.stdout + result.stderr
     before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -69,8 +70,25 @@ def test_learning_rate_zero_changes_nothing(policy, tmp_path):
     assert sum(row["tokens_trained"] for row in rows) > 0
     for row in rows:
         assert row["logprob_gap"] < 1e-4 and abs(row["ratio_mean"] - 1) < 1e-4 or row["tokens_trained"] == 0
-    assert read_json(run / "final_gap.json")["logprob_gap"] < 1e-4
+    gap, heldout = read_json(run / "final_gap.json"), store.read(run / "rollouts" / "eval_after.parquet")[0]
+    assert gap["logprob_gap"] < 1e-4 and gap["tokens"] == sum(len(call.completion_ids) for t in heldout for call in t.calls) > 0
+    assert max(logprob for t in heldout for call in t.calls for logprob in call.logprobs) < 0.0  # of a distribution, which greedy decoding is not
     check_books(run)
+
+
+@pytest.mark.cluster
+def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
+    """Weights that can't be computed with are not served, saved or booked as trained; on two ranks, without a hang."""
+    run = tmp_path / "run"
+    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=4", "engine.learning_rate=1e30", "engine.warmup_steps=0",
+                   "training.evaluate=false", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
+                   "training.ranks=2", "training.checkpoint_every=1")
+    status = read_json(run / "status.json")
+    assert result.returncode == 1 and status["state"] == "failed" and status["reason"] in result.stderr
+    assert "it has made a weight of 1.0e+30" in status["reason"] and "engine.learning_rate" in status["reason"]
+    left = [*run.glob("rollouts/*.trained.json"), *run.glob("checkpoints/*"), *run.glob("policy/v0*")]
+    assert not left and (run / "metrics.jsonl").read_text() == "" and status["step"] == 0
+    assert not processes_of(run)
 
 
 def test_vllm_killed_in_mid_run(policy, tmp_path):

@@ -11,9 +11,9 @@ from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.rendering import Renderer, RenderingConfig
 from coderepairrl.gateway.server import Gateway, GatewayConfig
-from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits
+from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits, TrainedSamplingConfig
 from coderepairrl.gateway.shown import renderer_of
 from coderepairrl.gateway.workers import RemoteSession, Workers, make_gateway
 
-__all__ = ["Gateway", "GatewayConfig", "RemoteSession", "Renderer", "RenderingConfig", "SamplingConfig", "Session", "SessionLimits", "VLLMClient", "Workers",
-           "make_gateway", "make_renderer", "renderer_of"]
+__all__ = ["Gateway", "GatewayConfig", "RemoteSession", "Renderer", "RenderingConfig", "SamplingConfig", "Session", "SessionLimits",
+           "TrainedSamplingConfig", "VLLMClient", "Workers", "make_gateway", "make_renderer", "renderer_of"]

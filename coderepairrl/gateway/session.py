@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError, GatewayError
@@ -38,6 +38,7 @@ from coderepairrl.types import Call, Outcome
 
 
 LEFT_OUT_NAMES = 100  # of ignored fields: a session notes no more, whatever its client makes up
+LEAST_TEMPERATURE = 0.01  # vLLM raises what is lower, and isn't 0, to it (its sampling_params.py)
 LONG_TEXT_BYTES = 100_000  # of new text: tokenised in a thread, so that other sessions need not wait
 
 
@@ -58,7 +59,24 @@ class SessionLimits(Config):
 
 class SamplingConfig(Config):
     """Nothing else is ever used: top_p 1, no top_k, no penalties, so that the trainer knows the distribution."""
-    temperature: float = 1.0  # of training; vLLM samples at it and the trainer divides its logits by it
+    temperature: float = Field(1.0, ge=0.0, le=2.0)  # 0: greedy; else from 0.01 on, because vLLM samples at 0.01 what is below
+
+    @field_validator("temperature")
+    @classmethod
+    def _as_it_is_sampled(cls, temperature: float) -> float:
+        if 0.0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"vLLM would sample at {LEAST_TEMPERATURE}: give at least that, or 0 for greedy decoding")
+        return temperature
+
+    @property
+    def scored_temperature(self) -> float:
+        """Of the distribution whose logprobs vLLM reports: greedy decoding takes the likeliest token, and scores it at temperature 1."""
+        return self.temperature or 1.0
+
+
+class TrainedSamplingConfig(SamplingConfig):
+    """Greedy decoding has no distribution that could be trained."""
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=2.0)  # vLLM samples at it, and the trainer divides its logits by it
 
 
 class SessionClosed(GatewayError):

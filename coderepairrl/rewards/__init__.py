@@ -7,6 +7,7 @@ import asyncio
 import difflib
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import FiniteFloat, field_validator
 
 from coderepairrl.config import Config
+from coderepairrl.errors import ConfigError
 from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
 from coderepairrl.rewards.build import BuildVerdict
 from coderepairrl.rewards.counting import disagreement, failing
@@ -70,7 +72,8 @@ class RewardConfig(Config):
 
 
 async def compute(config: RewardConfig, task: Task, diff: str, grader: Grader) -> tuple[Verdict | None, dict[str, float], float]:
-    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError; ConfigError for a user's reward that fails."""
+    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError; ConfigError for a
+    user's reward that fails, and for a sum that is no number."""
     rewards = {name: find_reward(name) for name in config.weights}
     tested = config.always_test or any(reward.needs_verdict for reward in rewards.values())
     verdict = await grader.grade(task, diff) if tested else None
@@ -78,5 +81,7 @@ async def compute(config: RewardConfig, task: Task, diff: str, grader: Grader) -
     # in a thread: a slow reward must not hold up the model calls of other episodes
     parts = await asyncio.to_thread(lambda: {name: reward.function(task, diff, judged.get(name, verdict)) for name, reward in rewards.items()})
     total = sum(weight * parts[name] for name, weight in config.weights.items())
+    if not math.isfinite(total):
+        raise ConfigError(f"rewards of {task.task_id}: {parts} weighed by rewards.weights are {total}: take smaller weights")
     log.debug("rewards of %s: %s total=%.4f", task.task_id, parts, total)
     return verdict, parts, total

@@ -4,11 +4,13 @@
 
 CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
 "save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs;
-"refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt}. Rank 0 writes
-FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses), and with a KL term NAME.reference.json
-(the linear loss under the reference policy, and the KL to it).
+"refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt; "spoiled": the last rank's loss is NaN,
+"ends": the first step must}. Rank 0 writes FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses),
+and with a KL term NAME.reference.json (the linear loss under the reference policy, and the KL to it). Where the step ends, every rank
+writes FOLDER/NAME.RANK.json: [why, optimizer steps, largest over ranks of (NaN on the last one)].
 """
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.algorithms import low_variance_kl, policy_loss
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.types import Sample
 
 
@@ -61,6 +63,8 @@ def run(model: str, folder: Path, name: str, options: dict) -> None:
                 loss = (policy_loss(algorithm, logprobs, micro.behaviour_logprobs, micro.advantages, micro.branches, reference).losses * micro.weights).sum()
             else:
                 loss = linear(logprobs)
+            if options.get("spoiled") and engine.rank == engine.world_size - 1:
+                loss = loss * math.nan
             engine.backward(loss, last=i == len(micro_batches) - 1)
             if engine.leads_row:
                 sums[0] += loss.item()
@@ -72,6 +76,9 @@ def run(model: str, folder: Path, name: str, options: dict) -> None:
         references.append(sums[1:])
         if step == 0:
             gradients = {key: safe_get_full_grad(p).clone() for key, p in engine.module.model.named_parameters() if p.requires_grad}  # collective
+        if options.get("ends"):
+            write_end(engine, folder / f"{name}.{engine.rank}.json")
+            break
         engine.step()
     if "save" in options:
         engine.save(Path(options["save"]), {"step": engine.steps, "version": engine.steps})
@@ -89,6 +96,14 @@ def refused(folder: Path, name: str, model: str) -> None:
         Engine(model, EngineConfig(learning_rate=1e-3))
     except ConfigError as error:
         (folder / f"{name}.{torch.distributed.get_rank()}.txt").write_text(str(error))
+
+
+def write_end(engine: Engine, path: Path) -> None:
+    try:
+        engine.step()
+    except EngineError as error:
+        largest = engine.max([math.nan if engine.rank == engine.world_size - 1 else 1.0])
+        path.write_text(json.dumps([str(error), engine.steps, *map(str, largest)]))
 
 
 def main() -> None:
