@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from coderepairrl import context
+from coderepairrl import context, inputs
 from coderepairrl.admission import Admission
 from coderepairrl.attempt import Place, stop_asked
 from coderepairrl.books import Books, sampled_tokens
@@ -226,7 +226,8 @@ class Rollout:
         groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.tasks["heldout"])}
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
-        self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters())
+        made_by = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)}
+        self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters() | made_by)
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:
         async with asyncio.TaskGroup() as running:

@@ -33,6 +33,11 @@ def pass_by_task(path: Path) -> dict[str, float]:
     return {task: fmean(values) for task, values in resolved.items()}
 
 
+def _comparable(before: Path, after: Path) -> bool:
+    """Whether the same inputs made both, but for the policy."""
+    return store.read_stats(before).get("inputs") == store.read_stats(after).get("inputs")
+
+
 def write_summary(run: Path) -> dict:
     metrics = read_metrics(run / "metrics.jsonl")
     rows = list(ledger.rows(run / "ledger.jsonl"))
@@ -57,7 +62,9 @@ def write_summary(run: Path) -> dict:
         "tokens_dropped": dict(dropped),
         "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in seconds.items()}}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
-    if before_file.exists() and after_file.exists():
+    if before_file.exists() and after_file.exists() and not _comparable(before_file, after_file):
+        summary["not_compared"] = "tasks, limits, scaffold or settings of the evaluation were changed between before and after"
+    elif before_file.exists() and after_file.exists():
         before, after = pass_by_task(before_file), pass_by_task(after_file)
         both = sorted(before.keys() & after.keys())
         summary["heldout_tasks"] = len(both)

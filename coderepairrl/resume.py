@@ -1,0 +1,60 @@
+"""Whether a run's folder may be gone on with, and how far: the same inputs, or differences that are allowed; more steps than it has.
+
+A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
+    summary_step_00020.json  rollouts/eval_step_00020.parquet
+"""
+from itertools import chain
+from pathlib import Path
+
+from coderepairrl import inputs, ledger, store
+from coderepairrl.config import Config
+from coderepairrl.contents import model_folder
+from coderepairrl.errors import ConfigError
+from coderepairrl.files import read_json, write_json
+from coderepairrl.ledger import Ledger
+from coderepairrl.tasks import load_tasks
+
+REMEDY = "take another `run:` folder, or go on with what is changed: resume.allow=[{keys}]"
+
+
+class ResumeConfig(Config):
+    allow: tuple[str, ...] = ()  # dotted keys, or sections, that a resume may change although they change what is learnt; each attempt records them
+
+
+def admit(config, run: Path) -> dict[str, list]:
+    """What has changed since the last attempt, and may: key -> [before, now]. Records what makes the run from here on. ConfigError for all else."""
+    before, done = read_json(run / inputs.RECORD), read_json(run / "summary.json")
+    there = (Path(config.model) / "config.json").exists()
+    now = inputs.of(config, inputs.TRAINING, tasks=load_tasks(config.rollout.tasks), model=model_folder(config.model) if there or not done else None)
+    if not there and before:  # a finished run outlives the model that it began with
+        now |= {key: value for key, value in before.items() if key.startswith("model.") and value["path"] == config.model}
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=_made(run), remedy=REMEDY, allow=config.resume.allow)
+    if done and config.training.steps < done["steps"]:
+        raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} would need another `run:` folder")
+    if not finished(run, config.training.steps):
+        write_json(run / inputs.RECORD, now)
+    return changed
+
+
+def _made(run: Path) -> bool:
+    return any(chain(run.glob("rollouts/**/*.parquet"), run.glob("checkpoints/step_*"), run.glob("summary.json")))
+
+
+def finished(run: Path, steps: int) -> bool:
+    done = read_json(run / "summary.json")
+    return done is not None and done["steps"] == steps
+
+
+def keep_end(run: Path, step: int) -> None:
+    """What an end at this step left gets the step's name. May be killed anywhere and done again."""
+    evaluation, name = run / "rollouts" / "eval_after.parquet", f"eval_step_{step:05d}.parquet"
+    if evaluation.exists():
+        digest = store.sha256(evaluation)
+        stored = [row["group"] for row in ledger.rows(run / "ledger.jsonl") if row["event"] == "stored" and row["sha256"] == digest]
+        books = Ledger(run / "ledger.jsonl")
+        for group in dict.fromkeys(stored):
+            books.write("stored", group, file=name, sha256=digest)
+        books.close()
+        evaluation.rename(evaluation.with_name(name))
+    if (run / "summary.json").exists():
+        (run / "summary.json").rename(run / f"summary_step_{step:05d}.json")
