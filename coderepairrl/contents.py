@@ -59,11 +59,14 @@ def named(path: str) -> dict[str, str]:
 def model_folder(path: str) -> str:
     """Where its weights are: of a training run the newest checkpoint, else the folder itself. ConfigError when there is no model."""
     checkpoints = sorted(found for found in Path(path, "checkpoints").glob("step_*") if found.suffix != ".tmp")
-    found = str(checkpoints[-1] / "policy") if checkpoints else path
-    if not Path(found, "config.json").exists():
-        raise ConfigError(f"{path}: no model there (no config.json, no checkpoint): make it first (scripts/make_policy.py, scripts/train_sft.py), "
-                          "or correct model:")
-    return found
+    return there(str(checkpoints[-1] / "policy") if checkpoints else path)
+
+
+def there(folder: str) -> str:
+    """A Hugging Face folder, as it was given. ConfigError when it is none."""
+    if not Path(folder, "config.json").exists():
+        raise ConfigError(f"{folder}: no model there (no config.json): make it first (scripts/make_policy.py, scripts/train_sft.py), or correct model:")
+    return folder
 
 
 def model(folder: str) -> dict[str, dict[str, str]]:

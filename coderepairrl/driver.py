@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from coderepairrl import attempt as attempts
-from coderepairrl import ledger, resume
+from coderepairrl import contents, ledger, resume
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import dump
 from coderepairrl.containers import in_image
@@ -43,8 +43,8 @@ def start_of(run: Path, model: str) -> tuple[int, int, str]:
 
 def drive(config, run: Path, arguments: list[str]) -> None:
     """Raises CodeRepairError with the reason when the attempt fails; status.json holds it as well. Exits with attempt.STOPPED after SIGUSR2."""
-    if not (run / "summary.json").exists() and not (Path(config.model) / "config.json").exists():
-        raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/make_policy.py, scripts/train_sft.py), or correct model:")
+    if not (run / "summary.json").exists():
+        contents.there(config.model)
     place = Place.here()
     if place.node:
         try:

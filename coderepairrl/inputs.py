@@ -56,10 +56,15 @@ SHOWN_KEYS, SHOWN_CHARACTERS = 4, 60
 def of(config: Config, free: Sequence[str] = (), *, tasks: dict[str, Sequence[Task]] = {}, model: str | None = None,
        known: dict[str, Any] = {}) -> dict[str, Any]:
     """Dotted key -> value. tasks: split -> those that count; model: a Hugging Face folder; known: keys whose content the caller has hashed."""
-    now = {key: value if covered(key, (*free, *known)) else _content(key, value) for key, value in flatten(config.model_dump(mode="json")).items()
-           if not covered(key, (*NO_INPUT, *BY_CONTENT))}
+    now = of_settings(config.model_dump(mode="json"), free, known)
     now |= {f"rollout.tasks.{split}": contents.tasks(found) for split, found in tasks.items()}
     return now | _reward_code(now) | (contents.model(model) if model else {}) | known
+
+
+def of_settings(tree: dict[str, Any], free: Sequence[str], known: Sequence[str] = ()) -> dict[str, Any]:
+    """Of a configuration alone."""
+    return {key: value if covered(key, (*free, *known)) else _content(key, value) for key, value in flatten(tree).items()
+            if not covered(key, (*NO_INPUT, *BY_CONTENT))}
 
 
 def of_evaluation(record: Path) -> str:
@@ -160,5 +165,5 @@ def shown(value: Any, other: Any = None) -> str:
 
 def _shown_tasks(tasks: dict[str, str], other: dict[str, str]) -> str:
     odd = [name for name in tasks if tasks[name] != other.get(name)]
-    which = f", of them {len(odd)} not in the other or not as there ({odd[0]} ...)" if odd else ", in another order" if tasks.keys() == other.keys() else ""
+    which = f" ({len(odd)} that are not so in the other: {odd[0]} ...)" if odd else " (in another order)" if tasks.keys() == other.keys() else ""
     return f"{len(tasks)} tasks{which}"

@@ -3,12 +3,11 @@
 A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
     summary_step_00020.json  rollouts/eval_step_00020.parquet
 """
-from itertools import chain
 from pathlib import Path
 
 from coderepairrl import inputs, ledger, store
 from coderepairrl.config import Config
-from coderepairrl.contents import model_folder
+from coderepairrl.contents import there
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.ledger import Ledger
@@ -24,11 +23,11 @@ class ResumeConfig(Config):
 def admit(config, run: Path) -> dict[str, list]:
     """What has changed since the last attempt, and may: key -> [before, now]. Records what makes the run from here on. ConfigError for all else."""
     before, done = read_json(run / inputs.RECORD), read_json(run / "summary.json")
-    there = (Path(config.model) / "config.json").exists()
-    now = inputs.of(config, inputs.TRAINING, tasks=load_tasks(config.rollout.tasks), model=model_folder(config.model) if there or not done else None)
-    if not there and before:  # a finished run outlives the model that it began with
-        now |= {key: value for key, value in before.items() if key.startswith("model.") and value["path"] == config.model}
-    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=_made(run), remedy=REMEDY, allow=config.resume.allow)
+    gone = done and not (Path(config.model) / "config.json").exists()
+    now = inputs.of(config, inputs.TRAINING, tasks=load_tasks(config.rollout.tasks), model=None if gone else there(config.model))
+    if gone:  # a finished run outlives the model that it began with
+        now |= {key: value for key, value in (before or {}).items() if key.startswith("model.") and value["path"] == config.model}
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), remedy=REMEDY, allow=config.resume.allow)
     if done and config.training.steps < done["steps"]:
         raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} would need another `run:` folder")
     if not finished(run, config.training.steps):
@@ -36,8 +35,9 @@ def admit(config, run: Path) -> dict[str, list]:
     return changed
 
 
-def _made(run: Path) -> bool:
-    return any(chain(run.glob("rollouts/**/*.parquet"), run.glob("checkpoints/step_*"), run.glob("summary.json")))
+def made(run: Path) -> bool:
+    """Whether there is anything that other inputs would make otherwise."""
+    return any(path for pattern in ("rollouts/**/*.parquet", "checkpoints/step_*", "*.parquet", "summary.json") for path in run.glob(pattern))
 
 
 def finished(run: Path, steps: int) -> bool:

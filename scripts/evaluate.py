@@ -55,13 +55,13 @@ class EvaluateConfig(Config):
         return {"name": scaffold} if isinstance(scaffold, str) else scaffold
 
 
-def folder_of(config: EvaluateConfig) -> Path:
-    """Its own for each control and each shard; a launcher that has made the folder already has named it so."""
-    run = Path(config.run)
-    launched = (run / "launch").is_dir()
-    if config.scaffold is not None and not launched and run.name != f"shard_{config.shard}":
+def folder_of(config: EvaluateConfig, path: str) -> Path:
+    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path` below the job's folder, has named that so."""
+    run, shard = Path(config.run), f"shard_{config.shard}"
+    launched = Path(path).absolute().parent in (run.absolute() / "launch", run.absolute() / shard / "launch")
+    if config.scaffold is not None and run.name != shard and not launched:
         run = run.with_name(f"{run.name}_{scaffold_of(config).name}")
-    return run if config.shards == 1 or run.name == f"shard_{config.shard}" else run / f"shard_{config.shard}"
+    return run if config.shards == 1 or run.name == shard else run / shard
 
 
 def whole_of(config: EvaluateConfig, run: Path) -> Path:
@@ -245,7 +245,7 @@ def main(arguments: list[str]) -> None:
     config = load(EvaluateConfig, arguments[0], arguments[1:])
     if config.shard >= config.shards:
         raise ConfigError(f"shard={config.shard} of shards={config.shards}: they are numbered from 0")
-    run, model = folder_of(config), model_of(config)
+    run, model = folder_of(config, arguments[0]), model_of(config)
     tasks = load_tasks(config.rollout.tasks)["heldout"]
     shard = tasks[config.shard::config.shards]
     if not shard:
