@@ -115,21 +115,24 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def compare(record: Path, now: dict[str, Any], free: Sequence[str], *, made: bool, remedy: str, allow: Sequence[str] = ()) -> dict[str, list]:
+def compare(record: Path, now: dict[str, Any], free: Sequence[str], *, made: bool, remedy: str,
+            allow: Sequence[str] | None = None) -> dict[str, list]:
     """key -> [before, now], as it is shown, of what has changed since `record` was written, and may. Nothing counts before something is made.
 
-    ConfigError names the other keys that differ; or says that nobody recorded what made this.
+    ConfigError names the other keys that differ, and the remedy, of which resume.allow is one unless `allow` is None; or says that nobody
+    recorded what made this.
     """
     before = read_json(record)
     if not made or before is None:
         if made:
             raise ConfigError(f"{record.parent}: holds results, but not what made them (no {record.name}: a former version of this project wrote them): {remedy}")
         return {}
-    _check_allowed(allow, [*before, *now])
+    _check_allowed(allow or (), [*before, *now])
     found = differences(before, now)
-    refused = {key: pair for key, pair in found.items() if not covered(key, (*free, *allow))}
+    refused = {key: pair for key, pair in found.items() if not covered(key, (*free, *(allow or ())))}
     if refused:
-        raise ConfigError(f"{record.parent} holds results of other inputs: {said(refused)}: {remedy.format(keys=', '.join(list(refused)[:SHOWN_KEYS]))}")
+        way_on = "" if allow is None else f", or go on with what is changed: resume.allow=[{','.join(refused)}]"
+        raise ConfigError(f"{record.parent} holds results of other inputs: {said(refused)}: {remedy}{way_on[:300]}")
     return {key: [shown(pair[0], pair[1]), shown(pair[1], pair[0])] for key, pair in found.items()}
 
 

@@ -13,7 +13,6 @@ from coderepairrl.files import read_json, write_json
 from coderepairrl.ledger import Ledger
 from coderepairrl.tasks import load_tasks
 
-REMEDY = "take another `run:` folder, or go on with what is changed: resume.allow=[{keys}]"
 
 
 class ResumeConfig(Config):
@@ -27,7 +26,7 @@ def admit(config, run: Path) -> dict[str, list]:
     now = inputs.of(config, inputs.TRAINING, tasks=load_tasks(config.rollout.tasks), model=None if gone else there(config.model))
     if gone:  # a finished run outlives the model that it began with
         now |= {key: value for key, value in (before or {}).items() if key.startswith("model.") and value["path"] == config.model}
-    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), remedy=REMEDY, allow=config.resume.allow)
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), remedy="take another `run:` folder", allow=config.resume.allow)
     if done and config.training.steps < done["steps"]:
         raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} would need another `run:` folder")
     if not finished(run, config.training.steps):
