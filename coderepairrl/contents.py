@@ -1,7 +1,7 @@
-"""Hashes of what a configuration only names: a model's folder, files, tasks with their base folders. Bytes and names count, places and dates don't.
+"""Hashes of what a configuration only names: a model's folder, files, tasks with their base folders.
 
-Nothing is remembered between two programs: a hash is of what is there now. Weights are read by several threads, some GB a second, and
-whoever loads the model next finds them in memory.
+Bytes and names count, places and dates don't. Nothing is remembered between two programs: a hash is of what is there now.
+Weights are read by several threads, and whoever loads the model next finds them in memory.
 """
 import hashlib
 import json
@@ -59,8 +59,9 @@ def traces(folder: str) -> str:
     for where, folders, files in os.walk(folder):
         folders.sort()
         for name in (*sorted(files), *folders):
-            found = os.lstat(os.path.join(where, name))
-            rows.append([os.path.relpath(os.path.join(where, name), folder), found.st_mode, found.st_size, found.st_mtime_ns])
+            one = os.path.join(where, name)
+            found = os.lstat(one)
+            rows.append([os.path.relpath(one, folder), found.st_mode, found.st_size, found.st_mtime_ns])
     return digest(rows)
 
 
@@ -69,7 +70,7 @@ def named(path: str) -> dict[str, str]:
 
 
 def model_folder(path: str) -> str:
-    """Where its weights are: of a training run the newest checkpoint, else the folder itself. ConfigError when there is no model."""
+    """Where its weights are: of a training run the newest checkpoint, else the folder itself. ConfigError when there is none."""
     checkpoints = sorted(found for found in Path(path, "checkpoints").glob("step_*") if found.suffix != ".tmp")
     return there(str(checkpoints[-1] / "policy") if checkpoints else path)
 
@@ -77,16 +78,19 @@ def model_folder(path: str) -> str:
 def there(folder: str) -> str:
     """A Hugging Face folder, as it was given. ConfigError when it is none."""
     if not Path(folder, "config.json").exists():
-        raise ConfigError(f"{folder}: no model there (no config.json): make it first (scripts/make_policy.py, scripts/train_sft.py), or correct model:")
+        raise ConfigError(f"{folder}: no model there (no config.json): make it first (scripts/make_policy.py, "
+                          "scripts/train_sft.py), or correct model:")
     return folder
 
 
 def model(folder: str) -> dict[str, dict[str, str]]:
-    """{"model.weights", "model.tokenizer_and_config"}: each {"path", "sha256"}, of the files that lie in the Hugging Face folder itself."""
-    files = [found for found in sorted(Path(folder).iterdir()) if found.is_file() and found.suffix not in NO_PART and not found.name.startswith(".")]
+    """{"model.weights", "model.tokenizer_and_config"}: each {"path", "sha256"}, of files in the Hugging Face folder itself."""
+    files = [found for found in sorted(Path(folder).iterdir())
+             if found.is_file() and found.suffix not in NO_PART and not found.name.startswith(".")]
     with ThreadPoolExecutor(THREADS) as pool:
         rows = list(zip((found.name for found in files), pool.map(file, files), strict=True))
-    parts = {"weights": [row for row in rows if row[0].endswith(WEIGHTS)], "tokenizer_and_config": [row for row in rows if not row[0].endswith(WEIGHTS)]}
+    weights = [row for row in rows if row[0].endswith(WEIGHTS)]
+    parts = {"weights": weights, "tokenizer_and_config": [row for row in rows if row not in weights]}
     return {f"model.{part}": {"path": folder, "sha256": digest(own)} for part, own in parts.items()}
 
 

@@ -62,7 +62,9 @@ def _lead(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
     try:
         changed = resume.admit(config, run)
         if resume.finished(run, config.training.steps):
-            print(f"{run}: done already, see {run / 'summary.json'}; more training.steps would go on, another run needs another `run:` folder")
+            print(f"{run}: done already, see {run / 'summary.json'}; more training.steps go on, "
+                  "another run needs another `run:` folder")
+            _status(run, "done", (read_json(run / "status.json") or {"attempt": attempt.number})["attempt"])
             attempts.finish(attempt)
             attempt.end()
             return
@@ -89,7 +91,7 @@ def _lead(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
 
 
 def _over(attempt: Attempt, state: str, reason: str = "") -> None:
-    if state == "done" or not (attempt.run / "summary.json").exists():  # a finished run that refuses another command stays done
+    if state == "done" or not (attempt.run / "summary.json").exists():  # a finished run that refuses a command stays done
         _status(attempt.run, state, attempt.number, reason)
     attempts.note(attempt, {"state": state, "reason": reason})
 
@@ -186,7 +188,8 @@ def _prepare(run: Path, model: str, steps: int) -> None:
         if int(answer.name[5:10]) >= first:
             answer.unlink()
     if first < (read_json(run / "summary.json") or {"steps": 0})["steps"]:
-        raise ConfigError(f"{run}: done, but its last checkpoint is gone, so it can't go on to training.steps={steps}: take another `run:` folder")
+        raise ConfigError(f"{run}: done, but its last checkpoint is gone, so it can't go on to training.steps={steps}: "
+                          "take another `run:` folder")
     if first < steps:
         resume.keep_end(run, first)
     for path_of_attempt in [*run.glob("policy/*.json"), *run.glob("rollouts/**/*.tmp")]:

@@ -147,8 +147,8 @@ def _check(grid: GridConfig) -> None:
             raise ConfigError(f"{key} has no values: give at least one, or leave it out")
     varied = [grid.product, grid.zip, grid.variants, *([job.overrides, job.arguments] for job in grid.jobs.values())]
     if len(set(grid.seeds)) > 1 and "{seed}" not in json.dumps(varied):
-        raise ConfigError(f"seeds={grid.seeds}: nothing uses {{seed}}, so all would be the same run: name it in the first job's overrides, for example "
-                          'rollout.seed: "{seed}"')
+        raise ConfigError(f"seeds={grid.seeds}: nothing uses {{seed}}, so all would be the same run: name it in the first "
+                          'job\'s overrides, for example rollout.seed: "{seed}"')
     keys = [*grid.product, *(key for columns in grid.zip for key in columns)]
     for key in keys:
         if keys.count(key) > 1:

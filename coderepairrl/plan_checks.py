@@ -1,5 +1,5 @@
-"""What a plan is refused for before anything is submitted: results of two jobs in one folder, paths where nothing is and no earlier job of the
-point makes it, folders whose results other settings made. Each in one line."""
+"""What a plan is refused for before anything is submitted, each in one line: results of two jobs in one folder, paths where
+nothing is and no earlier job of the point makes it, folders whose results other settings made."""
 import fnmatch
 import os
 from pathlib import Path
@@ -15,11 +15,12 @@ from coderepairrl.grid import Point
 from coderepairrl.plan import Submittable, config_class
 from coderepairrl.tasks import load_tasks
 
-EVALUATE, TRAIN, SFT, RECORD = (f"scripts/{name}.py" for name in ("evaluate", "train_grpo", "train_sft", "record_demonstrations"))
+EVALUATE, TRAIN, SFT = "scripts/evaluate.py", "scripts/train_grpo.py", "scripts/train_sft.py"
+RECORD = "scripts/record_demonstrations.py"
 FREE = {EVALUATE: inputs.EVALUATION, TRAIN: inputs.TRAINING, SFT: inputs.SFT, RECORD: inputs.RECORDING}
 OUTPUTS = ("run", "output", "out")
-PATHS = ("*tasks.train", "*tasks.heldout", "*tasks.path", "*tasks.source", "*scaffold.path", "*scaffold.model", "*scaffold.requirements",
-         "*scaffold.files.*", "*sandbox.image", "*sources.*.path")
+PATHS = ("*tasks.train", "*tasks.heldout", "*tasks.path", "*tasks.source", "*scaffold.path", "*scaffold.model",
+         "*scaffold.requirements", "*scaffold.files.*", "*sandbox.image", "*sources.*.path")
 DATA = (".jsonl", ".json", ".parquet")  # what a data set's source ends with, where it is a file and no name on the hub
 WITHOUT_MODEL = ("gold", "empty", "gold_less_one_hunk", "predictions", "scripted")
 Chains = list[tuple[Point, list[Submittable]]]
@@ -35,8 +36,9 @@ def check(chains: Chains) -> None:
             for folder in folders:
                 other = owners.setdefault(str(folder), who)
                 if other != who or folders.count(folder) > 1:
-                    raise ConfigError(f"{who}: {other if other != who else 'another of its shards'} writes {folder}, too: "
-                                      "name the folder by {run}, of a further job by {run}/JOB, of shards by their shard")
+                    other = other if other != who else "another of its shards"
+                    raise ConfigError(f"{who}: {other} writes {folder}, too: name the folder by {{run}}, of a further job "
+                                      "by {run}/JOB, of shards by their shard")
             _check_paths(who, job, [Path(chain[0].folder), *made] if job is not chain[0] else [])
             _check_inputs(who, job, folders)
             made += folders
@@ -83,7 +85,8 @@ def _check_paths(who: str, job: Submittable, made: list[Path]) -> None:
             if key.endswith("source") and not value.endswith(DATA):
                 continue
             if not (ROOT / value).exists() and not later(Path(os.path.abspath(ROOT / value))):
-                raise ConfigError(f"{who}: {key}={value}: nothing is there, and no earlier job of the point makes it: make it first, or correct the path")
+                raise ConfigError(f"{who}: {key}={value}: nothing is there, and no earlier job of the point makes it: "
+                                  "make it first, or correct the path")
 
 
 def _is_model(path: str) -> bool:
@@ -109,13 +112,15 @@ def _check_inputs(who: str, job: Submittable, folders: list[Path]) -> None:
         refused = {key: pair for key, pair in inputs.differences(before, now).items()
                    if not inputs.covered(key, allowed) and (key in now or not isinstance(before[key], dict))}
         if refused:
-            raise ConfigError(f"{who}: {folder} holds results of other settings: {inputs.said(refused)}: take another `name:` of the grid, "
-                              "or what it was made with" + (", or resume.allow in the job's overrides" if program == TRAIN else ""))
+            way_on = ", or resume.allow in the job's overrides" if program == TRAIN else ""
+            raise ConfigError(f"{who}: {folder} holds results of other settings: {inputs.said(refused)}: take another "
+                              f"`name:` of the grid, or what it was made with{way_on}")
 
 
 def _alone(config: dict[str, Any]) -> dict[str, Any]:
     """An evaluation's settings as its inputs_of takes them: one scaffold, no shard."""
-    return config | {"rollout": config["rollout"] | {"scaffold": config["scaffold"] or config["rollout"]["scaffold"]}, "scaffold": None, "shard": 0}
+    scaffold = config["scaffold"] or config["rollout"]["scaffold"]
+    return config | {"rollout": config["rollout"] | {"scaffold": scaffold}, "scaffold": None, "shard": 0}
 
 
 def _named(program: str, config: dict[str, Any], launched: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

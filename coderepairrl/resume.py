@@ -1,4 +1,4 @@
-"""Whether a run's folder may be gone on with, and how far: the same inputs, or differences that are allowed; more steps than it has.
+"""Whether a run's folder may be gone on with: the same inputs, or differences that are allowed; more steps than it has.
 
 A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
     summary_step_00020.json  rollouts/eval_step_00020.parquet
@@ -16,19 +16,26 @@ from coderepairrl.tasks import load_tasks
 
 
 class ResumeConfig(Config):
-    allow: tuple[str, ...] = ()  # dotted keys, or sections, that a resume may change although they change what is learnt; each attempt records them
+    allow: tuple[str, ...] = ()  # dotted keys or sections that may change although they change what is learnt; it is recorded
 
 
 def admit(config, run: Path) -> dict[str, list]:
-    """What has changed since the last attempt, and may: key -> [before, now]. Records what makes the run from here on. ConfigError for all else."""
+    """What has changed since the last attempt, and may: key -> [before, now]; ConfigError for all else.
+
+    Records what makes the run from here on.
+    """
     before, done = read_json(run / inputs.RECORD), read_json(run / "summary.json")
     gone = done and not (Path(config.model) / "config.json").exists()
-    now = inputs.of(config, inputs.TRAINING, tasks=load_tasks(config.rollout.tasks), model=None if gone else there(config.model))
+    tasks = load_tasks(config.rollout.tasks)
+    now = inputs.of(config, inputs.TRAINING, tasks=tasks, model=None if gone else there(config.model))
     if gone:  # a finished run outlives the model that it began with
-        now |= {key: value for key, value in (before or {}).items() if key.startswith("model.") and value["path"] == config.model}
-    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), remedy="take another `run:` folder", allow=config.resume.allow)
+        model = {key: value for key, value in (before or {}).items() if key.startswith("model.")}
+        now |= {key: value for key, value in model.items() if value["path"] == config.model}
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), allow=config.resume.allow,
+                             remedy="take another `run:` folder")
     if done and config.training.steps < done["steps"]:
-        raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} would need another `run:` folder")
+        raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} "
+                          "would need another `run:` folder")
     if not finished(run, config.training.steps):
         write_json(run / inputs.RECORD, now)
     return changed
@@ -36,7 +43,8 @@ def admit(config, run: Path) -> dict[str, list]:
 
 def made(run: Path) -> bool:
     """Whether there is anything that other inputs would make otherwise."""
-    return any(path for pattern in ("rollouts/**/*.parquet", "checkpoints/step_*", "*.parquet", "summary.json") for path in run.glob(pattern))
+    patterns = ("rollouts/**/*.parquet", "checkpoints/step_*", "*.parquet", "summary.json")
+    return any(path for pattern in patterns for path in run.glob(pattern))
 
 
 def finished(run: Path, steps: int) -> bool:
@@ -49,7 +57,8 @@ def keep_end(run: Path, step: int) -> None:
     evaluation, name = run / "rollouts" / "eval_after.parquet", f"eval_step_{step:05d}.parquet"
     if evaluation.exists():
         digest = store.sha256(evaluation)
-        stored = [row["group"] for row in ledger.rows(run / "ledger.jsonl") if row["event"] == "stored" and row["sha256"] == digest]
+        rows = ledger.rows(run / "ledger.jsonl")
+        stored = [row["group"] for row in rows if row["event"] == "stored" and row["sha256"] == digest]
         books = Ledger(run / "ledger.jsonl")
         for group in dict.fromkeys(stored):
             books.write("stored", group, file=name, sha256=digest)

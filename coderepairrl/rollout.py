@@ -227,7 +227,8 @@ class Rollout:
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
         made_by = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)}
-        self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters() | made_by)
+        done = {group: job.result() for group, job in jobs.items()}
+        self.books.store_evaluation(name, done, self._counters() | made_by)
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:
         async with asyncio.TaskGroup() as running:

@@ -63,7 +63,7 @@ def write_summary(run: Path) -> dict:
         "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in seconds.items()}}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
     if before_file.exists() and after_file.exists() and not _comparable(before_file, after_file):
-        summary["not_compared"] = "tasks, limits, scaffold or settings of the evaluation were changed between before and after"
+        summary["not_compared"] = "tasks, limits, scaffold or evaluation were changed between before and after"
     elif before_file.exists() and after_file.exists():
         before, after = pass_by_task(before_file), pass_by_task(after_file)
         both = sorted(before.keys() & after.keys())

@@ -7,8 +7,8 @@
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one
 a chunk of tasks, with every token; results.jsonl, a row an episode; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
-environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json:
-the model's weights, tasks, scaffold, predictions, settings) are refused.
+environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
+the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
 """
 import asyncio
 import json
@@ -56,7 +56,7 @@ class EvaluateConfig(Config):
 
 
 def folder_of(config: EvaluateConfig, path: str) -> Path:
-    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path` below the job's folder, has named that so."""
+    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path`, has named it so."""
     run, shard = Path(config.run), f"shard_{config.shard}"
     launched = Path(path).absolute().parent in (run.absolute() / "launch", run.absolute() / shard / "launch")
     if config.scaffold is not None and run.name != shard and not launched:
@@ -81,21 +81,23 @@ def model_of(config: EvaluateConfig) -> str | None:
     return model_folder(config.model)
 
 
-# ---- what makes the numbers ---------------------------------------------------------------------------------------------
+# ---- what makes the numbers
 
 def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> dict:
     """Of the whole evaluation, the same for all of its shards."""
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
-    return inputs.of(config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0}), inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
+    whole = config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0})
+    return inputs.of(whole, inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
 
 
 def admit(folder: Path, now: dict) -> dict[str, list]:
-    """What has changed in the settings that change no number. ConfigError when the folder, or a shard's below it, holds results of other inputs."""
-    made = any(path for pattern in ("rollouts/*.parquet", "shard_*/rollouts/*.parquet", "summary.json") for path in folder.glob(pattern))
+    """What has changed in the settings that change no number. ConfigError when it, or a shard's below, has other inputs."""
+    patterns = ("rollouts/*.parquet", "shard_*/rollouts/*.parquet", "summary.json")
+    made = any(path for pattern in patterns for path in folder.glob(pattern))
     return inputs.compare(folder / inputs.RECORD, now, inputs.EVALUATION, made=made, remedy="take another `run:` folder")
 
 
-# ---- the work -----------------------------------------------------------------------------------------------------------
+# ---- the work
 
 async def beat(attempt: Attempt) -> None:
     while True:
@@ -110,8 +112,8 @@ def evaluated(run: Path) -> set[str]:
 
 async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
     """Those that are not evaluated yet, built; environments.jsonl says of all what could not be, and why."""
-    known = {row["task"]: row for row in read_jsonl(run / "environments.jsonl")} if (run / "environments.jsonl").exists() else {}
-    known = {task: known[task] for task in evaluated(run)}
+    over = evaluated(run)
+    known = {row["task"]: row for row in read_jsonl(run / "environments.jsonl") if row["task"] in over} if over else {}
     left = [task for task in tasks if task.task_id not in known]
     bar = tqdm(total=len(left), desc="environments", unit="task", mininterval=1)
 
@@ -122,11 +124,12 @@ async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> 
 
     built, failures = await build_all(left, config.rollout.environments, done)
     bar.close()
-    rows = known | {task.task_id: {"task": task.task_id, "built": True, "lock": task.environment.lock, "cause": ""} for task in built} \
-        | {task: {"task": task, "built": False, "lock": "", "cause": cause} for task, cause in failures.items()}
-    write_jsonl(run / "environments.jsonl", [rows[task.task_id] for task in tasks])
+    locks = {task.task_id: task.environment.lock for task in built}
+    new = {task.task_id: {"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
+                          "cause": failures.get(task.task_id, "")} for task in left}
+    write_jsonl(run / "environments.jsonl", [(known | new)[task.task_id] for task in tasks])
     if not built and not known:
-        raise TaskError(f"not one of {len(tasks)} environments can be built, the first: {next(iter(failures.values()))}")
+        raise TaskError(f"not one of {len(left)} environments can be built, the first: {next(iter(failures.values()))}")
     return built
 
 
@@ -146,8 +149,8 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
                 rollouts.tasks["heldout"] = left[at : at + config.chunk_tasks]
                 await rollouts.evaluate(f"{number:05d}", updates=0)
                 write_results(config, run)
-                done = min(at + config.chunk_tasks, len(left))
-                print(f"{before + done} of {before + len(left)} tasks: {summary_of(run)['pass_rate']:.3f} repaired", flush=True)
+                done = before + min(at + config.chunk_tasks, len(left))
+                print(f"{done} of {before + len(left)} tasks: {summary_of(run)['pass_rate']:.3f} repaired", flush=True)
     write_results(config, run)
     beating.cancel()
 
@@ -187,8 +190,8 @@ def summary_of(run: Path) -> dict:
 
 
 def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
-    """All shards' results in the folder above them, once the last has its summary. Two that end at once write the same. ConfigError when one has
-    other inputs."""
+    """All shards' results in the folder above them, once the last has its summary. Two that end at once write the same.
+    ConfigError when one has other inputs."""
     folders = [run / f"shard_{number}" for number in range(config.shards)]
     if not all((folder / "summary.json").exists() for folder in folders):
         return
@@ -201,7 +204,8 @@ def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
     write_json(run / "summary.json", summary_of(run) | {"shards": config.shards, "wall_s": wall_s})
 
 
-def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, model: str | None, arguments: list[str]) -> None:
+def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, model: str | None,
+              arguments: list[str]) -> None:
     """`run`: its own folder; the record lies above it, too, before there is a result."""
     for folder in ("rollouts/buffer", "policy", "logs"):
         (run / folder).mkdir(parents=True, exist_ok=True)

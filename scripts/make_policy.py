@@ -2,7 +2,7 @@
 
     python scripts/make_policy.py configs/policy/small.yaml [a.b=c ...]
 
-OUTPUT/inputs.json says what made them; the same command makes what isn't there yet, other settings need another `output:`.
+OUTPUT/inputs.json says what made them; the same command makes what isn't there yet, others need another `output:`.
 Rows are conversations in OpenAI chat format ({"messages": [...], "tools": [...]}); scripts/train_sft.py reads them.
 """
 import json
@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     now = inputs.of(config)
-    inputs.compare(output / inputs.RECORD, now, (), made=any(output.glob("*.jsonl")) or (output / "initial").exists(), remedy="take another `output:`")
+    made = any(output.glob("*.jsonl")) or (output / "initial").exists()
+    inputs.compare(output / inputs.RECORD, now, (), made=made, remedy="take another `output:`")
     write_json(output / inputs.RECORD, now)
     for kind, name in (("drill", "drills"), ("demonstration", "demonstrations")):
         if not (output / f"{name}.jsonl").exists():

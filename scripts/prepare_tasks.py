@@ -4,8 +4,8 @@
     python scripts/prepare_tasks.py TRAIN --decontaminate EVAL [--before 2023-01-01] [--out CLEAN.jsonl]
 
 The first writes OUT.jsonl (the admitted tasks, which `tasks: {name: jsonl}` reads) and OUT.admission.jsonl (a row a task: times, lock,
-Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the settings that decided,
-others need another `out:`.
+Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the settings
+that decided, others need another `out:`.
 The second compares two sets (JSONL files, or YAML files as above): by repository, commit, patch and date. It exits with 2 when a
 training task has an evaluation task's commit or patch; --out writes the training tasks that have neither, --before those older than a day.
 """
@@ -113,10 +113,12 @@ def run(config: PrepareConfig) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     sandboxes.check(config.sandbox)
     tasks, record, now = tasks_of(config.tasks), record_of(out), inputs.of(config, inputs.ADMISSION)
-    inputs.compare(out.with_suffix(".inputs.json"), now, inputs.ADMISSION, made=record.exists(), remedy="take another `out:`")
-    write_json(out.with_suffix(".inputs.json"), now)
+    made_by = out.with_suffix(".inputs.json")
+    inputs.compare(made_by, now, inputs.ADMISSION, made=record.exists(), remedy="take another `out:`")
+    write_json(made_by, now)
     known = read_record(record)
-    done = {task.task_id: known[task.task_id] for task in tasks if task.task_id in known and known[task.task_id].fingerprint == contents.task(task)}
+    done = {task.task_id: known[task.task_id] for task in tasks
+            if task.task_id in known and known[task.task_id].fingerprint == contents.task(task)}
     if done:
         print(f"{len(done)} of {len(tasks)} were decided before: {record}")
     undecided = asyncio.run(prepare(config, [task for task in tasks if task.task_id not in done], record, done))

@@ -25,7 +25,8 @@ warm_s=$((SECONDS - began - environment_s - policy_s))
 
 say "3/4 GRPO: agents in sandboxes, vLLM, tests as judges, live weight updates; logs in $run/logs"
 mkdir -p $run
-[ -f $run/stages.json ] || echo "{\"environment\": $environment_s, \"policy\": $policy_s, \"warm_start\": $warm_s}" >$run/stages.json
+[ -f $run/stages.json ] ||
+    echo "{\"environment\": $environment_s, \"policy\": $policy_s, \"warm_start\": $warm_s}" >$run/stages.json
 $python scripts/train_grpo.py configs/quickstart.yaml run=$run model=$policy/warm rollout.seed=$seed rollout.tasks.seed=$seed
 
 say "4/4 audit and picture"

@@ -4,7 +4,8 @@
 
 Writes OUTPUT/step_00000.parquet ..., trajectories like those of a run, token by token in `model`'s tokens, which scripts/train_sft.py reads
 (source kind `trajectories`); and OUTPUT/summary.json. An episode in which the agent asked for more or for less than the expert had to say, or that
-was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs (inputs.json) need another `output:`.
+was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs (inputs.json)
+need another `output:`.
 
 Experts: `functions`, the imperfect one of coderepairrl/tasks/demonstrations.py, and `oracle`, the known repair of any task, hunk by hunk.
 """
@@ -148,10 +149,11 @@ async def record(config: RecordConfig, output: Path) -> dict:
 
 
 def inputs_of(config: RecordConfig) -> dict:
-    """Of the model its tokenizer counts, of the tasks those that the expert repairs; the puzzles of `functions` come from its settings."""
+    """Of the model its tokenizer counts, of the tasks those that the expert repairs; puzzles come from its settings."""
     tasks = {"train": load_tasks(config.rollout.tasks)["train"]} if isinstance(config.expert, OracleExpert) else {}
     key = "model.tokenizer_and_config"
-    return inputs.of(config, inputs.RECORDING, tasks=tasks, known={key: contents.model(contents.there(config.model))[key]})
+    tokenizer = contents.model(contents.there(config.model))[key]
+    return inputs.of(config, inputs.RECORDING, tasks=tasks, known={key: tokenizer})
 
 
 def summary_of(output: Path) -> dict:
@@ -172,7 +174,8 @@ def main(arguments: list[str]) -> None:
     config = load(RecordConfig, arguments[0], arguments[1:])
     output = Path(config.output)
     now = inputs_of(config)
-    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, made=any(output.glob("*.parquet")), remedy="take another `output:`")
+    made = any(output.glob("*.parquet"))
+    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, made=made, remedy="take another `output:`")
     if (output / "summary.json").exists():
         print(f"{output}: already there")
         return

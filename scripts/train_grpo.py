@@ -6,8 +6,9 @@ On one machine (role: all) it starts two programs and watches over them, in the 
     role=rollout   vLLM, gateway, agents in sandboxes, grading       -> rollouts/step_*.parquet
     role=serve     a further vLLM, in jobs where several nodes serve
     role=train     DeepSpeed ZeRO-3 ranks: advantages, loss, step    -> new weights, live in vLLM
-The same command again goes on from the newest checkpoint, or says that the run is done; with more training.steps a finished run goes on. Other
-settings than those that made the folder (inputs.json) are refused, unless they change no number or resume.allow names them.
+The same command again goes on from the newest checkpoint, or says that the run is done; with more training.steps a finished
+run goes on. Other settings than those that made the folder (inputs.json) are refused, unless they change no number or
+resume.allow names them.
 
 Both run at the same time: rollout.max_staleness says how many optimizer steps older than the trainer a trained token may be.
 Left out on purpose: several optimizer steps on the same rollouts (PPO epochs).

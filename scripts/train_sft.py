@@ -4,7 +4,8 @@
 
 Sources, one after the other: `chat`, conversations in OpenAI's form (JSONL or Parquet; a teacher's export), and `trajectories`, the rollouts
 of a run, token-exact. The loss is on what the assistant says (weight 1) and, where `context_weight` says so, on the rest. Writes a Hugging
-Face folder OUTPUT, and beside it OUTPUT.inputs.json (what made it: other inputs need another `output:`), sft_metrics.jsonl and sft_summary.json.
+Face folder OUTPUT, and beside it OUTPUT.inputs.json (what made it: other inputs need another `output:`), sft_metrics.jsonl
+and sft_summary.json.
 First this process tokenises, then it becomes the ranks.
 """
 import json
@@ -170,8 +171,10 @@ def record_of(output: Path) -> Path:
 
 def inputs_of(config: SFTConfig) -> dict:
     named = {f"sources.{i}.path": source for i, source in enumerate(config.sources)}
-    named |= {f"evaluation.sources.{i}.path": source for i, source in enumerate(config.evaluation.sources if config.evaluation else [])}
-    known = {key: {"path": source.path, "sha256": contents.of_files(sft_data.files_of(source))} for key, source in named.items()}
+    evaluation = config.evaluation.sources if config.evaluation else []
+    named |= {f"evaluation.sources.{i}.path": source for i, source in enumerate(evaluation)}
+    known = {key: {"path": source.path, "sha256": contents.of_files(sft_data.files_of(source))}
+             for key, source in named.items()}
     return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
 
 
@@ -203,7 +206,7 @@ def main(arguments: list[str]) -> None:
     prepared = output.with_name(output.name + ".rows")
     if "RANK" not in os.environ:
         now = inputs_of(config)
-        inputs.compare(record_of(output), now, inputs.SFT, made=output.exists(), remedy="take another `output:`, or remove the folder")
+        inputs.compare(record_of(output), now, inputs.SFT, made=output.exists(), remedy="take another `output:`")
         if output.exists():
             print(f"{output}: already there")
             return

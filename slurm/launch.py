@@ -132,7 +132,8 @@ def states_of(job: Submittable, queued: list[Queued], accounting: bool = False) 
     """One a shard; a training that is done, but is to have more steps, is one to submit again."""
     found = states(job.folder, job.runs, queued, accounting)
     more = [more_steps(job, shard) if state.word == "done" else "" for shard, state in enumerate(found)]
-    return [State("failed", state.id, state.slurm, cause) if cause else state for state, cause in zip(found, more, strict=True)]
+    return [State("failed", state.id, state.slurm, cause) if cause else state
+            for state, cause in zip(found, more, strict=True)]
 
 
 def show(plan: Plan) -> None:

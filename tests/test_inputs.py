@@ -1,4 +1,4 @@
-"""A result belongs to its inputs: every key that makes numbers is compared, what is only named is compared by content, and the rest is recorded."""
+"""A result belongs to its inputs: each key that makes numbers is compared, what is only named by its content; others are recorded."""
 import importlib
 import json
 import os
@@ -25,7 +25,7 @@ WHOLE = {"scripts/train_grpo.py": ("TrainConfig", "configs/quickstart.yaml", inp
          "scripts/record_demonstrations.py": ("RecordConfig", "configs/demonstrations/aider.yaml", inputs.RECORDING),
          "scripts/make_policy.py": ("MakePolicyConfig", "configs/policy/small.yaml", ()),
          "scripts/prepare_tasks.py": ("PrepareConfig", "configs/tasks/swe_gym.yaml", inputs.ADMISSION)}
-# Free on purpose. Whoever adds a key to a configuration needn't come here; whoever wants it free says so in inputs.py, and here.
+# Free on purpose. Whoever adds a key needn't come here; whoever wants it free says so in inputs.py, and here.
 FREE_IN_TRAINING = {
     "training.steps", "training.evaluate", "training.checkpoint_every", "training.export_every", "training.ranks", "training.threads", "training.devices",
     "training.micro_batch_tokens", "training.share_prefixes", "wandb", "rollout.evaluation.samples", "rollout.evaluation.temperature",
@@ -117,8 +117,9 @@ def test_several_keys_are_one_line_and_an_allowed_one_goes_on(tmp_path):
 
 def model(folder: Path, **files: str) -> str:
     folder.mkdir(parents=True)
-    for name, text in ({"config.json": "{}", "tokenizer.json": "t", "model.safetensors": "w"} | {name.replace("__", "."): t for name, t in files.items()}).items():
-        (folder / name).write_text(text)
+    usual = {"config__json": "{}", "tokenizer__json": "t", "model__safetensors": "w"}
+    for name, text in (usual | files).items():
+        (folder / name.replace("__", ".")).write_text(text)
     return str(folder)
 
 
@@ -127,7 +128,8 @@ def test_a_model_is_its_bytes_not_its_place(tmp_path):
     assert not inputs.differences(contents.model(one), contents.model(copy))
     for name, files in {"weights": {"model__safetensors": "v"}, "tokenizer_and_config": {"tokenizer__json": "u"}}.items():
         assert list(inputs.differences(contents.model(one), contents.model(model(tmp_path / name, **files)))) == [f"model.{name}"]
-    assert list(inputs.differences(contents.model(one), contents.model(model(tmp_path / "more", chat_template__jinja="x")))) == ["model.tokenizer_and_config"]
+    more = contents.model(model(tmp_path / "more", chat_template__jinja="x"))
+    assert list(inputs.differences(contents.model(one), more)) == ["model.tokenizer_and_config"]
     run = tmp_path / "run" / "checkpoints"
     first = model(run / "step_00010" / "policy")
     assert contents.model_folder(str(run.parent)) == first
@@ -163,7 +165,8 @@ def test_a_task_is_all_that_it_says_and_what_its_base_holds(tmp_path):
         seen.append(contents.task(replace(task, **{field: "other"})))
     for field in ("files", "hidden_tests", "metadata"):
         seen.append(contents.task(replace(task, **{field: {"x": "y"}})))
-    for field, value in (("test_command", ("x",)), ("variables", {"A": "1"}), ("protected", ("y",)), ("test_timeout_s", 1.0), ("image", "docker://x"), ("lock", "z")):
+    for field, value in (("test_command", ("x",)), ("variables", {"A": "1"}), ("protected", ("y",)), ("test_timeout_s", 1.0),
+                         ("image", "docker://x"), ("lock", "z")):
         seen.append(contents.task(replace(task, environment=replace(task.environment, **{field: value}))))
     assert len(set(seen)) == len(seen)
 
@@ -172,7 +175,8 @@ def test_tasks_differ_by_content_number_and_order():
     tasks = lambda found: {"rollout.tasks.train": contents.tasks(found)}
     train: list[Task] = TASKS["train"]
     assert not inputs.differences(tasks(train), tasks(list(train)))
-    for others, said in ((train[:2], "3 tasks (1 that are not so in the other: functions-train-2 ...) -> 2 tasks"), (train[::-1], "3 tasks (in another order)"),
+    for others, said in ((train[:2], "3 tasks (1 that are not so in the other: functions-train-2 ...) -> 2 tasks"),
+                         (train[::-1], "3 tasks (in another order)"),
                          ([replace(train[0], oracle_patch=""), *train[1:]], "functions-train-0")):
         assert said in inputs.said(inputs.differences(tasks(train), json.loads(json.dumps(tasks(others)))))
 
@@ -221,21 +225,26 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     assert admit("engine.learning_rate=0.2", "training.steps=30", "training.ranks=1", "role=train", "rollout.server.host=10.0.0.1") == {
         "training.steps": ["20", "30"], "training.ranks": ["2", "1"], "rollout.server.host": ["127.0.0.1", "10.0.0.1"]}
     same = ["engine.learning_rate=0.2", "training.steps=30"]
-    for words, said in ((["engine.learning_rate=0.3"], "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "
-                                                       "resume.allow=[engine.learning_rate]"),
-                        (["training.algorithm={name: dapo}"], "training.algorithm.name grpo -> dapo"), (["rollout.scaffold.system_prompt=Fix it."], "'Repair the code.' -> 'Fix it.'"),
-                        (["rollout.tasks.train=2"], "rollout.tasks.train 3 tasks"), (["rollout.tasks.seed=7"], "resume.allow=[rollout.tasks.train]"),
-                        (["rollout.tasks.heldout=1"], "rollout.tasks.heldout 2 tasks"), (["rollout.scaffold={name: aider}"], "rollout.scaffold.name terminal -> aider"),
-                        (["resume.allow=[engine.learning_rat]"], "did you mean 'engine.learning_rate'?")):
+    for word, said in {
+            "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "
+                                        "resume.allow=[engine.learning_rate]",
+            "training.algorithm={name: dapo}": "training.algorithm.name grpo -> dapo",
+            "rollout.scaffold.system_prompt=Fix it.": "'Repair the code.' -> 'Fix it.'",
+            "rollout.tasks.train=2": "rollout.tasks.train 3 tasks", "rollout.tasks.seed=7": "resume.allow=[rollout.tasks.train]",
+            "rollout.tasks.heldout=1": "rollout.tasks.heldout 2 tasks",
+            "rollout.scaffold={name: aider}": "rollout.scaffold.name terminal -> aider",
+            "resume.allow=[engine.learning_rat]": "did you mean 'engine.learning_rate'?"}.items():
         with pytest.raises(ConfigError) as error:
-            admit(*same, *words)
+            admit(*same, word)
         assert said in str(error.value) and "\n" not in str(error.value)
     record = read_json(folder / "inputs.json")
     assert record["engine.learning_rate"] == 0.2 and record["training.steps"] == 30, "a refusal changes nothing"
-    assert admit(*same, "engine.learning_rate=0.3", "engine.weight_decay=0.1", "rollout.tasks.train=2", "resume.allow=[engine, rollout.tasks]") == {
-        "engine.learning_rate": ["0.2", "0.3"], "engine.weight_decay": ["0.0", "0.1"], "training.ranks": ["1", "2"], "rollout.server.host": ["10.0.0.1", "127.0.0.1"],
+    same += ["engine.learning_rate=0.3", "engine.weight_decay=0.1", "rollout.tasks.train=2"]
+    assert admit(*same, "resume.allow=[engine, rollout.tasks]") == {
+        "engine.learning_rate": ["0.2", "0.3"], "engine.weight_decay": ["0.0", "0.1"], "training.ranks": ["1", "2"],
+        "rollout.server.host": ["10.0.0.1", "127.0.0.1"],
         "rollout.tasks.train": ["3 tasks (1 that are not so in the other: functions-train-2 ...)", "2 tasks"]}
-    assert admit(*same, "engine.learning_rate=0.3", "engine.weight_decay=0.1", "rollout.tasks.train=2") == {}, "what was allowed is what it is now"
+    assert admit(*same) == {}, "what was allowed is what it is now"
     (folder / "inputs.json").unlink()
     with pytest.raises(ConfigError, match="former version"):
         admit()
@@ -277,7 +286,8 @@ def test_what_an_end_left_is_kept_under_its_step_and_stays_in_the_books(tmp_path
     write_json(tmp_path / "summary.json", {"steps": 20})
     for _ in range(2):
         resume.keep_end(tmp_path, 20)
-    assert sorted(path.name for path in tmp_path.glob("**/*") if path.is_file()) == ["eval_step_00020.parquet", "ledger.jsonl", "summary_step_00020.json"]
+    left = sorted(path.name for path in tmp_path.glob("**/*") if path.is_file())
+    assert left == ["eval_step_00020.parquet", "ledger.jsonl", "summary_step_00020.json"]
     rows = list(ledger.rows(tmp_path / "ledger.jsonl"))
     assert [(row["group"], row["file"], row["sha256"]) for row in rows[3:]] == [
         (group, "eval_step_00020.parquet", digest) for group in ("a2-eval_after-0", "a2-eval_after-1")] and ledger.broken_link(rows) is None

@@ -103,7 +103,8 @@ class Store:
 
     async def _template(self, task: Task, owner: int | None) -> Path:
         base = task.environment.base
-        made_of = [LAYOUT, base, await in_thread(contents.traces, base) if base else "", sorted(task.files.items()), owner]
+        traces = await in_thread(contents.traces, base) if base else ""
+        made_of = [LAYOUT, base, traces, sorted(task.files.items()), owner]
         template = self.root / "templates" / hashlib.sha256(json.dumps(made_of).encode(errors="surrogatepass")).hexdigest()[:32]
         if template.exists():
             return template

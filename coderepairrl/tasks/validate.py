@@ -25,7 +25,7 @@ NAMED = 5  # tests that a refusal names
 class Decision:
     """What was found, as a row of the admission record. `reason` is empty for an admitted task, else one of a few phrases; `detail` says more."""
     task_id: str
-    fingerprint: str  # of the task as it was loaded, and of its base folder: another row under the same id is validated anew
+    fingerprint: str  # of the task as it was loaded, with its base folder: another row of the same id is validated anew
     repo: str
     reason: str
     detail: str = ""
@@ -44,7 +44,8 @@ class Decision:
 
 async def validate(task: Task, environments: EnvironmentsConfig, sandbox: SandboxConfig, repeats: int = REPEATS) -> Decision:
     """Raises SandboxError when the machine fails: that decides nothing."""
-    decision = Decision(task.task_id, contents.task(task), task.metadata.get("repo") or task.metadata.get("package", ""), "")
+    repo = task.metadata.get("repo") or task.metadata.get("package", "")
+    decision = Decision(task.task_id, contents.task(task), repo, "")
     if not task.pass_to_pass:
         return replace(decision, reason="no PASS_TO_PASS", detail="nothing would show that the rest still works")
     began = time.monotonic()
