@@ -26,6 +26,8 @@ def describe(run: Path, summary: dict) -> Table:
         table.add_row("held-out tasks", str(summary["heldout_tasks"]))
         for name, label in (("before", "repaired before"), ("after", "repaired after"), ("difference", "difference, paired")):
             table.add_row(label, percent(of_run(summary, name)))
+    elif "not_compared" in summary:
+        table.add_row("held-out tasks", f"not compared: {summary['not_compared']}")
     table.add_row("steps, episodes, weight updates", f"{summary['steps']}, {summary['episodes']}, {summary['weight_updates']}")
     table.add_row("largest |logprob trainer - vLLM|", f"{summary['max_logprob_gap']:.1e}" if "max_logprob_gap" in summary else NOTHING)
     table.add_row("tokens sampled, trained", f"{summary['tokens_sampled']:,}, {summary['tokens_trained']:,}")

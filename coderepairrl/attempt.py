@@ -1,12 +1,14 @@
 """One try of a run, on one node or several: who makes it, whether its nodes are alive, whether it is to stop.
 
 A driver runs on every node; they meet in the run folder, by renames and mkdir alone, which every shared file system does right:
-    attempt.json             {"attempt": 3, "owner": {"job", "restart"} or null, "ready": true}: written by node 0. A driver that finds
-                             a newer number than its own has been superseded, and ends what it started
+    attempt.json             {"attempt": 3, "owner": {"job", "restart"} or null, "ready": true}: written by node 0; and
+                             "done": true when there is nothing to do any more. A driver that finds a newer number than
+                             its own has been superseded, and ends what it started
     heartbeats/node_1.json   {"attempt", "host", "time", "state": running | ended, "reason", "processes", "address", "port"}, every few seconds
     stop.json                {"attempt": 3}: a signal asked for a checkpoint and the end, which is all that a time limit leaves time for
-    attempts.jsonl           {"attempt", "job", "progress": [checkpointed step, finished groups]} at each attempt's beginning,
-                             {"attempt", "state", "reason"} at its end
+    attempts.jsonl           {"attempt", "job", "progress": [checkpointed step, finished groups], "changed": {key: [before,
+                             now]}} at each attempt's beginning, changed: the inputs that are not those of the attempt
+                             before; {"attempt", "state", "reason"} at its end
 """
 import json
 import os
@@ -187,27 +189,35 @@ def lead(run: Path, place: Place) -> Attempt:
 
 
 def follow(run: Path, place: Place) -> Attempt | None:
-    """Any other node: the newest attempt of its job that it has not had a part in, as soon as node 0 is ready. None: the run is done.
+    """Any other node: the newest attempt of its job that it has not had a part in, as soon as node 0 is ready.
+
+    None: node 0 says that the run is done.
 
     EngineError when none comes.
     """
     had = (read_json(_beat_path(run, place.node)) or {"attempt": 0})["attempt"]
     deadline = time.monotonic() + JOIN_S
     while time.monotonic() < deadline:
-        if (run / "summary.json").exists():
-            return None
         newest = read_json(run / "attempt.json")
+        if newest and newest.get("done") and newest["owner"] == asdict(place.owner):
+            return None
         if newest and newest["ready"] and newest["attempt"] > had and newest["owner"] == asdict(place.owner):
             return Attempt(run, newest["attempt"], place)
         time.sleep(0.2)
     raise EngineError(f"node {place.node}: no attempt of job {place.owner.job} began within {JOIN_S:.0f} s: see the log of its first node")
 
 
-def ready(attempt: Attempt) -> None:
-    """The folder is prepared: the other nodes may begin."""
+def ready(attempt: Attempt, changed: dict[str, list] = {}) -> None:
+    """The folder is prepared: the other nodes may begin. `changed`: inputs that are not those of the attempt before."""
     owner = attempt.place.owner
-    note(attempt, {"job": owner and owner.job, "progress": progress(attempt.run)})
+    begins = {"job": owner and owner.job, "progress": progress(attempt.run)}
+    note(attempt, begins | ({"changed": changed} if changed else {}))
     write_json(attempt.run / "attempt.json", read_json(attempt.run / "attempt.json") | {"ready": True})
+
+
+def finish(attempt: Attempt) -> None:
+    """The run is done: a node that comes back finds nothing to join."""
+    write_json(attempt.run / "attempt.json", read_json(attempt.run / "attempt.json") | {"done": True})
 
 
 def note(attempt: Attempt, row: dict) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from coderepairrl import attempt as attempts
-from coderepairrl import ledger
+from coderepairrl import contents, ledger, resume
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import dump
 from coderepairrl.containers import in_image
@@ -43,8 +43,8 @@ def start_of(run: Path, model: str) -> tuple[int, int, str]:
 
 def drive(config, run: Path, arguments: list[str]) -> None:
     """Raises CodeRepairError with the reason when the attempt fails; status.json holds it as well. Exits with attempt.STOPPED after SIGUSR2."""
-    if not (run / "summary.json").exists() and not (Path(config.model) / "config.json").exists():
-        raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/make_policy.py, scripts/train_sft.py), or correct model:")
+    if not (run / "summary.json").exists():
+        contents.there(config.model)
     place = Place.here()
     if place.node:
         try:
@@ -55,24 +55,28 @@ def drive(config, run: Path, arguments: list[str]) -> None:
         return
     for folder in ("logs", "rollouts/buffer", "checkpoints", "policy"):
         (run / folder).mkdir(parents=True, exist_ok=True)
-    attempt = attempts.lead(run, place)
-    if (run / "summary.json").exists():
-        print(f"{run}: done already, see {run / 'summary.json'}; another run needs another `run:` folder")
-        attempt.end()
-        return
-    _lead(config, run, arguments, attempt)
+    _lead(config, run, arguments, attempts.lead(run, place))
 
 
 def _lead(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
-    dump(config, run / "config.yaml")
-    write_json(run / "provenance.json", provenance(arguments))
     try:
+        changed = resume.admit(config, run)
+        if resume.finished(run, config.training.steps):
+            print(f"{run}: done already, see {run / 'summary.json'}; more training.steps go on, "
+                  "another run needs another `run:` folder")
+            _status(run, "done", (read_json(run / "status.json") or {"attempt": attempt.number})["attempt"])
+            attempts.finish(attempt)
+            attempt.end()
+            return
+        dump(config, run / "config.yaml")
+        write_json(run / "provenance.json", provenance(arguments))
         _prepare(run, config.model, config.training.steps)
         _status(run, "running", attempt.number)
-        attempts.ready(attempt)
+        attempts.ready(attempt, changed)
         _work(config, run, arguments, attempt)
         _await_others(attempt)
         write_summary(run)
+        attempts.finish(attempt)
         _over(attempt, "done")
     except Stopped as stopped:
         _over(attempt, "stopped", str(stopped))
@@ -87,7 +91,8 @@ def _lead(config, run: Path, arguments: list[str], attempt: Attempt) -> None:
 
 
 def _over(attempt: Attempt, state: str, reason: str = "") -> None:
-    _status(attempt.run, state, attempt.number, reason)
+    if state == "done" or not (attempt.run / "summary.json").exists():  # a finished run that refuses a command stays done
+        _status(attempt.run, state, attempt.number, reason)
     attempts.note(attempt, {"state": state, "reason": reason})
 
 
@@ -182,8 +187,11 @@ def _prepare(run: Path, model: str, steps: int) -> None:
     for answer in (run / "rollouts").glob("step_*.trained.json"):
         if int(answer.name[5:10]) >= first:
             answer.unlink()
+    if first < (read_json(run / "summary.json") or {"steps": 0})["steps"]:
+        raise ConfigError(f"{run}: done, but its last checkpoint is gone, so it can't go on to training.steps={steps}: "
+                          "take another `run:` folder")
     if first < steps:
-        (run / "rollouts" / "eval_after.parquet").unlink(missing_ok=True)
+        resume.keep_end(run, first)
     for path_of_attempt in [*run.glob("policy/*.json"), *run.glob("rollouts/**/*.tmp")]:
         path_of_attempt.unlink()
     write_json(run / "policy" / "current.json", {"version": version, "step": first, "path": path,

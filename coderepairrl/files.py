@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder; in a job 
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, allow_nan=False))  # NaN is no JSON
+    """Several processes may write it at once: the last one's is there, whole. ValueError for NaN, which is no JSON."""
+    temporary = _temporary(path)
+    temporary.write_text(json.dumps(value, allow_nan=False))
     temporary.rename(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
 def read_json(path: Path) -> Any | None:
@@ -34,7 +40,7 @@ def publish(made: Path, folder: Path) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """A row a line. Several processes may write it at once: the last one's is there, whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     temporary.rename(path)
 

@@ -147,6 +147,10 @@ def _check(grid: GridConfig) -> None:
     for key, values in [*grid.product.items(), *(item for columns in grid.zip for item in columns.items())]:
         if not values:
             raise ConfigError(f"{key} has no values: give at least one, or leave it out")
+    varied = [grid.product, grid.zip, grid.variants, *([job.overrides, job.arguments] for job in grid.jobs.values())]
+    if len(set(grid.seeds)) > 1 and "{seed}" not in json.dumps(varied):
+        raise ConfigError(f"seeds={grid.seeds}: nothing uses {{seed}}, so all would be the same run: name it in the first "
+                          'job\'s overrides, for example rollout.seed: "{seed}"')
     keys = [*grid.product, *(key for columns in grid.zip for key in columns)]
     for key in keys:
         if keys.count(key) > 1:

@@ -95,8 +95,10 @@ class Job(Config):
 def give_up(run: Path, reason: str) -> None:
     """Ends the job for good; the reason is in status.json, or in the job's comment where that can't be written."""
     print(f"error: {reason}", file=sys.stderr, flush=True)
+    status = read_json(run / "status.json") or {}
     try:
-        write_json(run / "status.json", (read_json(run / "status.json") or {}) | {"state": "failed", "reason": reason})
+        if status.get("state") != "done":  # a finished run that refuses another configuration stays done
+            write_json(run / "status.json", status | {"state": "failed", "reason": reason})
     except OSError as error:
         ask("scontrol", "update", f"JobId={slurm_id()}", f"Comment={reason} ({error})")
     sys.exit(1)

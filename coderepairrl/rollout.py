@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from coderepairrl import context
+from coderepairrl import context, inputs
 from coderepairrl.admission import Admission
 from coderepairrl.attempt import Place, stop_asked
 from coderepairrl.books import Books, sampled_tokens
@@ -229,11 +229,13 @@ class Rollout:
         groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.tasks["heldout"])}
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
-        calls = [call for job in jobs.values() for trajectory in job.result() for call in trajectory.calls]
+        done = {group: job.result() for group, job in jobs.items()}
+        calls = [call for members in done.values() for trajectory in members for call in trajectory.calls]
         if wrong := unproven_versions(self.run) & {version for call in calls for version in call.policy_versions}:
             raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
                               "failed their probe: the same command evaluates again")
-        self.books.store_evaluation(name, {group: job.result() for group, job in jobs.items()}, self._counters())
+        made_by = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)}
+        self.books.store_evaluation(name, done, self._counters() | made_by)
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:
         async with asyncio.TaskGroup() as running:

@@ -157,9 +157,14 @@ def files(path: str, patterns: Sequence[str]) -> list[Path]:
     return found
 
 
+def files_of(source: SourceConfig) -> list[Path]:
+    """What is read of a source. Raises ConfigError."""
+    return files(source.path, ("*.jsonl", "*.parquet") if source.kind == "chat" else ("**/step_*.parquet",))
+
+
 def chat_conversations(source: ChatSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
     with ProcessPoolExecutor(processes, get_context("fork"), _start_worker, (model, context_weight)) as pool:
-        found = (line for file in files(source.path, ("*.jsonl", "*.parquet")) for line in lines(file))
+        found = (line for file in files_of(source) for line in lines(file))
         for part in pool.map(_encode, iter(lambda: list(islice(found, CHUNK)), [])):
             yield from part
 
@@ -211,7 +216,7 @@ def without_null(value: Any) -> Any:
 
 def trajectory_conversations(source: TrajectoriesSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
     known = len(load_tokenizer(model))
-    for file in files(source.path, ("**/step_*.parquet",)):
+    for file in files_of(source):
         with readable(file):
             trajectories, _ = store.read(file)
         for trajectory in trajectories:

@@ -51,6 +51,14 @@ def write_temporary(path: Path, trajectories: Sequence[Trajectory], stats: dict)
     return sha256(temporary)
 
 
+def read_stats(path: Path) -> dict:
+    return json.loads(pq.read_schema(path).metadata[b"stats"])
+
+
+def task_ids(path: Path) -> list[str]:
+    return pq.read_table(path, columns=["task_id"])["task_id"].to_pylist()
+
+
 def read(path: Path) -> tuple[list[Trajectory], dict]:
     """(trajectories, stats)."""
     table = pq.read_table(path)

@@ -16,6 +16,11 @@ def pass_by_task(path: Path) -> dict[str, list[float]]:
     return dict(resolved)
 
 
+def _comparable(before: Path, after: Path) -> bool:
+    """Whether the same inputs made both, but for the policy."""
+    return store.read_stats(before).get("inputs") == store.read_stats(after).get("inputs")
+
+
 def write_summary(run: Path) -> dict:
     """What could not be measured is not in it."""
     metrics = read_metrics(run / "metrics.jsonl")
@@ -42,7 +47,9 @@ def write_summary(run: Path) -> dict:
     gaps = [row["logprob_gap"] for row in (*metrics, read_json(run / "final_gap.json") or {}) if "logprob_gap" in row]
     summary |= {"max_logprob_gap": max(gaps)} if gaps else {}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
-    if before_file.exists() and after_file.exists():
+    if before_file.exists() and after_file.exists() and not _comparable(before_file, after_file):
+        summary["not_compared"] = "tasks, limits, scaffold or evaluation were changed between before and after"
+    elif before_file.exists() and after_file.exists():
         before, after = pass_by_task(before_file), pass_by_task(after_file)
         both = sorted(before.keys() & after.keys())
         summary["heldout_tasks"] = len(both)

@@ -7,7 +7,8 @@
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one
 a chunk of tasks, with every token; results.jsonl, a row an episode; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
-environment is there are counted. The same command goes on after the last whole chunk.
+environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
+the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
 """
 import asyncio
 import json
@@ -22,10 +23,10 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
 from coderepairrl import attempt as attempts
-from coderepairrl import intervals, store
+from coderepairrl import inputs, intervals, store
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
-from coderepairrl.driver import start_of
+from coderepairrl.contents import model_folder
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
 from coderepairrl.program import program
@@ -53,12 +54,17 @@ class EvaluateConfig(Config):
         return {"name": scaffold} if isinstance(scaffold, str) else scaffold
 
 
-def folder_of(config: EvaluateConfig) -> Path:
-    """Its own for each control and each shard; a launcher that has made a shard's already names it so."""
-    run = Path(config.run)
-    if config.scaffold is not None and run.name != f"shard_{config.shard}":
+def folder_of(config: EvaluateConfig, path: str) -> Path:
+    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path`, has named it so."""
+    run, shard = Path(config.run), f"shard_{config.shard}"
+    launched = Path(path).absolute().parent in (run.absolute() / "launch", run.absolute() / shard / "launch")
+    if config.scaffold is not None and run.name != shard and not launched:
         run = run.with_name(f"{run.name}_{scaffold_of(config).name}")
-    return run if config.shards == 1 or run.name == f"shard_{config.shard}" else run / f"shard_{config.shard}"
+    return run if config.shards == 1 or run.name == shard else run / shard
+
+
+def whole_of(config: EvaluateConfig, run: Path) -> Path:
+    return run.parent if config.shards > 1 else run
 
 
 def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
@@ -67,16 +73,30 @@ def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
 
 def model_of(config: EvaluateConfig) -> str | None:
     """A training run's newest checkpoint, or the path itself; None for a control. ConfigError when there is no model."""
-    path = config.model
     if not make_scaffold(scaffold_of(config)).calls_model:
         return None
-    if path is None:
+    if config.model is None:
         raise ConfigError("model: none is named: give a Hugging Face folder or a training run, or evaluate a control (scaffold=gold)")
-    found = start_of(Path(path), path)[2] if (Path(path) / "checkpoints").is_dir() else path
-    if not (Path(found) / "config.json").exists():
-        raise ConfigError(f"{path}: no model there (no config.json, no checkpoint): train it first, or correct model:")
-    return found
+    return model_folder(config.model)
 
+
+# ---- what makes the numbers
+
+def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> dict:
+    """Of the whole evaluation, the same for all of its shards."""
+    rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
+    whole = config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0})
+    return inputs.of(whole, inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
+
+
+def admit(folder: Path, now: dict) -> dict[str, list]:
+    """What has changed in the settings that change no number. ConfigError when it, or a shard's below, has other inputs."""
+    patterns = ("rollouts/*.parquet", "shard_*/rollouts/*.parquet", "summary.json")
+    made = any(path for pattern in patterns for path in folder.glob(pattern))
+    return inputs.compare(folder / inputs.RECORD, now, inputs.EVALUATION, made=made, remedy="take another `run:` folder")
+
+
+# ---- the work
 
 async def beat(attempt: Attempt) -> None:
     while True:
@@ -84,44 +104,53 @@ async def beat(attempt: Attempt) -> None:
         await asyncio.sleep(attempts.BEAT_EVERY_S)
 
 
-async def environments(config: EvaluateConfig, run: Path) -> list[Task]:
-    """This shard's tasks, built; environments.jsonl says what could not be, and why."""
-    tasks = load_tasks(config.rollout.tasks)["heldout"]
-    shard = tasks[config.shard::config.shards]
-    if not shard:
-        raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
-    bar = tqdm(total=len(shard), desc="environments", unit="task", mininterval=1)
+def evaluated(run: Path) -> set[str]:
+    """Ids of the tasks in whole chunks."""
+    return {task for path in run.glob("rollouts/eval_*.parquet") for task in store.task_ids(path)}
+
+
+async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
+    """Those that are not evaluated yet, built; environments.jsonl says of all what could not be, and why."""
+    over = evaluated(run)
+    known = {row["task"]: row for row in read_jsonl(run / "environments.jsonl") if row["task"] in over} if over else {}
+    left = [task for task in tasks if task.task_id not in known]
+    bar = tqdm(total=len(left), desc="environments", unit="task", mininterval=1)
 
     def done(task: Task, cause: str) -> None:
         bar.update()
         if cause:
             bar.write(f"{task.task_id}: left out: {cause}")
 
-    built, failures = await build_all(shard, config.rollout.environments, done)
+    built, failures = await build_all(left, config.rollout.environments, done)
     bar.close()
     locks = {task.task_id: task.environment.lock for task in built}
-    write_jsonl(run / "environments.jsonl", [{"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
-                                             "cause": failures.get(task.task_id, "")} for task in shard])
-    if not built:
-        raise TaskError(f"not one of {len(shard)} environments can be built, the first: {next(iter(failures.values()))}")
+    new = {task.task_id: {"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
+                          "cause": failures.get(task.task_id, "")} for task in left}
+    write_jsonl(run / "environments.jsonl", [(known | new)[task.task_id] for task in tasks])
+    if not built and not known:
+        raise TaskError(f"not one of {len(left)} environments can be built, the first: {next(iter(failures.values()))}")
     return built
 
 
-async def evaluate(config: EvaluateConfig, run: Path, model: str | None, attempt: Attempt) -> None:
+async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: list[Task], attempt: Attempt) -> None:
     beating = asyncio.create_task(beat(attempt))
     stop = asyncio.current_task().cancel
     for number in (signal.SIGTERM, signal.SIGUSR2):  # so that vLLM is ended, too
         asyncio.get_running_loop().add_signal_handler(number, stop)
     write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True})
-    tasks = await environments(config, run)
+    left = await environments(config, run, tasks)
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
-    async with Rollout(rollout, run, model, attempt.number, {"heldout": tasks}) as rollouts:
-        chunks = [tasks[i:i + config.chunk_tasks] for i in range(0, len(tasks), config.chunk_tasks)]
-        for number, chunk in enumerate(chunks):
-            rollouts.tasks["heldout"] = chunk
-            await rollouts.evaluate(f"{number:05d}", updates=0)
-            write_results(config, run)
-            print(f"{min((number + 1) * config.chunk_tasks, len(tasks))} of {len(tasks)} tasks: {repaired(summary_of(run))} repaired", flush=True)
+    first = 1 + max((int(path.stem.removeprefix("eval_")) for path in run.glob("rollouts/eval_*.parquet")), default=-1)
+    before = len(evaluated(run))
+    if left:
+        async with Rollout(rollout, run, model, attempt.number, {"heldout": left}) as rollouts:
+            for number, at in enumerate(range(0, len(left), config.chunk_tasks), first):
+                rollouts.tasks["heldout"] = left[at : at + config.chunk_tasks]
+                await rollouts.evaluate(f"{number:05d}", updates=0)
+                write_results(config, run)
+                done = before + min(at + config.chunk_tasks, len(left))
+                print(f"{done} of {before + len(left)} tasks: {repaired(summary_of(run))} repaired", flush=True)
+    write_results(config, run)
     beating.cancel()
 
 
@@ -165,14 +194,55 @@ def repaired(summary: dict) -> str:
     return intervals.percent(intervals.Interval(summary["pass_rate"], *summary["pass_rate_interval"]) if "pass_rate" in summary else None)
 
 
-def merge(run: Path, shards: int) -> None:
-    """All shards' results in the folder above them, once the last has its summary. Two that end at once write the same."""
-    folders = [run / f"shard_{number}" for number in range(shards)]
-    if all((folder / "summary.json").exists() for folder in folders):
-        for name in ("environments.jsonl", "predictions.jsonl", "results.jsonl"):
-            write_jsonl(run / name, [row for folder in folders for row in read_jsonl(folder / name)])
-        wall_s = max(read_json(folder / "summary.json")["wall_s"] for folder in folders)
-        write_json(run / "summary.json", summary_of(run) | {"shards": shards, "wall_s": wall_s})
+def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
+    """All shards' results in the folder above them, once the last has its summary. Two that end at once write the same.
+    ConfigError when one has other inputs."""
+    folders = [run / f"shard_{number}" for number in range(config.shards)]
+    if not all((folder / "summary.json").exists() for folder in folders):
+        return
+    for folder in folders:
+        admit(folder, now)
+    write_json(run / inputs.RECORD, now)
+    for name in ("environments.jsonl", "predictions.jsonl", "results.jsonl"):
+        write_jsonl(run / name, [row for folder in folders for row in read_jsonl(folder / name)])
+    wall_s = max(read_json(folder / "summary.json")["wall_s"] for folder in folders)
+    write_json(run / "summary.json", summary_of(run) | {"shards": config.shards, "wall_s": wall_s})
+
+
+def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, model: str | None,
+              arguments: list[str]) -> None:
+    """`run`: its own folder; the record lies above it, too, before there is a result."""
+    for folder in ("rollouts/buffer", "policy", "logs"):
+        (run / folder).mkdir(parents=True, exist_ok=True)
+    attempt = attempts.lead(run, Place())
+    began = time.monotonic()
+    changed = admit(run, now)
+    for folder in (whole_of(config, run), run):
+        write_json(folder / inputs.RECORD, now)
+    dump(config, run / "config.yaml")
+    write_json(run / "provenance.json", provenance(arguments))
+    write_json(run / "status.json", {"state": "running", "attempt": attempt.number, "pid": os.getpid(), "reason": ""})
+    attempts.ready(attempt, changed)
+    state, reason = "stopped", "stopped by a signal: the same command goes on"
+    try:
+        asyncio.run(evaluate(config, run, model, tasks, attempt))
+        write_json(run / "summary.json", summary_of(run) | {"model": model, "wall_s": round(time.monotonic() - began, 1)})
+        state, reason = "done", ""
+    except asyncio.CancelledError:
+        sys.exit(attempts.STOPPED)
+    except Exception as error:
+        state, reason = "failed", str(error)
+        raise
+    finally:
+        write_json(run / "status.json", {"state": state, "attempt": attempt.number, "pid": os.getpid(), "reason": reason})
+        attempt.end(reason if state == "failed" else "")
+
+
+def show(run: Path) -> None:
+    summary = summary_of(run)
+    print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
+          + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
+          + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
 
 
 @program(EvaluateConfig)
@@ -183,36 +253,19 @@ def main(arguments: list[str]) -> None:
     config = load(EvaluateConfig, arguments[0], arguments[1:])
     if config.shard >= config.shards:
         raise ConfigError(f"shard={config.shard} of shards={config.shards}: they are numbered from 0")
-    run = folder_of(config)
+    run, model = folder_of(config, arguments[0]), model_of(config)
+    tasks = load_tasks(config.rollout.tasks)["heldout"]
+    shard = tasks[config.shard::config.shards]
+    if not shard:
+        raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
+    now = inputs_of(config, tasks, model)
+    for folder in (whole_of(config, run), run):
+        admit(folder, now)
     if not (run / "summary.json").exists():
-        model = model_of(config)
-        for folder in ("rollouts/buffer", "policy", "logs"):
-            (run / folder).mkdir(parents=True, exist_ok=True)
-        attempt = attempts.lead(run, Place())
-        began = time.monotonic()
-        dump(config, run / "config.yaml")
-        write_json(run / "provenance.json", provenance(arguments))
-        write_json(run / "status.json", {"state": "running", "attempt": attempt.number, "pid": os.getpid(), "reason": ""})
-        attempts.ready(attempt)
-        state, reason = "stopped", "stopped by a signal: the same command goes on"
-        try:
-            asyncio.run(evaluate(config, run, model, attempt))
-            write_json(run / "summary.json", summary_of(run) | {"model": model, "wall_s": round(time.monotonic() - began, 1)})
-            state, reason = "done", ""
-        except asyncio.CancelledError:
-            sys.exit(attempts.STOPPED)
-        except Exception as error:
-            state, reason = "failed", str(error)
-            raise
-        finally:
-            write_json(run / "status.json", {"state": state, "attempt": attempt.number, "pid": os.getpid(), "reason": reason})
-            attempt.end(reason if state == "failed" else "")
+        run_shard(config, run, shard, now, model, arguments)
     if config.shards > 1:
-        merge(run.parent if run.name == f"shard_{config.shard}" else run, config.shards)
-    summary = summary_of(run)
-    print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
-          + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
-          + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
+        merge(whole_of(config, run), config, now)
+    show(run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python scripts/make_policy.py configs/policy/small.yaml [a.b=c ...]
 
+OUTPUT/inputs.json says what made them; the same command makes what isn't there yet, others need another `output:`.
 Rows are conversations in OpenAI chat format ({"messages": [...], "tools": [...]}); scripts/train_sft.py reads them.
 """
 import json
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from coderepairrl import inputs
 from coderepairrl.config import Config, load
+from coderepairrl.files import write_json
 from coderepairrl.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
 from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
@@ -41,6 +44,10 @@ def main(arguments: list[str]) -> None:
     config = load(MakePolicyConfig, arguments[0], arguments[1:])
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    now = inputs.of(config)
+    made = any(output.glob("*.jsonl")) or (output / "initial").exists()
+    inputs.compare(output / inputs.RECORD, now, (), made=made, remedy="take another `output:`")
+    write_json(output / inputs.RECORD, now)
     for kind, name in (("drill", "drills"), ("demonstration", "demonstrations")):
         if not (output / f"{name}.jsonl").exists():
             write_conversations(kind, config, output / f"{name}.jsonl")

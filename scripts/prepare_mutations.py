@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from coderepairrl import contents
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
 from coderepairrl.rewards.test_ids import to_node
@@ -34,7 +35,7 @@ from coderepairrl.tasks.class_mutation import class_mutations, combine
 from coderepairrl.tasks.edits import Mutation
 from coderepairrl.tasks.journal import Journal, add_arguments
 from coderepairrl.tasks.mutation import mutations
-from coderepairrl.tasks.packages import SuiteRow, TaskRow, environment, packages, read_source
+from coderepairrl.tasks.packages import FOLDER, SuiteRow, TaskRow, environment, packages, read_source
 from coderepairrl.tasks.statement import describe, gives_away, public_names
 from coderepairrl.tasks.suite import BROKEN, Refused, Version, passing
 from coderepairrl.types import Environment
@@ -225,7 +226,8 @@ def main() -> None:
                         help="int; how many tasks with two bugs in one file to admit of each package, beside those (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="int; another one draws other bugs (default: 0)")
     arguments = parser.parse_args()
-    journal, suites = Journal(arguments.out), []
+    made_by = {"seed": arguments.seed, "packages": contents.named(str(FOLDER / "packages.yaml"))}
+    journal, suites = Journal(arguments.out, made_by), []
     with tqdm(total=sum(target + arguments.combined for _, target in arguments.packages), desc="admitted", unit="task") as bar:
         for name, target in arguments.packages:
             preparation = Preparation(name, arguments.seed, journal, bar)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from coderepairrl import contents
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive
@@ -29,7 +30,7 @@ from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks.journal import Journal, add_arguments
-from coderepairrl.tasks.packages import build
+from coderepairrl.tasks.packages import FOLDER, build
 from coderepairrl.tasks.releases import PairRow, Release, pack, pair_task, released
 from coderepairrl.tasks.suite import Refused, Version, passing
 from coderepairrl.tasks.validate import validate
@@ -144,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, released(), 6, "of the newest pairs to try")
     arguments = parser.parse_args()
-    journal = Journal(arguments.out)
+    journal = Journal(arguments.out, {"packages": contents.named(str(FOLDER / "releases.yaml"))})
     with tqdm(total=sum(count for _, count in arguments.packages), desc="pairs", unit="pair") as bar:
         for name, count in arguments.packages:
             prepare(name, count, journal, bar)

@@ -4,7 +4,8 @@
     python scripts/prepare_tasks.py TRAIN --decontaminate EVAL [--before 2023-01-01] [--out CLEAN.jsonl]
 
 The first writes OUT.jsonl (the admitted tasks, which `tasks: {name: jsonl}` reads) and OUT.admission.jsonl (a row a task: times, lock,
-Python version, or why it was refused). The same command goes on where it was interrupted.
+Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the settings
+that decided, others need another `out:`.
 The second compares two sets (JSONL files, or YAML files as above): by repository, commit, patch and date. It exits with 2 when a
 training task has an evaluation task's commit or patch; --out writes the training tasks that have neither, --before those older than a day.
 """
@@ -20,18 +21,18 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
-from coderepairrl import sandboxes
+from coderepairrl import contents, inputs, sandboxes
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, SandboxError
-from coderepairrl.files import drop_torn_line, read_jsonl
+from coderepairrl.files import drop_torn_line, read_jsonl, write_json
 from coderepairrl.intervals import NOTHING
 from coderepairrl.program import program
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
 from coderepairrl.tasks.decontaminate import KINDS, contamination, split_by_date
 from coderepairrl.tasks.jsonl import JsonlConfig
-from coderepairrl.tasks.validate import Decision, fingerprint, validate
+from coderepairrl.tasks.validate import Decision, validate
 from coderepairrl.types import Task
 
 CONTAMINATED = 2  # exit code
@@ -113,9 +114,13 @@ def run(config: PrepareConfig) -> None:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     sandboxes.check(config.sandbox)
-    tasks, record = tasks_of(config.tasks), record_of(out)
+    tasks, record, now = tasks_of(config.tasks), record_of(out), inputs.of(config, inputs.ADMISSION)
+    made_by = out.with_suffix(".inputs.json")
+    inputs.compare(made_by, now, inputs.ADMISSION, made=record.exists(), remedy="take another `out:`")
+    write_json(made_by, now)
     known = read_record(record)
-    done = {task.task_id: known[task.task_id] for task in tasks if task.task_id in known and known[task.task_id].fingerprint == fingerprint(task)}
+    done = {task.task_id: known[task.task_id] for task in tasks
+            if task.task_id in known and known[task.task_id].fingerprint == contents.task(task)}
     if done:
         print(f"{len(done)} of {len(tasks)} were decided before: {record}")
     undecided = asyncio.run(prepare(config, [task for task in tasks if task.task_id not in done], record, done))

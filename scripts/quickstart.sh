@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method on two CPU cores, from nothing: environment, policy, warm start, GRPO, table and picture.
 #   bash scripts/quickstart.sh [SEED]     seed 0 writes runs/quickstart, another seed runs/quickstart_seedSEED
-# Run again, it goes on where it stopped, or says that it is done.
+# Run again, it goes on where it stopped, or says that it is done; each program refuses what other settings made.
 set -euo pipefail
 seed=${1:-0}
 case $seed in *[!0-9]*) echo "error: the seed must be a number: bash scripts/quickstart.sh 1" >&2; exit 1 ;; esac
@@ -12,10 +12,6 @@ environment_s=$((SECONDS - began))
 name=quickstart; [ "$seed" = 0 ] || name=quickstart_seed$seed
 run=runs/$name policy=runs/policy_seed$seed
 python=.venv/bin/python
-if [ -f "$run/summary.json" ]; then
-    say "$run is done already (remove the folder to run it again)"
-    exec $python analysis/table.py "$run"
-fi
 mkdir -p runs
 
 say "1/4 policy: tokenizer, random weights, demonstrations of a scripted expert"
@@ -29,7 +25,8 @@ warm_s=$((SECONDS - began - environment_s - policy_s))
 
 say "3/4 GRPO: agents in sandboxes, vLLM, tests as judges, live weight updates; logs in $run/logs"
 mkdir -p $run
-echo "{\"environment\": $environment_s, \"policy\": $policy_s, \"warm_start\": $warm_s}" >$run/stages.json
+[ -f $run/stages.json ] ||
+    echo "{\"environment\": $environment_s, \"policy\": $policy_s, \"warm_start\": $warm_s}" >$run/stages.json
 $python scripts/train_grpo.py configs/quickstart.yaml run=$run model=$policy/warm rollout.seed=$seed rollout.tasks.seed=$seed
 
 say "4/4 audit and picture"

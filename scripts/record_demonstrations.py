@@ -4,7 +4,8 @@
 
 Writes OUTPUT/step_00000.parquet ..., trajectories like those of a run, token by token in `model`'s tokens, which scripts/train_sft.py reads
 (source kind `trajectories`); and OUTPUT/summary.json. An episode in which the agent asked for more or for less than the expert had to say, or that
-was not submitted, is left out and counted. The same command goes on after the last whole file.
+was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs (inputs.json)
+need another `output:`.
 
 Experts: `functions`, the imperfect one of coderepairrl/tasks/demonstrations.py, and `oracle`, the known repair of any task, hunk by hunk.
 """
@@ -22,7 +23,7 @@ import aiohttp
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from coderepairrl import store
+from coderepairrl import contents, inputs, store
 from coderepairrl.config import Config, dump, load
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, TaskError
@@ -148,6 +149,14 @@ async def record(config: RecordConfig, output: Path) -> dict:
     return summary_of(output) | {"left_out": dict(recorder.left_out), "seconds": round(time.monotonic() - began, 1)}
 
 
+def inputs_of(config: RecordConfig) -> dict:
+    """Of the model its tokenizer counts, of the tasks those that the expert repairs; puzzles come from its settings."""
+    tasks = {"train": load_tasks(config.rollout.tasks)["train"]} if isinstance(config.expert, OracleExpert) else {}
+    key = "model.tokenizer_and_config"
+    tokenizer = contents.model(contents.there(config.model))[key]
+    return inputs.of(config, inputs.RECORDING, tasks=tasks, known={key: tokenizer})
+
+
 def summary_of(output: Path) -> dict:
     prompts, sampled, calls, roots, episodes, resolved = [], 0, 0, 0, 0, 0
     for path in sorted(output.glob("step_*.parquet")):
@@ -165,10 +174,14 @@ def summary_of(output: Path) -> dict:
 def main(arguments: list[str]) -> None:
     config = load(RecordConfig, arguments[0], arguments[1:])
     output = Path(config.output)
+    now = inputs_of(config)
+    made = any(output.glob("*.parquet"))
+    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, made=made, remedy="take another `output:`")
     if (output / "summary.json").exists():
         print(f"{output}: already there")
         return
     output.mkdir(parents=True, exist_ok=True)
+    write_json(output / inputs.RECORD, now)
     dump(config, output / "config.yaml")
     summary = asyncio.run(record(config, output))
     if not summary["episodes"]:

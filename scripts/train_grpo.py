@@ -6,7 +6,9 @@ On one machine (role: all) it starts two programs and watches over them, in the 
     role=rollout   vLLM, gateway, agents in sandboxes, grading       -> rollouts/step_*.parquet
     role=serve     a further vLLM, in jobs where several nodes serve
     role=train     DeepSpeed ZeRO-3 ranks: advantages, loss, step    -> new weights, live in vLLM
-The same command again goes on from the newest checkpoint, or says that the run is done.
+The same command again goes on from the newest checkpoint, or says that the run is done; with more training.steps a finished
+run goes on. Other settings than those that made the folder (inputs.json) are refused, unless they change no number or
+resume.allow names them.
 
 Both run at the same time: rollout.max_staleness says how many optimizer steps older than the trainer a trained token may be.
 Left out on purpose: several optimizer steps on the same rollouts (PPO epochs).
@@ -29,6 +31,7 @@ from coderepairrl.engine_config import EngineConfig
 from coderepairrl.metrics import WandbConfig
 from coderepairrl.policy import ServerConfig
 from coderepairrl.program import program
+from coderepairrl.resume import ResumeConfig
 from coderepairrl.rollout import Rollout, RolloutConfig
 
 
@@ -54,6 +57,7 @@ class TrainConfig(Config):
     engine: EngineConfig
     rollout: RolloutConfig
     training: TrainingConfig
+    resume: ResumeConfig = ResumeConfig()
     wandb: WandbConfig | None = None  # null: metrics.jsonl alone
 
     @model_validator(mode="after")

@@ -4,7 +4,9 @@
 
 Sources, one after the other: `chat`, conversations in OpenAI's form (JSONL or Parquet; a teacher's export), and `trajectories`, the rollouts
 of a run, token-exact. The loss is on what the assistant says (weight 1) and, where `context_weight` says so, on the rest. Writes a Hugging
-Face folder, and beside it sft_metrics.jsonl and sft_summary.json. First this process tokenises, then it becomes the ranks.
+Face folder OUTPUT, and beside it OUTPUT.inputs.json (what made it: other inputs need another `output:`), sft_metrics.jsonl
+and sft_summary.json.
+First this process tokenises, then it becomes the ranks.
 """
 import json
 import os
@@ -19,7 +21,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from coderepairrl import batch, finite, sft_data
+from coderepairrl import batch, contents, finite, inputs, sft_data
 from coderepairrl.config import Config, Share, load
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import CodeRepairError, ConfigError
@@ -91,6 +93,8 @@ def train(config: SFTConfig, prepared: Path) -> None:
             gradient_norm, learning_rate = engine.step()
             log.write(gradient_norm, learning_rate)
     log.close(read_json(prepared / "books.json"))
+    if engine.rank == 0:
+        write_json(record_of(Path(config.output)), read_json(prepared / "inputs.json"))
     engine.export(Path(config.output))
     if engine.rank == 0:
         shutil.rmtree(prepared)
@@ -179,14 +183,25 @@ class Log:
             print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {loss}{held}", flush=True)
 
 
+def record_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.inputs.json")
+
+
+def inputs_of(config: SFTConfig) -> dict:
+    named = {f"sources.{i}.path": source for i, source in enumerate(config.sources)}
+    evaluation = config.evaluation.sources if config.evaluation else []
+    named |= {f"evaluation.sources.{i}.path": source for i, source in enumerate(evaluation)}
+    known = {key: {"path": source.path, "sha256": contents.of_files(sft_data.files_of(source))}
+             for key, source in named.items()}
+    return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
+
+
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:
     return sft_data.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
 
 
 def prepare(config: SFTConfig, prepared: Path) -> None:
     """Tokenises all sources. Raises ConfigError where one has nothing to train, or nothing is held out."""
-    if not (Path(config.model) / "config.json").exists():
-        raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/make_policy.py), or correct model:")
     evaluation = config.evaluation.sources if config.evaluation else []
     left_out = sft_data.prepare([*config.sources, *evaluation], prepared, config.model, config.context_weight, config.micro_batch_tokens, os.cpu_count() or 1)
     trained, heldout = load_rows(config, prepared)
@@ -206,13 +221,16 @@ def prepare(config: SFTConfig, prepared: Path) -> None:
 def main(arguments: list[str]) -> None:
     config = load(SFTConfig, arguments[0], arguments[1:])
     output = Path(config.output)
-    if output.exists():
-        print(f"{output}: already there")
-        return
     prepared = output.with_name(output.name + ".rows")
     if "RANK" not in os.environ:
+        now = inputs_of(config)
+        inputs.compare(record_of(output), now, inputs.SFT, made=output.exists(), remedy="take another `output:`")
+        if output.exists():
+            print(f"{output}: already there")
+            return
         try:
             prepare(config, prepared)
+            write_json(prepared / "inputs.json", now)
         except CodeRepairError:
             shutil.rmtree(prepared, ignore_errors=True)
             raise

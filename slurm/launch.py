@@ -25,6 +25,7 @@ from coderepairrl.files import read_json
 from coderepairrl.grid import GridConfig, PlannedJob
 from coderepairrl.metrics import read_metrics
 from coderepairrl.plan import Plan, Submittable
+from coderepairrl.plan_checks import check, more_steps
 from coderepairrl.program import program
 from coderepairrl.site import SiteConfig
 from coderepairrl.slurm import Queued, queue
@@ -36,7 +37,9 @@ FLAGS = ("--dry-run", "--local", "--status", "--cancel", "--resubmit")
 def dry_run(plan: Plan) -> None:
     """Prints what would be submitted. Ids in dependencies are not known before."""
     node_hours = gpu_hours = jobs = 0
-    for point, chain in plan.submittables():
+    chains = plan.submittables()
+    check(chains)
+    for point, chain in chains:
         for job in chain:
             wanted = job.planned.config
             minutes, shards = wanted.time_minutes(plan.site), len(job.jobs)
@@ -55,13 +58,13 @@ def launch(plan: Plan, again: bool) -> None:
     """Submits every job that is new, and what failed if `again`. A dependent waits for what it comes after."""
     queued = queue()
     chains = plan.submittables()
-    check_model(chains)
+    check(chains)
     for point, chain in chains:
         live: dict[str, list[str]] = {}  # job -> ids that those after it have to wait for; a failed job is not in it
         again_now: set[str] = set()
         for job in chain:
             name, parent = job.planned.name, job.planned.config.after
-            now = states(job.folder, job.runs, queued, plan.site.accounting)
+            now = states_of(job, queued, plan.site.accounting)
             if parent and parent not in live:
                 say(point.name, name, f"not submitted: {parent} did not end well")
                 continue
@@ -93,16 +96,16 @@ def submit_once(job: Submittable, plan: Plan, shards: list[int], after: list[str
 def run_here(plan: Plan, again: bool) -> None:
     """One job after the other, each to its end. A job that fails ends its chain, not the grid."""
     chains = plan.submittables()
-    check_model(chains)
+    check(chains)
     failures = 0
     for point, chain in chains:
         for job in chain:
-            for shard, state in enumerate(states(job.folder, job.runs, [])):
+            for shard, state in enumerate(states_of(job, [])):
                 if state.word == "new" or (again and state.word == "failed"):
                     state = one_here(job, plan, shard)
                 say(point.name, job.planned.name, summary([state]))
                 failures += state.word == "failed"
-            if any(state.word != "done" for state in states(job.folder, job.runs, [])):
+            if any(state.word != "done" for state in states_of(job, [])):
                 break
     if failures:
         raise CodeRepairError(f"{failures} of the jobs failed: see above; --local --resubmit starts them again")
@@ -126,12 +129,12 @@ def one_here(job: Submittable, plan: Plan, shard: int) -> State:
     return states(job.folder, job.runs, [])[shard]
 
 
-def check_model(chains: list) -> None:
-    """The model of a point's first job has to be there; those after it may train theirs first."""
-    for point, (first, *_) in chains:
-        model = (first.configs[0] or {}).get("model")
-        if model and model.startswith("/") and not (Path(model) / "config.json").exists():
-            raise ConfigError(f"{point.name}: {model}: no model there (no config.json): make or download it first, or correct model:")
+def states_of(job: Submittable, queued: list[Queued], accounting: bool = False) -> list[State]:
+    """One a shard; a training that is done, but is to have more steps, is one to submit again."""
+    found = states(job.folder, job.runs, queued, accounting)
+    more = [more_steps(job, shard) if state.word == "done" else "" for shard, state in enumerate(found)]
+    return [State("failed", state.id, state.slurm, cause) if cause else state
+            for state, cause in zip(found, more, strict=True)]
 
 
 def show(plan: Plan) -> None:
@@ -173,7 +176,8 @@ def progress(run: Path) -> tuple[str, str, str]:
     """(step, reward, pass rate) of the newest step."""
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     if not rows:
-        return str((read_json(run / "status.json") or {}).get("step", "")), "", ""
+        passed = (read_json(run / "summary.json") or {}).get("pass_rate")  # of an evaluation
+        return str((read_json(run / "status.json") or {}).get("step", "")), "", "" if passed is None else f"{passed:.3f}"
     last = rows[-1]
     return str(last["step"] + 1), *(f"{last[key]:.3f}" if key in last else "" for key in ("reward", "pass_rate"))
 

@@ -45,13 +45,18 @@ def test_nodes_of_a_job_meet_and_say_goodbye(tmp_path, elsewhere):
 
 
 def test_a_node_has_a_part_in_each_attempt_once(tmp_path, elsewhere, monkeypatch):
-    monkeypatch.setattr(attempts, "JOIN_S", 0.5)
-    pair(tmp_path, elsewhere)
+    monkeypatch.setattr(attempts, "JOIN_S", 0.3)
+    first, _ = pair(tmp_path, elsewhere)
     with pytest.raises(EngineError, match="no attempt of job 7 began"):
         follow(tmp_path, Place(1, 1, 1, "10.0.0.2", FIRST))
     with pytest.raises(EngineError, match="no attempt of job 8 began"):
         follow(tmp_path, Place(2, 1, 2, "10.0.0.3", Owner("8", 0)))
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text("{}")  # of an end that node 0 may be about to go beyond
+    with pytest.raises(EngineError, match="no attempt of job 7 began"):
+        follow(tmp_path, Place(1, 1, 1, "10.0.0.2", FIRST))
+    attempts.finish(first)
+    with pytest.raises(EngineError, match="no attempt of job 8 began"):
+        follow(tmp_path, Place(1, 1, 1, "10.0.0.2", Owner("8", 0)))  # whose node 0 has not looked yet
     assert follow(tmp_path, Place(1, 1, 1, "10.0.0.2", FIRST)) is None  # done: nothing to join
 
 

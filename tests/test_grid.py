@@ -12,7 +12,8 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.grid import GridConfig, Point, expand, fill, flatten
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = {"train": {"program": "scripts/train_grpo.py", "config": "configs/quickstart.yaml", "overrides": {"run": "{run}"}}}
+TRAIN = {"train": {"program": "scripts/train_grpo.py", "config": "configs/quickstart.yaml", "overrides": {"run": "{run}"},
+                   "arguments": ["rollout.seed={seed}"]}}
 
 
 def grid(**parts) -> GridConfig:
@@ -117,6 +118,7 @@ def test_the_command_line_overrides_the_grid(tmp_path):
 
 @pytest.mark.parametrize(("parts", "said"), [
     ({"seeds": [1, 1]}, "two runs of the grid are named run_seed1"),
+    ({"seeds": [0, 1], "jobs": {"train": {"program": "p.py", "config": "c.yaml", "overrides": {"run": "{run}", "a": "{shard}"}}}}, "nothing uses {seed}"),
     ({"product": {"model": ["a/x", "b/x"]}}, "two runs of the grid are named model_x_seed0"),
     ({"product": {"a": []}}, "a has no values"),
     ({"product": {"a": [1]}, "zip": [{"a": [2]}]}, "a varies in two places"),

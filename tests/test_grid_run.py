@@ -91,7 +91,9 @@ def test_sbatch_takes_the_example_sites_scripts(site, tmp_path):
     config = load(SiteConfig, site)
     with Cluster(tmp_path / "slurm", nodes=2, gpus=8, gpu_type=config.gpu_type or "h100",
                  partition=config.partition or "main", features=config.constraint or "") as cluster:
-        dry = launch("configs/grid/quickstart.yaml", f"site={site}", "--dry-run")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        dry = launch("configs/grid/quickstart.yaml", f"site={site}", f"jobs.train.overrides.model={tmp_path / 'model'}", "--dry-run")
         assert dry.returncode == 0, dry.stdout + dry.stderr
         script = tmp_path / "script.sh"
         script.write_text("#!/bin/bash\n" + dry.stdout.split("#!/bin/bash", 1)[1].split("\n== ")[0])

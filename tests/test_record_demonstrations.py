@@ -61,8 +61,10 @@ def test_under_terminal_they_are_the_computed_ones_token_by_token(policy, tmp_pa
     assert weights == {0.0, 0.3, 1.0}
     slips = [call for trajectory in read(out) for call in trajectory.calls if NOT_LEARNT in call.policy_versions]
     assert slips and all(set(call.policy_versions) == {NOT_LEARNT} for call in slips)
-    again = run_program("scripts/record_demonstrations.py", str(tmp_path / "record.yaml"))
+    again = run_program("scripts/record_demonstrations.py", str(tmp_path / "record.yaml"), "file_episodes=10")
     assert again.returncode == 0 and "already there" in again.stdout
+    other = run_program("scripts/record_demonstrations.py", str(tmp_path / "record.yaml"), "expert.settings.p_slip=0.1")
+    assert other.returncode == 1 and "file_episodes 10 -> 256" in other.stderr and "expert.settings.p_slip 0.5 -> 0.1" in other.stderr
     before = (out / "step_00000.parquet").read_bytes()
     (out / "summary.json").unlink()
     (out / "step_00001.parquet").unlink()

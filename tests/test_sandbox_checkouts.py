@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sandbox_helpers import both, checkouts, isolated, make_task, running, sandbox_config, use  # noqa: F401 - some are fixtures
 
+from coderepairrl import contents
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.sandboxes import PathError, SandboxConfig, bubblewrap, check, overlay, start_sandbox, store
 from coderepairrl.types import Environment, Task
@@ -53,6 +54,23 @@ def test_templates_are_deterministic_and_safe_to_build_at_once(tmp_path):
     shutil.rmtree(next(tmp_path.glob("coderepairrl-*/templates")))
     asyncio.run(head())
     assert len(heads) == 5 and len(set(heads)) == 1 and len(list(tmp_path.glob("*/templates/*"))) == 1
+
+
+def test_a_template_is_never_out_of_date(tmp_path):
+    """A base folder that was changed below, between two programs, is another base."""
+    base = tmp_path / "base" / "deep"
+    base.mkdir(parents=True)
+    (base / "a.py").write_text("one")
+    task = dataclasses.replace(make_task(), environment=dataclasses.replace(make_task().environment, base=str(base.parent)))
+
+    async def read():
+        contents.traces.cache_clear()
+        async with start_sandbox(SandboxConfig(kind="local", scratch=str(tmp_path / "scratch")), task) as sandbox:
+            return await sandbox.read_text("deep/a.py")
+
+    assert asyncio.run(read()) == "one"
+    (base / "a.py").write_text("two")
+    assert asyncio.run(read()) == "two"
 
 
 @both

@@ -336,7 +336,7 @@ def test_it_learns_and_says_so(runs):
         summary = json.loads((folder / "sft_summary.json").read_text())
         assert summary["eval_loss"] == losses[-1] and summary["steps"] == 10 and summary["num_tokens"] == rows[-1]["num_tokens"] <= 10 * 1024
         assert summary["conversations_trained"] + summary["conversations_held_out"] == 120
-        assert sorted(path.name for path in folder.iterdir()) == ["policy", "sft_metrics.jsonl", "sft_summary.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["policy", "policy.inputs.json", "sft_metrics.jsonl", "sft_summary.json"]
 
 
 def test_two_ranks_do_what_one_does(runs):
@@ -366,6 +366,8 @@ def test_a_finished_run_is_left_alone_and_a_mistake_starts_no_ranks(runs, jsonl)
     before = (runs[1] / "sft_summary.json").read_text()
     again = run_program("scripts/train_sft.py", str(folder / "one.yaml"))
     assert again.returncode == 0 and again.stdout.strip() == f"{runs[1] / 'policy'}: already there" and (runs[1] / "sft_summary.json").read_text() == before
+    other = run_program("scripts/train_sft.py", str(folder / "one.yaml"), "engine.learning_rate=0.5", "threads=2")
+    assert other.returncode == 1 and "engine.learning_rate" in other.stderr and "-> 0.5: take another `output:`" in other.stderr and "threads" not in other.stderr
     wrong = run_program("scripts/train_sft.py", str(folder / "one.yaml"), f"output={folder / 'new'}", "sources=[{path: nowhere.jsonl, steps: 3}]")
     assert wrong.returncode == 1 and wrong.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: no such file") and "Traceback" not in wrong.stderr
     assert not (folder / "new").exists()

@@ -54,8 +54,40 @@ def test_real_packages_two_steps(policy, tmp_path):
     check_books(run)
     assert read_json(run / "status.json")["state"] == "done"
     assert not processes_of(run)
-    again = train("configs/real_packages.yaml", run, policy, "training.steps=2")
-    assert again.returncode == 0 and "done already" in again.stdout
+    same = ["rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3"]
+    again = train("configs/real_packages.yaml", run, policy, "training.steps=2", *same)
+    assert again.returncode == 0 and "done already" in again.stdout, again.stderr
+    other = train("configs/real_packages.yaml", run, policy, "training.steps=3", *same, "engine.learning_rate=0.5")
+    assert other.returncode == 1 and "resume.allow=[engine.learning_rate]" in other.stderr and read_json(run / "status.json")["state"] == "done"
+
+
+@pytest.mark.cluster
+def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_allowed(policy, tmp_path):
+    """The old end keeps its evaluation and summary under its step; what changed stands with the attempt; the books are right over both ends."""
+    run = tmp_path / "run"
+    begun = [*SMALL, "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
+    first = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=2")
+    assert first.returncode == 0, first.stdout + first.stderr
+    before = {path.name: path.read_bytes() for path in (run / "rollouts").glob("*.parquet")}
+    summary = read_json(run / "summary.json")
+    fewer = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=1")
+    assert fewer.returncode == 1 and "done already, with 2 steps: training.steps=1" in fewer.stderr and read_json(run / "status.json")["state"] == "done"
+    more = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=4", "training.ranks=1", "engine.learning_rate=1e-4",
+                 "resume.allow=[engine.learning_rate]")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert read_json(run / "summary_step_00002.json") == summary and read_json(run / "summary.json")["steps"] == 4 == read_json(run / "status.json")["step"]
+    files = {path.name: path.read_bytes() for path in (run / "rollouts").glob("*.parquet")}
+    assert files["eval_step_00002.parquet"] == before["eval_after.parquet"] != files["eval_after.parquet"]
+    assert all(files[name] == held for name, held in before.items() if name != "eval_after.parquet")
+    rows = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+    assert [row["changed"] for row in rows if "changed" in row] == [
+        {"engine.learning_rate": ["0.0003", "0.0001"], "training.steps": ["2", "4"], "training.ranks": ["2", "1"]}]
+    assert [row["learning_rate"] for row in metrics_of(run)] == [1.5e-4, 3e-4, 1e-4, 1e-4]
+    assert "not_compared" not in read_json(run / "summary.json") and [row["step"] for row in metrics_of(run)] == [0, 1, 2, 3]
+    check_books(run)
+    assert not processes_of(run)
+    again = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=4", "engine.learning_rate=1e-4")
+    assert again.returncode == 0 and "done already" in again.stdout, again.stderr
 
 
 def test_learning_rate_zero_changes_nothing(policy, tmp_path):

@@ -18,6 +18,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl import contents
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.files import publish
 from coderepairrl.sandboxes.git import EPOCH_S, Judge, commit_base, tracked_files
@@ -102,7 +103,8 @@ class Store:
 
     async def _template(self, task: Task, owner: int | None) -> Path:
         base = task.environment.base
-        made_of = [LAYOUT, base, os.stat(base).st_mtime_ns if base and os.path.isdir(base) else 0, sorted(task.files.items()), owner]
+        traces = await in_thread(contents.traces, base) if base else ""
+        made_of = [LAYOUT, base, traces, sorted(task.files.items()), owner]
         template = self.root / "templates" / hashlib.sha256(json.dumps(made_of).encode(errors="surrogatepass")).hexdigest()[:32]
         if template.exists():
             return template

@@ -1,16 +1,18 @@
 """What the programs share that make a task set of candidates: how many are wanted of which package, and what was decided of each.
 
 OUT.journal holds a row a candidate, in the order of the decisions: {"candidate", "package", ..., "row": the admitted task} or {..., "refused": why}.
-So a program that is started again goes on where it was interrupted.
+So a program that is started again goes on where it was interrupted; OUT.inputs.json holds what candidates were drawn from.
 """
 import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
+from coderepairrl import inputs
 from coderepairrl.config import Config
-from coderepairrl.files import drop_torn_line, read_jsonl
+from coderepairrl.files import drop_torn_line, read_jsonl, write_json
 from coderepairrl.tasks.suite import Refused
 
 
@@ -28,10 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser, names: Collection[str], count
 
 
 class Journal:
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, made_by: dict[str, Any]):
+        """Raises ConfigError when the candidates of `out` were drawn otherwise."""
         self.path = out.with_name(out.name + ".journal")
         drop_torn_line(self.path)
         self.decisions = {row["candidate"]: row for row in (read_jsonl(self.path) if self.path.exists() else [])}
+        record = out.with_name(out.name + ".inputs.json")
+        inputs.compare(record, made_by, (), made=bool(self.decisions), remedy="take another OUT")
+        write_json(record, made_by)
 
     def decide(self, candidate: str, admit: Callable[[], Config], **facts: str) -> dict:
         """The candidate's decision: that of an earlier run, or what `admit` says (the admitted row, or Refused) with `facts`."""

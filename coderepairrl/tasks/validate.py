@@ -6,17 +6,15 @@ The environment is built; the tests run three times without a repair and three t
 sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results differ between
 runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to keep passing.
 """
-import hashlib
-import json
 import time
 from dataclasses import dataclass, replace
 
+from coderepairrl import contents
 from coderepairrl.environments import BuildError, EnvironmentsConfig
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.tasks.build import build_task
-from coderepairrl.tasks.jsonl import to_row
 from coderepairrl.types import Task, Verdict
 
 REPEATS = 3
@@ -27,7 +25,7 @@ NAMED = 5  # tests that a refusal names
 class Decision:
     """What was found, as a row of the admission record. `reason` is empty for an admitted task, else one of a few phrases; `detail` says more."""
     task_id: str
-    fingerprint: str  # of the task as it was loaded: another row under the same id is validated anew
+    fingerprint: str  # of the task as it was loaded, with its base folder: another row of the same id is validated anew
     repo: str
     reason: str
     detail: str = ""
@@ -44,13 +42,10 @@ class Decision:
         return not self.reason
 
 
-def fingerprint(task: Task) -> str:
-    return hashlib.sha256(json.dumps(to_row(task), sort_keys=True).encode()).hexdigest()[:16]
-
-
 async def validate(task: Task, environments: EnvironmentsConfig, sandbox: SandboxConfig, repeats: int = REPEATS) -> Decision:
     """Raises SandboxError when the machine fails: that decides nothing."""
-    decision = Decision(task.task_id, fingerprint(task), task.metadata.get("repo") or task.metadata.get("package", ""), "")
+    repo = task.metadata.get("repo") or task.metadata.get("package", "")
+    decision = Decision(task.task_id, contents.task(task), repo, "")
     if not task.pass_to_pass:
         return replace(decision, reason="no PASS_TO_PASS", detail="nothing would show that the rest still works")
     began = time.monotonic()

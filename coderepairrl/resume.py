@@ -1,0 +1,68 @@
+"""Whether a run's folder may be gone on with: the same inputs, or differences that are allowed; more steps than it has.
+
+A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
+    summary_step_00020.json  rollouts/eval_step_00020.parquet
+"""
+from pathlib import Path
+
+from coderepairrl import inputs, ledger, store
+from coderepairrl.config import Config
+from coderepairrl.contents import there
+from coderepairrl.errors import ConfigError
+from coderepairrl.files import read_json, write_json
+from coderepairrl.ledger import Ledger
+from coderepairrl.tasks import load_tasks
+
+
+
+class ResumeConfig(Config):
+    allow: tuple[str, ...] = ()  # dotted keys or sections that may change although they change what is learnt; it is recorded
+
+
+def admit(config, run: Path) -> dict[str, list]:
+    """What has changed since the last attempt, and may: key -> [before, now]; ConfigError for all else.
+
+    Records what makes the run from here on.
+    """
+    before, done = read_json(run / inputs.RECORD), read_json(run / "summary.json")
+    gone = done and not (Path(config.model) / "config.json").exists()
+    tasks = load_tasks(config.rollout.tasks)
+    now = inputs.of(config, inputs.TRAINING, tasks=tasks, model=None if gone else there(config.model))
+    if gone:  # a finished run outlives the model that it began with
+        model = {key: value for key, value in (before or {}).items() if key.startswith("model.")}
+        now |= {key: value for key, value in model.items() if value["path"] == config.model}
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), allow=config.resume.allow,
+                             remedy="take another `run:` folder")
+    if done and config.training.steps < done["steps"]:
+        raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} "
+                          "would need another `run:` folder")
+    if not finished(run, config.training.steps):
+        write_json(run / inputs.RECORD, now)
+    return changed
+
+
+def made(run: Path) -> bool:
+    """Whether there is anything that other inputs would make otherwise."""
+    patterns = ("rollouts/**/*.parquet", "checkpoints/step_*", "*.parquet", "summary.json")
+    return any(path for pattern in patterns for path in run.glob(pattern))
+
+
+def finished(run: Path, steps: int) -> bool:
+    done = read_json(run / "summary.json")
+    return done is not None and done["steps"] == steps
+
+
+def keep_end(run: Path, step: int) -> None:
+    """What an end at this step left gets the step's name. May be killed anywhere and done again."""
+    evaluation, name = run / "rollouts" / "eval_after.parquet", f"eval_step_{step:05d}.parquet"
+    if evaluation.exists():
+        digest = store.sha256(evaluation)
+        rows = ledger.rows(run / "ledger.jsonl")
+        stored = [row["group"] for row in rows if row["event"] == "stored" and row["sha256"] == digest]
+        books = Ledger(run / "ledger.jsonl")
+        for group in dict.fromkeys(stored):
+            books.write("stored", group, file=name, sha256=digest)
+        books.close()
+        evaluation.rename(evaluation.with_name(name))
+    if (run / "summary.json").exists():
+        (run / "summary.json").rename(run / f"summary_step_{step:05d}.json")
