@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coderepairrl import ledger
+from coderepairrl import ledger, proc
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
 
@@ -268,9 +268,4 @@ def _runs(pid: int, start: int) -> bool:
 
 def _identity(pid: int) -> list[int]:
     """[pid, start time in clock ticks]: a number that is given again later is another process. Start 0: there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return [pid, 0]
-    state, *rest = stat.rpartition(")")[2].split()
-    return [pid, 0 if state == "Z" else int(rest[18])]
+    return [pid, proc.start_of(pid) or 0]

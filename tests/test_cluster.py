@@ -16,7 +16,7 @@ from cluster import KILL_WAIT_S, SLURMD_TIMEOUT_S, Cluster, job_state, out, why_
 from conftest import ROOT, metrics_of, pids_of
 from test_pair import PATIENCE_S, check, ranks, submit
 
-from coderepairrl import ledger
+from coderepairrl import ledger, proc
 from coderepairrl.files import read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -142,7 +142,7 @@ def test_survives(disturbed, name):
     of, run = disturbed, disturbed.run
     start_up = (run / "policy" / "engine_0.json").stat().st_mtime - begun(run)[0]
     trained = max(row["step"] for row in steps(run))
-    in_image = [pid for pid in pids_of(run) if "apptainer" in mounts(pid)]  # their root, as the kernel knows it
+    in_image = [pid for pid in pids_of(run) if "apptainer" in proc.text(pid, "mountinfo")]  # their root, as the kernel knows it
     killed = of.engine()["pid"]
     disturb(of)
     happened = time.time()
@@ -188,10 +188,3 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
 def left_behind() -> set[str]:
     """Shared-memory files, and mounts of images."""
     return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} | {line for line in Path("/proc/mounts").read_text().splitlines() if "fuse" in line}
-
-
-def mounts(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/mountinfo").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""  # it ended meanwhile
