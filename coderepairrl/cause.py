@@ -9,7 +9,7 @@ torch "[rank1]:", vLLM "(EngineCore pid=7) ERROR ...". In this order, the first 
     4. a traceback that its process outlived (in a thread)
     5. what a tool says: usage errors, `FATAL:`, a rank's exit code
     6. an echo, where nobody said more
-torch's own record() is of no help: its times are whole seconds, and in a tie, which is the rule, the lower rank is the first.
+torch's record() would tell of the ranks alone, in whole seconds, and of nothing that ends by sys.exit; the order of a log is exact.
 """
 import re
 import signal

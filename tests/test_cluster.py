@@ -47,11 +47,20 @@ class Disturbed:
 
 
 def kill_vllm(of: Disturbed) -> None:
-    os.killpg(of.engine()["pid"], signal.SIGKILL)
+    until(of, lambda: (engine := of.engine()) and killed(engine["pid"], os.killpg))
 
 
 def kill_rank(of: Disturbed) -> None:
-    os.kill(ranks(of.run)[-1], signal.SIGKILL)
+    until(of, lambda: any(killed(pid) for pid in ranks(of.run)[-1:]))
+
+
+def killed(pid: int, kill=os.kill) -> bool:
+    """False: it had just ended by itself."""
+    try:
+        kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def requeue(of: Disturbed) -> None:
@@ -95,7 +104,7 @@ def disturbed(cluster, policy, tmp_path, request):
     subprocess.run(["scancel", job], timeout=60)
     for node in range(1, cluster.nodes + 1):
         subprocess.run(["ip", "link", "set", cluster.link(node), "up"], check=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while out("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("node") < cluster.nodes:
         assert time.monotonic() < deadline, out("sinfo", "-N", "-l")
         time.sleep(0.2)
@@ -176,7 +185,7 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
     until(of, lambda: len(steps(run)) >= 2)
     engines = [read_json(run / "policy" / f"engine_{number}.json") for number in range(2)]
     assert len({engine["url"].rpartition(":")[0] for engine in engines}) == 2
-    os.killpg(engines[1]["pid"], signal.SIGKILL)
+    assert killed(engines[1]["pid"], os.killpg)
     until(of, lambda: job_state(job) == "COMPLETED")
     check(run, 6)
     logs = run / "logs" / "attempt_1"
