@@ -41,7 +41,8 @@ RANK = re.compile(r"^\s+rank\s+: (\d+).*\n\s+exitcode\s+: (-?\d+)", re.MULTILINE
 NAMED = re.compile(r"(?i)\b(error|fatal|failed|cannot|no matching|not found|because|denied|refused)\b|\w(Error|Exception)\b")
 OUR = re.compile(r"error: ")
 CRASH = re.compile(r"^(Fatal Python error: .*|\s+what\(\): .*)$", re.MULTILINE)
-TOOL = (re.compile(r"FATAL: "), CRASH, re.compile(r"[\w./ :-]+: (fatal )?error: "), re.compile(r"ERROR ?: "))
+TOOL = (re.compile(r"FATAL: "), CRASH, re.compile(r"[\w./ :-]+: (fatal )?error: "), re.compile(r"ERROR ?: "),
+        re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception): "))
 
 
 @dataclass(frozen=True)

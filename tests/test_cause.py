@@ -114,6 +114,7 @@ TEXTS = {
     "Slurm's memory": ("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.\nsrun: error: node1: task 0: Exited with exit code 137\n",
                        "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0."),
     "the interpreter": ("Fatal Python error: Segmentation fault\n\nCurrent thread 0x7f (most recent call first):\n", "Fatal Python error: Segmentation fault"),
+    "an exception's last line alone": ("loading\nFileNotFoundError: /x/v000000\nbye\n", "FileNotFoundError: /x/v000000"),
     "C++": ("terminate called after throwing an instance of 'c10::Error'\n  what():  CUDA error: unknown error\n", "what(): CUDA error: unknown error"),
     "inside another tool's output": ("  x Failed to build `foo`\n\n      [stderr]\n" + traceback("ModuleNotFoundError: No module named 'numpy'", before="      ") + "\nhint: x\n",
                                      "ModuleNotFoundError: No module named 'numpy'"),
