@@ -62,7 +62,7 @@ def test_a_node_that_lost_another_is_not_the_one_that_failed(tells, tmp_path, el
         elsewhere("a")
     else:
         monkeypatch.setattr(attempts, "ECHO_S", 0.0)
-    assert ("node 2 (host2): the trainer program ended with code 1: ValueError: empty" if tells else "node 1 (host1): ") in nodes[0].lost()
+    assert ("node 2 (host2): the trainer program ended with code 1: ValueError: empty" if tells else "node 1 (") in nodes[0].lost()
 
 
 def test_a_node_has_a_part_in_each_attempt_once(tmp_path, elsewhere, monkeypatch):
