@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,17 @@ def test_killed_between_any_two_writes(run, monkeypatch, part):
     killer.at = None
     rows = finished(run, 2, 1)
     assert any(row.get("reason") == "attempt_ended" for row in rows)
+
+
+@pytest.mark.parametrize(("outcomes", "reason"), [("si", "zero_variance"), ("ii", "infrastructure_error"), ("ss", "zero_variance")])
+def test_a_dropped_group_is_one_of_broken_machines_only_where_all_broke(outcomes, reason, tmp_path):
+    books = Books(tmp_path, Admission(1, 0, 1), 1, ["tests"])
+    group = books.admit(0, task(0), 0, 2)
+    kinds = {"s": Outcome.SUBMITTED, "i": Outcome.INFRASTRUCTURE_ERROR}
+    books.finish(group, [replace(trajectory(group, i, "train", 0.0, [0]), outcome=kinds[letter]) for i, letter in enumerate(outcomes)])
+    books.close()
+    (dropped,) = [row for row in ledger.rows(tmp_path / "ledger.jsonl") if row["event"] == "dropped"]
+    assert (dropped["reason"], dropped["tokens"]) == (reason, 4)
 
 
 def test_a_step_trained_again_must_come_out_as_before(run):
