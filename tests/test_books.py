@@ -141,6 +141,8 @@ def test_an_undisturbed_run_is_clean(run, max_staleness, max_refills):
     attempt(run, 1, max_staleness, max_refills)
     rows = finished(run, max_staleness, max_refills)
     assert sum(row["event"] == "trained" for row in rows) == STEPS * GROUPS
+    steps = {row["version"]: row["step"] for row in ledger.rows(run / "policy" / "versions.jsonl")}
+    assert all(steps[row["version"]] == row["step"] + 1 for row in rows if row["event"] == "trained")  # the version that the training made
     assert any(row.get("reason") == "zero_variance" for row in rows) == (max_refills > 0)
 
 

@@ -129,6 +129,8 @@ def test_an_agents_end_is_graded_by_what_it_left(what, tmp_path):
     trajectory = play(tmp_path, then)
     assert (trajectory.outcome, trajectory.reward, trajectory.rewards) == (outcome, 1.0, {"tests": 1.0}) and trajectory.verdict.resolved
     assert trajectory.outcome_detail.startswith(detail) and len(trajectory.calls) == (then in (asks, asks_twice, asks_twice_and_breaks))
+    (closed,) = [event for event in trajectory.events if event["kind"] == "closed"]  # the first reason stays
+    assert closed["reason"] == (Outcome.TURN_LIMIT if outcome == Outcome.TURN_LIMIT else Outcome.SUBMITTED)
     demanding = play(tmp_path, then, require_submission=True)
     assert (demanding.outcome, demanding.reward) == (outcome, float(outcome == Outcome.SUBMITTED)) and demanding.verdict.resolved
 
