@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from coderepairrl.attempt import Place
 from coderepairrl.errors import CodeRepairError
 from coderepairrl.files import read_json, write_json
 
+PATIENCE_S = 60.0
 ENDS = {  # what the trainer program does -> the reason of the attempt's end
     "print('done')": "",
     "import sys; print('step 0', flush=True); print('error: the tail is missing: make it first', file=sys.stderr); sys.exit(1)":
@@ -27,7 +29,11 @@ ENDS = {  # what the trainer program does -> the reason of the attempt's end
 def attempt(tmp_path):
     (tmp_path / "policy").mkdir()
     write_json(tmp_path / "policy" / "current.json", {"version": 2, "step": 2})
-    return attempts.lead(tmp_path, Place())
+    own = attempts.lead(tmp_path, Place())
+    late = threading.Timer(PATIENCE_S, lambda: write_json(tmp_path / "attempt.json", {"attempt": own.number + 1, "owner": None, "ready": False}))
+    late.start()  # a driver that waits for ever is superseded
+    yield own
+    late.cancel()
 
 
 @pytest.mark.parametrize("program", ENDS)
