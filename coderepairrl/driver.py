@@ -245,7 +245,8 @@ def _follow(children: dict[str, subprocess.Popen], run: Path, attempt: Attempt, 
         for name, code in codes.items():
             if code not in (None, 0):
                 log = _log(attempt, name)
-                raise CodeRepairError(f"the {name} program ended with code {code}: {cause.of_log(log, code=code)}; see {log}; "
+                why = cause.of_log(log, code=code)
+                raise CodeRepairError(f"the {name} program ended with code {code}: {why}; see {log}; "
                                       "the same command goes on from the newest checkpoint")
         if all(code == 0 for code in codes.values()) or (place.serves and place.node and attempt.ended([0])):
             return

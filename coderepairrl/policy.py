@@ -191,7 +191,8 @@ class Server:
 
     def ended(self) -> str:
         """With which exit code, and why."""
-        return f"ended with code {self.process.returncode}: {cause.of_log(self.log, self._began_at, self.process.returncode)}"
+        code = self.process.returncode
+        return f"ended with code {code}: {cause.of_log(self.log, self._began_at, code)}"
 
     async def stop(self) -> None:
         """Ends the server and all of its processes, by their group."""
@@ -230,7 +231,8 @@ def lives_in_group(group: int) -> bool:
 
 def shared_memory_of(pid: int) -> set[str]:
     """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and is listed there as deleted."""
-    mapped = {int(line.split()[4]) for each in proc.tree(pid) for line in proc.text(each, "maps").splitlines() if "/dev/shm/" in line}
+    lines = [line for each in proc.tree(pid) for line in proc.text(each, "maps").splitlines()]
+    mapped = {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
     return {file.path for file in os.scandir("/dev/shm") if file.inode() in mapped}
 
 

@@ -1,9 +1,13 @@
-"""What /proc says of processes, any of which may end at any moment, also between two looks. Standard library alone: reaper.py uses it."""
+"""What /proc says of processes, any of which may end at any moment, also between two looks.
+
+Standard library alone: reaper.py uses it.
+"""
+
 import errno
 import os
 from collections.abc import Iterator
 
-# open, read: no such file, no such process, and of mountinfo and the like "invalid" while the process is being taken down; or another user's
+# no such file, no such process, "invalid" (mountinfo of one that is being taken down); another user's
 GONE = (errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM)
 
 
@@ -24,7 +28,7 @@ def text(pid: int | str, name: str) -> str:
 
 
 def words(pid: int | str, name: str = "cmdline") -> list[str]:
-    """The same of what is separated by zeros: argv, or the variables of "environ"; [] also of a process that only waits to be seen by its parent."""
+    """The same of what is separated by zeros: argv, or the variables of "environ"; [] also of a zombie."""
     said = text(pid, name)
     return said.removesuffix("\0").split("\0") if said else []
 
@@ -35,7 +39,8 @@ def pids() -> Iterator[int]:
 
 
 def start_of(pid: int) -> int | None:
-    """When the process started, in the kernel's ticks since it booted: with its id, its name for all time. None when it has ended."""
+    """When the process started, in the kernel's ticks since it booted: with its id, its name for all time. None when it
+    has ended."""
     return fields[19] if (fields := _stat(pid)) else None
 
 
@@ -45,7 +50,7 @@ def group_of(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> list[int]:
-    """The fields that follow the name and the state (at 0, left out as 0); [] of what has ended, though its parent may not have seen that."""
+    """The fields from the state on (0 in its place); [] of what has ended, though its parent may not have seen that."""
     state, *rest = text(pid, "stat").rpartition(")")[2].split() or "X"
     return [] if state in "ZX" else [0, *map(int, rest)]
 

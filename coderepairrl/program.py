@@ -1,4 +1,4 @@
-"""What every program of this project does at its edge: one line for an error made on purpose, a non-zero exit, an end by SIGUSR2."""
+"""What every program of this project does at its edge: one line for an error, a non-zero exit, an end by SIGUSR2."""
 import errno
 import functools
 import os
@@ -14,11 +14,12 @@ from coderepairrl.errors import CodeRepairError, ConfigError
 
 
 def program(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Decorates main(arguments). An exception becomes `error: ...` and exit code 1, after its traceback when it is a bug.
+    """Decorates main(arguments). An exception becomes `error: ...` and exit code 1, after its traceback if it is a bug.
 
-    This line is the program's last word, and what cause.py looks for in its log: of several ranks that write into one, the first one's is there first.
+    This line is the program's last word, and what cause.py looks for in its log, where the first rank's stands first.
 
-    SIGUSR2, by which a job's time limit announces itself, ends the program with attempt.STOPPED, unless its parent ignored the signal.
+    SIGUSR2, by which a job's time limit announces itself, ends the program with attempt.STOPPED, unless its parent
+    ignored the signal.
     """
     @functools.wraps(main)
     def wrapped(arguments: list[str]) -> None:
@@ -36,13 +37,14 @@ def program(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
             _end(str(error))
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                _end(f"no space left on the device ({error.filename or 'while writing'}): free some, then start the same command again")
+                _end(f"no space left on the device ({error.filename or 'while writing'}): "
+                     "free some, then start the same command again")
             _end(cause.of_exception(error), traceback.format_exc())
     return wrapped
 
 
 def _end(said: str, shown: str = "") -> NoReturn:
-    """The line in one piece, at a line's beginning, and before anything is torn down, which other ranks would notice."""
+    """The line in one piece, at a line's beginning, before anything is torn down, which other ranks would notice."""
     sys.stdout.flush()
     sys.stderr.write(shown)
     sys.stderr.flush()

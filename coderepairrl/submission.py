@@ -90,7 +90,8 @@ def _state(launch: Path, run: Path, record: Record, id_: str, queued: Queued | N
         slurm = end_of(id_)
     log = launch / f"{id_}_0_log.out"
     why = status.get("reason") or (cause.of_text(log.read_text(errors="replace")) if log.exists() else "") or said
-    return State("failed", id_, slurm, why or (f"Slurm says {slurm}" if slurm else "ended without a word: killed, or its node failed"))
+    why = why or (f"Slurm says {slurm}" if slurm else "ended without a word: killed, or its node failed")
+    return State("failed", id_, slurm, why)
 
 
 def _controls(pid: str) -> bool:

@@ -128,7 +128,8 @@ class Memory(threading.Thread):
 
 
 def pss_mib(pid: int) -> float:
-    return next((int(line.split()[1]) / 1024 for line in proc.text(pid, "smaps_rollup").splitlines() if line.startswith("Pss:")), 0.0)
+    lines = proc.text(pid, "smaps_rollup").splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def cpu_s(who: int) -> float:

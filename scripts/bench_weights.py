@@ -229,7 +229,8 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
         if serving.done():
             serving.result()  # raises if a server did not come up
         if await measuring:
-            raise EngineError(f"the ranks ended with code {process.returncode}: {cause.of_log(folder / 'ranks.log', code=process.returncode)}; see {folder / 'ranks.log'}")
+            why = cause.of_log(folder / "ranks.log", code=process.returncode)
+            raise EngineError(f"the ranks ended with code {process.returncode}: {why}; see {folder / 'ranks.log'}")
     finally:
         serving.cancel()
         await asyncio.wait([serving])

@@ -2,9 +2,10 @@
 
     with Cluster(folder, nodes=3) as cluster: ...        SLURM_CONF is set for this process and what it starts
 
-Root only (network namespaces, several slurmd). Its files lie in `folder`. Nothing outlives it: what a cluster consists of can be told by
-its number (interfaces, network namespaces) and by its SLURM_CONF (processes: daemons, jobs and all that they started, which inherit it); a
-record in RECORDS says which numbers are taken and by whom, and the next cluster takes down what a program that was killed left.
+Root only (network namespaces, several slurmd). Its files lie in `folder`. Nothing outlives it: what a cluster consists
+of can be told by its number (interfaces, network namespaces) and by its SLURM_CONF (processes: daemons, jobs and all
+that they started, which inherit it); a record in RECORDS says which numbers are taken and by whom, and the next cluster
+takes down what a program that was killed left.
 """
 import fcntl
 import os
@@ -104,8 +105,10 @@ class Cluster:
                 if (said := read_json(left)) and proc.start_of(said["owner"][0]) != said["owner"][1]:
                     take_down(int(left.stem), Path(said["base"]))
                     shutil.rmtree(said["base"], ignore_errors=True)
-            self._number = next(n for n in range(NUMBERS) if not (RECORDS / f"{n}.json").exists() and not any(_network_of(n)))
-            write_json(RECORDS / f"{self._number}.json", {"base": str(self.base), "owner": [os.getpid(), proc.start_of(os.getpid())]})
+            taken = lambda n: (RECORDS / f"{n}.json").exists() or any(_network_of(n))  # noqa: E731
+            self._number = next(n for n in range(NUMBERS) if not taken(n))
+            owner = [os.getpid(), proc.start_of(os.getpid())]
+            write_json(RECORDS / f"{self._number}.json", {"base": str(self.base), "owner": owner})
         self._before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
         os.environ |= {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         try:
@@ -190,19 +193,22 @@ def _records() -> Iterator[None]:
 
 def processes(base: Path) -> list[int]:
     """Of the cluster: its daemons, jobs, and what they started."""
-    return [pid for pid in proc.pids() if pid != os.getpid() and f"SLURM_CONF={base}/slurm.conf" in proc.words(pid, "environ")]
+    mark = f"SLURM_CONF={base}/slurm.conf"
+    return [pid for pid in proc.pids() if pid != os.getpid() and mark in proc.words(pid, "environ")]
 
 
 def _network_of(number: int) -> tuple[list[str], list[str]]:
     """(interfaces on the machine's side, network namespaces)."""
     links = [line.split(": ")[1].partition("@")[0] for line in out("ip", "-o", "link", "show").splitlines()]
     spaces = [line.split()[0] for line in out("ip", "netns", "list").splitlines() if line]
-    return [link for link in links if link.startswith((f"slurm{number}v", f"slurm{number}br"))], [name for name in spaces if name.startswith(f"slurm{number}n")]
+    links = [link for link in links if link.startswith((f"slurm{number}v", f"slurm{number}br"))]
+    return links, [name for name in spaces if name.startswith(f"slurm{number}n")]
 
 
 def take_down(number: int, base: Path) -> None:
     """All that there is of a cluster, however far it had come up; then its number is free."""
-    for sent, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10), (signal.SIGKILL, 10)):  # again: what had just been started meanwhile
+    # twice: what had just been started meanwhile
+    for sent, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10), (signal.SIGKILL, 10)):
         deadline = time.monotonic() + patience_s
         for pid in processes(base):
             try:

@@ -176,6 +176,14 @@ def test_a_dropped_group_is_one_of_broken_machines_only_where_all_broke(outcomes
     assert (dropped["reason"], dropped["tokens"]) == (reason, 4)
 
 
+def test_a_broken_machine_counts_in_no_rate():
+    whole = [trajectory("g", i, "train", float(i), [0]) for i in range(2)]
+    broken = replace(trajectory("g", 2, "train", 0.0, [0]), outcome=Outcome.INFRASTRUCTURE_ERROR, verdict=None, rewards={})
+    alone, beside = (books_module.statistics(members, ["tests"]) for members in (whole, [*whole, broken]))
+    assert all(alone[name] == beside[name] for name in ("reward", "pass_rate", "parts")) and alone["pass_rate"] == 0.5
+    assert beside["outcomes"] == {"submitted": 2, "infrastructure_error": 1} and beside["tokens"] == alone["tokens"] + 2
+
+
 def test_a_step_trained_again_must_come_out_as_before(run):
     attempt(run, 1, 1, 0)
     answer = run / "rollouts" / "step_00002.trained.json"

@@ -1,4 +1,8 @@
-"""Which outcome an episode gets, whatever breaks where: the real gateway, sandbox and judge, an agent of one line, an engine that says a script."""
+"""Which outcome an episode gets, whatever breaks where.
+
+The real gateway, sandbox and judge, an agent of one line, an engine that says a script.
+"""
+
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -25,6 +29,7 @@ Deed = Callable[[Sandbox, Endpoint], Awaitable[None]]
 
 class Agent:
     """Repairs the task, then does what the test says."""
+
     calls_model = True
 
     def __init__(self, then: Deed):
@@ -35,7 +40,16 @@ class Agent:
         await self.then(sandbox, endpoint)
 
 
-def play(tmp_path, then: Deed, *, task: Task = TASK, lines: int = 1, kind: str = "bubblewrap", grading: SandboxConfig | None = None, **rewards) -> Trajectory:
+def play(
+    tmp_path,
+    then: Deed,
+    *,
+    task: Task = TASK,
+    lines: int = 1,
+    kind: str = "bubblewrap",
+    grading: SandboxConfig | None = None,
+    **rewards,
+) -> Trajectory:
     """One episode. `lines`: how often the engine answers before it breaks."""
     sandbox = SandboxConfig(kind=kind, scratch=str(tmp_path / "scratch"))
 
@@ -46,9 +60,19 @@ def play(tmp_path, then: Deed, *, task: Task = TASK, lines: int = 1, kind: str =
         await gateway.start()
         try:
             async with aiohttp.ClientSession() as http:
-                services = Services(gateway, Agent(then), sandbox, Grader(grading or sandbox), RewardConfig(**rewards), LIMITS, http)
-                trajectory = await run_episode(services, task, trajectory_id="t", group_id="g", split="train", attempt=1, sampling=SamplingConfig(),
-                                               cache_salt="salt")
+                services = Services(
+                    gateway, Agent(then), sandbox, Grader(grading or sandbox), RewardConfig(**rewards), LIMITS, http
+                )
+                trajectory = await run_episode(
+                    services,
+                    task,
+                    trajectory_id="t",
+                    group_id="g",
+                    split="train",
+                    attempt=1,
+                    sampling=SamplingConfig(),
+                    cache_salt="salt",
+                )
                 assert not gateway._sessions  # closed, whatever happened
                 return trajectory
         finally:
@@ -60,6 +84,7 @@ def play(tmp_path, then: Deed, *, task: Task = TASK, lines: int = 1, kind: str =
 def breaks(error: Exception) -> Deed:
     async def deed(sandbox: Sandbox, endpoint: Endpoint) -> None:
         raise error
+
     return deed
 
 
@@ -93,15 +118,24 @@ async def hears_a_refusal_as_its_own(sandbox: Sandbox, endpoint: Endpoint) -> No
         raise ScaffoldError("exit code 1") from error
 
 
-MACHINE = {  # what breaks -> how the detail begins. None of them is the agent's, though it had repaired the task already
+# what breaks -> how the detail begins. None of them is the agent's, though it had repaired the task already
+MACHINE = {
     "the sandbox, under the agent": (breaks(SandboxError("no space")), "SandboxError: no space", {}),
     "vLLM, as the agent hears it": (breaks(EngineError("it is gone")), "EngineError: it is gone", {}),
     "the gateway": (breaks(GatewayError("no answer")), "GatewayError: no answer", {}),
     "the connection to the gateway": (cannot_connect, "ClientConnectorError: ", {}),
     "another error of the connection": (breaks(aiohttp.ServerDisconnectedError()), "ServerDisconnectedError: ", {}),
     "vLLM, said by the gateway": (asks, "", {"lines": 0}),
-    "vLLM, behind an agent that breaks of it": (hears_a_refusal_as_its_own, "EngineError: the script is at its end", {"lines": 0}),
-    "the sandbox, before the agent": (nothing, "SandboxError: ", {"task": replace(TASK, environment=replace(TASK.environment, image="/no/such.sif")), "kind": "local"}),
+    "vLLM, behind an agent that breaks of it": (
+        hears_a_refusal_as_its_own,
+        "EngineError: the script is at its end",
+        {"lines": 0},
+    ),
+    "the sandbox, before the agent": (
+        nothing,
+        "SandboxError: ",
+        {"task": replace(TASK, environment=replace(TASK.environment, image="/no/such.sif")), "kind": "local"},
+    ),
     "the sandbox, while it is graded": (nothing, "SandboxError: ", {"grading": SandboxConfig(scratch="/proc/none")}),
 }
 
@@ -110,14 +144,23 @@ MACHINE = {  # what breaks -> how the detail begins. None of them is the agent's
 def test_a_broken_machine_is_never_the_agents(what, tmp_path):
     then, detail, options = MACHINE[what]
     trajectory = play(tmp_path, then, **options)
-    assert (trajectory.outcome, trajectory.verdict, trajectory.rewards, trajectory.reward) == (Outcome.INFRASTRUCTURE_ERROR, None, {}, 0.0)
+    assert (trajectory.outcome, trajectory.verdict, trajectory.rewards, trajectory.reward) == (
+        Outcome.INFRASTRUCTURE_ERROR,
+        None,
+        {},
+        0.0,
+    )
     assert trajectory.outcome_detail.startswith(detail) and trajectory.outcome_detail
 
 
 AGENT = {  # outcome, detail; graded like any other
     "it is done": (nothing, Outcome.SUBMITTED, ""),
     "it asked, and is done": (asks, Outcome.SUBMITTED, ""),
-    "it broke": (breaks(ScaffoldError("an exception in the agent's own code")), Outcome.AGENT_ERROR, "an exception in the agent's own code"),
+    "it broke": (
+        breaks(ScaffoldError("an exception in the agent's own code")),
+        Outcome.AGENT_ERROR,
+        "an exception in the agent's own code",
+    ),
     "it asked for more than it may": (asks_twice, Outcome.TURN_LIMIT, ""),
     "it broke when it could ask no more": (asks_twice_and_breaks, Outcome.TURN_LIMIT, ""),  # the gateway's word counts
 }
@@ -127,16 +170,28 @@ AGENT = {  # outcome, detail; graded like any other
 def test_an_agents_end_is_graded_by_what_it_left(what, tmp_path):
     then, outcome, detail = AGENT[what]
     trajectory = play(tmp_path, then)
-    assert (trajectory.outcome, trajectory.reward, trajectory.rewards) == (outcome, 1.0, {"tests": 1.0}) and trajectory.verdict.resolved
-    assert trajectory.outcome_detail.startswith(detail) and len(trajectory.calls) == (then in (asks, asks_twice, asks_twice_and_breaks))
+    assert (trajectory.outcome, trajectory.reward, trajectory.rewards) == (
+        outcome,
+        1.0,
+        {"tests": 1.0},
+    ) and trajectory.verdict.resolved
+    assert trajectory.outcome_detail.startswith(detail) and len(trajectory.calls) == (
+        then in (asks, asks_twice, asks_twice_and_breaks)
+    )
     (closed,) = [event for event in trajectory.events if event["kind"] == "closed"]  # the first reason stays
     assert closed["reason"] == (Outcome.TURN_LIMIT if outcome == Outcome.TURN_LIMIT else Outcome.SUBMITTED)
     demanding = play(tmp_path, then, require_submission=True)
-    assert (demanding.outcome, demanding.reward) == (outcome, float(outcome == Outcome.SUBMITTED)) and demanding.verdict.resolved
+    assert (demanding.outcome, demanding.reward) == (
+        outcome,
+        float(outcome == Outcome.SUBMITTED),
+    ) and demanding.verdict.resolved
 
 
 def test_an_environment_in_which_the_oracle_fails_too_says_nothing_about_the_agent(tmp_path):
-    broken = replace(TASK, environment=replace(TASK.environment, test_command=("{python}", "-c", "raise SystemExit(3)", "{canary_path}")))
+    broken = replace(
+        TASK,
+        environment=replace(TASK.environment, test_command=("{python}", "-c", "raise SystemExit(3)", "{canary_path}")),
+    )
     trajectory = play(tmp_path, nothing, task=broken)
     assert (trajectory.outcome, trajectory.verdict, trajectory.reward) == (Outcome.INFRASTRUCTURE_ERROR, None, 0.0)
     assert trajectory.outcome_detail.startswith("environment: ")

@@ -1,4 +1,5 @@
 """What is installed, and on which hardware, is said as it is."""
+
 import re
 import sys
 
@@ -23,7 +24,11 @@ def test_the_lock_that_is_installed_is_named(name):
 
 def test_this_environment_is_described():
     said = provenance.environment()
-    assert said["lock"]["lock"] in provenance.LOCKS and all(said["packages"].values()) and len(said["lock"]["differences"]) < 20
+    assert (
+        said["lock"]["lock"] in provenance.LOCKS
+        and all(said["packages"].values())
+        and len(said["lock"]["differences"]) < 20
+    )
     assert said["cuda"] is None or said["packages"]["torch"].partition("+")[2] != "cpu"
 
 
@@ -34,16 +39,40 @@ def test_a_package_that_was_only_copied_is_one_without_metadata(tmp_path, monkey
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     installed = provenance._installed()
     assert provenance._difference("copied-package", "1.0", installed) == "without metadata"
-    assert provenance._difference("no-such-package", "1.0", installed) == "missing" and provenance._version("no-such-package", installed) is None
+    assert (
+        provenance._difference("no-such-package", "1.0", installed) == "missing"
+        and provenance._version("no-such-package", installed) is None
+    )
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    ("echo 'NVIDIA H200, 143771, 580.65.06'; echo 'NVIDIA H200, 143771, 580.65.06'",
-     {"gpus": [{"name": "NVIDIA H200", "memory_gib": 140.4}] * 2, "driver": "580.65.06"}),
-    ("echo 'Orin (nvgpu), [N/A], 540.4.0'", {"gpus": [{"name": "Orin (nvgpu)", "memory_gib": None}], "driver": "540.4.0"}),
-    ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", {"gpus": [], "gpus_unknown": "there are GPUs, but nvidia-smi "
-     "fails: NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver."}),
-    (None, {"gpus": [], "gpus_unknown": "there are GPUs, but nvidia-smi does not answer: [Errno 2] No such file or directory: 'nvidia-smi'"})])
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo 'NVIDIA H200, 143771, 580.65.06'; echo 'NVIDIA H200, 143771, 580.65.06'",
+            {"gpus": [{"name": "NVIDIA H200", "memory_gib": 140.4}] * 2, "driver": "580.65.06"},
+        ),
+        (
+            "echo 'Orin (nvgpu), [N/A], 540.4.0'",
+            {"gpus": [{"name": "Orin (nvgpu)", "memory_gib": None}], "driver": "540.4.0"},
+        ),
+        (
+            "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9",
+            {
+                "gpus": [],
+                "gpus_unknown": "there are GPUs, but nvidia-smi "
+                "fails: NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.",
+            },
+        ),
+        (
+            None,
+            {
+                "gpus": [],
+                "gpus_unknown": "there are GPUs, but nvidia-smi does not answer: [Errno 2] No such file or directory: 'nvidia-smi'",
+            },
+        ),
+    ],
+)
 def test_gpus_are_named_or_why_they_are_not(script, said, tmp_path, monkeypatch):
     if script:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")

@@ -144,7 +144,8 @@ def download(archive: Archive, folder: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise TaskError(f"{pin}: no download within {DOWNLOAD_TIMEOUT_S:.0f} s: {remedy}") from None
     if done.returncode:
-        raise TaskError(f"{pin} could not be downloaded ({cause.of_text(done.stderr.strip() or done.stdout) or 'pip failed'}): {remedy}")
+        why = cause.of_text(done.stderr.strip() or done.stdout) or "pip failed"
+        raise TaskError(f"{pin} could not be downloaded ({why}): {remedy}")
     (path,) = (folder / archive.name).iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != archive.sha256:
