@@ -52,7 +52,7 @@ def provenance(arguments: list[str]) -> dict:
 
 
 def environment() -> dict:
-    """Of this interpreter: {"python", "packages": {name: version}, "cuda": that torch was built for or null, "lock"}."""
+    """Of this interpreter: {"python", "packages": {name: version}, "cuda": torch's or null, "lock"}."""
     installed = _installed()
     return {
         "python": platform.python_version(),
@@ -148,8 +148,8 @@ def _inside(image: str) -> dict:
 
 
 def hardware() -> dict:
-    """{"cpu", "cores", "memory_gib", "gpus": [{"name", "memory_gib"}]} of this node, and where it has GPUs "driver": its
-    version, or "gpus_unknown": why they can't be told."""
+    """{"cpu", "cores", "memory_gib", "gpus": [{"name", "memory_gib"}]} of this node, and where it has GPUs "driver":
+    its version, or "gpus_unknown": why they can't be told."""
     cpu = next(
         (
             line.split(":")[1].strip()
