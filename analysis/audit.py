@@ -116,6 +116,9 @@ class Audit:
         self.check(len(members) == admitted["episodes"], f"{group}: {len(members)} episodes of {admitted['episodes']}")
         self.check([str(t.outcome) for t in members] == finished["outcomes"], f"{group}: outcomes differ between file and ledger")
         self.check({t.split for t in members} == {admitted["split"]}, f"{group}: the file's split is not the ledger's")
+        last = {(t.trajectory_id, t.attempt) for t in members}
+        twice = sum(row["tokens"] for row in events["infrastructure_error"] if (row["trajectory"], row["attempt"]) in last)
+        self.check(not twice, f"{group}: {twice} tokens of infrastructure errors are booked twice: they are in the file, too")
         for trajectory in members:
             for call in trajectory.calls:
                 self.check(len(call.completion_ids) == len(call.logprobs) == len(call.policy_versions),

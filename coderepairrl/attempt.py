@@ -20,12 +20,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coderepairrl import ledger
+from coderepairrl import cause, ledger, proc
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
 
 BEAT_EVERY_S = 3.0
 SILENT_S = 30.0  # a node on another machine that has not been heard of for so long is dead
+ECHO_S = SILENT_S + BEAT_EVERY_S  # for the node that failed first to say why, after another one has noticed
 PATIENCE_S = 60.0  # for the processes of a former attempt to end
 JOIN_S = 600.0  # for the other nodes of a job to come up
 STUCK_AFTER = 3  # attempts in a row without progress
@@ -87,6 +88,7 @@ class Attempt:
         self._beat: dict[str, Any] = {}
         self._beaten = 0.0
         self._heard = Heard()
+        self._echo_s: float | None = None  # since when a node has said that it lost another
 
     def beat(self, processes: list[int] = (), **said: Any) -> None:
         """Says that this node is alive; at most every few seconds, unless there is news. `processes`: the leaders of its process groups."""
@@ -106,19 +108,30 @@ class Attempt:
         return said if said and said["attempt"] == self.number else None
 
     def lost(self) -> str:
-        """Why this attempt can't go on though this node could; "" if it can."""
+        """Why this attempt can't go on though this node could; "" if it can.
+
+        A node that only says that it lost another one is believed when no other has said more for a while.
+        """
         newest = (read_json(self.run / "attempt.json") or {"attempt": self.number})["attempt"]
         if newest != self.number:
             return f"attempt {newest} has taken over"
+        echoes, running = [], False
         for node in range(self.place.nodes):
             said = self.other(node) if node != self.place.node else None
             if said is None or (said["state"] == "ended" and not said["reason"]):
                 continue
             if said["state"] == "ended":
-                return f"node {node} ({said['host']}): {said['reason']}"
-            if not self._heard.alive(node, said):
+                reason = f"node {node} ({said['host']}): {said['reason']}"
+                if not cause.is_echo(said["reason"]):
+                    return reason
+                echoes.append(reason)
+            elif not self._heard.alive(node, said):
                 return f"node {node} ({said['host']}) has not been heard of for {SILENT_S:.0f} s"
-        return ""
+            else:
+                running = True
+        if echoes and self._echo_s is None:
+            self._echo_s = time.monotonic()
+        return echoes[0] if echoes and (not running or time.monotonic() - self._echo_s > ECHO_S) else ""
 
     def ended(self, nodes: Iterable[int]) -> bool:
         """Whether each of these has ended its part, or can't say so any more."""
@@ -278,9 +291,4 @@ def _runs(pid: int, start: int) -> bool:
 
 def _identity(pid: int) -> list[int]:
     """[pid, start time in clock ticks]: a number that is given again later is another process. Start 0: there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return [pid, 0]
-    state, *rest = stat.rpartition(")")[2].split()
-    return [pid, 0 if state == "Z" else int(rest[18])]
+    return [pid, proc.start_of(pid) or 0]

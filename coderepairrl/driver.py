@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from coderepairrl import attempt as attempts
-from coderepairrl import contents, ledger, resume
+from coderepairrl import cause, contents, ledger, resume
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import dump
 from coderepairrl.containers import in_image
@@ -253,22 +253,12 @@ def _follow(children: dict[str, subprocess.Popen], run: Path, attempt: Attempt, 
         for name, code in codes.items():
             if code not in (None, 0):
                 log = _log(attempt, name)
-                raise CodeRepairError(f"the {name} program ended with code {code}: {_cause(log)}; see {log}; "
+                why = cause.of_log(log, code=code)
+                raise CodeRepairError(f"the {name} program ended with code {code}: {why}; see {log}; "
                                       "the same command goes on from the newest checkpoint")
         if all(code == 0 for code in codes.values()) or (place.serves and place.node and attempt.ended([0])):
             return
         time.sleep(LOOK_S)
-
-
-def _cause(log: Path) -> str:
-    """The program's own one line, or the signal that torchrun saw end a rank, or the last line that names an exception."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "ChildFailedError" not in line]  # torchrun's, of any end
-    killed = lambda line: "received by PID" in line and "SIGTERM" not in line  # SIGTERM is what torchrun sends to the others
-    for wanted in (lambda line: line.startswith("error: "), killed, lambda line: "Error" in line):
-        found = [line for line in lines if wanted(line)]
-        if found:
-            return found[-1].removeprefix("error: ")[:500]
-    return "no error in its log"
 
 
 def _end(children: dict[str, subprocess.Popen]) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from coderepairrl import attention, equality, finite, sequence_parallel
+from coderepairrl import attention, cause, equality, finite, sequence_parallel
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.errors import ConfigError, EngineError
@@ -274,7 +274,7 @@ class Engine:
             converted = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", folder / "state",
                                         "--output_folder", folder / "universal.tmp"], capture_output=True, text=True)
             if converted.returncode:
-                raise EngineError(f"{folder} was written by {saved} ranks and could not be converted for {self.world_size}: {converted.stderr[-300:]}")
+                raise EngineError(f"{folder} was written by {saved} ranks and could not be converted for {self.world_size}: {cause.of_text(converted.stderr)}")
             (folder / "universal.tmp").rename(folder / "universal")
         dist.barrier()
         return True

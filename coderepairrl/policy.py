@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
-import psutil
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from coderepairrl import probe
+from coderepairrl import cause, probe, proc
 from coderepairrl.attempt import Place
 from coderepairrl.config import Config, Port
 from coderepairrl.containers import in_image
@@ -105,6 +104,7 @@ class Server:
         self.url = f"http://{config.host}:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
+        self._began_at = 0  # byte of the log, which holds what former starts said, too
         self._shared_memory: set[str] = set()
         self._temporary: tempfile.TemporaryDirectory | None = None  # what it leaves in there when it is killed: sockets, rendezvous files
 
@@ -145,6 +145,7 @@ class Server:
         if self.config.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.config.devices
         with self.log.open("ab") as log:
+            self._began_at = log.tell()
             self.process = await asyncio.create_subprocess_exec(
                 *ends_with_parent(signal.SIGKILL), *self._in_image(model), env=environment,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -180,7 +181,7 @@ class Server:
         async with aiohttp.ClientSession() as http:
             while True:
                 if self.process.returncode is not None:
-                    raise EngineError(f"vLLM ended with code {self.process.returncode} before it was ready: {self._last_error()}; see {self.log}")
+                    raise EngineError(f"vLLM was not ready before it {self.ended()}; see {self.log}")
                 try:
                     async with http.get(self.url + "/health", timeout=aiohttp.ClientTimeout(total=5)) as response:
                         if response.status == 200:
@@ -189,9 +190,10 @@ class Server:
                     pass  # not listening yet: that is what is being waited for
                 await asyncio.sleep(0.2)
 
-    def _last_error(self) -> str:
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if "Error" in line]
-        return lines[-1][-300:] if lines else "no error in its log"
+    def ended(self) -> str:
+        """With which exit code, and why."""
+        code = self.process.returncode
+        return f"ended with code {code}: {cause.of_log(self.log, self._began_at, code)}"
 
     async def stop(self) -> None:
         """Ends the server and all of its processes, by their group."""
@@ -225,28 +227,13 @@ class Server:
 
 def lives_in_group(group: int) -> bool:
     """Whether a process of the group still runs; what has ended, and only waits to be seen by its parent, does not."""
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue  # it ended meanwhile
-    return False
+    return any(proc.group_of(pid) == group for pid in proc.pids())
 
 
 def shared_memory_of(pid: int) -> set[str]:
     """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and is listed there as deleted."""
-    try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return set()
-    mapped = set()
-    for process in processes:
-        try:
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        mapped |= {int(line.split()[4]) for line in maps.splitlines() if "/dev/shm/" in line}
+    lines = [line for each in proc.tree(pid) for line in proc.text(each, "maps").splitlines()]
+    mapped = {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
     return {file.path for file in os.scandir("/dev/shm") if file.inode() in mapped}
 
 
@@ -342,7 +329,7 @@ class Supervisor:
     async def _problem(self, http: aiohttp.ClientSession) -> str | None:
         code, current = self.server.process.returncode, self._current()
         if code is not None:
-            return f"it ended with code {code}"
+            return f"it {self.server.ended()}"
         if current["version"] == self.serving["version"] and not self._failed(current):
             return None
         if not current["live"]:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from coderepairrl import cause, proc
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.plan import Plan, Submittable
@@ -87,35 +88,24 @@ def _state(launch: Path, run: Path, record: Record, id_: str, queued: Queued | N
         return State("failed", id_, slurm, "cancelled by --cancel")
     if record.kind == "slurm" and not slurm and accounting:
         slurm = end_of(id_)
-    cause = status.get("reason") or _last_error(launch / f"{id_}_0_log.out") or said
-    return State("failed", id_, slurm, cause or (f"Slurm says {slurm}" if slurm else "ended without a word: killed, or its node failed"))
+    log = launch / f"{id_}_0_log.out"
+    why = status.get("reason") or (cause.of_text(log.read_text(errors="replace")) if log.exists() else "") or said
+    why = why or (f"Slurm says {slurm}" if slurm else "ended without a word: killed, or its node failed")
+    return State("failed", id_, slurm, why)
 
 
 def _controls(pid: str) -> bool:
     """Whether this process is a job of submitit's local executor."""
-    try:
-        return b"submitit.local._local" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return "submitit.local._local" in proc.text(pid, "cmdline")
 
 
 def _result(path: Path) -> tuple[str, str]:
-    """("success" | "error" | "" while there is none, the error's last line)."""
+    """("success" | "error" | "" while there is none, the error)."""
     if not path.exists():
         return "", ""
     with path.open("rb") as file:
         kind, value = pickle.load(file)
-    return kind, value.strip().splitlines()[-1] if kind == "error" else ""
-
-
-def _last_error(log: Path) -> str:
-    """A program's own line about its end; else the last line in which Python or Slurm names an error; else the last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    for wanted in (lambda line: line.startswith("error: "), lambda line: "error" in line.lower(), bool):
-        found = [line for line in lines if wanted(line)]
-        if found:
-            return found[-1].removeprefix("error: ")[:300]
-    return ""
+    return kind, cause.of_text(value) if kind == "error" else ""
 
 
 @contextlib.contextmanager

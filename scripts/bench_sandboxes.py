@@ -23,6 +23,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
+from coderepairrl import proc
 from coderepairrl.config import Config, load
 from coderepairrl.errors import SandboxError
 from coderepairrl.program import program
@@ -163,15 +164,7 @@ async def grading(config: BenchConfig, sandbox_config: SandboxConfig, task: Task
 
 def left_overs(scratch: Path) -> dict[str, set[str]]:
     """What a leak would add to."""
-    lines = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if name and state not in "ZX":
-            lines.add(f"{folder.name} {name}")
+    lines = {f"{pid} {' '.join(words)}" for pid in proc.pids() if (words := proc.words(pid))}
     return {"processes": lines, "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()), "folders": set(map(str, scratch.glob("*/live/*"))),
             "files in /dev/shm": set(os.listdir("/dev/shm"))}
 

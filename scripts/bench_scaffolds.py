@@ -31,14 +31,15 @@ from pathlib import Path
 import aiohttp
 from pydantic import PositiveInt
 
+from coderepairrl import proc
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ScaffoldError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
 from coderepairrl.gateway.engine_client import Completion
+from coderepairrl.proc import tree
 from coderepairrl.program import program
 from coderepairrl.sandboxes import SandboxConfig, check, start_sandbox
-from coderepairrl.sandboxes.reaper import tree
 from coderepairrl.scaffolds import Endpoint, Scaffold, ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.command import CommandConfig
 from coderepairrl.small_policy import SmallPolicyConfig, train_tokenizer
@@ -128,11 +129,8 @@ class Memory(threading.Thread):
 
 
 def pss_mib(pid: int) -> float:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next((int(line.split()[1]) / 1024 for line in file if line.startswith("Pss:")), 0.0)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended while we looked
-        return 0.0
+    lines = proc.text(pid, "smaps_rollup").splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def cpu_s(who: int) -> float:

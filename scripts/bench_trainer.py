@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from coderepairrl import cause
 from coderepairrl.config import Config, Share, load
 from coderepairrl.files import write_json
 from coderepairrl.launch import has_gpu, ranks_command, ranks_environment
@@ -321,7 +322,7 @@ def run_case(case: dict, out: Path, limit_s: float) -> tuple[list[dict], str]:
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = child.wait(limit_s)
-            why = "" if code == 0 else f"exit code {code}: {last_error(log_file)}"
+            why = "" if code == 0 else f"exit code {code}: {cause.of_log(log_file, code=code)}; see {log_file}"
         except subprocess.TimeoutExpired:
             why = f"over {limit_s:.0f} s"
         finally:
@@ -329,11 +330,6 @@ def run_case(case: dict, out: Path, limit_s: float) -> tuple[list[dict], str]:
                 os.killpg(child.pid, 9)
                 child.wait()
     return [json.loads(line) for line in result.read_text().splitlines()] if result.exists() else [], why
-
-
-def last_error(log: Path) -> str:
-    lines = [line for line in log.read_text().splitlines() if "Error" in line]
-    return lines[-1].strip()[:300] if lines else f"see {log}"
 
 
 def table(results: dict[str, list[dict]]) -> str:

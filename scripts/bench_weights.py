@@ -25,6 +25,7 @@ from typing import Literal
 import requests
 from pydantic import Field, PositiveInt
 
+from coderepairrl import cause
 from coderepairrl.config import Config, load
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError, EngineError
@@ -229,7 +230,8 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
         if serving.done():
             serving.result()  # raises if a server did not come up
         if await measuring:
-            raise EngineError(f"the ranks ended with code {process.returncode}: {last_error(folder / 'ranks.log')}; see {folder / 'ranks.log'}")
+            why = cause.of_log(folder / "ranks.log", code=process.returncode)
+            raise EngineError(f"the ranks ended with code {process.returncode}: {why}; see {folder / 'ranks.log'}")
     finally:
         serving.cancel()
         await asyncio.wait([serving])
@@ -238,12 +240,6 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
             await process.wait()
         await asyncio.gather(*(server.stop() for server in servers))
     return read_json(folder / "rows.json")
-
-
-def last_error(log: Path) -> str:
-    """Of a rank; not torchrun's own, which ends every such log."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "Error" in line and "ChildFailedError" not in line]
-    return lines[-1][:300] if lines else "no error in its log"
 
 
 def line(row: dict) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coderepairrl import contents
+from coderepairrl import cause, contents
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive
@@ -49,7 +49,7 @@ def versions(name: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"Available versions: (.*)", done.stdout)
     if not found:
-        raise TaskError(f"{name}: pip finds no versions ({done.stderr.strip().splitlines()[-1:]}): check the name and the index")
+        raise TaskError(f"{name}: pip finds no versions ({cause.of_text(done.stderr)}): check the name and the index")
     return [version for version in found[1].split(", ") if re.fullmatch(r"[\d.]+(\.post\d+)?", version)]
 
 

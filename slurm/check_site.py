@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import ROOT, read_json, write_json
@@ -220,8 +221,7 @@ def shell(text: str, remedy: str, environment: dict[str, str] | None = None, tim
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=timeout_s,
                           env=os.environ | (environment or {}), stdin=subprocess.DEVNULL)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Wrong(f"{remedy} ({lines[-1][:300]})")
+        raise Wrong(f"{remedy} ({cause.of_text(done.stderr or done.stdout) or f'exit code {done.returncode}'})")
     return done.stdout
 
 

@@ -2,19 +2,33 @@
 
     with Cluster(folder, nodes=3) as cluster: ...        SLURM_CONF is set for this process and what it starts
 
-Root only (network namespaces, several slurmd). Everything lies in `folder`, and is ended by the ids in its pid files.
+Root only (network namespaces, several slurmd). Its files lie in `folder`. Nothing outlives it: what a cluster consists
+of can be told by its number (interfaces, network namespaces) and by its SLURM_CONF (processes: daemons, jobs and all
+that they started, which inherit it); a record in RECORDS says which numbers are taken and by whom, and the next cluster
+takes down what a program that was killed left.
 """
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from coderepairrl import proc
+from coderepairrl.files import read_json, write_json
+
+RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"  # NUMBER.json: {"base", "owner": [pid, start time]}
+NUMBERS = 200
 
 PORT = 27_017
 KILL_WAIT_S = 5
 AFTER_REQUEUE_S = 10.0
+PATIENCE_S = 300.0  # for the nodes to come up
 SLURMD_TIMEOUT_S = 10  # a node that is silent for so long is down
 
 CONFIGURATION = """\
@@ -71,15 +85,30 @@ class Cluster:
         self.base, self.nodes, self.gpus = base, nodes, gpus
         self.partition, self._said = partition, {"gpu_type": gpu_type, "partition": partition, "cpus": cpus, "memory": memory_mb,
                                                  "features": f"Feature={features}" if features else ""}
-        self._number = os.getpid() % 200  # tests beside each other have networks of their own
-        self.net = f"10.77.{self._number}"
-        self.bridge = f"slurmbr{self._number}"
+        self._number = -1
         self._before: dict[str, str | None] = {}
+
+    @property
+    def net(self) -> str:
+        return f"10.77.{self._number}"
+
+    @property
+    def bridge(self) -> str:
+        return f"slurm{self._number}br"
 
     def _netns(self, node: int) -> str:
         return f"slurm{self._number}n{node}"
 
     def __enter__(self) -> "Cluster":
+        with _records():
+            for left in RECORDS.glob("*.json"):
+                if (said := read_json(left)) and proc.start_of(said["owner"][0]) != said["owner"][1]:
+                    take_down(int(left.stem), Path(said["base"]))
+                    shutil.rmtree(said["base"], ignore_errors=True)
+            taken = lambda n: (RECORDS / f"{n}.json").exists() or any(_network_of(n))  # noqa: E731
+            self._number = next(n for n in range(NUMBERS) if not taken(n))
+            owner = [os.getpid(), proc.start_of(os.getpid())]
+            write_json(RECORDS / f"{self._number}.json", {"base": str(self.base), "owner": owner})
         self._before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
         os.environ |= {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         try:
@@ -92,12 +121,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_) -> None:
-        for file in (*sorted(self.base.glob("run/slurmd-*.pid")), self.base / "run/slurmctld.pid", self.base / "run/munged.pid"):
-            if file.exists():
-                _end(int(file.read_text()))
-        for node in range(1, self.nodes + 1):
-            subprocess.run(["ip", "netns", "del", self._netns(node)], capture_output=True)  # with its pair of interfaces
-        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
+        take_down(self._number, self.base)
         for name, value in self._before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -148,7 +172,7 @@ class Cluster:
             inside = f"mount --bind {self.base}/hosts /etc/hosts; hostname node{node}; exec slurmd -N node{node}"
             subprocess.run(["nsenter", f"--net=/run/netns/{self._netns(node)}", "unshare", "--uts", "--mount", "sh", "-c", inside],
                            check=True, capture_output=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while out("sinfo", "-h", "-N", "-p", self.partition, "-t", "idle", "-o", "%N").count("node") < self.nodes:
             assert time.monotonic() < deadline, f"the nodes did not come up: {out('sinfo', '-N')}; see {self.base}/log"
             time.sleep(0.1)
@@ -156,6 +180,49 @@ class Cluster:
     def link(self, node: int) -> str:
         """The machine's end of a node's cable: `ip link set LINK down` cuts the node off."""
         return f"slurm{self._number}v{node}"
+
+
+@contextmanager
+def _records() -> Iterator[None]:
+    """One at a time; the kernel frees it when its holder is killed."""
+    RECORDS.mkdir(exist_ok=True)
+    with (RECORDS / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def processes(base: Path) -> list[int]:
+    """Of the cluster: its daemons, jobs, and what they started."""
+    mark = f"SLURM_CONF={base}/slurm.conf"
+    return [pid for pid in proc.pids() if pid != os.getpid() and mark in proc.words(pid, "environ")]
+
+
+def _network_of(number: int) -> tuple[list[str], list[str]]:
+    """(interfaces on the machine's side, network namespaces)."""
+    links = [line.split(": ")[1].partition("@")[0] for line in out("ip", "-o", "link", "show").splitlines()]
+    spaces = [line.split()[0] for line in out("ip", "netns", "list").splitlines() if line]
+    links = [link for link in links if link.startswith((f"slurm{number}v", f"slurm{number}br"))]
+    return links, [name for name in spaces if name.startswith(f"slurm{number}n")]
+
+
+def take_down(number: int, base: Path) -> None:
+    """All that there is of a cluster, however far it had come up; then its number is free."""
+    # twice: what had just been started meanwhile
+    for sent, patience_s in ((signal.SIGTERM, 2), (signal.SIGKILL, 10), (signal.SIGKILL, 10)):
+        deadline = time.monotonic() + patience_s
+        for pid in processes(base):
+            try:
+                os.kill(pid, sent)
+            except ProcessLookupError:
+                continue
+        while processes(base) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    links, spaces = _network_of(number)
+    for link in links:  # not left to the namespace, which lives as long as any process in it, and a while longer
+        subprocess.run(["ip", "link", "del", link], capture_output=True)
+    for name in spaces:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    (RECORDS / f"{number}.json").unlink(missing_ok=True)
 
 
 def ip(*arguments: str) -> None:
@@ -182,13 +249,3 @@ def without_delay(job: str) -> None:
         _waiting.pop(job, None)
     elif time.monotonic() - _waiting.setdefault(job, time.monotonic()) > AFTER_REQUEUE_S:
         subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=True, timeout=60)
-
-
-def _end(pid: int) -> None:
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        for _ in range(100):
-            try:
-                os.kill(pid, sent if _ == 0 else 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)

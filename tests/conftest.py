@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from coderepairrl import proc
+
 settings.register_profile("project", deadline=None)  # how long an example takes says nothing about the project
 settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,15 +41,7 @@ def metrics_of(run: Path) -> list[dict]:
 
 def pids_of(run: Path) -> dict[int, list[str]]:
     """Pid -> argv of the processes that belong to a run: all inherit CODEREPAIRRL_RUN from its driver."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if f"CODEREPAIRRL_RUN={run.resolve()}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # it ended between the listing and the look, or is another user's
-    return found
+    return {pid: proc.words(pid) for pid in proc.pids() if pid != os.getpid() and f"CODEREPAIRRL_RUN={run.resolve()}" in proc.words(pid, "environ")}
 
 
 def processes_of(run: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from coderepairrl import proc
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox, store
 from coderepairrl.types import Environment, Task
 
@@ -57,15 +58,8 @@ def use(tmp_path):
 
 def running(marker):
     """Command lines of live processes that hold `marker` (a killed one may stay a zombie until init takes it)."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if marker in line and int(folder.name) != os.getpid():
-            found.append(line)
-    return found
+    lines = [" ".join(proc.words(pid)) for pid in proc.pids() if pid != os.getpid()]
+    return [line for line in lines if marker in line]
 
 
 def git_apply(folder, diff):

@@ -8,12 +8,11 @@ import sys
 import time
 from collections import Counter, defaultdict
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, metrics_of, processes_of, run_program
+from conftest import ROOT, metrics_of, pids_of, processes_of, run_program
 
-from coderepairrl import ledger, store
+from coderepairrl import ledger, proc, store
 from coderepairrl.files import read_json
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 
@@ -105,13 +104,7 @@ def trace(run, pattern: str) -> dict:
 
 def rank_of(run, rank: int) -> int | None:
     """The process of a trainer's rank, while there is one."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                environment, arguments = ((entry / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
-                if {f"CODEREPAIRRL_RUN={run.resolve()}".encode(), f"RANK={rank}".encode()} <= set(environment) and b"role=train" in arguments:
-                    return int(entry.name)
-    return None
+    return next((pid for pid, words in pids_of(run).items() if "role=train" in words and f"RANK={rank}" in proc.words(pid, "environ")), None)
 
 
 def killed_at(moment: dict, arguments: list[str], run) -> None:

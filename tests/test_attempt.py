@@ -44,6 +44,27 @@ def test_nodes_of_a_job_meet_and_say_goodbye(tmp_path, elsewhere):
     assert "node 1 (a): out of memory" in first.lost()  # the host is who wrote it last
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_node_that_lost_another_is_not_the_one_that_failed(tells, tmp_path, elsewhere, monkeypatch):
+    elsewhere("a")
+    nodes = [lead(tmp_path, Place(0, 1, 2, "10.0.0.1", FIRST))]
+    ready(nodes[0])
+    for number in (1, 2):
+        elsewhere(f"host{number}")
+        nodes.append(follow(tmp_path, Place(number, 1, 2, f"10.0.0.{number}", FIRST)))
+        nodes[-1].beat()
+    nodes[1].end("the trainer program ended with code 1: RuntimeError: Connection closed by peer; see its log")
+    elsewhere("a")
+    assert nodes[0].lost() == ""  # node 2 may be about to say more
+    if tells:
+        elsewhere("host2")
+        nodes[2].end("the trainer program ended with code 1: ValueError: empty; see its log")
+        elsewhere("a")
+    else:
+        monkeypatch.setattr(attempts, "ECHO_S", 0.0)
+    assert ("node 2 (host2): the trainer program ended with code 1: ValueError: empty" if tells else "node 1 (") in nodes[0].lost()
+
+
 def test_a_node_has_a_part_in_each_attempt_once(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr(attempts, "JOIN_S", 0.3)
     first, _ = pair(tmp_path, elsewhere)

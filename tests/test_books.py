@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,8 @@ def test_an_undisturbed_run_is_clean(run, max_staleness, max_refills):
     attempt(run, 1, max_staleness, max_refills)
     rows = finished(run, max_staleness, max_refills)
     assert sum(row["event"] == "trained" for row in rows) == STEPS * GROUPS
+    steps = {row["version"]: row["step"] for row in ledger.rows(run / "policy" / "versions.jsonl")}
+    assert all(steps[row["version"]] == row["step"] + 1 for row in rows if row["event"] == "trained")  # the version that the training made
     assert any(row.get("reason") == "zero_variance" for row in rows) == (max_refills > 0)
 
 
@@ -160,6 +163,25 @@ def test_killed_between_any_two_writes(run, monkeypatch, part):
     killer.at = None
     rows = finished(run, 2, 1)
     assert any(row.get("reason") == "attempt_ended" for row in rows)
+
+
+@pytest.mark.parametrize(("outcomes", "reason"), [("si", "zero_variance"), ("ii", "infrastructure_error"), ("ss", "zero_variance")])
+def test_a_dropped_group_is_one_of_broken_machines_only_where_all_broke(outcomes, reason, tmp_path):
+    books = Books(tmp_path, Admission(1, 0, 1), 1, ["tests"])
+    group = books.admit(0, task(0), 0, 2)
+    kinds = {"s": Outcome.SUBMITTED, "i": Outcome.INFRASTRUCTURE_ERROR}
+    books.finish(group, [replace(trajectory(group, i, "train", 0.0, [0]), outcome=kinds[letter]) for i, letter in enumerate(outcomes)])
+    books.close()
+    (dropped,) = [row for row in ledger.rows(tmp_path / "ledger.jsonl") if row["event"] == "dropped"]
+    assert (dropped["reason"], dropped["tokens"]) == (reason, 4)
+
+
+def test_a_broken_machine_counts_in_no_rate():
+    whole = [trajectory("g", i, "train", float(i), [0]) for i in range(2)]
+    broken = replace(trajectory("g", 2, "train", 0.0, [0]), outcome=Outcome.INFRASTRUCTURE_ERROR, verdict=None, rewards={})
+    alone, beside = (books_module.statistics(members, ["tests"]) for members in (whole, [*whole, broken]))
+    assert all(alone[name] == beside[name] for name in ("reward", "pass_rate", "parts")) and alone["pass_rate"] == 0.5
+    assert beside["outcomes"] == {"submitted": 2, "infrastructure_error": 1} and beside["tokens"] == alone["tokens"] + 2
 
 
 def test_a_step_trained_again_must_come_out_as_before(run):

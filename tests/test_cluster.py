@@ -16,7 +16,7 @@ from cluster import KILL_WAIT_S, SLURMD_TIMEOUT_S, Cluster, job_state, out, why_
 from conftest import ROOT, metrics_of, pids_of
 from test_pair import PATIENCE_S, check, ranks, submit
 
-from coderepairrl import ledger
+from coderepairrl import ledger, proc
 from coderepairrl.files import read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -47,11 +47,20 @@ class Disturbed:
 
 
 def kill_vllm(of: Disturbed) -> None:
-    os.killpg(of.engine()["pid"], signal.SIGKILL)
+    until(of, lambda: (engine := of.engine()) and killed(engine["pid"], os.killpg))
 
 
 def kill_rank(of: Disturbed) -> None:
-    os.kill(ranks(of.run)[-1], signal.SIGKILL)
+    until(of, lambda: any(killed(pid) for pid in ranks(of.run)[-1:]))
+
+
+def killed(pid: int, kill=os.kill) -> bool:
+    """False: it had just ended by itself."""
+    try:
+        kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def requeue(of: Disturbed) -> None:
@@ -95,7 +104,7 @@ def disturbed(cluster, policy, tmp_path, request):
     subprocess.run(["scancel", job], timeout=60)
     for node in range(1, cluster.nodes + 1):
         subprocess.run(["ip", "link", "set", cluster.link(node), "up"], check=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while out("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("node") < cluster.nodes:
         assert time.monotonic() < deadline, out("sinfo", "-N", "-l")
         time.sleep(0.2)
@@ -142,7 +151,7 @@ def test_survives(disturbed, name):
     of, run = disturbed, disturbed.run
     start_up = (run / "policy" / "engine_0.json").stat().st_mtime - begun(run)[0]
     trained = max(row["step"] for row in steps(run))
-    in_image = [pid for pid in pids_of(run) if "apptainer" in mounts(pid)]  # their root, as the kernel knows it
+    in_image = [pid for pid in pids_of(run) if "apptainer" in proc.text(pid, "mountinfo")]  # their root, as the kernel knows it
     killed = of.engine()["pid"]
     disturb(of)
     happened = time.time()
@@ -176,7 +185,7 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
     until(of, lambda: len(steps(run)) >= 2)
     engines = [read_json(run / "policy" / f"engine_{number}.json") for number in range(2)]
     assert len({engine["url"].rpartition(":")[0] for engine in engines}) == 2
-    os.killpg(engines[1]["pid"], signal.SIGKILL)
+    assert killed(engines[1]["pid"], os.killpg)
     until(of, lambda: job_state(job) == "COMPLETED")
     check(run, 6)
     logs = run / "logs" / "attempt_1"
@@ -188,10 +197,3 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
 def left_behind() -> set[str]:
     """Shared-memory files, and mounts of images."""
     return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} | {line for line in Path("/proc/mounts").read_text().splitlines() if "fuse" in line}
-
-
-def mounts(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/mountinfo").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""  # it ended meanwhile

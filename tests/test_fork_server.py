@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sandbox_helpers import FILES, isolated, make_task, running, use  # noqa: F401
 
+from coderepairrl import proc
 from coderepairrl.sandboxes.bubblewrap import AGENT
 from coderepairrl.scaffolds import fork_client, fork_server
 
@@ -99,7 +100,7 @@ def test_a_fork_dies_with_its_sandbox(server, use, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in proc.text(pid, f"task/{pid}/children").split()]
 
 
 def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from cluster import Cluster, out, why_not
 from conftest import ROOT, metrics_of, pids_of, run_program
-from test_cluster import IMAGES, RESULTS, mounts
+from test_cluster import IMAGES, RESULTS
 
+from coderepairrl import proc
 from coderepairrl.files import read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -59,7 +60,7 @@ def test_a_grid_of_four_runs_on_pairs(warm, tmp_path):
             for run in runs:  # which image each role runs in, as the kernel knows it
                 for pid, words in pids_of(run).items():
                     if "role=train" in words or "coderepairrl.serve" in words:
-                        seen.setdefault(run, set()).add(("train" if "role=train" in words else "serve", "apptainer" in mounts(pid)))
+                        seen.setdefault(run, set()).add(("train" if "role=train" in words else "serve", "apptainer" in proc.text(pid, "mountinfo")))
             time.sleep(2)
         status = launch(*arguments, "--status")
         print(status.stdout)

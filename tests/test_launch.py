@@ -14,7 +14,7 @@ import submitit
 import yaml
 from conftest import ROOT
 
-from coderepairrl import plan_checks, resume, slurm
+from coderepairrl import plan_checks, proc, resume, slurm
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError, EngineError
 from coderepairrl.grid import GridConfig
@@ -203,15 +203,8 @@ def test_ctrl_c_ends_the_job_and_nothing_stays_behind(bench):
 
 def commands_with(folder: Path) -> list[str]:
     """Of live processes that name the folder, less the launcher's own."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace") if entry.name.isdigit() else ""
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if str(folder) in line and "launch.py" not in line:
-            found.append(line)
-    return found
+    lines = [" ".join(proc.words(pid)) for pid in proc.pids()]
+    return [line for line in lines if str(folder) in line and "launch.py" not in line]
 
 
 def test_a_job_runs_in_submitits_debug_executor(bench):

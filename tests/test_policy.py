@@ -16,6 +16,7 @@ from coderepairrl.files import read_json, write_json
 from coderepairrl.policy import Server, ServerConfig, Supervisor, shared_memory_of
 from coderepairrl.probe import Probe, write
 
+KILLED = "it ended with code -9: ended by SIGKILL, from outside: where nobody sent it, the kernel did, for want of memory"
 PROGRAM = Path(__file__).resolve().parent / "programs" / "small_server.py"
 
 
@@ -91,7 +92,7 @@ def test_killed_after_live_updates_it_comes_back_with_the_newest(tmp_path):
             assert run.calls == ["hold", 0]  # a live update needs no restart
             os.kill(run.pid, signal.SIGKILL)
             await run.until(lambda: run.calls == ["hold", 0, "hold", 2])
-            assert run.started() == ["v000000", "v000002"] and run.recoveries() == ["vLLM restarted: it ended with code -9"]
+            assert run.started() == ["v000000", "v000002"] and run.recoveries() == [f"vLLM restarted: {KILLED}"]
             assert run.supervisor.restarts == 1 and run.supervisor.serving["version"] == 2
             await asyncio.to_thread(run.update, 3)  # and takes updates as before
             await run.until(lambda: run.supervisor.serving["version"] == 3)
@@ -238,7 +239,7 @@ def test_a_model_that_is_not_there_is_an_error_with_its_cause(tmp_path):
     async def scenario():
         run = Run(tmp_path)
         shutil.rmtree(run.path(0))
-        with pytest.raises(EngineError, match="before it was ready: FileNotFoundError"):
+        with pytest.raises(EngineError, match="not ready before it ended with code 1: FileNotFoundError"):
             await run.supervisor.start()
         assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine_0.json").exists()
     asyncio.run(scenario())
@@ -251,7 +252,7 @@ def test_it_is_not_restarted_for_ever(tmp_path):
                 os.kill(run.pid, signal.SIGKILL)
                 await run.until(lambda: len(run.calls) == 2 + 2 * restarts)
             os.kill(run.pid, signal.SIGKILL)
-            with pytest.raises(EngineError, match="more than 2 times, at last because: it ended with code -9"):
+            with pytest.raises(EngineError, match="more than 2 times, at last because: it ended with code -9: ended by SIGKILL"):
                 await run.until(lambda: False)
             assert len(run.recoveries()) == 3
     asyncio.run(scenario())

@@ -16,6 +16,7 @@ from conftest import ROOT
 from transformers import AutoModelForCausalLM
 from weights_server import WeightsServer
 
+from coderepairrl import cause
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.launch import ranks_command, ranks_environment
@@ -77,11 +78,12 @@ def test_buckets_that_are_not_the_layout_are_a_bug(buckets):
         sender(1.0).send([(f"http://127.0.0.1:{silent.getsockname()[1]}", 1)], 1, layout_of(WEIGHTS), buckets)
 
 
-def publish(ranks: int, policy: Path, run: Path, *words: str) -> list[list[dict]]:
-    """Runs tests/programs/publish.py; what each rank saw after each word."""
+def publish(ranks: int, policy: Path, run: Path, *words: str, fails: str = "") -> list[list[dict]]:
+    """Runs tests/programs/publish.py; what each rank saw after each word. `fails`: why it is to fail in the end."""
     result = subprocess.run(ranks_command(ranks, ["tests/programs/publish.py", str(policy), str(run), *words]), cwd=ROOT, env=ranks_environment(1),
                             capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+    said = result.stdout + result.stderr
+    assert (cause.of_text(said) if result.returncode else "") == fails, said
     return [json.loads((run / f"rank_{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -98,6 +100,8 @@ def test_the_books_of_two_ranks(policy, tmp_path):
 
     Then one takes the weights and computes with them; another takes them and computes with others: its version is given up,
     it is paused, and the weights go on under a new one, also into a server that began with older ones.
+
+    At last rank 1 breaks: what it says is the cause, not that rank 0 lost it.
     """
     run = new_run(tmp_path / "run", policy)
     shutil.copytree(policy, run / "checkpoints" / "step_00001" / "policy")  # what vLLM was started from
@@ -110,7 +114,7 @@ def test_the_books_of_two_ranks(policy, tmp_path):
         words = ["version=2", "checkpoint=3", "answer_wish", "wish", "answer_wish", "publish", f"server={dead}", "publish",
                  "publish", "checkpoint=4",
                  entry(honest, 2), "publish", entry(liar, 3), "publish", entry(honest, 4), "answer_wish"]
-        first, second = publish(2, policy, run, *words)
+        first, second = publish(2, policy, run, *words, "break", fails="KeyError: 'a row'; then ValueError: the batch is damaged")
         assert (honest.version, honest.paused, liar.version, liar.paused) == (12, False, 11, True)
         model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
         assert all(torch.equal(p, honest.weights[name]) for name, p in model.named_parameters())

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat
 
+from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import publish, read_json, write_json
@@ -57,7 +57,7 @@ class Steps:
     timeout_s: float
 
     def run(self, what: str, argv: list[str], *, environment: dict[str, str] | None = None, cwd: str | Path = "/", stdin: str = "") -> str:
-        """stdout. Raises StepError with the line of the output that says most."""
+        """stdout. Raises StepError with the cause that its output names."""
         started = time.monotonic()
         with self.log.open("a") as file:
             file.write(f"== {what}: {' '.join(argv)[-2000:]}\n")
@@ -71,15 +71,8 @@ class Steps:
         with self.log.open("a") as file:
             file.write(f"{done.stdout}{done.stderr}== exit {done.returncode} after {time.monotonic() - started:.1f} s\n")
         if done.returncode:
-            raise StepError(f"{what}: {telling_line(done.stdout + done.stderr) or f'exit code {done.returncode}'}")
+            raise StepError(f"{what}: {cause.of_text(done.stdout + done.stderr) or f'exit code {done.returncode}'}")
         return done.stdout
-
-
-def telling_line(output: str) -> str:
-    """The last line that names an error, or the last line."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip() and "A complete log of this run" not in line]  # npm's last words
-    named = [line for line in lines if re.search(r"(?i)\b(error|fatal|failed|cannot|no matching|not found|because|denied)\b", line)]
-    return (named or lines or [""])[-1][:300]
 
 
 def default_cache() -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps
 from coderepairrl.errors import TaskError
@@ -143,8 +144,8 @@ def download(archive: Archive, folder: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise TaskError(f"{pin}: no download within {DOWNLOAD_TIMEOUT_S:.0f} s: {remedy}") from None
     if done.returncode:
-        cause = " ".join((done.stderr.strip() or done.stdout.strip() or "pip failed").splitlines()[-1].split())
-        raise TaskError(f"{pin} could not be downloaded ({cause}): {remedy}")
+        why = cause.of_text(done.stderr.strip() or done.stdout) or "pip failed"
+        raise TaskError(f"{pin} could not be downloaded ({why}): {remedy}")
     (path,) = (folder / archive.name).iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != archive.sha256:

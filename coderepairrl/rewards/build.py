@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill
 from coderepairrl.rewards.junit import ReportError, read_reports
 from coderepairrl.rewards.protected import JUDGE, Selection, select
@@ -71,8 +72,8 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
         oracle = await once("oracle", task.oracle_patch)
         allowed = {*oracle.findings, *(_fewer((await once("base", "")).tests, oracle.tests) if "build_command" not in task.metadata else ())}
         found = [finding for finding in found if finding not in allowed]
-    last = (after.output.strip().splitlines() or ["no output"])[-1][:200]
-    message = "" if succeeded else f"{TIME_LIMIT}: {last}" if after.exit_code == 124 else f"the command failed with exit code {after.exit_code}: {last}"
+    said = cause.of_text(after.output)[:200] or "no output"
+    message = "" if succeeded else f"{TIME_LIMIT}: {said}" if after.exit_code == 124 else f"the command failed with exit code {after.exit_code}: {said}"
     return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started)
 
 

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from dataclasses import dataclass, field
 
+from coderepairrl import cause
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.rewards import log_parsers
 from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
@@ -136,9 +137,9 @@ async def _read_log(task: Task, path) -> dict[str, str]:
 def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool) -> tuple[str, bool]:
     """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes none."""
     if not statuses:
-        last = (result.output.strip().splitlines() or ["no output"])[-1]
+        said = cause.of_text(result.output)[:200] or "no output"
         # with a canary that fails, no runner ends with success: the process was left before its end
-        return f"no report: the test command reported no test (exit code {result.exit_code}: {last[:200]})", bool(canary) and result.exit_code == 0
+        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", bool(canary) and result.exit_code == 0
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
         return f"the canary test, which must fail, is {canary}: the report is not the test runner's own", canary == "passed" or claimed

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from coderepairrl import cause, proc
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes import reaper
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
@@ -67,11 +68,11 @@ class ApptainerSandbox(Checkout):
         hidden = sorted({*self.hidden, *(path for path in shown if path.startswith("/tmp/"))})
         become = _become(self.config, command_variables(self.task.environment, "/tmp") | variables, self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
-        start, seen = reaper.start_of(process.pid), set()
+        start, seen = proc.start_of(process.pid), set()
         _reaper(f"+{process.pid} {start}\n")
 
         def end(pid: int) -> None:
-            seen.update(reaper.tree(pid))
+            seen.update(proc.tree(pid))
             _end(pid)
 
         try:
@@ -82,7 +83,7 @@ class ApptainerSandbox(Checkout):
                 await self._ended(pid)
             _reaper(f"-{process.pid}\n")
         if result.exit_code in (_BROKEN, 255) and (_SAID in result.output or "FATAL:" in result.output):
-            raise SandboxError(f"apptainer broke before the command ran ({' '.join(result.output.split())[-300:]}): run check() to see why")
+            raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
         return result
 
     async def _ended(self, pid: int) -> None:
@@ -95,7 +96,7 @@ class ApptainerSandbox(Checkout):
 def _end(pid: int) -> None:
     """All that runs inside is killed; Apptainer then ends by itself. Before anything runs inside, Apptainer is killed."""
     inside = first_inside(pid)
-    members = [inside] if inside is not None else reaper.tree(pid)
+    members = [inside] if inside is not None else proc.tree(pid)
     reaper.kill(members)
 
 

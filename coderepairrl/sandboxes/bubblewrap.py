@@ -20,13 +20,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import publish
+from coderepairrl.proc import tree
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.limits import memory_overused
 from coderepairrl.sandboxes.process import gone, spawn, supervise
-from coderepairrl.sandboxes.reaper import tree
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
 from coderepairrl.types import Task
@@ -91,7 +92,7 @@ class BubblewrapSandbox(Checkout):
         finally:
             os.close(read_end)
         if not status.ran and not result.timed_out and result.exit_code != 137:
-            raise SandboxError(f"bubblewrap broke before the command ran ({' '.join(result.output.split())[-300:]}): run check() to see why")
+            raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
         return result
 
     def _also_shown(self) -> list[str]:
@@ -131,7 +132,7 @@ def check_user(runtime: str, argv: list[str], environment: dict[str, str], insta
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(f"{runtime} does not run ({error}): {install}") from error
     if done.stdout.strip() != str(AGENT):
-        raise SandboxError(f"{runtime} cannot make a sandbox ({' '.join((done.stdout + done.stderr).split())[-300:]}): {advice}")
+        raise SandboxError(f"{runtime} cannot make a sandbox ({cause.of_text(done.stdout + done.stderr)}): {advice}")
 
 
 class _Status:

@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.overlay import Worktree
 from coderepairrl.sandboxes.process import capture
@@ -42,7 +43,7 @@ async def must(*arguments: str, **keywords) -> bytes:
     """Like `git`, for commands whose failure can only be the machine's."""
     code, out, err = await git(*arguments, **keywords)
     if code:
-        raise SandboxError(f"git {arguments[0]} failed ({err.splitlines()[-1] if err else f'exit {code}'}): check the scratch folder's disk")
+        raise SandboxError(f"git {arguments[0]} failed ({cause.of_text(err) or f'exit {code}'}): check the scratch folder's disk")
     return out
 
 
@@ -139,7 +140,7 @@ class Judge:
         code, _, err = await git("apply", "-p1", "--whitespace=nowarn", "-", git_dir=self.git_dir, checkout=checkout,
                                  stdin=data if data.endswith(b"\n") else data + b"\n")
         if code and re.search("No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error", err):
-            raise SandboxError(f"git apply failed ({err.splitlines()[-1]}): free space in the scratch folder")
+            raise SandboxError(f"git apply failed ({cause.of_text(err)}): free space in the scratch folder")
         return (err.splitlines() or [f"git apply: exit {code}"])[0][:300] if code else ""
 
     async def touched(self, checkout: Worktree, diff: str) -> tuple[list[str], str]:

@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from coderepairrl.sandboxes.reaper import tree
+from coderepairrl import proc
+from coderepairrl.proc import tree
 
 ENTRY_BYTES = 4096  # the least that a file or folder counts: empty ones fill a disk too
 
@@ -17,11 +18,7 @@ def first_inside(pid: int) -> int | None:
 
 def _namespaced(pid: int | str) -> list[str]:
     """A process's id in each pid namespace from this one down."""
-    try:
-        line = next((line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")), "")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return line.split()[1:]
+    return next((line for line in proc.text(pid, "status").splitlines() if line.startswith("NSpid:")), "").split()[1:]
 
 
 def memory_overused(pid: int | None, memory_mib: int) -> str:
@@ -31,11 +28,8 @@ def memory_overused(pid: int | None, memory_mib: int) -> str:
 
 
 def _private_mib(pid: int) -> float:
-    try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE") / (1 << 20)
+    _, resident, shared, *_ = map(int, proc.text(pid, "statm").split() or ("0", "0", "0"))
+    return (resident - shared) * os.sysconf("SC_PAGESIZE") / (1 << 20)
 
 
 def used_bytes(folder: str | Path) -> int:

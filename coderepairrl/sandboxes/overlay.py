@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 
 END_S = 30.0
@@ -56,7 +57,7 @@ class Overlay:
         if said != b"mounted\n":
             said += self.holder.stdout.read()
             self.close()
-            raise SandboxError(f"an overlay cannot be mounted ({' '.join(said.decode(errors='replace').split())[-300:]}): set sandbox.overlay=false")
+            raise SandboxError(f"an overlay cannot be mounted ({cause.of_text(said.decode(errors='replace'))}): set sandbox.overlay=false")
         self.holder.stdout.close()
         namespaces = f"/proc/{self.holder.pid}/ns"
         users = [] if root else [f"--user={namespaces}/user", "--preserve-credentials"]
@@ -91,7 +92,7 @@ def why_no_overlay(root: Path) -> str:
             (overlay.worktree.view / "old").unlink()
             (overlay.worktree.view / "new").write_text("")
             seen = subprocess.run([*overlay.worktree.enter, "ls", str(overlay.worktree.path)], capture_output=True, text=True, cwd="/")
-            return "" if seen.stdout == "new\n" else f"nsenter: {seen.stderr.strip()[-200:]}"
+            return "" if seen.stdout == "new\n" else f"nsenter: {cause.of_text(seen.stderr)}"
         finally:
             overlay.close()
     except (SandboxError, OSError) as error:

@@ -9,31 +9,11 @@ import signal
 import sys
 import time
 
+if __name__ == "__main__":  # started by its path, in an interpreter that knows no packages
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from coderepairrl.proc import start_of, tree
+
 WAIT_S = 5.0  # for Apptainer to take its mounts down, once all inside is dead
-
-
-def start_of(pid: int) -> str | None:
-    """When the process started, in the kernel's ticks: with its id, its name for all time. None when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def tree(pid: int) -> list[int]:
-    """`pid` and its descendants, as they are now."""
-    found, waiting = [], [pid]
-    while waiting:
-        found.append(waiting.pop())
-        try:
-            for task in os.listdir(f"/proc/{found[-1]}/task"):
-                with open(f"/proc/{found[-1]}/task/{task}/children") as file:
-                    waiting += map(int, file.read().split())
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            continue
-    return found
 
 
 def kill(pids: list[int]) -> None:
@@ -45,11 +25,11 @@ def kill(pids: list[int]) -> None:
 
 
 def main() -> None:
-    containers: dict[int, str] = {}
+    containers: dict[int, int] = {}
     for line in sys.stdin:
         if line.startswith("+"):
             pid, start = line[1:].split()
-            containers[int(pid)] = start
+            containers[int(pid)] = int(start)
         else:
             containers.pop(int(line[1:]), None)
     left = {pid: tree(pid) for pid, start in containers.items() if start_of(pid) == start}

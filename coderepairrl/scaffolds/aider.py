@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
@@ -136,9 +137,9 @@ class ForkServer:
             said = b""
         if said != b"ready\n":
             self._log.seek(0)
-            cause = " ".join(self._log.read()[-600:].decode(errors="replace").split())
+            why = cause.of_text(self._log.read().decode(errors="replace"))
             await self.stop()
-            raise SandboxError(f"aider's fork server does not start ({cause or 'no word from it'}): look at the cause, or set scaffold.fork_server=false")
+            raise SandboxError(f"aider's fork server does not start ({why or 'no word from it'}): look at the cause, or set scaffold.fork_server=false")
 
     async def stop(self) -> None:
         if self.process.returncode is None:

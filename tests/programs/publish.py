@@ -15,9 +15,11 @@ from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.files import read_json, write_json
 from coderepairrl.policy import ServerConfig
+from coderepairrl.program import program
 from coderepairrl.publisher import Publisher
 
 model, run, words = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+breaks = words[-1] == "break" and words.pop()
 torch.set_num_threads(1)
 version = int(words.pop(0).removeprefix("version=")) if words[0].startswith("version=") else 0
 engine = Engine(model, EngineConfig(learning_rate=1e-3, bucket_elements=10_000))
@@ -62,4 +64,18 @@ for word, _, value in (word.partition("=") for word in words):
                  "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir())})
     engine.sum([1.0])
 (run / f"rank_{engine.rank}.json").write_text(json.dumps(rows))
-engine.close()
+
+
+@program
+def end(arguments: list[str]) -> None:
+    """The last word "break": rank 1 has a bug, and rank 0, which waits for it, loses it."""
+    if breaks and engine.rank == 1:
+        try:
+            {}["a row"]
+        except KeyError as error:
+            raise ValueError("the batch\nis damaged") from error
+    engine.sum([1.0])
+    engine.close()
+
+
+end(words)
