@@ -10,7 +10,9 @@ from coderepairrl import algorithms, batch
 from coderepairrl.algorithms import Surrogate
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine import Engine
+from coderepairrl.evaluations import Evaluations
 from coderepairrl.files import write_json
+from coderepairrl.infrastructure import line
 from coderepairrl.metrics import Metrics
 from coderepairrl.publisher import Publisher
 from coderepairrl.trainer import TRUNCATED, Judged, Waited, books
@@ -25,6 +27,7 @@ class StepLog:
     def __init__(self, engine: Engine, run: Path, config):
         self.engine, self.run = engine, run
         self.metrics = Metrics(run / "metrics.jsonl", config.wandb, config.model_dump(mode="json")) if engine.rank == 0 else None
+        self._evaluations = Evaluations(run, self.metrics, config.training.evaluate_every, config.training.keep_checkpoints) if self.metrics else None
         self._has_reference = config.training.algorithm.kl_coefficient > 0
         self._began = time.monotonic()
         self._reset()
@@ -101,7 +104,8 @@ class StepLog:
             self.metrics.log_trajectories(step, waited.trajectories)
             write_json(self.run / "rollouts" / f"step_{step:05d}.trained.json", {"groups": books(waited.trajectories, judged), "version": publisher.version})
             print(f"step {step}: pass rate {stats['pass_rate']:.3f}  reward {stats['reward']:.3f}  entropy {values['entropy']:.3f}  gap {max_gap:.1e}  "
-                  f"waited {waited.seconds:.1f} s  train {train_s:.1f} s  update {publisher.seconds:.2f} s", flush=True)
+                  f"waited {waited.seconds:.1f} s  train {train_s:.1f} s  update {publisher.seconds:.2f} s" + (f"  {line(stats['infrastructure'])}" if stats.get("infrastructure") else ""), flush=True)
+            self._evaluations.take_in()
         self._reset()
         self._began = time.monotonic()
 
@@ -119,4 +123,5 @@ class StepLog:
 
     def close(self) -> None:
         if self.metrics:
+            self._evaluations.take_in()
             self.metrics.close()

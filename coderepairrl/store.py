@@ -66,6 +66,11 @@ def read(path: Path) -> tuple[list[Trajectory], dict]:
     return trajectories, json.loads(metadata["stats"])
 
 
+def stats(path: Path) -> dict:
+    """Without its trajectories."""
+    return json.loads(pq.read_metadata(path).metadata[b"stats"])
+
+
 def _verdict(fields: dict) -> Verdict:
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Verdict(**known | ({"kind": VerdictKind(fields["kind"])} if "kind" in fields else {}))  # files of before had no kinds

@@ -28,6 +28,7 @@ from coderepairrl.config import Config, dump, load
 from coderepairrl.driver import start_of
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
+from coderepairrl.infrastructure import commonest, refuse_broken
 from coderepairrl.program import program
 from coderepairrl.provenance import provenance
 from coderepairrl.rewards import disagreement, failing
@@ -36,7 +37,7 @@ from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.summary import RATE, mean_interval
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.build import build_all
-from coderepairrl.types import Task, Trajectory
+from coderepairrl.types import Outcome, Task, Trajectory
 
 
 class EvaluateConfig(Config):
@@ -87,7 +88,9 @@ async def beat(attempt: Attempt) -> None:
 
 async def environments(config: EvaluateConfig, run: Path) -> list[Task]:
     """This shard's tasks, built; environments.jsonl says what could not be, and why."""
-    tasks = load_tasks(config.rollout.tasks)["heldout"]
+    tasks = load_tasks(config.rollout.tasks)["heldout"][: config.rollout.evaluation.tasks]
+    if not tasks:
+        raise ConfigError("no held-out tasks to evaluate: load some (rollout.tasks)")
     shard = tasks[config.shard::config.shards]
     if not shard:
         raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
@@ -123,6 +126,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, attempt
             await rollouts.evaluate(f"{number:05d}", updates=0)
             write_results(config, run)
             print(f"{min((number + 1) * config.chunk_tasks, len(tasks))} of {len(tasks)} tasks: {summary_of(run)['pass_rate']:.3f} repaired", flush=True)
+        refuse_broken("the evaluation", [broken_by(row) for row in read_jsonl(run / "results.jsonl")])
     beating.cancel()
 
 
@@ -141,6 +145,11 @@ def _result(t: Trajectory) -> dict:
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
             "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (verdict or {})
+
+
+def broken_by(row: dict) -> str | None:
+    """What the machine did to an episode of results.jsonl."""
+    return row["detail"] if row["outcome"] == Outcome.INFRASTRUCTURE_ERROR else None
 
 
 def summary_of(run: Path) -> dict:
@@ -204,10 +213,11 @@ def main(arguments: list[str]) -> None:
             attempt.end(reason if state == "failed" else "")
     if config.shards > 1:
         merge(run.parent if run.name == f"shard_{config.shard}" else run, config.shards)
-    summary = summary_of(run)
+    summary, broken = summary_of(run), [detail for row in read_jsonl(run / "results.jsonl") if (detail := broken_by(row)) is not None]
     low, high = summary["pass_rate_interval"]
     print(f"{run}: {summary['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {summary['tasks']} tasks repaired"
           + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
+          + (f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: {commonest(broken)}" if broken else "")
           + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
 
 

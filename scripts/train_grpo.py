@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.attempt import Place
@@ -36,8 +38,10 @@ class TrainingConfig(Config):
     micro_batch_tokens: int = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
     checkpoint_every: int = 10
+    keep_checkpoints: int = Field(1, ge=1)  # the newest so many; beside them the best by the held-out tasks: checkpoints/best.json
     export_every: int = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step
+    evaluate_every: int = Field(0, ge=0)  # optimizer steps from one evaluation beside training to the next, each with a checkpoint, and after the last; 0: none
     ranks: int = 1
     threads: int = 1  # of each rank, on CPU
     devices: str | None = None  # the ranks' GPUs, as in CUDA_VISIBLE_DEVICES; vLLM's are rollout.server.devices
@@ -55,13 +59,13 @@ class TrainConfig(Config):
 
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too
-    steps, evaluate = config.training.steps, config.training.evaluate
-    async with Rollout(config.rollout, run, config.model, attempt) as rollouts:
-        if evaluate:
+    training = config.training
+    async with Rollout(config.rollout, run, config.model, attempt, trains=True) as rollouts:
+        if training.evaluate:
             await rollouts.evaluate("before", updates=0)
-        await rollouts.produce(steps)  # groups run ahead of the trainer as far as max_staleness lets them
-        if evaluate:
-            await rollouts.evaluate("after", updates=steps)
+        await rollouts.produce(training.steps, training.evaluate_every)  # groups run ahead of the trainer as far as max_staleness lets them
+        if training.evaluate or training.evaluate_every:
+            await rollouts.evaluate("after", updates=training.steps)
 
 
 async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
@@ -75,6 +79,7 @@ def train(config: TrainConfig, run: Path) -> None:
 
     from coderepairrl import algorithms, batch
     from coderepairrl.engine import Engine
+    from coderepairrl.evaluations import has_tasks
     from coderepairrl.publisher import Publisher
     from coderepairrl.step_log import StepLog
     from coderepairrl.trainer import judge, steps_of_versions, wait_for_rollouts
@@ -109,10 +114,10 @@ def train(config: TrainConfig, run: Path) -> None:
             log.add(micro, logprobs, reference, entropy, out, loss)
         gradient_norm, learning_rate = engine.step() if micro_batches else (0.0, engine.skip())
         publisher.publish()  # new weights, live into vLLM
-        if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
+        if any(every and (step + 1) % every == 0 for every in (training.checkpoint_every, training.evaluate_every)) or step + 1 == training.steps:
             publisher.checkpoint(step + 1)
         log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
-    if training.evaluate and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
+    if (training.evaluate or training.evaluate_every) and has_tasks(run) and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
         log.check_final_weights(waited, config.rollout.evaluation.temperature, training.micro_batch_tokens)
     log.close()
     engine.close()
