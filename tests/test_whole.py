@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coderepairrl.gateway import VLLMClient
+from coderepairrl.metrics import read_evaluations
 from coderepairrl.policy import Server, ServerConfig, read_json
 from coderepairrl.weight_transfer import WeightSender
 
@@ -56,10 +57,11 @@ def test_real_packages_two_steps(policy, tmp_path):
 
 
 def test_learning_rate_zero_changes_nothing(policy, tmp_path):
-    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM."""
+    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Held-out tasks are evaluated beside the second step."""
     run = tmp_path / "run"
     result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=2", "engine.learning_rate=0.0", "rollout.sampling.temperature=0.7",
-                   "rollout.evaluation.temperature=0.7", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3")
+                   "rollout.evaluation.temperature=0.7", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3",
+                   "training.evaluate_every=1", "training.keep_checkpoints=2", "rollout.evaluation.tasks=3")
     assert result.returncode == 0, result.stdout + result.stderr
     before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -69,6 +71,11 @@ def test_learning_rate_zero_changes_nothing(policy, tmp_path):
         assert row["logprob_gap"] < 1e-4 and abs(row["ratio_mean"] - 1) < 1e-4 or row["tokens_trained"] == 0
     assert read_json(run / "final_gap.json")["logprob_gap"] < 1e-4
     check_books(run)
+    evaluations = read_json(run / "summary.json")["evaluations"]
+    assert [(row["name"], row["step"], row["tasks"]) for row in evaluations] == [("before", 0, 3), ("step_00001", 1, 3), ("after", 2, 3)]
+    assert [(row["step"], row["eval/pass_rate"]) for row in read_evaluations(run / "metrics.jsonl")] == [(row["step"], row["pass_rate"]) for row in evaluations]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.json", "step_00001", "step_00002"]
+    assert len(read_json(run / "environments_tried.json")) == 1 and result.stdout.count("held out: ") == 3
 
 
 def test_vllm_killed_in_mid_run(policy, tmp_path):
