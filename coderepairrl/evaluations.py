@@ -43,7 +43,7 @@ def finished(run: Path) -> list[dict]:
         stats = store.stats(path)
         if "evaluation" in stats:  # files of before don't say of which step they are
             rows.append({"name": path.stem.removeprefix("eval_")} | stats["evaluation"]
-                        | {"episodes": sum(stats["outcomes"].values()), "reward": stats["reward"], "seconds": round(stats["seconds"], 1)})
+                        | {"episodes": sum(stats["outcomes"].values()), "reward": stats.get("reward"), "seconds": round(stats["seconds"], 1)})
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -68,9 +68,9 @@ class Evaluations:
 
     def _log(self, row: dict) -> None:
         low, high = row["pass_rate_interval"]
-        self.metrics.log(row["step"], {
-            "eval/pass_rate": row["pass_rate"], "eval/pass_rate_low": low, "eval/pass_rate_high": high, "eval/reward": row["reward"],
-            "eval/tasks": row["tasks"], "eval/episodes": row["episodes"], "eval/seconds": row["seconds"],
-            **({"eval/version_first": row["versions"][0], "eval/version_last": row["versions"][-1]} if row["versions"] else {})})
+        values = {name: row[name] for name in ("pass_rate", "reward", "tasks", "episodes", "seconds")} | {"pass_rate_low": low, "pass_rate_high": high}
+        if row["versions"]:
+            values |= {"version_first": row["versions"][0], "version_last": row["versions"][-1]}
+        self.metrics.log(row["step"], {f"eval/{name}": value for name, value in values.items()})
         print(f"step {row['step']}, held out: {row['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['tasks']} tasks repaired, "
               f"{row['seconds']:.0f} s", flush=True)
