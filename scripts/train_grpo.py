@@ -60,12 +60,14 @@ class TrainConfig(Config):
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too
     training = config.training
-    async with Rollout(config.rollout, run, config.model, attempt, trains=True) as rollouts:
+    rollouts = Rollout(config.rollout, run, config.model, attempt, trains=True)
+    if not (training.evaluate or training.evaluate_every):
+        rollouts.tasks["heldout"] = []  # whose environments needn't be built, nor work
+    async with rollouts:
         if training.evaluate:
             await rollouts.evaluate("before", updates=0)
         await rollouts.produce(training.steps, training.evaluate_every)  # groups run ahead of the trainer as far as max_staleness lets them
-        if training.evaluate or training.evaluate_every:
-            await rollouts.evaluate("after", updates=training.steps)
+        await rollouts.evaluate("after", updates=training.steps)
 
 
 async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
