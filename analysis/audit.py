@@ -133,12 +133,13 @@ class Audit:
         if self.old:
             self.check(seen <= {admitted["version"]}, f"{group}: a token of another policy version")
             return
-        unknown = {*seen, admitted["version"]} - self.steps_of.keys()
+        newest = end.get("version", admitted["version"]) if end["event"] == "dropped" else admitted["version"]  # weights change under an evaluation
+        unknown = {*seen, admitted["version"], newest} - self.steps_of.keys()
         self.check(not unknown, f"{group}: versions {sorted(unknown)} are not in versions.jsonl")
         if unknown:
             return
         first = self.steps_of[admitted["version"]]
-        last = end["step"] if end["event"] == "trained" else first
+        last = end["step"] if end["event"] == "trained" else self.steps_of[newest]
         self.check(all(first <= self.steps_of[version] <= last for version in seen),
                    f"{group}: a token of another policy version than those from its admission to its end")
         self.check(admitted["split"] == "train" or not seen & self.unproven,

@@ -20,7 +20,7 @@ from seeds import curves_of, differences
 
 from coderepairrl.files import read_json
 from coderepairrl.intervals import Interval, mean, mean_rate
-from coderepairrl.metrics import read_metrics
+from coderepairrl.metrics import read_evaluations, read_metrics
 from coderepairrl.program import program
 
 SOFT = "#8aa1ad"
@@ -73,6 +73,7 @@ class Run:
     folder: Path
     rows: list[dict]
     summary: dict | None
+    evaluations: dict[int, dict]  # beside training: step of the weights -> row of metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,11 @@ class Curve:
 
 
 def read(folder: Path) -> Run:
-    return Run(folder, [row | submitted(row) for row in read_metrics(folder / "metrics.jsonl")], read_json(folder / "summary.json"))
+    path = folder / "metrics.jsonl"
+    rows = [row | submitted(row) for row in read_metrics(path)]
+    last = rows[-1]["step"] if rows else 0  # that of the weights after it is the summary's
+    beside = {row["step"]: row for row in read_evaluations(path) if 0 < row["step"] <= last}
+    return Run(folder, rows, read_json(folder / "summary.json"), beside)
 
 
 def load(folders: Sequence[Path]) -> list[Curve]:
@@ -142,13 +147,25 @@ def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None
         axis.set_ylim(bottom=0)
 
 
+def evaluations(axis, curve: Curve, colour: str) -> bool:
+    """Held-out tasks beside training, at the steps that all of its runs were evaluated at: of one run over tasks, of several over seeds."""
+    steps = sorted(set.intersection(*(set(run.evaluations) for run in curve.runs)))
+    for step in steps:
+        rows = [run.evaluations[step] for run in curve.runs]
+        value, half = interval([row["eval/pass_rate"] for row in rows])
+        low, high = (rows[0]["eval/pass_rate_low"], rows[0]["eval/pass_rate_high"]) if len(rows) == 1 else clipped(value, half, RATE)
+        axis.errorbar([step], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=4, capsize=2, linewidth=1.2)
+    return bool(steps)
+
+
 def pass_rate(axis, curves: Sequence[Curve]) -> None:
-    """Training tasks at each step, and the held-out tasks before and after: of one run over tasks, of several over seeds."""
+    """Training tasks at each step, and the held-out tasks before, beside and after: of one run over tasks, of several over seeds."""
     lines(axis, curves, PASS_RATE, colour=SOFT if len(curves[0].runs) == len(curves) == 1 else None)
     first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
     room = max(1.0, (last - first) / 12)
-    tasks = set()
+    tasks, beside = set(), False
     for place, curve in enumerate(curves):
+        beside |= evaluations(axis, curve, ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour)
         summaries = [run.summary for run in curve.runs if run.summary and "pass_rate_before" in run.summary]
         if len(summaries) < len(curve.runs):
             continue  # not all of its runs are finished, or they were not evaluated
@@ -166,7 +183,10 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
                 axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
-        axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, before and after)")
+        when = "before, beside and after" if beside else "before and after"
+        axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, {when})")
+    elif beside:
+        axis.set_title(f"{PASS_RATE.title} (points: held-out ones)")
 
 
 def stack(axis, steps: Sequence[int], layers: dict[str, tuple[Sequence[float], str]], top: float) -> None:

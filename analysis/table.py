@@ -28,6 +28,11 @@ def describe(run: Path, summary: dict) -> Table:
             table.add_row(label, percent(of_run(summary, name)))
     elif "not_compared" in summary:
         table.add_row("held-out tasks", f"not compared: {summary['not_compared']}")
+    beside = [row for row in summary.get("evaluations", ()) if row["name"] not in ("before", "after") and row["pass_rate"] is not None]
+    if beside:
+        table.add_row("repaired beside training", "   ".join(f"step {row['step']}: {row['pass_rate']:.1%}" for row in beside))
+    if best := summary.get("best_checkpoint"):
+        table.add_row("best checkpoint", f"{best['path']}  {best['pass_rate']:.1%}")
     table.add_row("steps, episodes, weight updates", f"{summary['steps']}, {summary['episodes']}, {summary['weight_updates']}")
     table.add_row("largest |logprob trainer - vLLM|", f"{summary['max_logprob_gap']:.1e}" if "max_logprob_gap" in summary else NOTHING)
     table.add_row("tokens sampled, trained", f"{summary['tokens_sampled']:,}, {summary['tokens_trained']:,}")

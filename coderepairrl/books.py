@@ -4,7 +4,8 @@
     rollouts/step_NNNNN.parquet      the groups of training step N
     rollouts/step_NNNNN.trained.json the trainer's answer: {"groups": {group: {"trained": n, "masked": {reason: n}}}, "version": v}
 
-A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its groups are.
+A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its groups are, an evaluation's
+before the rows that end its groups.
 What a later attempt finds decides: step files are kept, buffered groups taken up, the others run again.
 """
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from coderepairrl import ledger, store
 from coderepairrl.admission import ATTEMPT_ENDED, Admission
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json
+from coderepairrl.infrastructure import detail_of, refuse_broken
 from coderepairrl.ledger import Ledger
 from coderepairrl.types import Outcome, Task, Trajectory
 
@@ -65,10 +67,10 @@ class Books:
             events[row["group"]][row["event"]] = row
         lost = self.admission.replay(rows, {path.name for path in self.folder.glob("step_*.parquet")}, buffered)
         ended = {"trained", "dropped"}
-        lost_evaluation = [group for group, own in events.items() if own.get("admitted", {}).get("split") == "heldout" and not ended & own.keys()]
+        begun = {group: own for group, own in events.items() if own.get("admitted", {}).get("split") == "heldout" and not ended & own.keys()}
         for group in lost:
             self.admission.drop(group)
-        for group in (*lost, *lost_evaluation):
+        for group in (*lost, *sorted(self._take_up_evaluations(begun))):
             self.ledger.write("dropped", group, reason=ATTEMPT_ENDED, tokens=events[group].get("finished", {}).get("sampled", 0))
         for group in buffered - self.admission.live.keys():
             self._buffer(group).unlink()  # its step's file is there
@@ -87,10 +89,14 @@ class Books:
         return group
 
     def finish(self, group: str, members: list[Trajectory]) -> None:
-        """A group that teaches nothing is dropped while the step has refills left: another task takes its place."""
+        """A group that teaches nothing is dropped while the step has refills left: another task takes its place.
+
+        One of which the machine ended every episode is kept for this attempt alone: a later one, on a machine that works, runs it again.
+        """
         refill_of = self.admission.finish(group, teaches(members))
         if refill_of is None:
-            store.write(self._buffer(group), members, {})
+            if any(detail_of(t) is None for t in members):
+                store.write(self._buffer(group), members, {})
             self._finished[group] = members
         self._book_finished(group, members)
         if refill_of is not None:
@@ -99,17 +105,24 @@ class Books:
             self.ledger.write("dropped", group, reason=reason, tokens=sampled_tokens(members), step=refill_of)
 
     def store_step(self, extra: dict) -> dict | None:
-        """Writes the next step's file as soon as its groups are all finished. Returns its stats; None: not yet."""
+        """Writes the next step's file as soon as its groups are all finished. Returns its stats; None: not yet.
+        EngineError, and no file, when the machine ended every episode of it."""
         groups, step = self.admission.complete(), self.admission.next_step
         if not groups:
             return None
         taken = {group: self._finished[group] for group in groups}
+        path, trajectories = self.folder / f"step_{step:05d}.parquet", [trajectory for members in taken.values() for trajectory in members]
+        refuse_broken(f"step {step}", [detail_of(t) for t in trajectories])
         exhausted = self.admission.max_refills > 0 and not all(map(teaches, taken.values()))
-        stats = self._store(f"step_{step:05d}", taken, {"refills": self.admission.refills[step], "refills_exhausted": exhausted} | extra, step=step)
+        stats = statistics(trajectories, self._parts) | {"refills": self.admission.refills[step], "refills_exhausted": exhausted} | extra
+        digest = store.write_temporary(path, trajectories, stats)
+        for group in groups:
+            self.ledger.write("stored", group, step=step, file=path.name, sha256=digest)
+        store.publish(path)  # last: a file that the trainer or a later attempt sees is in the books
         for group in groups:
             self.admission.consume(group)
             del self._finished[group]
-            self._buffer(group).unlink()
+            self._buffer(group).unlink(missing_ok=True)
         return stats
 
     def admit_evaluation(self, name: str, number: int, task: Task, version: int, episodes: int) -> str:
@@ -118,9 +131,37 @@ class Books:
         return group
 
     def store_evaluation(self, name: str, groups: dict[str, list[Trajectory]], extra: dict) -> None:
+        """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a later attempt has to
+        be able to write them."""
         for group, members in groups.items():
             self._book_finished(group, members)
-        self._store(f"eval_{name}", groups, extra, end="evaluation")
+        path, trajectories = self.folder / f"eval_{name}.parquet", [trajectory for members in groups.values() for trajectory in members]
+        digest = store.write(path, trajectories, statistics(trajectories, self._parts) | extra)
+        for group, members in groups.items():
+            self._end_evaluated(group, members, path, digest)
+
+    def _end_evaluated(self, group: str, members: list[Trajectory], path: Path, digest: str, known: Container[str] = ()) -> None:
+        """version: the newest that sampled it, since weights change under episodes beside training."""
+        if "stored" not in known:
+            self.ledger.write("stored", group, file=path.name, sha256=digest)
+        versions = {version for t in members for call in t.calls for version in call.policy_versions}
+        newest = {"version": max(versions)} if versions else {}
+        self.ledger.write("dropped", group, reason="evaluation", tokens=sampled_tokens(members), **newest)
+
+    def _take_up_evaluations(self, begun: dict[str, dict[str, dict]]) -> set[str]:
+        """begun: group -> event -> row of held-out groups without an end. Ends those whose evaluation's file is there; returns the others."""
+        by_file: dict[Path, list[str]] = defaultdict(list)
+        for group in begun:
+            by_file[self.folder / f"{group.partition('-')[2].rpartition('-')[0]}.parquet"].append(group)
+        lost = set(begun)
+        for path, groups in by_file.items():
+            members: dict[str, list[Trajectory]] = defaultdict(list)
+            for trajectory in store.read(path)[0] if path.exists() else ():
+                members[trajectory.group_id].append(trajectory)
+            for group in members.keys() & set(groups):
+                self._end_evaluated(group, members[group], path, store.sha256(path), known=begun[group])
+                lost.remove(group)
+        return lost
 
     def book_training(self) -> None:
         """Books the trainer's answers, step after step. A step that is trained again after a resume must come out as before: EngineError."""
@@ -143,14 +184,3 @@ class Books:
             self.ledger.write("finished", group, outcomes=[str(t.outcome) for t in members], sampled=sampled_tokens(members))
         if "graded" not in known:
             self.ledger.write("graded", group, rewards=[t.reward for t in members])
-
-    def _store(self, name: str, groups: dict[str, list[Trajectory]], extra: dict, end: str | None = None, **fields) -> dict:
-        path, trajectories = self.folder / f"{name}.parquet", [trajectory for members in groups.values() for trajectory in members]
-        stats = statistics(trajectories, self._parts) | extra
-        digest = store.write_temporary(path, trajectories, stats)
-        for group, members in groups.items():
-            self.ledger.write("stored", group, **fields, file=path.name, sha256=digest)
-            if end:
-                self.ledger.write("dropped", group, reason=end, tokens=sampled_tokens(members))
-        store.publish(path)  # last: a file that the trainer or a later attempt sees is in the books
-        return stats

@@ -3,7 +3,8 @@
 On one machine it is the whole run. Of a job with several nodes each has one; they meet in the run folder (attempt.py), node 0 leads.
 
 status.json: {"state": running | done | stopped | failed, "attempt", "step": optimizer updates so far, "reason" of the end, "recoveries":
-the last of {"time", "what"}: each restart of vLLM with its cause, over all attempts}.
+the last of {"time", "what"}: each restart of vLLM with its cause, over all attempts; "infrastructure_errors": of this attempt, once there are any
+(infrastructure.py)}.
 """
 import os
 import signal
@@ -192,7 +193,7 @@ def _prepare(run: Path, model: str, steps: int) -> None:
                           "take another `run:` folder")
     if first < steps:
         resume.keep_end(run, first)
-    for path_of_attempt in [*run.glob("policy/*.json"), *run.glob("rollouts/**/*.tmp")]:
+    for path_of_attempt in [*run.glob("policy/*.json"), *run.glob("infrastructure.json"), *run.glob("rollouts/**/*.tmp")]:
         path_of_attempt.unlink()
     write_json(run / "policy" / "current.json", {"version": version, "step": first, "path": path,
                                                  "path_version": version, "live": True, "proven": True})
@@ -206,6 +207,8 @@ def _updates(run: Path) -> int:
 def _status(run: Path, state: str, attempt: int, reason: str = "") -> None:
     recoveries = list(ledger.rows(run / "policy" / "recoveries.jsonl"))[-KEPT_RECOVERIES:]
     status = {"state": state, "attempt": attempt, "step": _updates(run), "pid": os.getpid(), "reason": reason, "recoveries": recoveries}
+    if infrastructure := read_json(run / "infrastructure.json"):
+        status["infrastructure_errors"] = infrastructure
     if status != read_json(run / "status.json"):
         write_json(run / "status.json", status)
 

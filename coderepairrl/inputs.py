@@ -32,13 +32,15 @@ ROLLOUT = (
     "rollout.environments.cache", "rollout.environments.mirrors", "rollout.environments.pythons",
     "rollout.environments.timeout_s",
     "rollout.sandbox.scratch", "rollout.sandbox.overlay",
-    "rollout.concurrent_episodes", "rollout.infrastructure_retries", "rollout.engine_wait_s")
+    "rollout.concurrent_episodes", "rollout.infrastructure_retries", "rollout.engine_wait_s", "rollout.evaluation.share",
+    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound")
 ENGINE = (  # memory and speed: the same sums in another order
     "engine.checkpointed_share", "engine.offload_activations", "engine.offload_optimizer", "engine.bucket_elements",
     "engine.sequence_ranks", "engine.leaf_modules", "engine.persistence_threshold")
 TRAINING = (
     *ROLLOUT, *ENGINE, "rollout.evaluation", "wandb",
-    "training.steps", "training.evaluate", "training.checkpoint_every", "training.export_every", "training.ranks",
+    "training.steps", "training.evaluate", "training.evaluate_every", "training.checkpoint_every",
+    "training.keep_checkpoints", "training.export_every", "training.max_gap", "training.ranks",
     "training.threads", "training.devices", "training.micro_batch_tokens", "training.share_prefixes")
 ORDER = (  # of training alone
     "rollout.seed", "rollout.groups_per_step", "rollout.group_size", "rollout.max_staleness", "rollout.max_refills")

@@ -5,7 +5,8 @@
     {"event": "graded",    "group", "rewards": [...]}
     {"event": "stored",    "group", "step", "file", "sha256"}                                the Parquet file that holds the group; the last row counts
     {"event": "trained",   "group", "step", "version", "trained": tokens, "masked": {reason: tokens}}     an end
-    {"event": "dropped",   "group", "reason", "tokens", "step"}                              an end; step: whose refill it was (reason zero_variance)
+    {"event": "dropped",   "group", "reason", "tokens", "step", "version"}                   an end; step: whose refill it was (reason zero_variance);
+                                                                                             version: the newest that sampled it (reason evaluation)
     {"event": "infrastructure_error", "group", "trajectory", "attempt", "detail", "tokens"}  tokens of an attempt that was thrown away
 """
 import hashlib

@@ -3,7 +3,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,8 @@ class WandbConfig(Config):
 class Metrics:
     """One JSON object a line: {"step": ..., "time": seconds since the epoch, name: number, ...}. One process writes.
 
-    What could not be measured is not in the row, here, in W&B and in every other file; nothing is ever NaN, which is no JSON.
+    A row of an evaluation has names that begin with eval/, and comes after those of later steps. What could not be measured
+    is not in the row, here, in W&B and in every other file; nothing is ever NaN, which is no JSON.
     """
 
     def __init__(self, path: Path, wandb: WandbConfig | None = None, resolved_config: dict | None = None):
@@ -64,16 +65,31 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl under today's names, one a step, in order: of a step that was done again after a crash, the last.
+    """The training steps of a metrics.jsonl under today's names, one row each, in order: of a step that was done again
+    after a crash, the last."""
+    return _last_of_each_step(row for row in _rows(path) if not _is_evaluation(row))
 
-    Older runs also wrote NaN and infinite numbers: they are left out, as what could not be measured is today.
-    """
-    rows = {}
+
+def read_evaluations(path: Path) -> list[dict]:
+    """Its evaluations, in order: `step` is that of the weights. Empty while there is no file."""
+    return _last_of_each_step(row for row in _rows(path) if _is_evaluation(row)) if path.exists() else []
+
+
+def _is_evaluation(row: dict) -> bool:
+    """A row of its own, since it is written when later steps have been."""
+    return any(name.startswith("eval/") for name in row)
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    """Older runs also wrote NaN and infinite numbers: they are left out, as what could not be measured is today."""
     for line in path.read_text().splitlines():
-        row = {_present_name(name): value for name, value in json.loads(line).items()
+        yield {_present_name(name): value for name, value in json.loads(line).items()
                if not isinstance(value, float) or math.isfinite(value)}
-        rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
+
+
+def _last_of_each_step(rows: Iterable[dict]) -> list[dict]:
+    found = {row["step"]: row for row in rows}
+    return [found[step] for step in sorted(found)]
 
 
 def table(step: int, trajectories: Sequence[Trajectory]) -> tuple[list[str], list[list]]:

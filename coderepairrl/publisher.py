@@ -13,6 +13,7 @@ import torch
 
 from coderepairrl import batch, packing, probe
 from coderepairrl.batch import MicroBatch
+from coderepairrl.checkpoints import folder_of
 from coderepairrl.engine import Engine
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
@@ -90,13 +91,10 @@ class Publisher:
                 "probe_gap_mean": self.sent.gap.mean}
 
     def checkpoint(self, step: int) -> None:
-        """Everything that a later attempt needs, under checkpoints/step_N. Only the newest is kept, and one that vLLM may be started from."""
-        folder = self._run / "checkpoints" / f"step_{step:05d}"
-        if folder.exists():
-            return
-        self.engine.save(folder, {"step": step, "version": self.version})
-        if self.engine.rank == 0:
-            self._remove(folder.parent.glob("step_*"), keep=1)
+        """Everything that a later attempt needs, under checkpoints/step_N. Which of them stay is checkpoints.py's matter."""
+        folder = folder_of(self._run, step)
+        if not folder.exists():
+            self.engine.save(folder, {"step": step, "version": self.version})
 
     def _next_version(self) -> None:
         self._highest += 1

@@ -7,7 +7,7 @@ the trainer is admission.py's matter. Episodes outlive vLLM: while it is restart
 import asyncio
 import random
 import secrets
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,23 +22,29 @@ from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, EngineError, TaskError
+from coderepairrl.evaluations import is_done, name_of, note_tasks
 from coderepairrl.files import read_json
 from coderepairrl.gateway import (GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, TrainedSamplingConfig,
                                   make_gateway, renderer_of)
+from coderepairrl.infrastructure import InfrastructureErrors, detail_of, refuse_broken
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.terminal import TerminalConfig
+from coderepairrl.summary import evaluation_numbers
 from coderepairrl.tasks import TasksConfig, load_tasks
 from coderepairrl.tasks.build import build_all
+from coderepairrl.trial import try_environments
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
 class EvaluationConfig(SamplingConfig):
     """Of the held-out tasks."""
     samples: PositiveInt = 1  # episodes a task
+    tasks: PositiveInt | None = None  # the first so many of the held-out tasks, the same ones each time; null: all
+    share: PositiveFloat = Field(0.25, le=1)  # of concurrent_episodes: what an evaluation beside training may take of them
 
 
 class RolloutConfig(Config):
@@ -61,6 +67,8 @@ class RolloutConfig(Config):
     max_refills: int = Field(0, ge=0)  # groups without reward variance that another task may replace, a training step (DAPO, arXiv:2503.14476)
     concurrent_episodes: PositiveInt = 256  # at once, at most
     infrastructure_retries: NonNegativeInt = 2  # of an episode that a broken machine ended
+    max_infrastructure_share: float = Field(0.5, ge=0, le=1)  # of the last 64 episodes that may end as infrastructure errors: with more the run stops
+    try_environments: bool = True  # before the first step: the oracle's patch must resolve a task of each environment
     engine_wait_s: PositiveFloat = 600.0  # how long a model call waits for a vLLM that is away
     seed: NonNegativeInt = 0  # of the order of tasks
 
@@ -78,15 +86,20 @@ class Rollout:
     """Use as `async with Rollout(config, run, model, attempt) as rollout`. model: folder of the tokenizer; weights are those of policy/current.json.
 
     `tasks`: split -> tasks, unless they are to be loaded. A scaffold that calls no model needs none, and no vLLM is started.
+    `trains`: for a training run, which has no use for an environment that is broken. Raises ConfigError where there is nothing to train on.
     """
 
-    def __init__(self, config: RolloutConfig, run: Path, model: str | None, attempt: int, tasks: dict[str, list[Task]] | None = None):
-        self.config, self.run = config, run
+    def __init__(self, config: RolloutConfig, run: Path, model: str | None, attempt: int, tasks: dict[str, list[Task]] | None = None, trains: bool = False):
+        self.config, self.run, self._trains = config, run, trains
         self._model, self._attempt = model, attempt
         self.tasks = load_tasks(config.tasks) if tasks is None else tasks
+        if trains and not self.tasks["train"]:
+            raise ConfigError("no training tasks: load some (rollout.tasks)")
         self._scaffold = make_scaffold(config.scaffold)
         self.grader = Grader(config.sandbox)
-        self.infrastructure_errors = 0
+        self._broken = InfrastructureErrors(run, config.max_infrastructure_share)
+        self._beside: asyncio.Task | None = None  # the latest evaluation beside training
+        self._looked_at = 0  # updates in the weights for which an evaluation was begun, or left out
         self._salt = f"{secrets.token_hex(4)}-{attempt}"  # KV cache of an older attempt is never reused
         self._slots = asyncio.Semaphore(config.concurrent_episodes)
 
@@ -114,13 +127,26 @@ class Rollout:
         self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
         try:
             await self.gateway.start()
-            await self.supervisor.start(self.books.admission.next_step)
+            if self._trains:
+                note_tasks(self.run, self.heldout)
+            await self._start_engine()
         except BaseException:
             await self._close()
             raise
         self._watch = asyncio.create_task(self._watch_servers())
         self._services = Services(self.gateway, self._scaffold, config.sandbox, self.grader, config.rewards, config.limits, self._http)
         return self
+
+    async def _start_engine(self) -> None:
+        """While vLLM starts, which takes longer, a training run's environments are tried."""
+        try:
+            async with asyncio.TaskGroup() as starting:
+                starting.create_task(self.supervisor.start(self.books.admission.next_step))
+                if self._trains and self.config.try_environments:
+                    tasks = [*self.tasks["train"], *self.heldout]
+                    starting.create_task(try_environments(tasks, self.grader, self.config.rewards, self.run))
+        except BaseExceptionGroup as error:
+            raise _first(error) from None
 
     async def __aexit__(self, *_) -> None:
         self._watch.cancel()
@@ -174,16 +200,18 @@ class Rollout:
                 await asyncio.wait([task])
         if task.cancelled():
             self._watch.result()  # raises
-        error = task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if error is not None:
-            raise error
+        if (error := task.exception()) is not None:
+            raise _first(error)
         return task.result()
 
     async def episode(self, task: Task, split: str) -> Trajectory:
         """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py)."""
         return await self._guarded(self._episode("run_one", task, "run_one", split, 0))
+
+    @property
+    def heldout(self) -> list[Task]:
+        """Those that are evaluated."""
+        return self.tasks.get("heldout", [])[: self.config.evaluation.tasks]
 
     def task_at(self, position: int) -> Task:
         """The training split in a new order each epoch; depends on seed and position alone."""
@@ -191,18 +219,19 @@ class Rollout:
         order = random.Random(f"{self.config.seed}-{epoch}").sample(range(len(self.tasks["train"])), len(self.tasks["train"]))
         return self.tasks["train"][order[place]]
 
-    async def produce(self, steps: int) -> None:
-        """Runs groups and writes the steps' files until the trainer has trained them all. Raises ConfigError where there is nothing to train on."""
-        if not self.tasks["train"]:
-            raise ConfigError("no training tasks: load some (rollout.tasks)")
-        await self._guarded(self._produce(steps))
+    async def produce(self, steps: int, evaluate_every: int = 0) -> None:
+        """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an evaluation beside them (0: none).
+        EngineError when the machine ends too many episodes."""
+        await self._guarded(self._produce(steps, evaluate_every))
 
-    async def _produce(self, steps: int) -> None:
+    async def _produce(self, steps: int, evaluate_every: int) -> None:
         """The same loop for synchronous and asynchronous runs: admission decides how far it runs ahead."""
         async with asyncio.TaskGroup() as running:
             while self.books.booked < steps:
                 serving = self.supervisor.serving
                 stopping = stop_asked(self.run, self._attempt)  # what runs may still finish; nothing new begins
+                if evaluate_every and serving["step"] % evaluate_every == 0 and 0 < serving["step"] < steps and not stopping:
+                    self._evaluate_beside(running, serving["step"])
                 while not stopping and (position := self.books.admission.next_position(serving["step"], steps)) is not None:
                     task = self.task_at(position)
                     group = self.books.admit(position, task, serving["version"], self.config.group_size)
@@ -216,26 +245,49 @@ class Rollout:
     async def _train_group(self, group: str, task: Task) -> None:
         self.books.finish(group, await self._group(group, task, "train", self.config.group_size))
 
-    async def evaluate(self, name: str, updates: int) -> None:
-        """Held-out tasks under the weights of so many updates, unless a former attempt has done it; nothing of it is ever trained."""
-        if (self.run / "rollouts" / f"eval_{name}.parquet").exists():
+    def _evaluate_beside(self, running: asyncio.TaskGroup, updates: int) -> None:
+        """Begins the evaluation of the weights that serve now. While the one before is still running it is left out: when that is over, these
+        weights are gone, and a number under their name would be another's."""
+        if self._looked_at == updates:
             return
-        await self._guarded(self._evaluate(name, updates))
+        self._looked_at = updates
+        if not self.heldout or is_done(self.run, name_of(updates)):
+            return
+        if self._beside is None or self._beside.done():
+            self._beside = running.create_task(self._evaluate(name_of(updates), updates, self.config.evaluation.share))
+        else:
+            print(f"step {updates} is not evaluated, the evaluation before is still running: take a larger training.evaluate_every, "
+                  "or fewer rollout.evaluation.tasks", flush=True)
 
-    async def _evaluate(self, name: str, updates: int) -> None:
+    async def evaluate(self, name: str, updates: int) -> None:
+        """Held-out tasks under the weights of so many updates, unless there are none or a former attempt has done it; nothing of it is ever trained."""
+        if self.heldout and not is_done(self.run, name):
+            await self._guarded(self._evaluate(name, updates))
+
+    async def _evaluate(self, name: str, updates: int, share: float | None = None) -> None:
+        """share: of the places for episodes that it may take; None: it is alone."""
         while self.supervisor.serving["step"] < updates:
             await asyncio.sleep(POLL_S)
         version, samples = self.supervisor.serving["version"], self.config.evaluation.samples
-        groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.tasks["heldout"])}
+        groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.heldout)}
+        places = asyncio.Semaphore(max(1, int(share * self.config.concurrent_episodes / samples))) if share else nullcontext()
+
+        async def one(group: str, task: Task) -> list[Trajectory]:
+            async with places:
+                return await self._group(group, task, "heldout", samples)
+
         async with asyncio.TaskGroup() as running:
-            jobs = {group: running.create_task(self._group(group, task, "heldout", samples)) for group, task in groups.items()}
-        done = {group: job.result() for group, job in jobs.items()}
-        calls = [call for members in done.values() for trajectory in members for call in trajectory.calls]
-        if wrong := unproven_versions(self.run) & {version for call in calls for version in call.policy_versions}:
+            jobs = {group: running.create_task(one(group, task)) for group, task in groups.items()}
+        members = {group: job.result() for group, job in jobs.items()}
+        trajectories = [t for own in members.values() for t in own]
+        sampled_under = {version for t in trajectories for call in t.calls for version in call.policy_versions}
+        if wrong := unproven_versions(self.run) & sampled_under:
             raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
                               "failed their probe: the same command evaluates again")
-        made_by = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)}
-        self.books.store_evaluation(name, done, self._counters() | made_by)
+        stats = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD), "evaluation": {"step": updates} | evaluation_numbers(trajectories)}
+        self.books.store_evaluation(name, members, self._counters() | stats)
+        if self._trains:  # elsewhere it is one part of many
+            refuse_broken(f"evaluation {name}", [detail_of(t) for t in trajectories])
 
     async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:
         async with asyncio.TaskGroup() as running:
@@ -248,10 +300,11 @@ class Rollout:
                 trajectory = await self._episode(group, task, f"{group}-{number}", split, attempt)
                 if trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR:
                     break
-                self.infrastructure_errors += 1
+                self._broken.tried(trajectory.outcome_detail)
                 last = attempt == self.config.infrastructure_retries
                 self.books.ledger.write("infrastructure_error", group, trajectory=trajectory.trajectory_id, attempt=attempt, detail=trajectory.outcome_detail,
                                         tokens=0 if last else sampled_tokens([trajectory]))  # the last attempt's tokens are in the file, and masked
+        self._broken.ended(trajectory)
         return trajectory
 
     async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int) -> Trajectory:
@@ -263,6 +316,13 @@ class Rollout:
     def _counters(self) -> dict:
         """Over the whole attempt, for the stats of the file that is written now."""
         serving = self.supervisor.serving
-        return {"version": serving["version"], "infrastructure_errors": self.infrastructure_errors, "engine_restarts": self.supervisor.restarts,
+        return {"version": serving["version"], "infrastructure_errors": self._broken.count, "infrastructure": self._broken.said(), "engine_restarts": self.supervisor.restarts,
                 "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
                 "updates": serving["step"]}
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of several errors at once."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -6,10 +6,11 @@ from statistics import fmean, pstdev
 
 import torch
 
-from coderepairrl import algorithms, batch, finite
+from coderepairrl import algorithms, batch, finite, infrastructure
 from coderepairrl.algorithms import Surrogate
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine import Engine
+from coderepairrl.evaluations import Evaluations
 from coderepairrl.files import write_json
 from coderepairrl.intervals import NOTHING
 from coderepairrl.metrics import Metrics
@@ -35,6 +36,10 @@ class StepLog:
         self.metrics = None
         if engine.rank == 0:
             self.metrics = Metrics(run / "metrics.jsonl", config.wandb, config.model_dump(mode="json"))
+        training = config.training
+        self._evaluations = None
+        if self.metrics:
+            self._evaluations = Evaluations(run, self.metrics, training.evaluate_every, training.keep_checkpoints)
         self._max_gap = config.training.max_gap
         self._dtypes = {config.engine.dtype, config.rollout.server.dtype, *(["bfloat16"] if config.engine.autocast else [])}
         self._has_reference = config.training.algorithm.kl_coefficient > 0
@@ -111,7 +116,9 @@ class StepLog:
             self.metrics.log_trajectories(step, waited.trajectories)
             answer = {"groups": books(waited.trajectories, judged), "version": publisher.version}
             write_json(self.run / "rollouts" / f"step_{step:05d}.trained.json", answer)
-            print(f"step {step}: {line(values)}", flush=True)
+            broken = waited.stats.get("infrastructure")
+            print(f"step {step}: {line(values)}" + (f"  {infrastructure.line(broken)}" if broken else ""), flush=True)
+            self._evaluations.take_in()
         self._reset()
         self._began = time.monotonic()
 
@@ -164,6 +171,7 @@ class StepLog:
 
     def close(self) -> None:
         if self.metrics:
+            self._evaluations.take_in()
             self.metrics.close()
 
 

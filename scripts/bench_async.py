@@ -6,7 +6,6 @@ Runs the same configuration with rollout.max_staleness 0 and 2, one after the ot
 slowed down by rollout.scaffold.tool_delay_s (1 s unless it is set). Prints a table; the runs stay under `run:`_sync and _async.
 The first steps, in which an asynchronous run fills its pipeline, are not counted.
 """
-import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from train_grpo import TrainConfig
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError
 from coderepairrl.intervals import NOTHING
+from coderepairrl.metrics import read_metrics
 from coderepairrl.program import program
 
 STALENESS = {"sync": 0, "async": 2}
@@ -34,7 +34,7 @@ def run(config: str, overrides: list[str], name: str, steps: int) -> list[dict]:
                f"rollout.max_staleness={STALENESS[name]}", "training.evaluate=false", f"training.steps={steps}"]
     if subprocess.run(command).returncode:
         raise CodeRepairError(f"the {name} run failed: see {folder}/logs")
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][FILLING:]
+    return read_metrics(folder / "metrics.jsonl")[FILLING:]
 
 
 @program(TrainConfig)

@@ -29,6 +29,7 @@ from coderepairrl.config import Config, dump, load
 from coderepairrl.contents import model_folder
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
+from coderepairrl.infrastructure import commonest, refuse_broken
 from coderepairrl.program import program
 from coderepairrl.provenance import provenance
 from coderepairrl.rewards import disagreement, failing
@@ -36,7 +37,7 @@ from coderepairrl.rollout import Rollout, RolloutConfig
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.build import build_all
-from coderepairrl.types import Task, Trajectory
+from coderepairrl.types import Outcome, Task, Trajectory
 
 
 class EvaluateConfig(Config):
@@ -151,6 +152,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
                 done = before + min(at + config.chunk_tasks, len(left))
                 print(f"{done} of {before + len(left)} tasks: {repaired(summary_of(run))} repaired", flush=True)
     write_results(config, run)
+    refuse_broken("the evaluation", [broken_by(row) for row in read_jsonl(run / "results.jsonl")])
     beating.cancel()
 
 
@@ -169,6 +171,11 @@ def _result(t: Trajectory) -> dict:
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
             "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (verdict or {})
+
+
+def broken_by(row: dict) -> str | None:
+    """What the machine did to an episode of results.jsonl."""
+    return row["detail"] if row["outcome"] == Outcome.INFRASTRUCTURE_ERROR else None
 
 
 def summary_of(run: Path) -> dict:
@@ -240,8 +247,10 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
 
 def show(run: Path) -> None:
     summary = summary_of(run)
+    broken = [detail for row in read_jsonl(run / "results.jsonl") if (detail := broken_by(row)) is not None]
     print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
           + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
+          + (f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: {commonest(broken)}" if broken else "")
           + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
 
 
@@ -254,7 +263,9 @@ def main(arguments: list[str]) -> None:
     if config.shard >= config.shards:
         raise ConfigError(f"shard={config.shard} of shards={config.shards}: they are numbered from 0")
     run, model = folder_of(config, arguments[0]), model_of(config)
-    tasks = load_tasks(config.rollout.tasks)["heldout"]
+    tasks = load_tasks(config.rollout.tasks)["heldout"][: config.rollout.evaluation.tasks]
+    if not tasks:
+        raise ConfigError("no held-out tasks to evaluate: load some (rollout.tasks)")
     shard = tasks[config.shard::config.shards]
     if not shard:
         raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
@@ -43,8 +43,11 @@ class TrainingConfig(Config):
     share_prefixes: bool = True  # what samples of a group have in common is computed once
     max_gap: float | None = Field(None, gt=0, allow_inf_nan=False)  # nats, trainer - vLLM: beyond, the run ends; null: by dtype
     checkpoint_every: PositiveInt = 10  # steps between two checkpoints; after the last step there is always one
+    keep_checkpoints: PositiveInt = 1  # the newest so many; beside them the best by the held-out tasks: checkpoints/best.json
     export_every: PositiveInt = 1  # updates between two exports to disk, which a restarted vLLM starts from
     evaluate: bool = True  # the held-out tasks, before the first and after the last step
+    evaluate_every: NonNegativeInt = 0  # steps from one evaluation beside training to the next, each with a checkpoint, and
+    # after the last; 0: none
     ranks: PositiveInt = 1  # processes that train together, on all nodes
     threads: PositiveInt = 1  # of each rank, on CPU
     devices: str | None = None  # the ranks' GPUs, as in CUDA_VISIBLE_DEVICES; vLLM's are rollout.server.devices
@@ -74,13 +77,15 @@ class TrainConfig(Config):
 
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too
-    steps, evaluate = config.training.steps, config.training.evaluate
-    async with Rollout(config.rollout, run, config.model, attempt) as rollouts:
-        if evaluate:
+    training = config.training
+    rollouts = Rollout(config.rollout, run, config.model, attempt, trains=True)
+    if not (training.evaluate or training.evaluate_every):
+        rollouts.tasks["heldout"] = []  # whose environments needn't be built, nor work
+    async with rollouts:
+        if training.evaluate:
             await rollouts.evaluate("before", updates=0)
-        await rollouts.produce(steps)  # groups run ahead of the trainer as far as max_staleness lets them
-        if evaluate:
-            await rollouts.evaluate("after", updates=steps)
+        await rollouts.produce(training.steps, training.evaluate_every)  # groups run ahead of the trainer as far as max_staleness lets them
+        await rollouts.evaluate("after", updates=training.steps)
 
 
 async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
@@ -94,6 +99,7 @@ def train(config: TrainConfig, run: Path) -> None:
 
     from coderepairrl import algorithms, batch
     from coderepairrl.engine import Engine
+    from coderepairrl.evaluations import has_tasks
     from coderepairrl.probe import unproven_versions
     from coderepairrl.publisher import Publisher
     from coderepairrl.step_log import StepLog
@@ -131,10 +137,11 @@ def train(config: TrainConfig, run: Path) -> None:
         log.check(step, temperature)  # what is no number, or another policy's, changes no weights
         gradient_norm, learning_rate = engine.step() if micro_batches else (None, engine.skip())
         publisher.publish()  # new weights, live into vLLM
-        if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
+        if any(every and (step + 1) % every == 0 for every in (training.checkpoint_every, training.evaluate_every)) or step + 1 == training.steps:
             publisher.checkpoint(step + 1)
         log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
-    if training.evaluate and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
+    evaluated = (training.evaluate or training.evaluate_every) and has_tasks(run)
+    if evaluated and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
         log.check_final_weights(waited, config.rollout.evaluation.scored_temperature, training.micro_batch_tokens)
     log.close()
     engine.close()

@@ -55,8 +55,8 @@ def program(called, *arguments):
 
 # ---- runs
 
-def finished(folder, seed=0, steps=8, settings=None, **levels):
-    """A folder with metrics.jsonl, summary.json and config.yaml; levels: name -> value at every step."""
+def finished(folder, seed=0, steps=8, settings=None, evaluated=(), **levels):
+    """A folder with metrics.jsonl, summary.json and config.yaml; levels: name -> value at every step; evaluated: steps, beside training."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     values = {"pass_rate": 0.4, "reward": 0.4, "entropy": 0.2, "grad_norm": 0.3, "logprob_gap": 1e-5, "calls_per_episode": 4.0, "loss": 1e-9,
@@ -66,6 +66,8 @@ def finished(folder, seed=0, steps=8, settings=None, **levels):
     for step in range(steps):
         noise = {name: 1 + 0.1 * rng.random() for name, value in values.items() if isinstance(value, float) and name not in levels}
         metrics.log(step, {name: value * noise.get(name, 1) for name, value in values.items()})
+    for step in evaluated:
+        metrics.log(step, {"eval/pass_rate": 0.4 + 0.1 * seed, "eval/pass_rate_low": 0.3, "eval/pass_rate_high": 0.5, "eval/tasks": 200})
     metrics.close()
     summary = {"steps": steps, "episodes": 128 * steps, "weight_updates": steps, "max_logprob_gap": 1e-5, "tokens_sampled": 1000, "tokens_trained": 900,
                "infrastructure_errors": 0, "wall_s": {"train": 8.0}, "heldout_tasks": 200}
@@ -182,6 +184,17 @@ def test_pictures_are_drawn_whole(tmp_path, names):
     picture = imread(path)
     assert picture.shape[0] > 500 and picture.shape[1] > 1000 and picture[..., :3].std() > 0.05
     assert not list(path.parent.glob("*.tmp.png"))
+
+
+def test_evaluations_beside_training_are_points_with_their_intervals(tmp_path):
+    one, other = finished(tmp_path / "a", evaluated=(0, 3, 5, 8)), finished(tmp_path / "a_seed1", 1, evaluated=(3, 7))
+    for runs, steps, low in (([one], [3, 5], 0.3), ([one, other], [3], 0.0)):  # those before and after are the summary's
+        figure, axis = curves.plt.subplots()
+        assert curves.evaluations(axis, curves.load(runs)[0], "black")
+        bars = [container.lines[2][0].get_segments()[0] for container in axis.containers]
+        assert [bar[0][0] for bar in bars] == steps and all(bar[0][1] == pytest.approx(low, abs=1e-9) for bar in bars)
+        curves.plt.close(figure)
+    assert len(curves.read(one).rows) == 8 and program(curves, one).returncode == 0
 
 
 def test_a_run_of_one_step_and_one_with_a_slow_first_step(tmp_path):

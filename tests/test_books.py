@@ -100,9 +100,18 @@ def attempt(run, number, max_staleness, max_refills, kill=lambda: None):
         if not (run / "rollouts" / "eval_before.parquet").exists():
             groups = [books.admit_evaluation("before", i, task(i), 0, MEMBERS) for i in range(2)]
             books.store_evaluation("before", {group: [trajectory(group, i, "heldout", float(i), (0, 0)) for i in range(MEMBERS)] for group in groups}, {})
-        born = {}
+        born, beside, looked_at = {}, [], 0
         while books.booked < STEPS:
             current = read_json(run / "policy" / "current.json")
+            name = f"step_{looked_at:05d}"
+            if beside and chance.random() < 0.3:  # an evaluation that spans updates is over
+                versions = (began, current["version"])
+                books.store_evaluation(name, {group: [trajectory(group, i, "heldout", 1.0, versions) for i in range(MEMBERS)] for group in beside}, {})
+                beside = []
+            if not beside and 0 < current["step"] < STEPS and current["step"] > looked_at:
+                looked_at, began = current["step"], current["version"]
+                if not (run / "rollouts" / f"eval_step_{looked_at:05d}.parquet").exists():
+                    beside = [books.admit_evaluation(f"step_{looked_at:05d}", i, task(i), began, MEMBERS) for i in range(2)]
             while (position := books.admission.next_position(current["step"], STEPS)) is not None:
                 born[books.admit(position, task(position), current["version"], MEMBERS)] = current["version"]
             running = [group for group, entry in books.admission.live.items() if not entry.finished]
@@ -115,6 +124,8 @@ def attempt(run, number, max_staleness, max_refills, kill=lambda: None):
             if chance.random() < 0.5:
                 train(run)
             books.book_training()
+        if beside:
+            books.store_evaluation(f"step_{looked_at:05d}", {group: [trajectory(group, 0, "heldout", 1.0, (began,))] * MEMBERS for group in beside}, {})
     finally:
         books.close()
 
@@ -140,6 +151,7 @@ def finished(run, max_staleness, max_refills):
 def test_an_undisturbed_run_is_clean(run, max_staleness, max_refills):
     attempt(run, 1, max_staleness, max_refills)
     rows = finished(run, max_staleness, max_refills)
+    assert list(run.glob("rollouts/eval_step_*.parquet"))
     assert sum(row["event"] == "trained" for row in rows) == STEPS * GROUPS
     steps = {row["version"]: row["step"] for row in ledger.rows(run / "policy" / "versions.jsonl")}
     assert all(steps[row["version"]] == row["step"] + 1 for row in rows if row["event"] == "trained")  # the version that the training made

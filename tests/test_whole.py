@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from coderepairrl import store
 from coderepairrl.gateway import VLLMClient
+from coderepairrl.metrics import read_evaluations
 from coderepairrl.policy import Server, ServerConfig, read_json
 from coderepairrl.probe import Probe, token_ids, unproven_versions
 from coderepairrl.weight_transfer import UnprovenError, WeightSender
@@ -91,10 +92,12 @@ def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_al
 
 
 def test_learning_rate_zero_changes_nothing(policy, tmp_path):
-    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Greedy episodes are scored at temperature 1."""
+    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Held-out tasks are evaluated beside the
+    second step, greedily: those episodes are scored at temperature 1."""
     run = tmp_path / "run"
     result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=2", "engine.learning_rate=0.0", "rollout.sampling.temperature=0.7",
-                   "rollout.evaluation.temperature=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3")
+                   "rollout.evaluation.temperature=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3",
+                   "training.evaluate_every=1", "training.keep_checkpoints=2", "rollout.evaluation.tasks=3")
     assert result.returncode == 0, result.stdout + result.stderr
     before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -106,6 +109,11 @@ def test_learning_rate_zero_changes_nothing(policy, tmp_path):
     assert gap["logprob_gap"] < 1e-4 and gap["tokens"] == sum(len(call.completion_ids) for t in heldout for call in t.calls) > 0
     assert max(logprob for t in heldout for call in t.calls for logprob in call.logprobs) < 0.0  # of a distribution, which greedy decoding is not
     check_books(run)
+    evaluations = read_json(run / "summary.json")["evaluations"]
+    assert [(row["name"], row["step"], row["tasks"]) for row in evaluations] == [("before", 0, 3), ("step_00001", 1, 3), ("after", 2, 3)]
+    assert [(row["step"], row["eval/pass_rate"]) for row in read_evaluations(run / "metrics.jsonl")] == [(row["step"], row["pass_rate"]) for row in evaluations]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.json", "step_00001", "step_00002"]
+    assert len(read_json(run / "environments_tried.json")) == 1 and result.stdout.count("held out: ") == 3
 
 
 @pytest.mark.cluster

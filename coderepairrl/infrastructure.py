@@ -1,0 +1,81 @@
+"""Is it the machine? What ended episodes as infrastructure errors, and when they are too many for a run to go on.
+
+RUN/infrastructure.json, there from the first error of an attempt on: {"errors": tries that failed, retried ones included; "share" of the last
+"episodes" (at most WINDOW) that ended so after their retries; "cause": the commonest, in its own words}.
+"""
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from coderepairrl.errors import EngineError
+from coderepairrl.files import write_json
+from coderepairrl.types import Outcome, Trajectory
+
+WINDOW = 64  # episodes
+LONGEST = 300  # characters of a cause
+REMEDY = "mend the machine or the setting that it names, then start the same command again"
+
+
+def alike(detail: str) -> str:
+    """The detail less what tells two errors of one cause apart: words that hold a digit or a slash (numbers, ids, paths, addresses)."""
+    return re.sub(r"\S*[\d/]\S*", "*", " ".join(detail.split()))
+
+
+def commonest(details: Iterable[str]) -> str:
+    """The cause that most of them share, as the first of them says it; one line."""
+    details = [" ".join(detail.split()) or "no cause is known" for detail in details]
+    kind = Counter(map(alike, details)).most_common(1)[0][0]
+    return next(detail for detail in details if alike(detail) == kind)[:LONGEST]
+
+
+def detail_of(trajectory: Trajectory) -> str | None:
+    """None: the machine did not end it."""
+    return trajectory.outcome_detail if trajectory.outcome == Outcome.INFRASTRUCTURE_ERROR else None
+
+
+def refuse_broken(what: str, details: Sequence[str | None]) -> None:
+    """details: of all of its episodes, as detail_of gives them. EngineError when there is not one that the machine did not end."""
+    if details and None not in details:
+        raise EngineError(f"{what}: all {len(details)} episodes ended as infrastructure errors, most often: {commonest(details)}; {REMEDY}")
+
+
+def line(said: dict) -> str:
+    """Of infrastructure.json, for people."""
+    return f"infrastructure errors {said['errors']} ({said['share']:.0%} of the last {said['episodes']} episodes), most often: {said['cause']}"
+
+
+class InfrastructureErrors:
+    """Of one attempt. most: the share of the last WINDOW episodes that may end so."""
+
+    def __init__(self, run: Path, most: float):
+        self.count = 0  # of tries
+        self._path, self._most = run / "infrastructure.json", most
+        self._path.unlink(missing_ok=True)
+        self._causes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}  # of a cause
+        self._last: deque[str | None] = deque(maxlen=WINDOW)
+
+    def tried(self, detail: str) -> None:
+        """A try of an episode ended so; it may be repeated."""
+        self.count += 1
+        self._causes[alike(detail)] += 1
+        self._examples.setdefault(alike(detail), commonest([detail]))
+
+    def ended(self, trajectory: Trajectory) -> None:
+        """An episode is over, after its retries. EngineError when too many of the last ones ended so."""
+        self._last.append(detail_of(trajectory))
+        broken = [detail for detail in self._last if detail is not None]
+        if said := self.said():
+            write_json(self._path, said)
+        if len(self._last) == WINDOW and len(broken) > self._most * WINDOW:
+            raise EngineError(f"{len(broken)} of the last {WINDOW} episodes ended as infrastructure errors, most often: {commonest(broken)}; "
+                              f"{REMEDY} (rollout.max_infrastructure_share={self._most:g} is the bound)")
+
+    def said(self) -> dict | None:
+        """infrastructure.json; None: nothing has failed yet."""
+        if not self.count:
+            return None
+        cause = self._examples[self._causes.most_common(1)[0][0]]
+        share = sum(detail is not None for detail in self._last) / max(1, len(self._last))
+        return {"errors": self.count, "share": round(share, 4), "episodes": len(self._last), "cause": cause}
