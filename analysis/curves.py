@@ -152,9 +152,11 @@ def evaluations(axis, curve: Curve, colour: str) -> bool:
     steps = sorted(set.intersection(*(set(run.evaluations) for run in curve.runs)))
     for step in steps:
         rows = [run.evaluations[step] for run in curve.runs]
-        value, half = interval([row["eval/pass_rate"] for row in rows])
-        low, high = (rows[0]["eval/pass_rate_low"], rows[0]["eval/pass_rate_high"]) if len(rows) == 1 else clipped(value, half, RATE)
-        axis.errorbar([step], [value], yerr=[[value - low], [high - value]], color=colour, marker="o", markersize=4, capsize=2, linewidth=1.2)
+        value, low, high = mean_rate([row["eval/pass_rate"] for row in rows])
+        if len(rows) == 1:
+            low, high = rows[0]["eval/pass_rate_low"], rows[0]["eval/pass_rate_high"]
+        ends = None if math.isnan(low) else [[value - low], [high - value]]  # seeds that are equal have no interval
+        axis.errorbar([step], [value], yerr=ends, color=colour, marker="o", markersize=4, capsize=2, linewidth=1.2)
     return bool(steps)
 
 

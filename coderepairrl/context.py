@@ -19,7 +19,7 @@ def follow(raw: Any) -> Any:
     for (section, name), other in ((LIMIT, SERVED), (SERVED, LIMIT)):
         value = _given(raw.get(other[0]), other[1])
         there = raw.get(section, {})
-        if isinstance(value, int) and _given(there, name) is None and isinstance(there, Mapping | Config):
+        if isinstance(value, int) and value > 0 and _given(there, name) is None and isinstance(there, Mapping | Config):
             more = {name: value}
             raw = {**raw, section: there.model_copy(update=more) if isinstance(there, Config) else {**there, **more}}
     return raw

@@ -26,7 +26,8 @@ class EngineConfig(Config):
     final_share: Share = 0.02  # of learning_rate, which decay_steps end at
     gradient_clipping: NonNegativeFloat = 1.0  # largest norm of a step's gradient; 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; bfloat16 keeps float32 master weights in the optimizer
-    autocast: bool = False  # forward in bfloat16 over float32 parameters: faster, but no longer what vLLM computes in float32
+    autocast: bool = False  # forward in bfloat16 over float32 parameters where the
+    # hardware has it: faster, but no longer what vLLM computes in float32
     lora: LoRAConfig | None = None  # null: all weights are trained
     checkpointed_share: Share = 0.0  # of the layers, whose activations are computed again in backward instead of kept
     offload_activations: bool = False  # what is kept waits in CPU memory

@@ -9,10 +9,9 @@ of what is possible, and none has width 0: 8 of 8 is [67.6%, 100%]. Of nothing t
 """
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, correlation, fmean, pvariance, stdev
+from statistics import correlation, fmean, pvariance, stdev
 from typing import NamedTuple
 
-Z = NormalDist().inv_cdf(0.975)
 NOTHING = "-"  # what is printed where there is no value
 
 
@@ -34,9 +33,10 @@ def percent(interval: Interval | None) -> str:
 
 def wilson(share: float, count: float) -> Interval:
     """Wilson's score interval (1927) of a share of `count` trials; an effective count need not be whole."""
-    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
-    return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+    from statsmodels.stats.proportion import proportion_confint  # not before: it takes a second
+
+    low, high = map(float, proportion_confint(share * count, count, method="wilson"))
+    return Interval(share, min(share, low), max(share, high))
 
 
 def rate(outcomes: Sequence[Sequence[float]]) -> Interval | None:
@@ -103,7 +103,9 @@ def mean(values: Sequence[float]) -> Interval | None:
     spread = stdev(values) if len(values) > 1 else 0.0
     if spread <= 1e-12 * abs(middle):  # the last bits of equal numbers can differ
         return Interval(middle, math.nan, math.nan)
-    half = t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    from scipy.stats import t  # not before: it takes a second
+
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
     return Interval(middle, middle - half, middle + half)
 
 
@@ -122,10 +124,3 @@ def _within(interval: Interval | None, lowest: float) -> Interval | None:
         return interval
     return Interval(interval.value, max(lowest, interval.low), min(1.0, interval.high))
 
-
-def t_quantile(degrees: int) -> float:
-    """Of Student's distribution, 97.5%: the t beyond which 5% lie on both sides together."""
-    import mpmath  # not before: only what compares seeds needs it
-
-    outside = lambda t: mpmath.betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True)
-    return float(mpmath.findroot(lambda t: outside(t) - 0.05, 2.5))

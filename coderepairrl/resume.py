@@ -14,8 +14,8 @@ from coderepairrl.ledger import Ledger
 from coderepairrl.tasks import load_tasks
 
 
-
 class ResumeConfig(Config):
+    """Going on in a folder whose results other settings have made."""
     allow: tuple[str, ...] = ()  # dotted keys or sections that may change although they change what is learnt; it is recorded
 
 

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
@@ -41,7 +41,7 @@ class TrainingConfig(Config):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     micro_batch_tokens: PositiveInt = 8192  # of one packed row
     share_prefixes: bool = True  # what samples of a group have in common is computed once
-    max_gap: float | None = Field(None, gt=0, allow_inf_nan=False)  # nats, trainer - vLLM: beyond, the run ends; null: by dtype
+    max_gap: PositiveFloat | None = None  # nats, largest |trainer - vLLM| of a logprob: beyond, the run ends; null: by dtype
     checkpoint_every: PositiveInt = 10  # steps between two checkpoints; after the last step there is always one
     keep_checkpoints: PositiveInt = 1  # the newest so many; beside them the best by the held-out tasks: checkpoints/best.json
     export_every: PositiveInt = 1  # updates between two exports to disk, which a restarted vLLM starts from
@@ -60,7 +60,7 @@ class TrainConfig(Config):
     engine: EngineConfig
     rollout: RolloutConfig
     training: TrainingConfig
-    resume: ResumeConfig = ResumeConfig()
+    resume: ResumeConfig = ResumeConfig()  # of a folder that other settings made
     wandb: WandbConfig | None = None  # null: metrics.jsonl alone
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ class Alone:
 
 
 def log_of(run, max_gap=None, dtype="float32", autocast=False):
-    config = SimpleNamespace(training=SimpleNamespace(max_gap=max_gap, algorithm=SimpleNamespace(kl_coefficient=0.0)), wandb=None,
+    config = SimpleNamespace(training=SimpleNamespace(max_gap=max_gap, evaluate_every=0, keep_checkpoints=1, algorithm=SimpleNamespace(kl_coefficient=0.0)), wandb=None,
                              engine=SimpleNamespace(dtype=dtype, autocast=autocast), rollout=SimpleNamespace(server=SimpleNamespace(dtype=dtype)),
                              model_dump=lambda mode: {})
     return StepLog(Alone(), run, config)
