@@ -1,5 +1,6 @@
 """scripts/train_grpo.py, whose trainer once, at version 2, sends the head of before: so looks a server that kept it."""
-import runpy
+import importlib.util
+import sys
 
 from coderepairrl.weight_transfer import WeightSender
 
@@ -16,4 +17,7 @@ def sends_an_old_head(self, servers, version, layout, buckets, probe=None):
 
 
 WeightSender.send = sends_an_old_head
-runpy.run_path("scripts/train_grpo.py", run_name="__main__")
+spec = importlib.util.spec_from_file_location("train_grpo", "scripts/train_grpo.py")
+sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.main(sys.argv[1:])  # which starts its ranks with this file, too
