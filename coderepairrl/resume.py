@@ -16,6 +16,7 @@ from coderepairrl.tasks import load_tasks
 
 
 class ResumeConfig(Config):
+    """When a run goes on."""
     allow: tuple[str, ...] = ()  # dotted keys or sections that may change although they change what is learnt; it is recorded
 
 
