@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coderepairrl import contents, inputs, resume
+from coderepairrl.config import read_yaml
 from coderepairrl.contents import model_folder, there
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, read_json
@@ -107,7 +106,7 @@ def _check_inputs(who: str, job: Submittable, folders: list[Path]) -> None:
         if before is None or not (folder.is_dir() if program == SFT else resume.made(folder)):
             continue
         now = inputs.of_settings(_alone(config) if program == EVALUATE else config, FREE[program])
-        now |= _named(program, config, yaml.safe_load(launched.read_text()) if launched.exists() else {}, before)
+        now |= _named(program, config, read_yaml(launched) if launched.exists() else {}, before)
         allowed = (*FREE[program], *(config.get("resume") or {}).get("allow", ()))
         refused = {key: pair for key, pair in inputs.differences(before, now).items()
                    if not inputs.covered(key, allowed) and (key in now or not isinstance(before[key], dict))}

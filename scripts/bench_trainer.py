@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from coderepairrl import cause
 from coderepairrl.config import Config, Share, load
+from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.files import write_json
 from coderepairrl.launch import has_gpu, ranks_command, ranks_environment
 from coderepairrl.program import program
@@ -86,6 +87,12 @@ class BenchConfig(Config):
     ranks: PositiveInt | None = None  # null: one for each GPU
     limit_s: PositiveFloat = 600.0  # of a case
     engine: dict = {}  # entries of EngineConfig for every case
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, entries: dict) -> dict:
+        EngineConfig.model_validate({"learning_rate": 0.0} | entries)
+        return entries
 
 
 def parameters(shape: dict) -> tuple[int, int, int]:
@@ -156,7 +163,6 @@ class Trainer:
 
         from coderepairrl.algorithm_config import AlgorithmConfig
         from coderepairrl.engine import Engine
-        from coderepairrl.engine_config import EngineConfig, LoRAConfig
         self.torch, self.shape, self.mode = torch, SHAPES[shape], mode
         self.gpu = torch.cuda.is_available()
         entries = {"learning_rate": 1e-6, "dtype": "bfloat16" if self.gpu else "float32", "leaf_modules": ["Qwen3DecoderLayer"]} | entries

@@ -280,3 +280,9 @@ def test_numbers_have_bounds_and_the_override_is_blamed(override):
 def test_training_has_to_name_its_groups(write):
     path = write((ROOT / "configs/quickstart.yaml").read_text().replace("  groups_per_step: 16\n", ""))
     assert "rollout.groups_per_step: " in refusal(path, model=TrainConfig)
+
+
+@pytest.mark.parametrize("scaffold", ["{name: terminall}", "{name: terminal, max_output_chars: 0}", "{name: scripted, path: a, model: b, scaffold: {}}"])
+def test_what_is_checked_by_a_class_within_is_one_line_too(write, scaffold):
+    override = f"rollout.scaffold={{name: scripted, path: a, model: b, scaffold: {scaffold}}}"
+    assert refusal(ROOT / "configs/quickstart.yaml", override, model=TrainConfig).startswith(f"override {override!r}: rollout.scaffold.scaffold.")

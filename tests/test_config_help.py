@@ -2,7 +2,8 @@
 import importlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
@@ -13,7 +14,7 @@ from coderepairrl.config.notes import descriptions
 from coderepairrl.config.schema import kind_of, models_in
 
 ROOT = Path(__file__).resolve().parent.parent
-ANY_NUMBER = {"temperature", "min_reward", "weights"}  # of which a negative one means something, or whose bounds a validator gives
+ANY_NUMBER = {"min_reward", "weights"}  # of which a negative one means something
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,8 @@ def unbounded(annotation, metadata=()):
     if getattr(annotation, "__metadata__", None):
         own = [part for found in annotation.__metadata__ for part in getattr(found, "metadata", [found])]
         return unbounded(annotation.__origin__, own)
-    return any(unbounded(inner) for inner in get_args(annotation) if get_args(annotation) and getattr(annotation, "__origin__", None) is not Literal)
+    inner = () if get_origin(annotation) is Literal else get_args(annotation)
+    return any(unbounded(one, metadata if NoneType in inner else ()) for one in inner)
 
 
 def test_every_number_has_a_bound(classes):
@@ -83,7 +85,9 @@ def test_the_page_is_up_to_date():
 
 class Leaf(Config):
     """A leaf."""
-    area_mib: PositiveInt = 3  # how large
+    area_mib: PositiveInt = 3  # how large,
+    # seen from above
+    width_s: PositiveInt = 1  # and how wide
 
 
 class Cat(Config):
@@ -102,6 +106,7 @@ class Dog(Config):
 
 class Tree(Config):
     leaves: list[Leaf] = []  # on it
+
     # never said: not beside it
 
     pet: Cat | Dog = Field(Cat(whiskers=2),
@@ -111,7 +116,8 @@ class Tree(Config):
 
 def test_the_text_is_made_of_comments_bounds_and_defaults():
     assert list(help.lines(Tree)) == [
-        "bare: text (required)", "", "leaves: list of section = []", "    on it", "leaves.N.area_mib: int > 0 [MiB] = 3", "    how large",
+        "bare: text (required)", "", "leaves: list of section = []", "    on it", "leaves.N.area_mib: int > 0 [MiB] = 3",
+        "    how large, seen from above", "leaves.N.width_s: int > 0 [s] = 1", "    and how wide",
         "", "pet: section, name: cat | dog", "    under it", "", "pet of name: cat (the default)", "    A cat.", "pet.whiskers: int in [0, 12] = 2",
         "    how many it has", "", "pet of name: dog", "    A dog.", "pet.barks: true | false = false"]
     assert descriptions(Tree)["bare"] == "" and descriptions(Dog)["barks"] == ""

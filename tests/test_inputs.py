@@ -35,7 +35,9 @@ FREE_IN_TRAINING = {
     "rollout.server.max_num_seqs", "rollout.server.max_num_batched_tokens", "rollout.server.start_timeout_s", "rollout.server.update_timeout_s",
     "rollout.server.health_timeout_s", "rollout.server.max_restarts", "rollout.server.weight_backend", "rollout.gateway.host", "rollout.gateway.port",
     "rollout.gateway.processes", "rollout.environments.cache", "rollout.environments.mirrors.0", "rollout.environments.pythons.0",
-    "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay"}
+    "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay",
+    "training.evaluate_every", "training.keep_checkpoints", "training.max_gap", "rollout.evaluation.tasks", "rollout.evaluation.share",
+    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound"}
 
 
 def configuration(program: str, monkeypatch) -> Any:

@@ -120,7 +120,7 @@ def write(run, episodes, judged, train=False):
     log.check(0, 1.0)
     (run / "rollouts").mkdir()
     waited = Waited(episodes, books.statistics(episodes, ["tests"]) | COUNTERS, 0.0)
-    log.write(0, waited, judged, 4 if train else 0, 0.1 if train else None, 1e-4, SimpleNamespace(version=1, failed=0, seconds=0.0))
+    log.write(0, waited, judged, 4 if train else 0, 0.1 if train else None, 1e-4, SimpleNamespace(version=1, failed=0, seconds=0.0, proof=lambda: {}))
     log.close()
     return json.loads((run / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
 

@@ -2,8 +2,8 @@
 
     python -m coderepairrl.config.help > docs/configuration.md
 
-`--help` of a program prints the same. That line is the comment at the end of the field, else the ones right above it,
-else (of a section) the first line of its class's docstring. Units are what the names of the keys end in.
+`--help` of a program prints the same. That line is the comment beside the field (with the lines right below that go on), else
+the ones right above it, else (of a section) the first line of its class's docstring. Units are what the names of the keys end in.
 """
 import importlib
 import itertools

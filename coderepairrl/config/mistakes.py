@@ -10,13 +10,14 @@ from coderepairrl.config.schema import fields_at
 from coderepairrl.config.yaml_core import At
 
 LONGEST = 80  # characters of a value that are shown
+QUOTE = "'"  # around what pydantic names
 NUMBER = re.compile(r"[-+0-9_.]+(?:[eE][-+]?[0-9]+)?")
 
 
 def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: str) -> str:
     """The first problem; unknown keys go before what is missing, which they may be."""
     errors = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    loc, message = errors[0]["loc"], errors[0]["msg"].removeprefix("Value error, ")
+    loc, message = errors[0]["loc"], " ".join(errors[0]["msg"].removeprefix("Value error, ").split())
     at = _written(loc, tree)
     if errors[0]["type"] == "value_error":  # a validator of a whole class names the key first
         named = re.match(r"([a-z]\w*(?:\.\w+)*): ", message)
@@ -29,8 +30,10 @@ def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: st
     if errors[0]["type"] == "missing":
         at = (*at, loc[-1])
         return f"{place}: {_dotted(at)}: Field required"
+    if errors[0]["type"] == "union_tag_not_found" and "discriminator" in errors[0]["ctx"] and errors[0]["input"] is not None:
+        return f"{place}: {_dotted((*at, errors[0]['ctx']['discriminator'].strip(QUOTE)))}: Field required"
     if errors[0]["type"] == "union_tag_invalid":
-        key, tag = errors[0]["ctx"]["discriminator"].strip("'"), errors[0]["ctx"]["tag"]
+        key, tag = errors[0]["ctx"]["discriminator"].strip(QUOTE), errors[0]["ctx"]["tag"]
         kinds = errors[0]["ctx"]["expected_tags"].replace("'", "").split(", ")
         place = tree.places.get((*at, key), place)
         return f"{place}: {_dotted((*at, key))}: there is no {tag!r}: {_nearest(tag, kinds)}"

@@ -30,18 +30,23 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _comments(source: str) -> dict[str, str]:
+    """Field -> the comment beside it, with the lines right below it that go on; else the one right above it."""
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     comments = {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT}
     blank = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
-    code = {token.start[0] for token in tokens if token.type not in blank}
-    out = {}
-    for node in ast.parse(source).body[0].body:
-        if isinstance(node, ast.AnnAssign):
-            first = node.lineno
-            while first - 1 in comments and first - 1 not in code:
-                first -= 1
-            beside = [comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
-            out[node.target.id] = " ".join(beside or [comments[line] for line in range(first, node.lineno)])
+    alone = set(comments) - {token.start[0] for token in tokens if token.type not in blank}
+    out, fields = {}, [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]
+    for node, after in zip(fields, [*fields[1:], None], strict=True):
+        beside = [comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
+        first, last = node.lineno, node.end_lineno
+        while first - 1 in alone:
+            first -= 1
+        while last + 1 in alone:
+            last += 1
+        if after and last + 1 == after.lineno and not set(comments) & set(range(after.lineno, after.end_lineno + 1)):
+            last = node.end_lineno  # these are the next one's
+        below = [comments[line] for line in range(node.end_lineno + 1, last + 1)]
+        out[node.target.id] = " ".join(beside + below if beside else [comments[line] for line in range(first, node.lineno)])
     return out
 
 
@@ -74,7 +79,7 @@ def _type(annotation: Any, metadata: list[Any] = ()) -> str:
     if origin is Literal:
         return " | ".join(dump(value, flow=True) for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type(inner) for inner in arguments)
+        return " or ".join(_type(inner, metadata if inner in (int, float) else ()) for inner in arguments)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     if origin is dict:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, field_validator
 
 from coderepairrl import store
 from coderepairrl.config import Config
@@ -32,15 +32,28 @@ class ScriptedConfig(Config):
     scaffold: dict[str, Any] = {"name": "terminal"}  # the agent that hears it
     chat_template: dict = {}  # arguments of the chat template
 
+    @field_validator("scaffold")
+    @classmethod
+    def _known(cls, scaffold: dict[str, Any]) -> dict[str, Any]:
+        inner_of(scaffold)
+        return scaffold
+
+
+def inner_of(scaffold: dict[str, Any]) -> Config:
+    """Its configuration; not a field's type, because one of its kinds is the class that has the field."""
+    from coderepairrl.scaffolds import ScaffoldConfig
+
+    return TypeAdapter(ScaffoldConfig).validate_python(scaffold)
+
 
 class Scripted:
     calls_model = False  # none of a policy's
 
     def __init__(self, config: ScriptedConfig):
-        from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
+        from coderepairrl.scaffolds import make_scaffold
 
         self.config, self.client = config, ScriptedClient()
-        self.inner = make_scaffold(TypeAdapter(ScaffoldConfig).validate_python(config.scaffold))
+        self.inner = make_scaffold(inner_of(config.scaffold))
         if not self.inner.calls_model:
             raise ConfigError(f"scaffold.scaffold: {config.scaffold['name']} asks no model: nothing can be said to it")
         self._episodes: Counter[str] = Counter()
