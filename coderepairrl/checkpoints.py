@@ -28,7 +28,7 @@ def prune(run: Path, keep: int, awaited: Callable[[int], bool]) -> None:
     stay = {*whole[-keep:], *(folder for folder in whole if awaited(int(folder.name.removeprefix("step_"))))}
     if best := read_json(run / "checkpoints" / "best.json"):
         stay.add(folder_of(run, best["step"]))
-    named = Path(read_json(run / "policy" / "current.json")["path"]).resolve()
     for folder in folders - stay:
+        named = Path(read_json(run / "policy" / "current.json")["path"]).resolve()
         if not named.is_relative_to(folder.resolve()):
             shutil.rmtree(folder)
