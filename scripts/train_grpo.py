@@ -52,6 +52,11 @@ class TrainingConfig(Config):
     threads: PositiveInt = 1  # of each rank, on CPU
     devices: str | None = None  # the ranks' GPUs, as in CUDA_VISIBLE_DEVICES; vLLM's are rollout.server.devices
 
+    def keeps(self, step: int) -> bool:
+        """Whether there is a checkpoint after so many steps."""
+        every = (self.checkpoint_every, self.evaluate_every)
+        return step == self.steps or any(n and step % n == 0 for n in every)
+
 
 class TrainConfig(Config):
     run: str  # the run folder
@@ -137,9 +142,9 @@ def train(config: TrainConfig, run: Path) -> None:
         log.check(step, temperature)  # what is no number, or another policy's, changes no weights
         gradient_norm, learning_rate = engine.step() if micro_batches else (None, engine.skip())
         publisher.publish()  # new weights, live into vLLM
-        if any(every and (step + 1) % every == 0 for every in (training.checkpoint_every, training.evaluate_every)) or step + 1 == training.steps:
-            publisher.checkpoint(step + 1)
         log.write(step, waited, judged, sum(batch.trained_tokens(rows).values()), gradient_norm, learning_rate, publisher)
+        if training.keeps(step + 1):  # after the answers to the rollout process, which a resume from it counts on
+            publisher.checkpoint(step + 1)
     evaluated = (training.evaluate or training.evaluate_every) and has_tasks(run)
     if evaluated and (waited := wait_for_rollouts(run, "eval_after", engine, publisher)):
         log.check_final_weights(waited, config.rollout.evaluation.scored_temperature, training.micro_batch_tokens)
