@@ -6,11 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from coderepairrl.config.composition import Tree
-from coderepairrl.config.schema import fields_at
+from coderepairrl.config.schema import fields_at, key_of_kinds, models_at
 from coderepairrl.config.yaml_core import At
 
 LONGEST = 80  # characters of a value that are shown
-QUOTE = "'"  # around what pydantic names
 NUMBER = re.compile(r"[-+0-9_.]+(?:[eE][-+]?[0-9]+)?")
 
 
@@ -30,16 +29,22 @@ def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: st
     if errors[0]["type"] == "missing":
         at = (*at, loc[-1])
         return f"{place}: {_dotted(at)}: Field required"
-    if errors[0]["type"] == "union_tag_not_found" and "discriminator" in errors[0]["ctx"] and errors[0]["input"] is not None:
-        return f"{place}: {_dotted((*at, errors[0]['ctx']['discriminator'].strip(QUOTE)))}: Field required"
-    if errors[0]["type"] == "union_tag_invalid":
-        key, tag = errors[0]["ctx"]["discriminator"].strip(QUOTE), errors[0]["ctx"]["tag"]
-        kinds = errors[0]["ctx"]["expected_tags"].replace("'", "").split(", ")
-        place = tree.places.get((*at, key), place)
-        return f"{place}: {_dotted((*at, key))}: there is no {tag!r}: {_nearest(tag, kinds)}"
+    if errors[0]["type"].startswith("union_tag"):
+        return _kind(model, errors[0], at, place, tree)
     same = list(dict.fromkeys(found["msg"] for found in errors if _written(found["loc"], tree) == at)) or [message]
     says = message if len(same) < 2 else " or ".join(same)
     return f"{place}: {_dotted(at)}: {says.replace('valid tuple', 'valid list')}{_given(errors[0])}"
+
+
+def _kind(model: type[BaseModel], error: dict[str, Any], at: At, place: str, tree: Tree) -> str:
+    """Of one of several classes: the text that tells which is missing or unknown."""
+    if not isinstance(error["input"], dict):
+        return f"{place}: {_dotted(at)}: Input should be a section of keys and values{_given(error)}"
+    named = error["ctx"]["discriminator"].strip("'")
+    at = (*at, named if named.isidentifier() else key_of_kinds(models_at(model, error["loc"])) or "kind")
+    tag, kinds = error["ctx"].get("tag"), error["ctx"].get("expected_tags", "").replace("'", "").split(", ")
+    says = f"there is no {tag!r}: {_nearest(tag, kinds)}" if tag else "Field required"
+    return f"{tree.places.get(at, place)}: {_dotted(at)}: {says}"
 
 
 def _written(loc: tuple[str | int, ...], tree: Tree) -> At:

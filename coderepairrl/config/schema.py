@@ -15,7 +15,10 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def discriminator(field: FieldInfo) -> str | None:
     """The key that tells a field's classes apart: it has one text in each of them. None where there are not several."""
-    models = models_in(field.annotation)
+    return key_of_kinds(models_in(field.annotation))
+
+
+def key_of_kinds(models: list[type[BaseModel]]) -> str | None:
     common = [key for key in (models[0].model_fields if models else ()) if all(kind_of(model, key) for model in models)]
     return common[0] if len(models) > 1 and common else None
 
