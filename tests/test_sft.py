@@ -287,7 +287,7 @@ def assert_refused(sources, said, policy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("sources: [{path: a, kind: video}]", "sources.0: .*'video'.*'chat', 'trajectories'"),
+    ("sources: [{path: a, kind: video}]", "sources.0.kind: .*'video'.*chat, trajectories"),
     ("sources: [{path: a, stepz: 3}]", "unknown key 'sources.0.stepz': did you mean 'steps'"),
     ("sources: []", "sources: "),
     ("sources: [{path: a}]\nevaluation: {every: 3}", "evaluation: .*name either a share or sources"),
