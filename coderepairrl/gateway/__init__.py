@@ -7,11 +7,12 @@
     ...  # an agent talks to base_url with session.key as its API key
     session = await gateway.close_session(session.key)  # session.calls, .close_reason, .events
 """
+from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits, TrainedSamplingConfig
 from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.rendering import Renderer, RenderingConfig
 from coderepairrl.gateway.server import Gateway, GatewayConfig
-from coderepairrl.gateway.session import SamplingConfig, Session, SessionLimits, TrainedSamplingConfig
+from coderepairrl.gateway.session import Session
 from coderepairrl.gateway.shown import renderer_of
 from coderepairrl.gateway.workers import RemoteSession, Workers, make_gateway
 

@@ -23,11 +23,12 @@ from pydantic import PositiveInt
 from coderepairrl.config import Config, Port
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway import chat_completions, completions, responses, writing
+from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
 from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.messages import BadRequest
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
 from coderepairrl.gateway.request import Fields
-from coderepairrl.gateway.session import SamplingConfig, Session, SessionClosed, SessionLimits
+from coderepairrl.gateway.session import Session, SessionClosed
 from coderepairrl.types import Outcome
 
 DIALECTS = {"/v1/chat/completions": chat_completions, "/v1/completions": completions, "/v1/responses": responses}

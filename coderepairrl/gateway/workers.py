@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from coderepairrl.errors import GatewayError
+from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
 from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.server import SHUTDOWN_S, Gateway, GatewayConfig, new_key
-from coderepairrl.gateway.session import SamplingConfig, SessionLimits
 from coderepairrl.gateway.worker import serve, whole
 from coderepairrl.types import Call, Outcome
 
