@@ -22,7 +22,7 @@ from pathlib import Path
 from coderepairrl import proc
 from coderepairrl.files import read_json, write_json
 
-RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"  # NUMBER.json: {"base", "owner": [pid, start time]}
+RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"  # NUMBER.json: {"base", "spool", "owner": [pid, start time]}
 NUMBERS = 200
 
 PORT = 27_017
@@ -40,7 +40,7 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={base}/run/munge.sock
 StateSaveLocation={base}/state
-SlurmdSpoolDir={base}/spool-%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={base}/run/slurmctld.pid
 SlurmdPidFile={base}/run/slurmd-%n.pid
 SlurmctldLogFile={base}/log/slurmctld.log
@@ -85,7 +85,7 @@ class Cluster:
         self.base, self.nodes, self.gpus = base, nodes, gpus
         self.partition, self._said = partition, {"gpu_type": gpu_type, "partition": partition, "cpus": cpus, "memory": memory_mb,
                                                  "features": f"Feature={features}" if features else ""}
-        self._number = -1
+        self._number, self._spool = -1, ""
         self._before: dict[str, str | None] = {}
 
     @property
@@ -108,7 +108,10 @@ class Cluster:
             taken = lambda n: (RECORDS / f"{n}.json").exists() or any(_network_of(n))  # noqa: E731
             self._number = next(n for n in range(NUMBERS) if not taken(n))
             owner = [os.getpid(), proc.start_of(os.getpid())]
-            write_json(RECORDS / f"{self._number}.json", {"base": str(self.base), "owner": owner})
+            # sockets lie in there, whose paths must be short
+            self._spool = tempfile.mkdtemp(prefix=f"slurm{self._number}-")
+            record = {"base": str(self.base), "spool": self._spool, "owner": owner}
+            write_json(RECORDS / f"{self._number}.json", record)
         self._before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
         os.environ |= {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         try:
@@ -134,7 +137,7 @@ class Cluster:
         for gpu in range(self.gpus):
             os.mknod(self.base / "dev" / f"gpu{gpu}", 0o020666, os.makedev(1, 3))  # Slurm wants a device; /dev/null's number is one
         (self.base / "slurm.conf").write_text(CONFIGURATION.format(
-            base=self.base, host=host, net=self.net, port=PORT + 10 * self._number, node_port=PORT + 10 * self._number + 1, nodes=self.nodes,
+            base=self.base, spool=self._spool, host=host, net=self.net, port=PORT + 10 * self._number, node_port=PORT + 10 * self._number + 1, nodes=self.nodes,
             last=10 + self.nodes, gpus=self.gpus, kill_wait=KILL_WAIT_S, slurmd_timeout=SLURMD_TIMEOUT_S, **self._said))
         (self.base / "gres.conf").write_text(f"NodeName=node[1-{self.nodes}] Name=gpu Type={self._said['gpu_type']} "
                                              f"File={self.base}/dev/gpu[0-{self.gpus - 1}]\n")
@@ -222,7 +225,10 @@ def take_down(number: int, base: Path) -> None:
         subprocess.run(["ip", "link", "del", link], capture_output=True)
     for name in spaces:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
-    (RECORDS / f"{number}.json").unlink(missing_ok=True)
+    record = RECORDS / f"{number}.json"
+    if said := read_json(record):
+        shutil.rmtree(said["spool"], ignore_errors=True)
+    record.unlink(missing_ok=True)
 
 
 def ip(*arguments: str) -> None:

@@ -1,11 +1,14 @@
 """Shared by the tests that start the real programs: a small policy with random weights, and a way to run programs."""
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from coderepairrl import proc
@@ -19,9 +22,27 @@ def run_program(*arguments: str, timeout_s: float = 400.0) -> subprocess.Complet
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
 
 
+def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all of pytest-xdist's workers."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, whole = root / name, root / f"{name}.whole"
+    with FileLock(root / f"{name}.lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            whole.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory) -> Path:
     """A Hugging Face folder: trained tokenizer, random weights, small enough to start in seconds."""
+    return once(tmp_path_factory, "policy", make_policy) / "model"
+
+
+def make_policy(folder: Path) -> None:
     from coderepairrl.scaffolds.terminal import TOOLS
     from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
     from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
@@ -30,9 +51,7 @@ def policy(tmp_path_factory) -> Path:
     config = SmallPolicyConfig(hidden_size=64, layers=2, intermediate_size=128)
     blank = train_tokenizer([], config.vocabulary, config.context)
     tokenizer = train_tokenizer([blank.apply_chat_template(row, tools=TOOLS, tokenize=False) for row in rows], config.vocabulary, config.context)
-    folder = tmp_path_factory.mktemp("policy") / "model"
-    save(initial_model(tokenizer, config), tokenizer, folder)
-    return folder
+    save(initial_model(tokenizer, config), tokenizer, folder / "model")
 
 
 def metrics_of(run: Path) -> list[dict]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, once
 from programs.engine_steps import samples
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertGenerationConfig, Qwen3Config
@@ -88,13 +88,13 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
 @pytest.fixture(scope="module")
 def done(policy, tmp_path_factory):
     """A folder with what all cases wrote. A start of the ranks costs more than a case: one for each number of ranks."""
-    folder = tmp_path_factory.mktemp("cases")
-    refused_models(policy, folder)
-    for ranks, steps in STEPS.items():
-        placed = lambda options: {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
-        places = {name: options | placed(options) for name, options in OTHERS[ranks].items()}
-        run_engine(ranks, policy, folder, steps | places)
-    return folder
+    def make(folder):
+        refused_models(policy, folder)
+        for ranks, steps in STEPS.items():
+            placed = lambda options: {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
+            places = {name: options | placed(options) for name, options in OTHERS[ranks].items()}
+            run_engine(ranks, policy, folder, steps | places)
+    return once(tmp_path_factory, "engine_cases", make)
 
 
 def refused_models(policy, folder) -> None:

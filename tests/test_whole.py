@@ -289,6 +289,6 @@ def test_bad_input_is_one_line(policy, tmp_path, overrides, words):
 
 def test_vllm_that_does_not_come_up(policy, tmp_path):
     result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", "rollout.server.extra_arguments=[--no-such-option]")
-    assert result.returncode == 1 and "before it was ready" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 1 and "not ready before it ended" in result.stderr and "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert not processes_of(tmp_path / "run")

@@ -43,7 +43,7 @@ def _kind(model: type[BaseModel], error: dict[str, Any], at: At, place: str, tre
     named = error["ctx"]["discriminator"].strip("'")
     at = (*at, named if named.isidentifier() else key_of_kinds(models_at(model, error["loc"])) or "kind")
     tag, kinds = error["ctx"].get("tag"), error["ctx"].get("expected_tags", "").replace("'", "").split(", ")
-    says = f"there is no {tag!r}: {_nearest(tag, kinds)}" if tag else "Field required"
+    says = f"there is no {tag!r}: {_nearest(tag, kinds, 0.6)}" if tag else "Field required"
     return f"{tree.places.get(at, place)}: {_dotted(at)}: {says}"
 
 
@@ -59,8 +59,8 @@ def _dotted(at: At) -> str:
     return ".".join(map(str, at))
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+def _nearest(key: str, known: list[str], likeness: float = 0.4) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=likeness)
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from coderepairrl import checkpoints
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.files import read_json, write_json
@@ -52,6 +53,8 @@ for word, _, value in (word.partition("=") for word in words):
         publisher.answer_wish()
     elif word == "checkpoint":
         publisher.checkpoint(int(value))
+        if engine.rank == 0:
+            checkpoints.prune(run, 1, awaited=lambda step: False)
     elif word == "server_is_back":
         while not (run / "server_is_back").exists():
             time.sleep(0.05)
