@@ -21,7 +21,7 @@ import subprocess, sys, time
 from pathlib import Path
 from cluster import Cluster
 with Cluster(Path(sys.argv[1]), nodes=2):
-    subprocess.run(["sbatch", "--wrap", "setsid sleep 3333"], check=True, capture_output=True)
+    subprocess.run(["sbatch", "-o", "/dev/null", "--wrap", "setsid sleep 3333"], check=True, capture_output=True)
     time.sleep(3333)
 """
 
@@ -82,7 +82,7 @@ def test_a_killed_test_program_leaves_nothing_for_the_next(moment, tmp_path, rec
             not left(name, base) or after.bridge == f"{name}br" and not [*processes(base), *base.glob("*")]
         )  # the number is free to be taken
         job = subprocess.run(
-            ["sbatch", "--parsable", "--wrap", "true"], check=True, capture_output=True, text=True
+            ["sbatch", "-o", "/dev/null", "--parsable", "--wrap", "true"], check=True, capture_output=True, text=True
         ).stdout.strip()
         wait_until(lambda: job_state(job) == "COMPLETED")
     assert (
