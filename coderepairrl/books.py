@@ -130,6 +130,12 @@ class Books:
         self.ledger.write("admitted", group, task=task.task_id, split="heldout", version=version, episodes=episodes)
         return group
 
+    def drop_evaluation(self, groups: dict[str, list[Trajectory]]) -> None:
+        """One that can't be used: nothing of it is in a file, as if its attempt had ended."""
+        for group, members in groups.items():
+            self._book_finished(group, members)
+            self.ledger.write("dropped", group, reason=ATTEMPT_ENDED, tokens=sampled_tokens(members))
+
     def store_evaluation(self, name: str, groups: dict[str, list[Trajectory]], extra: dict) -> None:
         """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a later attempt has to
         be able to write them."""

@@ -281,7 +281,12 @@ class Rollout:
         members = {group: job.result() for group, job in jobs.items()}
         trajectories = [t for own in members.values() for t in own]
         sampled_under = {version for t in trajectories for call in t.calls for version in call.policy_versions}
-        if wrong := unproven_versions(self.run) & sampled_under:
+        wrong = unproven_versions(self.run) & sampled_under
+        if wrong and share:  # beside training, which goes on without it
+            self.books.drop_evaluation(members)
+            print(f"the evaluation {name!r} is dropped: version {min(wrong)}, which failed its probe, sampled a part of it", flush=True)
+            return
+        if wrong:
             raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
                               "failed their probe: the same command evaluates again")
         stats = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD), "evaluation": {"step": updates} | evaluation_numbers(trajectories)}

@@ -14,6 +14,7 @@ from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.algorithms import group_advantages, overlong_penalty
 from coderepairrl.attempt import stop_asked
 from coderepairrl.engine import Engine
+from coderepairrl.evaluations import is_done
 from coderepairrl.publisher import Publisher
 from coderepairrl.types import Outcome, Trajectory
 
@@ -34,15 +35,17 @@ def wait_for_rollouts(run: Path, name: str, engine: Engine, publisher: Publisher
     The driver ends this process when that one dies.
     """
     path, started, attempt = run / "rollouts" / f"{name}.parquet", time.monotonic(), int(os.environ["CODEREPAIRRL_ATTEMPT"])
+    evaluation = name.removeprefix("eval_") if name.startswith("eval_") else None
+    is_there = path.exists if evaluation is None else lambda: is_done(run, evaluation)  # else it is about to be made again
     while True:
-        there, stop = engine.max([float(path.exists()), float(stop_asked(run, attempt))])  # all ranks must see the same
+        there, stop = engine.max([float(is_there()), float(stop_asked(run, attempt))])  # all ranks must see the same
         if stop:
             return None
         if there:
             break
         publisher.answer_wish()
         time.sleep(LOOK_S)
-    while not path.exists():  # another rank's node saw it first
+    while not is_there():  # another rank's node saw it first
         time.sleep(LOOK_S)
     trajectories, stats = store.read(path)
     return Waited(trajectories, stats, time.monotonic() - started)

@@ -28,6 +28,7 @@ from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
 from coderepairrl.contents import model_folder
 from coderepairrl.errors import ConfigError, TaskError
+from coderepairrl.evaluations import is_done
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
 from coderepairrl.infrastructure import commonest, refuse_broken
 from coderepairrl.program import program
@@ -139,6 +140,9 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     for number in (signal.SIGTERM, signal.SIGUSR2):  # so that vLLM is ended, too
         asyncio.get_running_loop().add_signal_handler(number, stop)
     write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True})
+    for chunk in run.glob("rollouts/eval_*.parquet"):
+        if not is_done(run, chunk.stem.removeprefix("eval_")):  # the machine was broken: it is made again
+            chunk.unlink()
     left = await environments(config, run, tasks)
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
     first = 1 + max((int(path.stem.removeprefix("eval_")) for path in run.glob("rollouts/eval_*.parquet")), default=-1)

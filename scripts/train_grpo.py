@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from coderepairrl import policy
 from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.attempt import Place
+from coderepairrl.checkpoints import folder_of
 from coderepairrl.config import Config, load
 from coderepairrl.driver import drive, start_of
 from coderepairrl.engine_config import EngineConfig
@@ -90,6 +91,8 @@ async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
         if training.evaluate:
             await rollouts.evaluate("before", updates=0)
         await rollouts.produce(training.steps, training.evaluate_every)  # groups run ahead of the trainer as far as max_staleness lets them
+        while not folder_of(run, training.steps).exists():  # what is evaluated can be come back to, whenever this is killed
+            await asyncio.sleep(policy.POLL_S)
         await rollouts.evaluate("after", updates=training.steps)
 
 

@@ -188,6 +188,18 @@ def test_a_dropped_group_is_one_of_broken_machines_only_where_all_broke(outcomes
     assert (dropped["reason"], dropped["tokens"]) == (reason, 4)
 
 
+def test_an_evaluation_that_cannot_be_used_has_one_end_and_no_file(run):
+    books = Books(run, Admission(1, 0, 1), 1, ["tests"])
+    group = books.admit_evaluation("step_00001", 0, task(0), 1, 2)
+    books.drop_evaluation({group: [trajectory(group, i, "heldout", 1.0, [0]) for i in range(2)]})
+    books.close()
+    rows = [row for row in ledger.rows(run / "ledger.jsonl") if row["group"] == group]
+    assert [row["event"] for row in rows] == ["admitted", "finished", "graded", "dropped"]
+    assert (rows[-1]["reason"], rows[-1]["tokens"]) == ("attempt_ended", rows[1]["sampled"]) and not list(run.glob("rollouts/eval_*"))
+    Books(run, Admission(1, 0, 1), 2, ["tests"]).close()  # a later attempt has nothing to add
+    assert [row for row in ledger.rows(run / "ledger.jsonl") if row["group"] == group] == rows
+
+
 def test_a_broken_machine_counts_in_no_rate():
     whole = [trajectory("g", i, "train", float(i), [0]) for i in range(2)]
     broken = replace(trajectory("g", 2, "train", 0.0, [0]), outcome=Outcome.INFRASTRUCTURE_ERROR, verdict=None, rewards={})

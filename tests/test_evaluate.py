@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unidiff import PatchSet
 
-from coderepairrl import contents
+from coderepairrl import contents, store
 from coderepairrl.files import read_json
 from coderepairrl.scaffolds.controls import without_hunk
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.functions import load as functions
+from coderepairrl.types import Outcome
 
 COUNT = 5
 EVALUATE = ["scripts/evaluate.py", "configs/eval/quickstart.yaml", f"rollout.tasks.heldout={COUNT}", "rollout.evaluation.samples=1", "chunk_tasks=2"]
@@ -64,6 +66,13 @@ def test_gold_resolves_and_less_of_it_does_not(tmp_path, refused):
         assert (summary["pass_rate"], summary["tasks"], summary["not_built"], summary["disagreements"]) == (float(wanted), COUNT, 0, {})
     again = evaluate(tmp_path, "scaffold=gold", "chunk_tasks=3", "rollout.concurrent_episodes=1")
     assert again.returncode == 0 and "environments" not in again.stderr and "100.0%" in again.stdout, "it is done"
+    gold = tmp_path / "e_gold"
+    for chunk in gold.glob("rollouts/eval_*.parquet"):  # the machine was broken, as if from the beginning
+        broken = [replace(t, outcome=Outcome.INFRASTRUCTURE_ERROR, verdict=None) for t in store.read(chunk)[0]]
+        store.write(chunk, broken, store.read_stats(chunk) | {"outcomes": {"infrastructure_error": len(broken)}})
+    (gold / "summary.json").unlink()
+    mended = evaluate(tmp_path, "scaffold=gold")
+    assert mended.returncode == 0 and "100.0%" in mended.stdout, mended.stderr
     before = content(tmp_path)
     for words, said in (("rollout.tasks.heldout=4", "rollout.tasks.heldout 5 tasks (1 that are not so in the other: functions-heldout-4 ...) -> 4 tasks"),
                         ("rollout.evaluation.samples=2", "rollout.evaluation.samples 1 -> 2"), ("rollout.limits.max_turns=3", "max_turns 10 -> 3"),
