@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import KILL_WAIT_S, SLURMD_TIMEOUT_S, Cluster, job_state, out, why_not, without_delay
+from cluster import Cluster, job_state, out, why_not, without_delay
 from conftest import ROOT, metrics_of, pids_of
 from test_pair import PATIENCE_S, check, ranks, submit
 

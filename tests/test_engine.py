@@ -1,7 +1,6 @@
 """The ZeRO-3 engine against plain PyTorch on unpacked rows: any packing, order and number of ranks; rows that ranks share; resume; recomputed layers; KL."""
 import json
 import subprocess
-import sys
 
 import pytest
 import torch

@@ -78,7 +78,7 @@ def test_gold_resolves_and_less_of_it_does_not(tmp_path, refused):
                         ("rollout.evaluation.samples=2", "rollout.evaluation.samples 1 -> 2"), ("rollout.limits.max_turns=3", "max_turns 10 -> 3"),
                         ("rollout.sandbox.kind=local", "rollout.sandbox.kind bubblewrap -> local"), ("rollout.server.dtype=bfloat16", "float32 -> bfloat16"),
                         ("rollout.rewards.weights.patch=0.5", "rollout.rewards.weights.patch not set -> 0.5")):
-        assert f"e_gold holds results of other inputs: " in (line := refused("scaffold=gold", words)) and said in line and "another `run:` folder" in line
+        assert "e_gold holds results of other inputs: " in (line := refused("scaffold=gold", words)) and said in line and "another `run:` folder" in line
     assert content(tmp_path) == before, "a refusal writes nothing"
     (tmp_path / "e_gold" / "inputs.json").unlink()
     assert "holds results, but not what made them" in refused("scaffold=gold")

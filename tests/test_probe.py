@@ -11,7 +11,7 @@ from coderepairrl.files import read_json
 from coderepairrl.policy import ServerConfig
 from coderepairrl.probe import KEPT_VERSIONS, LARGEST, TOKENS, Probe, difference, read, token_ids, write
 from coderepairrl.publisher import micro_batch
-from coderepairrl.trainer import books, judge
+from coderepairrl.trainer import books
 
 BOUND = 0.01
 LOGPROBS = st.lists(st.floats(-30, 0), min_size=1, max_size=20)

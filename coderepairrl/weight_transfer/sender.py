@@ -7,7 +7,7 @@ next bucket and goes on gathering alone, so that the other ranks, which know not
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal
