@@ -157,8 +157,9 @@ class Books:
     def _take_up_evaluations(self, begun: dict[str, dict[str, dict]]) -> set[str]:
         """begun: group -> event -> row of held-out groups without an end. Ends those whose evaluation's file is there; returns the others."""
         by_file: dict[Path, list[str]] = defaultdict(list)
-        for group in begun:
-            by_file[self.folder / f"{group.partition('-')[2].rpartition('-')[0]}.parquet"].append(group)
+        for group, events in begun.items():  # a file that was renamed since says so in its row
+            name = events.get("stored", {}).get("file", f"{group.partition('-')[2].rpartition('-')[0]}.parquet")
+            by_file[self.folder / name].append(group)
         lost = set(begun)
         for path, groups in by_file.items():
             members: dict[str, list[Trajectory]] = defaultdict(list)

@@ -36,6 +36,12 @@ def is_done(run: Path, name: str) -> bool:
     return path.exists() and set(store.read_stats(path)["outcomes"]) != {Outcome.INFRASTRUCTURE_ERROR}
 
 
+def missed(run: Path, every: int, updates: int) -> list[int]:
+    """Steps below `updates` that should have been evaluated beside training and never will be: a former attempt ended meanwhile, or left them out."""
+    steps = range(every, updates, every) if every and has_tasks(run) else ()
+    return [step for step in steps if not is_done(run, name_of(step))]
+
+
 def finished(run: Path) -> list[dict]:
     """A row each, in order of steps: {"name", "step", "versions", "tasks", "pass_rate", "pass_rate_interval", "episodes", "reward", "seconds"}."""
     rows = []

@@ -3,9 +3,10 @@
 A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
     summary_step_00020.json  rollouts/eval_step_00020.parquet
 """
+from itertools import chain, count
 from pathlib import Path
 
-from coderepairrl import inputs, ledger, store
+from coderepairrl import inputs, store
 from coderepairrl.config import Config
 from coderepairrl.contents import there
 from coderepairrl.errors import ConfigError
@@ -54,15 +55,19 @@ def finished(run: Path, steps: int) -> bool:
 
 def keep_end(run: Path, step: int) -> None:
     """What an end at this step left gets the step's name. May be killed anywhere and done again."""
-    evaluation, name = run / "rollouts" / "eval_after.parquet", f"eval_step_{step:05d}.parquet"
+    evaluation = run / "rollouts" / "eval_after.parquet"
     if evaluation.exists():
-        digest = store.sha256(evaluation)
-        rows = ledger.rows(run / "ledger.jsonl")
-        stored = [row["group"] for row in rows if row["event"] == "stored" and row["sha256"] == digest]
+        kept, digest = _free(evaluation.with_name(f"eval_step_{step:05d}.parquet")), store.sha256(evaluation)
         books = Ledger(run / "ledger.jsonl")
-        for group in dict.fromkeys(stored):
-            books.write("stored", group, file=name, sha256=digest)
+        for group in dict.fromkeys(trajectory.group_id for trajectory in store.read(evaluation)[0]):
+            books.write("stored", group, file=kept.name, sha256=digest)
         books.close()
-        evaluation.rename(evaluation.with_name(name))
+        evaluation.rename(kept)
     if (run / "summary.json").exists():
-        (run / "summary.json").rename(run / f"summary_step_{step:05d}.json")
+        (run / "summary.json").rename(_free(run / f"summary_step_{step:05d}.json"))
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number where there is such a file: of a run that had gone further and was then ended here."""
+    names = chain([path], (path.with_stem(f"{path.stem}_{number}") for number in count(2)))
+    return next(name for name in names if not name.exists())

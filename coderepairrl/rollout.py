@@ -22,7 +22,7 @@ from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, EngineError, TaskError
-from coderepairrl.evaluations import is_done, name_of, note_tasks
+from coderepairrl.evaluations import is_done, missed, name_of, note_tasks
 from coderepairrl.files import read_json
 from coderepairrl.gateway import (GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, TrainedSamplingConfig,
                                   make_gateway, renderer_of)
@@ -222,6 +222,8 @@ class Rollout:
     async def produce(self, steps: int, evaluate_every: int = 0) -> None:
         """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an evaluation beside them (0: none).
         EngineError when the machine ends too many episodes."""
+        for step in missed(self.run, evaluate_every, self.supervisor.serving["step"]):
+            print(f"step {step} has no evaluation: the attempt before ended while it ran, or it was left out", flush=True)
         await self._guarded(self._produce(steps, evaluate_every))
 
     async def _produce(self, steps: int, evaluate_every: int) -> None:

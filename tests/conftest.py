@@ -18,6 +18,24 @@ settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(trylast=True)  # when -m has taken out what is not asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole programs come first in each worker's part: one that begins last keeps a core alone.
+
+    pytest-xdist's `worksteal` cuts the list into equal parts, one a worker, and who has done his takes from another's end.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    rest = [item for item in items if not item.get_closest_marker("whole")]
+    whole = [item for item in items if item.get_closest_marker("whole")]
+    ordered, size = [], len(items) / workers
+    for worker in range(workers):
+        first = whole[worker::workers]
+        count = round(size * (worker + 1)) - len(ordered) - len(first)
+        ordered += first + rest[:count]
+        del rest[:count]
+    items[:] = ordered + rest
+
+
 def run_program(*arguments: str, timeout_s: float = 400.0) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
 

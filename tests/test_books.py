@@ -12,7 +12,7 @@ import yaml
 
 from coderepairrl import books as books_module
 from coderepairrl import attempt as attempts
-from coderepairrl import driver, ledger, store
+from coderepairrl import driver, ledger, resume, store
 from coderepairrl.admission import Admission
 from coderepairrl.attempt import Place
 from coderepairrl.books import Books
@@ -175,6 +175,30 @@ def test_killed_between_any_two_writes(run, monkeypatch, part):
     killer.at = None
     rows = finished(run, 2, 1)
     assert any(row.get("reason") == "attempt_ended" for row in rows)
+
+
+@pytest.mark.parametrize("at", range(1, 11))
+def test_an_end_that_was_killed_and_is_gone_on_with_has_one_end(run, monkeypatch, at):
+    """The last evaluation is killed before each of its writes; then the run gets more steps before it gets another evaluation."""
+    killer = Killer(monkeypatch)
+    books = Books(run, Admission(1, 0, 1), 1, ["tests"])
+    groups = [books.admit_evaluation("after", i, task(i), 1, MEMBERS) for i in range(2)]
+    killer.writes, killer.at = 0, at
+    try:
+        books.store_evaluation("after", {group: [trajectory(group, i, "heldout", 1.0, [0]) for i in range(MEMBERS)] for group in groups}, {})
+    except Killed:
+        pass
+    books.close()
+    killer.at = None
+    resume.keep_end(run, 20)
+    Books(run, Admission(1, 0, 1), 2, ["tests"]).close()
+    rows = list(ledger.rows(run / "ledger.jsonl"))
+    kept = run / "rollouts" / "eval_step_00020.parquet"
+    for group in groups:
+        (end,) = [row for row in rows if row["group"] == group and row["event"] == "dropped"]
+        assert end["reason"] == ("evaluation" if kept.exists() else "attempt_ended")
+        files = [row["file"] for row in rows if row["group"] == group and row["event"] == "stored"]
+        assert files[-1:] == [kept.name] * kept.exists()
 
 
 @pytest.mark.parametrize(("outcomes", "reason"), [("si", "zero_variance"), ("ii", "infrastructure_error"), ("ss", "zero_variance")])

@@ -8,7 +8,7 @@ from rollout_helpers import TASKS, folder, rollout_of, train_along
 from test_books import MODULE
 
 from coderepairrl import checkpoints, ledger, store
-from coderepairrl.evaluations import Evaluations, finished, has_tasks
+from coderepairrl.evaluations import Evaluations, finished, has_tasks, missed
 from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import Metrics, read_evaluations, read_metrics
 
@@ -111,6 +111,15 @@ def test_it_is_logged_under_the_step_of_its_weights_once(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["step 0, held out: 30.0% [15.0%, 65.0%] of 10 tasks repaired, 2 s",
                                                     "step 5, held out: 40.0% [20.0%, 70.0%] of 10 tasks repaired, 2 s"]
     assert [(row["step"], row["pass_rate"]) for row in finished(run)] == [(0, 0.3), (5, 0.4), (10, None)]
+
+
+def test_what_a_former_attempt_left_out_is_named(tmp_path):
+    run = folder(tmp_path)
+    evaluated(run, 4, 0.5)
+    evaluated(run, 8, 0.5)
+    assert missed(run, 2, 8) == []  # no held-out tasks: nothing is evaluated
+    write_json(run / "heldout.json", ["a"])
+    assert missed(run, 2, 8) == [2, 6] and missed(run, 2, 9) == [2, 6] and missed(run, 0, 9) == []
 
 
 def test_the_best_and_those_whose_evaluation_is_to_come_stay(tmp_path):

@@ -16,7 +16,7 @@ from coderepairrl.files import read_json, write_json
 from coderepairrl.ledger import Ledger
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.functions import load as functions
-from coderepairrl.types import Task
+from coderepairrl.types import Outcome, Task, Trajectory
 
 TASKS = functions(FunctionsConfig(train=3, heldout=2))
 WHOLE = {"scripts/train_grpo.py": ("TrainConfig", "configs/quickstart.yaml", inputs.TRAINING),
@@ -279,17 +279,35 @@ def test_a_finished_run_says_so_takes_more_steps_and_no_fewer(run, tmp_path):
 
 
 def test_what_an_end_left_is_kept_under_its_step_and_stays_in_the_books(tmp_path):
-    digest = store.write(tmp_path / "rollouts" / "eval_after.parquet", [], {"seconds": 1.0})
+    episodes = [episode(f"a2-eval_after-{number}") for number in range(2)]
+    digest = store.write(tmp_path / "rollouts" / "eval_after.parquet", episodes, {"seconds": 1.0})
     books = Ledger(tmp_path / "ledger.jsonl")
     books.write("stored", "a1-eval_after-0", file="eval_after.parquet", sha256="of an attempt that was killed")
-    for group in ("a2-eval_after-0", "a2-eval_after-1"):
-        books.write("stored", group, file="eval_after.parquet", sha256=digest)
     books.close()
     write_json(tmp_path / "summary.json", {"steps": 20})
     for _ in range(2):
         resume.keep_end(tmp_path, 20)
-    left = sorted(path.name for path in tmp_path.glob("**/*") if path.is_file())
-    assert left == ["eval_step_00020.parquet", "ledger.jsonl", "summary_step_00020.json"]
+    assert left(tmp_path) == ["eval_step_00020.parquet", "ledger.jsonl", "summary_step_00020.json"]
     rows = list(ledger.rows(tmp_path / "ledger.jsonl"))
-    assert [(row["group"], row["file"], row["sha256"]) for row in rows[3:]] == [
+    assert [(row["group"], row["file"], row["sha256"]) for row in rows[1:]] == [
         (group, "eval_step_00020.parquet", digest) for group in ("a2-eval_after-0", "a2-eval_after-1")] and ledger.broken_link(rows) is None
+
+
+def test_what_an_end_left_replaces_nothing(tmp_path):
+    """A run that had gone further, was ended at 20 steps and gets more again."""
+    for name in ("step_00020", "after"):
+        store.write(tmp_path / "rollouts" / f"eval_{name}.parquet", [episode(f"a1-eval_{name}-0")], {})
+    for name in ("summary_step_00020.json", "summary.json"):
+        write_json(tmp_path / name, {"of": name})
+    resume.keep_end(tmp_path, 20)
+    assert left(tmp_path) == ["eval_step_00020.parquet", "eval_step_00020_2.parquet", "ledger.jsonl", "summary_step_00020.json", "summary_step_00020_2.json"]
+    assert read_json(tmp_path / "summary_step_00020.json") == {"of": "summary_step_00020.json"}
+    assert store.read(tmp_path / "rollouts" / "eval_step_00020_2.parquet")[0][0].group_id == "a1-eval_after-0"
+
+
+def left(folder):
+    return sorted(path.name for path in folder.glob("**/*") if path.is_file())
+
+
+def episode(group):
+    return Trajectory(f"{group}-0", group, "task", "heldout", 0, (), "", Outcome.SUBMITTED, "", None, {}, 0.0, 1.0, (), {})

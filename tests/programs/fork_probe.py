@@ -30,7 +30,9 @@ def main(path):
     if job["do"] == "raise":
         raise ValueError("a mistake in the agent")
     if job["do"] == "sleep":
-        Path(job["mark"]).write_text("here")
+        mark = Path(job["mark"])
+        mark.with_suffix(".part").write_text(str(os.getpid()))
+        mark.with_suffix(".part").rename(mark)
         time.sleep(600)
     if job["do"] == "eat":
         bytearray(job["bytes"])
