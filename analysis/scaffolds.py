@@ -20,12 +20,11 @@ from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
-from coderepairrl import intervals
+from coderepairrl import intervals, skill, store
 from coderepairrl.config import read_yaml
 from coderepairrl.intervals import NOTHING, Interval, percent
 from coderepairrl.metrics import read_metrics
 from coderepairrl.program import program
-from coderepairrl.summary import pass_by_task
 
 WARM = "not trained"  # the policy before
 LAST = 3  # steps whose mean says what a training run has reached
@@ -65,14 +64,14 @@ def read(folders: list[Path]) -> Found:
             trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row.get("pass_rate", math.nan) for row in rows]))
             for name, policy in (("before", WARM), ("after", trained_under[run])):
                 if (path := run / "rollouts" / f"eval_{name}.parquet").exists():
-                    cells[policy, trained_under[run]].append(pass_by_task(path))
+                    cells[policy, trained_under[run]].append(skill.resolved(skill.episodes(store.read(path)[0])))
         elif "chunk_tasks" in config and (files := sorted((run / "rollouts").glob("eval_*.parquet"))):
             model = Path(config["model"]).resolve()
             if model not in trained_under:
                 raise ValueError(f"{run}: its model {config['model']} is no training run below the folders that were given")
             scaffold = config["scaffold"] or config["rollout"]["scaffold"]
             cells[trained_under[model], scaffold if isinstance(scaffold, str) else scaffold["name"]].append(
-                {task: found for file in files for task, found in pass_by_task(file).items()})
+                {task: found for file in files for task, found in skill.resolved(skill.episodes(store.read(file)[0])).items()})
     if not cells:
         raise ValueError(f"{', '.join(map(str, folders))}: no training run or evaluation with results below")
     return Found(dict(trainings), dict(cells))

@@ -28,7 +28,7 @@ def describe(run: Path, summary: dict) -> Table:
             table.add_row(label, percent(of_run(summary, name)))
     elif "not_compared" in summary:
         table.add_row("held-out tasks", f"not compared: {summary['not_compared']}")
-    beside = [row for row in summary.get("evaluations", ()) if row["name"] not in ("before", "after") and row["pass_rate"] is not None]
+    beside = [row for row in summary.get("evaluations", ()) if row["name"] not in ("before", "after") and row.get("pass_rate") is not None]
     if beside:
         table.add_row("repaired beside training", "   ".join(f"step {row['step']}: {row['pass_rate']:.1%}" for row in beside))
     if best := summary.get("best_checkpoint"):

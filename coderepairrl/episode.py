@@ -8,8 +8,9 @@ from coderepairrl.errors import EngineError, GatewayError, SandboxError, Scaffol
 from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
 from coderepairrl.rewards import Grader, RewardConfig, compute
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
+from coderepairrl.sandboxes.edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
-from coderepairrl.types import Outcome, Task, Trajectory, VerdictKind
+from coderepairrl.types import HELD_OUT, Outcome, Task, Trajectory, Verdict, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,25 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     """
     started, started_at = time.monotonic(), time.time()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
-    outcome, detail, diff, verdict, parts, reward = Outcome.SUBMITTED, "", "", None, {}, 0.0
+    outcome, detail, diff, verdict, parts, reward, seen = Outcome.SUBMITTED, "", "", None, {}, 0.0, {}
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
+            edits = Edits(sandbox)
+            watch = (edits.look,) if split == HELD_OUT else ()  # a look takes some 10 ms: training does without
             try:
-                await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http))
+                await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch))
             except ScaffoldError as error:
                 outcome, detail = Outcome.AGENT_ERROR, str(error)
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
+            edits.note(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
             verdict, parts, reward = await compute(services.rewards, task, diff, services.grader)
             if services.rewards.require_submission and outcome != Outcome.SUBMITTED:
                 reward = 0.0
+            seen = await _edits_seen(edits, task, diff, verdict, services.grader)
             if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
                 outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
     except (SandboxError, EngineError, GatewayError, aiohttp.ClientError) as error:
@@ -58,5 +63,16 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     return Trajectory(
         trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
         outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=tuple(session.events),
-        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated}
+        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated} | seen
               | {k: float(v) for k, v in session.counters.items()})
+
+
+async def _edits_seen(edits: Edits, task: Task, diff: str, verdict: Verdict | None, grader: Grader) -> dict[str, float]:
+    """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair}; nothing of an agent that can't be watched, or that
+    no test judges."""
+    if not edits.watched or verdict is None:
+        return {}
+    first = next(iter(edits.diffs), "")
+    judged = verdict if first == diff else await grader.grade(task, first)
+    known = judged.kind != VerdictKind.ENVIRONMENT_ERROR
+    return {"edits": float(len(edits.diffs))} | ({"first_edit": float(bool(first) and judged.resolved)} if known else {})

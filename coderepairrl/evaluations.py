@@ -1,20 +1,62 @@
 """Evaluations of the held-out tasks: before the first step, beside training every so many updates, and after the last step.
 
     rollouts/eval_before.parquet, eval_step_00010.parquet, eval_after.parquet    written by the rollout process; stats["evaluation"]:
-                     {"step": updates in the weights that it began under, "versions": of all weights that sampled its tokens,
-                     "tasks": that were graded, "pass_rate", "pass_rate_interval": over tasks; None where none was graded}
+                     {"step": updates in the weights that it began under} and skill.numbers, with `greedy` of the file beside it
+    rollouts/eval_NAME_greedy.parquet, eval_before_retry.parquet                 the same tasks decoded greedily, and forced to go on
     heldout.json     ids of the tasks that are evaluated, the same ones each time; there before the first step
 
 The trainer never waits for one beside it. When it has written a step's metrics it takes in what has been finished meanwhile: a row of
 metrics.jsonl under the step of the weights, the best checkpoint, and which checkpoints may go.
 """
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from coderepairrl import checkpoints, store
 from coderepairrl.files import read_json, write_json
+from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
 from coderepairrl.metrics import Metrics, read_evaluations
 from coderepairrl.types import Outcome, Task
+
+BEFORE, AFTER = "before", "after"
+NUMBERS = ("pass_rate", "first_edit", "greedy", "reward", "tasks", "episodes", "calls", "edits", "submitted", "at_limit", "seconds")
+
+
+class EvaluationConfig(SamplingConfig):
+    """Of the held-out tasks."""
+    samples: PositiveInt = 1  # episodes a task
+    tasks: PositiveInt | None = None  # the first so many of the held-out tasks, the same ones each time; null: all
+    share: PositiveFloat = Field(0.25, le=1)  # of concurrent_episodes: what an evaluation beside training may take of them
+    greedy: bool = True  # beside them one episode a task that is decoded greedily
+    retry: bool = False  # before the first step also the control for persistence: the same policy, forced to go on (scaffold retry)
+    limits: SessionLimits | None = None  # of its episodes; null: those of rollout.limits
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way to go through the tasks."""
+    name: str  # of its file
+    sampling: SamplingConfig
+    samples: int
+    forced: bool = False  # to go on
+
+
+def passes(name: str, config: EvaluationConfig, calls_model: bool) -> list[Pass]:
+    """Of one evaluation; it comes last itself, so that where its file is the others' are, too."""
+    found = [Pass(name, config, config.samples)]
+    if config.retry and name == BEFORE:
+        found.insert(0, Pass(f"{name}_retry", config, config.samples, forced=True))
+    if config.greedy and config.temperature and calls_model:
+        found.insert(0, Pass(f"{name}_greedy", SamplingConfig(temperature=0.0), 1))
+    return found
+
+
+def own_names(run: Path) -> list[str]:
+    """Of the evaluations that have a file, less their further passes."""
+    names = sorted(path.stem.removeprefix("eval_") for path in (run / "rollouts").glob("eval_*.parquet"))
+    return [name for name in names if not name.endswith(("_greedy", "_retry"))]
 
 
 def name_of(updates: int) -> str:
@@ -43,13 +85,13 @@ def missed(run: Path, every: int, updates: int) -> list[int]:
 
 
 def finished(run: Path) -> list[dict]:
-    """A row each, in order of steps: {"name", "step", "versions", "tasks", "pass_rate", "pass_rate_interval", "episodes", "reward", "seconds"}."""
+    """A row each, in order of steps: {"name", "step", "episodes", "reward", "seconds"} and skill.numbers."""
     rows = []
-    for path in (run / "rollouts").glob("eval_*.parquet"):
-        stats = store.read_stats(path)
+    for name in own_names(run):
+        stats = store.read_stats(run / "rollouts" / f"eval_{name}.parquet")
         if "evaluation" in stats:  # files of before don't say of which step they are
-            rows.append({"name": path.stem.removeprefix("eval_")} | stats["evaluation"]
-                        | {"episodes": sum(stats["outcomes"].values()), "reward": stats.get("reward"), "seconds": round(stats["seconds"], 1)})
+            rows.append({"name": name} | stats["evaluation"] | {
+                "episodes": sum(stats["outcomes"].values()), "reward": stats.get("reward"), "seconds": round(stats["seconds"], 1)})
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -66,17 +108,28 @@ class Evaluations:
             if row["step"] not in self._logged and row["tasks"]:
                 self._logged.add(row["step"])
                 self._log(row)
-            if row["pass_rate"] is not None:
+            if row.get("pass_rate") is not None:  # older files say None
                 checkpoints.note_best(self.run, row["step"], row["pass_rate"])
         last = max((row["step"] for row in rows), default=0)
         waiting = self._every and has_tasks(self.run)  # for evaluations of later steps, which may turn out to be the best
         checkpoints.prune(self.run, self._keep, lambda step: bool(waiting and step % self._every == 0 and step > last))
 
     def _log(self, row: dict) -> None:
-        low, high = row["pass_rate_interval"]
-        values = {name: row[name] for name in ("pass_rate", "reward", "tasks", "episodes", "seconds")} | {"pass_rate_low": low, "pass_rate_high": high}
+        values = {name: row[name] for name in NUMBERS if row.get(name) is not None}
+        for name in ("pass_rate", "first_edit", "greedy"):
+            if ends := row.get(f"{name}_interval"):
+                values |= dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+        values |= {f"pass_at_{k}": value for k, value in row.get("pass_at_k", {}).items()}
         if row["versions"]:
             values |= {"version_first": row["versions"][0], "version_last": row["versions"][-1]}
         self.metrics.log(row["step"], {f"eval/{name}": value for name, value in values.items()})
-        print(f"step {row['step']}, held out: {row['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['tasks']} tasks repaired, "
-              f"{row['seconds']:.0f} s", flush=True)
+        print(f"step {row['step']}, held out: {line(row)}", flush=True)
+
+
+def line(row: dict) -> str:
+    """What the console says of an evaluation."""
+    low, high = row["pass_rate_interval"]
+    beside = {"greedy": "greedy", "first_edit": "by the first edit", "at_limit": "ended at a limit"}
+    said = [f"{text} {row[name]:.1%}" for name, text in beside.items() if row.get(name) is not None]
+    return (f"{row['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['tasks']} tasks repaired"
+            + (f" ({', '.join(said)})" if said else "") + f", {row['seconds']:.0f} s")

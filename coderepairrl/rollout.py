@@ -8,13 +8,14 @@ import asyncio
 import random
 import secrets
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import aiohttp
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from coderepairrl import context, inputs
+from coderepairrl import context, inputs, skill
 from coderepairrl.admission import Admission
 from coderepairrl.attempt import Place, stop_asked
 from coderepairrl.books import Books, sampled_tokens
@@ -22,7 +23,7 @@ from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, EngineError, TaskError
-from coderepairrl.evaluations import is_done, missed, name_of, note_tasks
+from coderepairrl.evaluations import EvaluationConfig, Pass, is_done, missed, name_of, note_tasks, passes
 from coderepairrl.files import read_json
 from coderepairrl.gateway import (GatewayConfig, RenderingConfig, SamplingConfig, SessionLimits, TrainedSamplingConfig,
                                   make_gateway, renderer_of)
@@ -31,20 +32,12 @@ from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervis
 from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
-from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, ready
+from coderepairrl.scaffolds import Scaffold, ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.terminal import TerminalConfig
-from coderepairrl.summary import evaluation_numbers
 from coderepairrl.tasks import TasksConfig, load_tasks
 from coderepairrl.tasks.build import build_all
 from coderepairrl.trial import try_environments
-from coderepairrl.types import Outcome, Task, Trajectory
-
-
-class EvaluationConfig(SamplingConfig):
-    """Of the held-out tasks."""
-    samples: PositiveInt = 1  # episodes a task
-    tasks: PositiveInt | None = None  # the first so many of the held-out tasks, the same ones each time; null: all
-    share: PositiveFloat = Field(0.25, le=1)  # of concurrent_episodes: what an evaluation beside training may take of them
+from coderepairrl.types import HELD_OUT, Outcome, Task, Trajectory
 
 
 class RolloutConfig(Config):
@@ -82,6 +75,14 @@ class RolloutConfig(Config):
         return limits
 
 
+@dataclass(frozen=True)
+class Way:
+    """What training and the passes of an evaluation differ in."""
+    sampling: SamplingConfig
+    limits: SessionLimits
+    scaffold: Scaffold
+
+
 class Rollout:
     """Use as `async with Rollout(config, run, model, attempt) as rollout`. model: folder of the tokenizer; weights are those of policy/current.json.
 
@@ -96,6 +97,7 @@ class Rollout:
         if trains and not self.tasks["train"]:
             raise ConfigError("no training tasks: load some (rollout.tasks)")
         self._scaffold = make_scaffold(config.scaffold)
+        self._training = Way(config.sampling, config.limits, self._scaffold)
         self.grader = Grader(config.sandbox)
         self._broken = InfrastructureErrors(run, config.max_infrastructure_share)
         self._beside: asyncio.Task | None = None  # the latest evaluation beside training
@@ -206,7 +208,8 @@ class Rollout:
 
     async def episode(self, task: Task, split: str) -> Trajectory:
         """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py)."""
-        return await self._guarded(self._episode("run_one", task, "run_one", split, 0))
+        own = self.config.sampling if split == "train" else self.config.evaluation
+        return await self._guarded(self._episode("run_one", task, "run_one", split, 0, replace(self._training, sampling=own)))
 
     @property
     def heldout(self) -> list[Task]:
@@ -245,7 +248,7 @@ class Rollout:
                 await asyncio.sleep(POLL_S)
 
     async def _train_group(self, group: str, task: Task) -> None:
-        self.books.finish(group, await self._group(group, task, "train", self.config.group_size))
+        self.books.finish(group, await self._group(group, task, "train", self.config.group_size, self._training))
 
     def _evaluate_beside(self, running: asyncio.TaskGroup, updates: int) -> None:
         """Begins the evaluation of the weights that serve now. While the one before is still running it is left out: when that is over, these
@@ -270,54 +273,76 @@ class Rollout:
         """share: of the places for episodes that it may take; None: it is alone."""
         while self.supervisor.serving["step"] < updates:
             await asyncio.sleep(POLL_S)
-        version, samples = self.supervisor.serving["version"], self.config.evaluation.samples
-        groups = {self.books.admit_evaluation(name, i, task, version, samples): task for i, task in enumerate(self.heldout)}
-        places = asyncio.Semaphore(max(1, int(share * self.config.concurrent_episodes / samples))) if share else nullcontext()
-
-        async def one(group: str, task: Task) -> list[Trajectory]:
-            async with places:
-                return await self._group(group, task, "heldout", samples)
-
+        places = asyncio.Semaphore(max(1, int(share * self.config.concurrent_episodes))) if share else nullcontext()
+        own = passes(name, self.config.evaluation, self._scaffold.calls_model)
         async with asyncio.TaskGroup() as running:
-            jobs = {group: running.create_task(one(group, task)) for group, task in groups.items()}
-        members = {group: job.result() for group, job in jobs.items()}
-        trajectories = [t for own in members.values() for t in own]
-        sampled_under = {version for t in trajectories for call in t.calls for version in call.policy_versions}
-        wrong = unproven_versions(self.run) & sampled_under
-        if wrong and share:  # beside training, which goes on without it
-            self.books.drop_evaluation(members)
-            print(f"the evaluation {name!r} is dropped: version {min(wrong)}, which failed its probe, sampled a part of it", flush=True)
+            jobs = [running.create_task(self._pass(one, places)) for one in own]
+        done = {one.name: job.result() for one, job in zip(own, jobs, strict=True)}
+        if self._sampled_unproven(name, done, beside=share is not None):
             return
-        if wrong:
+        for one, members in done.items():
+            stats = {"evaluation": {"step": updates} | self._numbers(done, name)} if one == name else {"pass_of": name}
+            self.books.store_evaluation(one, members, self._counters() | stats
+                                        | {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)})
+        if self._trains:  # elsewhere it is one part of many
+            refuse_broken(f"evaluation {name}", [detail_of(t) for t in _all(done[name])])
+
+    async def _pass(self, own: Pass, places) -> dict[str, list[Trajectory]]:
+        """Group -> its episodes. places: for so many at a time."""
+        version = self.supervisor.serving["version"]
+        groups = {self.books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(self.heldout)}
+        way = Way(own.sampling, self.config.evaluation.limits or self.config.limits, self._forced if own.forced else self._scaffold)
+        async with asyncio.TaskGroup() as running:
+            jobs = {group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places)) for group, task in groups.items()}
+        return {group: job.result() for group, job in jobs.items()}
+
+    def _sampled_unproven(self, name: str, done: dict[str, dict[str, list[Trajectory]]], beside: bool) -> bool:
+        """Whether weights that failed their probe have sampled a part of it: beside training, which goes on without it, it is
+        dropped. EngineError elsewhere."""
+        sampled_under = {version for members in done.values() for t in _all(members) for call in t.calls for version in call.policy_versions}
+        wrong = unproven_versions(self.run) & sampled_under
+        if wrong and not beside:
             raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
                               "failed their probe: the same command evaluates again")
-        stats = {"inputs": inputs.of_evaluation(self.run / inputs.RECORD), "evaluation": {"step": updates} | evaluation_numbers(trajectories)}
-        self.books.store_evaluation(name, members, self._counters() | stats)
-        if self._trains:  # elsewhere it is one part of many
-            refuse_broken(f"evaluation {name}", [detail_of(t) for t in trajectories])
+        if wrong:
+            for members in done.values():
+                self.books.drop_evaluation(members)
+            print(f"the evaluation {name!r} is dropped: version {min(wrong)}, which failed its probe, sampled a part of it", flush=True)
+        return bool(wrong)
 
-    async def _group(self, group: str, task: Task, split: str, size: int) -> list[Trajectory]:
+    @staticmethod
+    def _numbers(done: dict[str, dict[str, list[Trajectory]]], name: str) -> dict:
+        """Of the evaluation of that name: stats["evaluation"], but for the step."""
+        own, greedy = _all(done[name]), _all(done.get(f"{name}_greedy", {}))
+        versions = sorted({version for t in own for call in t.calls for version in call.policy_versions})
+        return {"versions": versions} | skill.numbers(skill.episodes(own)) | skill.rate("greedy", skill.resolved(skill.episodes(greedy)))
+
+    async def _group(self, group: str, task: Task, split: str, size: int, way: Way, places=nullcontext()) -> list[Trajectory]:
+        """places: of which each episode takes one, beside those of all."""
+        async def one(number: int) -> Trajectory:
+            async with places, self._slots:
+                return await self._with_retries(group, task, number, split, way)
+
         async with asyncio.TaskGroup() as running:
-            jobs = [running.create_task(self._with_retries(group, task, number, split)) for number in range(size)]
+            jobs = [running.create_task(one(number)) for number in range(size)]
         return [job.result() for job in jobs]
 
-    async def _with_retries(self, group: str, task: Task, number: int, split: str) -> Trajectory:
-        async with self._slots:
-            for attempt in range(self.config.infrastructure_retries + 1):
-                trajectory = await self._episode(group, task, f"{group}-{number}", split, attempt)
-                if trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR:
-                    break
-                self._broken.tried(trajectory.outcome_detail)
-                last = attempt == self.config.infrastructure_retries
-                self.books.ledger.write("infrastructure_error", group, trajectory=trajectory.trajectory_id, attempt=attempt, detail=trajectory.outcome_detail,
-                                        tokens=0 if last else sampled_tokens([trajectory]))  # the last attempt's tokens are in the file, and masked
+    async def _with_retries(self, group: str, task: Task, number: int, split: str, way: Way) -> Trajectory:
+        for attempt in range(self.config.infrastructure_retries + 1):
+            trajectory = await self._episode(group, task, f"{group}-{number}", split, attempt, way)
+            if trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR:
+                break
+            self._broken.tried(trajectory.outcome_detail)
+            last = attempt == self.config.infrastructure_retries
+            self.books.ledger.write("infrastructure_error", group, trajectory=trajectory.trajectory_id, attempt=attempt, detail=trajectory.outcome_detail,
+                                    tokens=0 if last else sampled_tokens([trajectory]))  # the last attempt's tokens are in the file, and masked
         self._broken.ended(trajectory)
         return trajectory
 
-    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int) -> Trajectory:
-        sampling = self.config.sampling if split == "train" else self.config.evaluation
+    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way: Way) -> Trajectory:
+        services = replace(self._services, scaffold=way.scaffold, limits=way.limits)
         return await run_episode(
-            self._services, task, trajectory_id=trajectory_id, group_id=group, split=split, attempt=attempt, sampling=sampling,
+            services, task, trajectory_id=trajectory_id, group_id=group, split=split, attempt=attempt, sampling=way.sampling,
             cache_salt=f"{self._salt}-{self.supervisor.serving['version']}")  # nor that of an older policy, by a new episode
 
     def _counters(self) -> dict:
@@ -326,6 +351,10 @@ class Rollout:
         return {"version": serving["version"], "infrastructure_errors": self._broken.count, "infrastructure": self._broken.said(), "engine_restarts": self.supervisor.restarts,
                 "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
                 "updates": serving["step"]}
+
+
+def _all(members: dict[str, list[Trajectory]]) -> list[Trajectory]:
+    return [trajectory for own in members.values() for trajectory in own]
 
 
 def _first(error: BaseException) -> BaseException:

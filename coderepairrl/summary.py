@@ -1,27 +1,11 @@
 """summary.json of a finished run, from its files alone."""
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
-from coderepairrl import intervals, ledger, store
+from coderepairrl import ledger, skill, store
 from coderepairrl.evaluations import finished
 from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import read_metrics
-from coderepairrl.types import Trajectory
-
-
-def pass_by_task(path: Path) -> dict[str, list[float]]:
-    """outcomes_by_task of a file."""
-    return outcomes_by_task(store.read(path)[0])
-
-
-def outcomes_by_task(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
-    """Task id -> 1 for each of its episodes that resolved it, 0 for the others. Episodes on a broken machine are not counted."""
-    resolved = defaultdict(list)
-    for trajectory in trajectories:
-        if trajectory.verdict is not None:
-            resolved[trajectory.task_id].append(float(trajectory.verdict.resolved))
-    return dict(resolved)
 
 
 def _comparable(before: Path, after: Path) -> bool:
@@ -29,13 +13,11 @@ def _comparable(before: Path, after: Path) -> bool:
     return store.read_stats(before).get("inputs") == store.read_stats(after).get("inputs")
 
 
-def evaluation_numbers(trajectories: Sequence[Trajectory]) -> dict:
-    """stats["evaluation"] of an evaluation's file (evaluations.py) but for the step."""
-    outcomes = list(outcomes_by_task(trajectories).values())
-    found = intervals.rate(outcomes)
-    versions = sorted({version for t in trajectories for call in t.calls for version in call.policy_versions})
-    return {"versions": versions, "tasks": len(outcomes), "pass_rate": found and found.value,
-            "pass_rate_interval": found and [found.low, found.high]}
+def _compared(found: dict) -> dict:
+    """The headline beside the whole."""
+    sides = {"before": found["before"], "after": found["after"], "difference": found["gain"]}
+    rates = {f"pass_rate_{name}{kind}": side[f"pass_rate{kind}"] for name, side in sides.items() for kind in ("", "_interval")}
+    return {"heldout_tasks": found["after"]["tasks"], "skill": found} | rates
 
 
 def write_summary(run: Path) -> dict:
@@ -64,15 +46,11 @@ def write_summary(run: Path) -> dict:
     gaps = [row["logprob_gap"] for row in (*metrics, read_json(run / "final_gap.json") or {}) if "logprob_gap" in row]
     summary |= {"max_logprob_gap": max(gaps)} if gaps else {}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
-    before, after = (pass_by_task(file) if file.exists() else {} for file in (before_file, after_file))
-    both = sorted(before.keys() & after.keys())
+    both = before_file.exists() and after_file.exists()
     if both and not _comparable(before_file, after_file):
         summary["not_compared"] = "tasks, limits, scaffold or evaluation were changed between before and after"
     elif both:
-        summary["heldout_tasks"] = len(both)
-        old, new = ([side[task] for task in both] for side in (before, after))
-        for name, found in (("before", intervals.rate(old)), ("after", intervals.rate(new)), ("difference", intervals.paired_difference(old, new))):
-            summary |= {f"pass_rate_{name}": found.value, f"pass_rate_{name}_interval": [found.low, found.high]} if found else {}
+        summary |= _compared(found) if (found := skill.of_run(run)) else {}
         summary["wall_s"] |= {f"evaluate_{path.stem[5:]}": round(store.read(path)[1]["seconds"], 1) for path in (before_file, after_file)}
     if evaluations := finished(run):
         summary["evaluations"] = evaluations

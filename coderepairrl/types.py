@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+HELD_OUT = "heldout"  # the split that is evaluated and never trained
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How an environment is built once, with network, into an immutable folder: environments.build(recipe) -> Environment's base and python.

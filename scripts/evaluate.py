@@ -23,12 +23,12 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
 from coderepairrl import attempt as attempts
-from coderepairrl import inputs, intervals, store
+from coderepairrl import inputs, intervals, skill, store
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
 from coderepairrl.contents import model_folder
 from coderepairrl.errors import ConfigError, TaskError
-from coderepairrl.evaluations import is_done
+from coderepairrl.evaluations import is_done, own_names
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
 from coderepairrl.infrastructure import commonest, refuse_broken
 from coderepairrl.program import program
@@ -108,7 +108,7 @@ async def beat(attempt: Attempt) -> None:
 
 def evaluated(run: Path) -> set[str]:
     """Ids of the tasks in whole chunks."""
-    return {task for path in run.glob("rollouts/eval_*.parquet") for task in store.task_ids(path)}
+    return {task for name in own_names(run) for task in store.task_ids(run / "rollouts" / f"eval_{name}.parquet")}
 
 
 async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
@@ -140,12 +140,12 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     for number in (signal.SIGTERM, signal.SIGUSR2):  # so that vLLM is ended, too
         asyncio.get_running_loop().add_signal_handler(number, stop)
     write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True})
-    for chunk in run.glob("rollouts/eval_*.parquet"):
-        if not is_done(run, chunk.stem.removeprefix("eval_")):  # the machine was broken: it is made again
-            chunk.unlink()
+    for name in own_names(run):
+        if not is_done(run, name):  # the machine was broken: it is made again
+            (run / "rollouts" / f"eval_{name}.parquet").unlink()
     left = await environments(config, run, tasks)
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
-    first = 1 + max((int(path.stem.removeprefix("eval_")) for path in run.glob("rollouts/eval_*.parquet")), default=-1)
+    first = 1 + max(map(int, own_names(run)), default=-1)
     before = len(evaluated(run))
     if left:
         async with Rollout(rollout, run, model, attempt.number, {"heldout": left}) as rollouts:
@@ -162,19 +162,23 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
 
 def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
-    trajectories = [t for path in sorted(run.glob("rollouts/eval_*.parquet")) for t in store.read(path)[0]]
-    write_jsonl(run / "results.jsonl", [_result(t) for t in trajectories])
+    read = lambda name: store.read(run / "rollouts" / f"eval_{name}.parquet")[0]
+    sampled = [t for name in own_names(run) for t in read(name)]
+    greedy = [t for path in sorted(run.glob("rollouts/eval_*_greedy.parquet")) for t in store.read(path)[0]]
+    write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in sampled), *(_result(t, greedy=True) for t in greedy)])
     by = config.model or scaffold_of(config).name
-    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in trajectories])
+    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in sampled])
 
 
-def _result(t: Trajectory) -> dict:
+def _result(t: Trajectory, greedy: bool) -> dict:
+    """greedy: whether it is of the pass beside the evaluation."""
     v = t.verdict
     verdict = v and {"kind": v.kind, "resolved_swebench": v.resolved_swebench, "evidence": v.evidence, "message": v.message,
                      "disagreement": disagreement(v), "failing": failing(v)[:20], "dropped_paths": v.dropped_paths, "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
-    return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward,
+    return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward, "greedy": greedy,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
-            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (verdict or {})
+            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (
+        {name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
 
 
 def broken_by(row: dict) -> str | None:
@@ -183,22 +187,25 @@ def broken_by(row: dict) -> str | None:
 
 
 def summary_of(run: Path) -> dict:
-    """{"tasks", "not_built", "episodes", "pass_rate", "pass_rate_interval", "pass_rate_swebench", "disagreements": of each task that the
-    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without environment neither.
-    Where none is left there are no rates."""
+    """skill.numbers and {"greedy", "greedy_interval", "not_built", "episodes", "pass_rate_swebench", "disagreements": of each task that the
+    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without
+    environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`, `infrastructure_errors` and `tokens` alone."""
     rows = read_jsonl(run / "results.jsonl")
-    resolved: dict[str, list[float]] = {}
+    sampled, greedy = ([row for row in rows if row.get("greedy", False) == which] for which in (False, True))
     laxer: dict[str, list[float]] = {}
-    for row in rows:
+    for row in sampled:
         if row["graded"]:
-            resolved.setdefault(row["task"], []).append(float(row["resolved"]))
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rate = intervals.rate(list(resolved.values()))
-    rates = {"pass_rate": rate.value, "pass_rate_interval": [rate.low, rate.high],
-             "pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if rate else {}
-    return rates | {"tasks": len(resolved), "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(rows),
-            "disagreements": {row["task"]: row["disagreement"] for row in rows if row["graded"] and row["disagreement"]},
+    rates = skill.numbers(_episodes(sampled)) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
+    rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
+    return rates | {"not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(sampled),
+            "disagreements": {row["task"]: row["disagreement"] for row in sampled if row["graded"] and row["disagreement"]},
             "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
+
+
+def _episodes(rows: list[dict]) -> list[skill.Episode]:
+    return [skill.Episode(row["task"], row["resolved"] if row["graded"] else None, row["outcome"], row["calls"], row.get("edits"), row.get("first_edit"))
+            for row in rows]
 
 
 def repaired(summary: dict) -> str:
@@ -252,7 +259,9 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
 def show(run: Path) -> None:
     summary = summary_of(run)
     broken = [detail for row in read_jsonl(run / "results.jsonl") if (detail := broken_by(row)) is not None]
+    beside = {"greedy": "greedy", "first_edit": "by the first edit", "submitted": "submitted", "at_limit": "ended at a limit"}
     print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
+          + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)
           + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
           + (f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: {commonest(broken)}" if broken else "")
           + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))

@@ -54,11 +54,11 @@ def test_one_that_takes_long_holds_up_nothing_and_the_next_is_left_out(tmp_path,
     rollout = rollout_of(folder(tmp_path), concurrent_episodes=2, evaluation={"share": 0.5})
     episode, trained, held = rollout._episode, asyncio.Event(), []
 
-    async def slow(group, task, name, split, attempt):
+    async def slow(group, task, name, split, attempt, way):
         if "eval_step" in group:
             held.append(rollout._slots._value)
             await trained.wait()
-        return await episode(group, task, name, split, attempt)
+        return await episode(group, task, name, split, attempt, way)
     rollout._episode = slow
     asyncio.run(run(rollout, every=1, after_each=lambda step: trained.set() if step + 1 == STEPS else None))
     assert [row["name"] for row in finished(tmp_path)] == ["before", "step_00001", "after"]

@@ -37,6 +37,7 @@ FREE_IN_TRAINING = {
     "rollout.gateway.processes", "rollout.environments.cache", "rollout.environments.mirrors.0", "rollout.environments.pythons.0",
     "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay",
     "training.evaluate_every", "training.keep_checkpoints", "training.max_gap", "rollout.evaluation.tasks", "rollout.evaluation.share",
+    "rollout.evaluation.greedy", "rollout.evaluation.retry", "rollout.evaluation.limits",
     "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound"}
 
 

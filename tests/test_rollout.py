@@ -33,7 +33,7 @@ SCRIPT = {
 class Scripted(Rollout):
     """Its episodes end as SCRIPT says."""
 
-    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int) -> Trajectory:
+    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way) -> Trajectory:
         tokens = SCRIPT[task.task_id][attempt]
         calls = (
             Call(
@@ -131,7 +131,7 @@ def test_each_split_is_sampled_as_it_is_configured_and_no_policys_cache_is_used_
             for version in (0, 1):
                 rollouts.supervisor.serving = {"version": version, "step": version}
                 for split in ("train", "heldout"):
-                    await rollouts._episode("g", TASKS[0], "t", split, 0)
+                    await rollouts.episode(TASKS[0], split)
 
     asyncio.run(main())
     assert [(split, temperature) for split, temperature, _ in asked] == [("train", 0.75), ("heldout", 0.25)] * 2

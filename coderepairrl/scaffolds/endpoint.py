@@ -1,5 +1,5 @@
 """What a scaffold is told of its model: the gateway's contract with it is a base URL and a key."""
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +7,10 @@ import aiohttp
 
 from coderepairrl.errors import GatewayError, ScaffoldError
 from coderepairrl.gateway import RemoteSession, Session
+
+
+async def nothing() -> None:
+    """What most episodes do before a call."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,12 @@ class Endpoint:
     http: aiohttp.ClientSession
     socket_path: Path | None = None  # where the gateway listens too: all that a sandbox without network sees of it
     closed: Callable[[], bool] = lambda: False  # whether the gateway has closed the session
+    before_call: Callable[[], Awaitable[None]] = nothing  # who watches a coroutine scaffold looks then: no command is running
 
     @classmethod
-    def of(cls, session: Session | RemoteSession, http: aiohttp.ClientSession) -> "Endpoint":
-        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None)
+    def of(cls, session: Session | RemoteSession, http: aiohttp.ClientSession,
+           before_call: Callable[[], Awaitable[None]] = nothing) -> "Endpoint":
+        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None, before_call)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Answer:
 async def chat(endpoint: Endpoint, messages: list[dict], tools: list[dict] | None = None) -> Answer | None:
     """The model's next turn, or None when the gateway has closed the session. Raises GatewayError for any other refusal; but ScaffoldError once the
     model has spoken, for a request that the gateway does not take: what becomes of a model's words is no broken machine."""
+    await endpoint.before_call()
     async with endpoint.http.post(endpoint.base_url + "/chat/completions", json={"model": "policy", "messages": messages} | ({"tools": tools} if tools else {}),
                                   headers={"Authorization": f"Bearer {endpoint.api_key}"}) as response:
         body = await response.json()
