@@ -21,6 +21,9 @@ class AlgorithmConfig(Config):
     name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
     # reward less its group's mean, over the group's deviation or as it is; or less the mean of the others
     advantage: Literal["normalised", "centred", "leave_one_out"] = "normalised"
+    # what is compared: whole episodes; or beside them each call with its group's calls that had the same prompt
+    # (arXiv:2505.10978)
+    credit: Literal["episode", "turn"] = "episode"
     # what is clipped: each token's ratio, its branch's, or the weight of its gradient
     surrogate: Literal["token_ratio", "sequence_ratio", "clipped_weight"] = "token_ratio"
     # what weighs the same: each token, each branch, each episode; constant: tokens over limits.max_total_tokens

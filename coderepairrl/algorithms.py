@@ -48,16 +48,25 @@ def token_ratio(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Ten
     return _clipped((logprobs - old).exp(), advantages, low, high)
 
 
-def sequence_ratio(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float, branches: torch.Tensor) -> Surrogate:
+def sequence_ratio(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float,
+                   branches: torch.Tensor, tokenwise: bool = False) -> Surrogate:
     """GSPO, equations 5 to 7 of arXiv:2507.18071: the ratio is s = exp(mean over the sequence's tokens of logp - logp_old), clipped as a whole.
 
     A sequence is one branch of a trajectory. Every token carries its sequence's loss, so that aggregation "sequence" is the paper's objective.
+
+    tokenwise: GSPO-token, section 4.3 there, for advantages that differ within a branch. s_t = sg(s) p_t / sg(p_t),
+    with p_t the token's probability, has the value of s and a gradient through its own token alone. Through s itself every
+    token would get the mean of its branch's advantages, and no call would be told from another; where these are equal,
+    both gradients are. The ratio is still the whole branch's: clipped for all of its tokens with the same sign of A.
     """
     count = int(branches.max()) + 1 if len(branches) else 0
     zeros = torch.zeros(count, dtype=logprobs.dtype, device=logprobs.device)
     tokens = zeros.index_add(0, branches, torch.ones_like(logprobs))
     mean = zeros.index_add(0, branches, logprobs - old) / tokens.clamp(min=1)
-    return _clipped(mean.exp()[branches], advantages, low, high)
+    ratio = mean.exp()[branches]
+    if tokenwise:
+        ratio = ratio.detach() * (logprobs - logprobs.detach()).exp()
+    return _clipped(ratio, advantages, low, high)
 
 
 def clipped_weight(logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> Surrogate:
@@ -93,7 +102,8 @@ def policy_loss(config: AlgorithmConfig, logprobs: torch.Tensor, behaviour: torc
     """
     old = behaviour if config.correction == "none" else logprobs.detach()
     if config.surrogate == "sequence_ratio":
-        out = sequence_ratio(logprobs, old, advantages, config.clip_low, config.clip_high, branches)
+        out = sequence_ratio(logprobs, old, advantages, config.clip_low, config.clip_high, branches,
+                             tokenwise=config.credit == "turn")
     else:
         out = (token_ratio if config.surrogate == "token_ratio" else clipped_weight)(logprobs, old, advantages, config.clip_low, config.clip_high)
     losses = out.losses
@@ -113,6 +123,7 @@ def low_variance_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) ->
 
 def row_weights(aggregation: str, rows: Sequence[Sample], constant: float, trajectories: int | None = None) -> list[float]:
     """Weight of each trained token of each row, so that the step's loss is the weighted sum of its tokens' losses.
+    Calls have no weight of their own: with credit "turn" a long one still counts for more tokens than a short one.
 
     token        1 / (tokens of the step): DAPO, section 3.3 of arXiv:2503.14476
     sequence     mean over branches of the mean over a branch's tokens: GSPO's, equation 5 of arXiv:2507.18071

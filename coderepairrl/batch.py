@@ -47,23 +47,29 @@ def branches(calls: Sequence[Call]) -> list[list[Call]]:
     return paths
 
 
-def samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
-    """One sample a branch. A call that several branches share is trained in the first of them only."""
+def samples(trajectory: Trajectory, advantages: Sequence[float]) -> list[Sample]:
+    """One sample a branch. `advantages`: one a call, of all of its tokens.
+
+    A call that several branches share is trained in the first of them only, with its own advantage.
+    """
+    name, calls = trajectory.trajectory_id, trajectory.calls
+    assert len(advantages) == len(calls), f"{name}: {len(advantages)} advantages of {len(calls)} calls"
     out, trained = [], set()
-    for branch_id, path in enumerate(branches(trajectory.calls)):
+    for branch_id, path in enumerate(branches(calls)):
         leaf = path[-1]
         ids = leaf.prompt_ids + leaf.completion_ids
-        mask, logprobs, versions = [0] * len(ids), [0.0] * len(ids), [-1] * len(ids)
+        mask, logprobs, versions, own = [0] * len(ids), [0.0] * len(ids), [-1] * len(ids), [0.0] * len(ids)
         for call in path:
             start, stop = len(call.prompt_ids), len(call.prompt_ids) + len(call.completion_ids)
-            assert ids[start:stop] == call.completion_ids, f"{trajectory.trajectory_id}: call {call.index} is no part of its branch"
+            assert ids[start:stop] == call.completion_ids, f"{name}: call {call.index} is no part of its branch"
             if call.index not in trained:
                 trained.add(call.index)
                 mask[start:stop] = [1] * (stop - start)
                 logprobs[start:stop] = call.logprobs
                 versions[start:stop] = call.policy_versions
-        out.append(Sample(trajectory.group_id, trajectory.trajectory_id, branch_id, ids, tuple(range(len(ids))), tuple(mask), tuple(logprobs),
-                          tuple(advantage * m for m in mask), tuple(versions)))
+                own[start:stop] = [advantages[call.index]] * (stop - start)
+        out.append(Sample(trajectory.group_id, name, branch_id, ids, tuple(range(len(ids))), tuple(mask),
+                          tuple(logprobs), tuple(own), tuple(versions)))
     return out
 
 

@@ -27,7 +27,11 @@ def sampled_tokens(members: Sequence[Trajectory]) -> int:
 
 
 def teaches(members: Sequence[Trajectory]) -> bool:
-    """Whether the rewards of a group differ; those of broken machines are none."""
+    """Whether the rewards of a group differ; those of broken machines are none.
+
+    What credit "turn" could still tell apart under equal rewards doesn't count: it takes a price per call, and a prompt
+    that was asked at different depths.
+    """
     return len({t.reward for t in members if t.outcome != Outcome.INFRASTRUCTURE_ERROR}) > 1
 
 

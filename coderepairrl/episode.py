@@ -6,7 +6,7 @@ import aiohttp
 
 from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError
 from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
-from coderepairrl.rewards import Grader, RewardConfig, compute
+from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
@@ -60,6 +60,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
         verdict, parts, reward = None, {}, 0.0
     session = await services.gateway.close_session(session.key)
     finished = time.monotonic()
+    # not before: only now all calls are recorded, and known here where the gateway has processes of its own
+    reward = discounted(reward, len(session.calls), services.rewards.discount_per_call)
     return Trajectory(
         trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
         outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=tuple(session.events),

@@ -132,8 +132,8 @@ def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_
         return LeftOut("not resolved")
     if source.submitted and trajectory.outcome != Outcome.SUBMITTED:
         return LeftOut("not submitted")
-    rows = []
-    for path, sample in zip(batch.branches(trajectory.calls), batch.samples(trajectory, 1.0), strict=True):
+    rows, calls = [], trajectory.calls
+    for path, sample in zip(batch.branches(calls), batch.samples(trajectory, [1.0] * len(calls)), strict=True):
         weights = np.full(len(sample.token_ids), 0.0 if rows else context_weight)
         for call in path:
             weights[len(call.prompt_ids) : len(call.prompt_ids) + len(call.completion_ids)] = 0.0  # another branch may train it

@@ -155,7 +155,7 @@ class StepLog:
 
         Raises as `check`. `temperature`: of the distribution whose logprobs vLLM reported.
         """
-        rows = [row for t in waited.trajectories for row in batch.samples(t, 0.0)]
+        rows = [row for t in waited.trajectories for row in batch.samples(t, [0.0] * len(t.calls))]
         with torch.no_grad():
             for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.row_rank,
                                              self.engine.row_ranks, hidden_size=self.engine.hidden_size):

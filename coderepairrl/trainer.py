@@ -1,4 +1,4 @@
-"""What the training loop of scripts/train_grpo.py needs beside the engine: waiting for rollouts, and which episode teaches what."""
+"""What the loop of scripts/train_grpo.py needs beside the engine: waiting for rollouts, and which call teaches what."""
 import json
 import os
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from coderepairrl import store
+from coderepairrl import credit, store
 from coderepairrl.algorithm_config import AlgorithmConfig
 from coderepairrl.algorithms import group_advantages, overlong_penalty
 from coderepairrl.attempt import stop_asked
@@ -60,7 +60,7 @@ def steps_of_versions(run: Path) -> dict[int, int]:
 @dataclass(frozen=True)
 class Judged:
     """What the trajectories of a step teach."""
-    advantage: dict[str, float]  # trajectory id -> advantage
+    advantage: dict[str, tuple[float, ...]]  # trajectory id -> advantages, one a call
     masked: dict[str, str]  # trajectory id -> why its tokens are not trained
     zero_variance_groups: int
     groups: int  # that have a reward: not all of their episodes were ended by a broken machine
@@ -70,12 +70,12 @@ class Judged:
 
 
 def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int],
-          max_staleness: int, max_tokens: int, unproven: Container[int] = ()) -> Judged:
-    """Advantages group by group; groups without variance teach nothing.
+          max_staleness: int, max_tokens: int, unproven: Container[int] = (), discount: float = 1.0) -> Judged:
+    """Advantages group by group; one in which all are zero teaches nothing.
 
     Left out of their group's statistics, and masked, are infrastructure errors, and what has a token of an `unproven`
     version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory with an
-    older token than `max_staleness` is masked as "stale".
+    older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
@@ -88,12 +88,14 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
         if not members:
             continue
         counted += 1
-        rewards = torch.tensor([t.reward + overlong_penalty(_tokens(t), max_tokens, algorithm.overlong_buffer) for t in members], dtype=torch.float64)
-        values = group_advantages(algorithm.advantage, rewards)
-        if not values.any():
+        penalties = [overlong_penalty(_tokens(t), max_tokens, algorithm.overlong_buffer) for t in members]
+        rewards = [t.reward + penalty for t, penalty in zip(members, penalties, strict=True)]
+        values = group_advantages(algorithm.advantage, torch.tensor(rewards, dtype=torch.float64)).tolist()
+        of_calls = credit.of_calls(algorithm, members, values, penalties, discount)
+        if not any(values) and not any(map(any, of_calls)):
             flat += 1
             masked |= {t.trajectory_id: "zero_variance" for t in members}
-        advantage |= {t.trajectory_id: value for t, value in zip(members, values.tolist(), strict=True)}
+        advantage |= {t.trajectory_id: value for t, value in zip(members, of_calls, strict=True)}
     for trajectory in trajectories:
         if trajectory.trajectory_id in masked:
             continue

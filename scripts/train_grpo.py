@@ -128,7 +128,8 @@ def train(config: TrainConfig, run: Path) -> None:
             break
         staleness_of = {v: step - contained for v, contained in steps_of_versions(run).items()}
         judged = judge(waited.trajectories, algorithm, staleness_of, config.rollout.max_staleness,
-                       config.rollout.limits.max_total_tokens, unproven_versions(run))
+                       config.rollout.limits.max_total_tokens, unproven_versions(run),
+                       config.rollout.rewards.discount_per_call)
         rows = [s for t in waited.trajectories if judged.trained(t) for s in batch.samples(t, judged.advantage[t.trajectory_id])]
         assert all(staleness_of[v] <= config.rollout.max_staleness for row in rows for v in set(row.policy_versions) - {-1}), "a token too old to be trained"
         weights = algorithms.row_weights(algorithm.aggregation, rows, config.rollout.limits.max_total_tokens, len(waited.trajectories))

@@ -150,6 +150,31 @@ def test_on_policy_every_algorithm_is_the_policy_gradient(name, kind):
     assert out.ratio.tolist() == [1.0, 1.0] and logp.grad.tolist() == pytest.approx([-advantage] * 2)
 
 
+@settings(max_examples=200)
+@given(TOKENS, st.booleans())
+def test_by_turn_gspo_has_the_same_losses_and_where_a_branch_has_one_advantage_the_same_gradients(rows, one):
+    rows = [(*row[:2], float(row[3] - 1), row[3]) for row in rows] if one else rows
+    found = []
+    for credit in ("episode", "turn"):
+        logp, behaviour, advantages, branches = columns(rows)
+        logp.requires_grad_()
+        out = policy_loss(AlgorithmConfig(name="gspo", credit=credit), logp, behaviour, advantages, branches)
+        out.losses.sum().backward()
+        found.append((out.losses.tolist(), logp.grad.tolist()))
+    (losses, gradients), (by_turn, gradients_by_turn) = found
+    assert by_turn == losses
+    assert not one or gradients_by_turn == pytest.approx(gradients, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("credit, wanted", [("episode", [-0.5, -0.5]), ("turn", [-2.0, 1.0])])
+def test_only_token_by_token_does_gspo_tell_the_calls_of_a_branch_apart(credit, wanted):
+    logp = tensor([-0.3, -2.0]).requires_grad_()
+    config = AlgorithmConfig(name="gspo", credit=credit)
+    out = policy_loss(config, logp, logp.detach(), tensor([2.0, -1.0]), torch.tensor([0, 0]))
+    out.losses.sum().backward()
+    assert logp.grad.tolist() == pytest.approx(wanted)
+
+
 def test_a_mask_drops_what_a_cap_only_bounds():
     current, behaviour = tensor([0.0, 0.0, 0.0]), tensor([-1.0, 0.0, 1.0])  # weights e, 1, 1/e
     assert correction("truncate", current, behaviour, 2.0).tolist() == pytest.approx([2.0, 1.0, math.exp(-1)])

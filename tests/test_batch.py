@@ -85,9 +85,16 @@ def two_roots():
 TREES = [append_only, fork, deep_shared_prefix, same_prompt_again, dropped_turn, two_roots]
 
 
+def advantages_of(tree):
+    """Another one of every call, none of them 0."""
+    return [0.7 - call.index for call in tree.calls]
+
+
 def check_rows(tree, rows):
-    """What must hold for the rows of any tree."""
-    of_token = {token: (logprob, version) for call in tree.calls for token, logprob, version in zip(call.completion_ids, call.logprobs, call.policy_versions)}
+    """What must hold for the rows of any tree that has advantages_of()."""
+    of_token = {token: (logprob, version, advantage)
+                for call, advantage in zip(tree.calls, advantages_of(tree), strict=True)
+                for token, logprob, version in zip(call.completion_ids, call.logprobs, call.policy_versions)}
     sampled = [token for call in tree.calls for token in call.completion_ids]
     marked = [token for row in rows for token, on in zip(row.token_ids, row.loss_mask) if on]
     assert sorted(marked) == sorted(sampled)  # each exactly once; tool output has ids below 1000 and is not among them
@@ -95,8 +102,7 @@ def check_rows(tree, rows):
         assert row.branch_id == number and row.position_ids == tuple(range(len(row.token_ids)))
         for token, on, logprob, version, advantage in zip(row.token_ids, row.loss_mask, row.behaviour_logprobs, row.policy_versions, row.advantages,
                                                           strict=True):
-            assert (logprob, version) == (of_token[token] if on else (0.0, -1))
-            assert advantage == (0.7 if on else 0.0)
+            assert (logprob, version, advantage) == (of_token[token] if on else (0.0, -1, 0.0))
         assert row.loss_mask[0] == 0  # column 0 has no logprob, so nothing may be trained there
     wholes = [call.prompt_ids + call.completion_ids for call in tree.calls]
     for row in rows:
@@ -108,7 +114,7 @@ def check_rows(tree, rows):
 @pytest.mark.parametrize("make", TREES)
 def test_every_sampled_token_is_trained_once_and_nothing_else(make):
     tree, branches = make()
-    rows = batch.samples(tree.trajectory(), 0.7)
+    rows = batch.samples(tree.trajectory(), advantages_of(tree))
     assert len(rows) == branches
     check_rows(tree, rows)
     assert batch.trained_tokens(rows) == {"t": len([1 for call in tree.calls for _ in call.completion_ids])}
@@ -122,7 +128,7 @@ def test_so_it_is_for_any_tree(steps):
         parent = at % len(tree.calls) if tree.calls and part != "root" else None
         extra = tuple(range(1, 1 + new)) if parent is not None else tuple(range(1, 2 + new))
         tree.call(parent, part if parent is not None else "completion", new=() if part == "prompt" and parent is not None else extra, count=count)
-    check_rows(tree, batch.samples(tree.trajectory(), 0.7))
+    check_rows(tree, batch.samples(tree.trajectory(), advantages_of(tree)))
 
 
 def test_branches_are_paths_from_a_root_to_every_leaf():
@@ -134,8 +140,21 @@ def test_a_call_that_is_no_part_of_its_branch_is_refused():
     tree, _ = append_only()
     tree.calls[1] = replace(tree.calls[1], completion_ids=(9, 9), prompt_ids=tree.calls[1].prompt_ids)
     with pytest.raises(AssertionError, match="call 1 is no part of its branch"):
-        batch.samples(tree.trajectory(), 0.7)
+        batch.samples(tree.trajectory(), advantages_of(tree))
+
+
+def test_every_call_needs_its_advantage():
+    tree, _ = fork()
+    with pytest.raises(AssertionError, match="3 advantages of 4 calls"):
+        batch.samples(tree.trajectory(), [0.7] * 3)
+
+
+def test_a_shared_call_has_its_advantage_in_the_first_branch_only():
+    tree, _ = fork()  # 0 -> 1 -> 3 and 0 -> 2
+    rows = batch.samples(tree.trajectory(), [0.1, 0.2, 0.3, 0.4])
+    found = [[a for a, on in zip(row.advantages, row.loss_mask) if on] for row in rows]
+    assert found == [[0.1, 0.1, 0.3, 0.3], [0.2, 0.2, 0.4, 0.4]]
 
 
 def test_a_trajectory_without_calls_gives_no_rows():
-    assert batch.samples(Tree().trajectory(), 0.7) == [] and batch.trained_tokens([]) == {}
+    assert batch.samples(Tree().trajectory(), []) == [] and batch.trained_tokens([]) == {}

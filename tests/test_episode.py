@@ -46,11 +46,13 @@ def play(
     *,
     task: Task = TASK,
     lines: int = 1,
+    max_turns: int = 1,
     kind: str = "bubblewrap",
     grading: SandboxConfig | None = None,
     **rewards,
 ) -> Trajectory:
     """One episode. `lines`: how often the engine answers before it breaks."""
+    limits = LIMITS.model_copy(update={"max_turns": max_turns})
     sandbox = SandboxConfig(kind=kind, scratch=str(tmp_path / "scratch"))
 
     async def main() -> Trajectory:
@@ -61,7 +63,7 @@ def play(
         try:
             async with aiohttp.ClientSession() as http:
                 services = Services(
-                    gateway, Agent(then), sandbox, Grader(grading or sandbox), RewardConfig(**rewards), LIMITS, http
+                    gateway, Agent(then), sandbox, Grader(grading or sandbox), RewardConfig(**rewards), limits, http
                 )
                 trajectory = await run_episode(
                     services,
@@ -185,6 +187,20 @@ def test_an_agents_end_is_graded_by_what_it_left(what, tmp_path):
         outcome,
         float(outcome == Outcome.SUBMITTED),
     ) and demanding.verdict.resolved
+
+
+async def asks_and_asks_again(sandbox: Sandbox, endpoint: Endpoint) -> None:
+    await asks(sandbox, endpoint)
+    await chat(endpoint, [{"role": "user", "content": "and then?"}])
+
+
+@pytest.mark.parametrize(
+    ("then", "calls", "reward"), [(nothing, 0, 1.0), (asks, 1, 1.0), (asks_and_asks_again, 2, 0.5)]
+)
+def test_calls_after_the_first_cost_what_the_configuration_says(tmp_path, then, calls, reward):
+    trajectory = play(tmp_path, then, lines=2, max_turns=2, discount_per_call=0.5)
+    assert (len(trajectory.calls), trajectory.reward, trajectory.outcome) == (calls, reward, Outcome.SUBMITTED)
+    assert trajectory.rewards == {"tests": 1.0} and trajectory.verdict.resolved
 
 
 def test_an_environment_in_which_the_oracle_fails_too_says_nothing_about_the_agent(tmp_path):

@@ -4,12 +4,14 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from judge_helpers import FIX, RIGHT, TASKS, UNITTEST_TASK, WRONG, XMLRUNNER_ENVIRONMENT, change, config, judge, runners  # noqa: F401
 from pydantic import ValidationError
 
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError, SandboxError
-from coderepairrl.rewards import Grader, RewardConfig, compute, patch_similarity
+from coderepairrl.rewards import Grader, RewardConfig, compute, discounted, patch_similarity
 from coderepairrl.rewards.counting import failing
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.protected import select
@@ -158,6 +160,26 @@ def test_parts_are_named_and_weighed(config):
     asyncio.run(main())
     with pytest.raises(ConfigError, match=r"rewards.weights are inf: take smaller weights"):
         asyncio.run(compute(RewardConfig(weights={"patch": 1.7e308, "hunks": 1.7e308}), task, FIX, grader))
+
+
+REWARD, DISCOUNT, CALLS = st.floats(-100, 100), st.floats(0.01, 1), st.integers(0, 50)
+
+
+@given(REWARD, REWARD, DISCOUNT, CALLS)
+def test_a_price_of_calls_never_pays(one, other, discount, calls):
+    """A longer episode is worth no more, no sign changes, and of two of the same length the better one is no worse."""
+    got = discounted(one, calls, discount)
+    assert discounted(one, calls + 1, discount) <= got <= one and got * one >= 0
+    assert one > other or (got <= discounted(other, calls, discount))
+    assert discounted(one, calls, 1.0) == discounted(one, min(calls, 1), discount) == one
+
+
+def test_a_price_by_hand_and_its_bounds():
+    assert [discounted(2.0, calls, 0.5) for calls in range(4)] == [2.0, 2.0, 1.0, 0.5]
+    assert [discounted(reward, 9, 0.5) for reward in (0.0, -3.0)] == [0.0, -3.0]
+    for wrong in (0.0, -0.5, 1.1):  # at 0 no second call could ever be worth anything, nor be told from another
+        with pytest.raises(ValidationError):
+            RewardConfig(discount_per_call=wrong)
 
 
 def test_an_unknown_reward_names_the_nearest(tmp_path):

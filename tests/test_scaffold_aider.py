@@ -108,7 +108,7 @@ def test_the_model_asks_for_a_file_that_repomap_shows_and_then_history_is_rewrit
     assert "lib.py:\n│def " in prompt(trajectory, 0) and LINE not in prompt(trajectory, 0)
     assert PUZZLE.broken in prompt(trajectory, 1) and "I added these files to the chat: lib.py" in prompt(trajectory, 1)
     assert first.parent is None and second.parent is None and second.rerendered  # a tree of two roots
-    samples = batch.samples(trajectory, 1.0)
+    samples = batch.samples(trajectory, [1.0] * 2)
     assert len(samples) == 2 and sum(map(lambda sample: sum(sample.loss_mask), samples)) == len(first.completion_ids) + len(second.completion_ids)
 
 

@@ -190,7 +190,7 @@ def test_trajectories_are_learnt_as_sampled(recorded, known_tokens, tmp_path, ch
     rows, left_out = prepared(TrajectoriesSource(kind="trajectories", path=str(folder), **changes), tmp_path / "rows", known_tokens)
     assert len(rows) == len(kept) and sum(left_out.values()) == len(trajectories) - len(kept)
     for number, at in enumerate(kept):
-        expected = batch.samples(trajectories[at], 1.0)
+        expected = batch.samples(trajectories[at], [1.0] * len(trajectories[at].calls))
         assert [(s.token_ids, s.loss_mask, s.advantages) for s in rows[number]] == [(s.token_ids, s.loss_mask, s.advantages) for s in expected]
         assert sum(sum(s.loss_mask) for s in rows[number]) == sum(len(call.completion_ids) for call in trajectories[at].calls)
 

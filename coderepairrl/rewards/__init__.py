@@ -12,18 +12,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import FiniteFloat, field_validator
+from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
 from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
 from coderepairrl.rewards.build import BuildVerdict
 from coderepairrl.rewards.counting import disagreement, failing
+from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.tests import Grader, grade
 from coderepairrl.types import Task, Verdict
 
-__all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreement", "failing", "grade", "patch_similarity"]
+__all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreement", "discounted", "failing",
+           "grade", "patch_similarity"]
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,9 @@ class RewardConfig(Config):
     """An episode's reward is the weighted sum of its parts."""
     weights: dict[str, FiniteFloat] = {"tests": 1.0}  # name of REWARDS or dotted path -> weight; one of weight 0 is computed and logged only
     require_submission: bool = False  # an episode that the agent did not end by itself gets 0: else it never learns to stop
+    # the reward of an episode is multiplied by this for every model call after the first, unless it is negative;
+    # 1.0: trying again costs nothing
+    discount_per_call: PositiveFloat = Field(1.0, le=1)
     always_test: bool = False  # run the tests even where no reward needs them: for evaluation
 
     @field_validator("weights")
