@@ -1,5 +1,5 @@
 """What a scaffold is told of its model: the gateway's contract with it is a base URL and a key."""
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +7,10 @@ import aiohttp
 
 from coderepairrl.errors import GatewayError, ScaffoldError
 from coderepairrl.gateway import RemoteSession, Session
+
+
+async def _none() -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,12 @@ class Endpoint:
     http: aiohttp.ClientSession
     socket_path: Path | None = None  # where the gateway listens too: all that a sandbox without network sees of it
     closed: Callable[[], bool] = lambda: False  # whether the gateway has closed the session
+    calls: Callable[[], Awaitable[int]] = _none  # how many of its model's the agent has begun
 
     @classmethod
     def of(cls, session: Session | RemoteSession, http: aiohttp.ClientSession) -> "Endpoint":
-        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None)
+        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None,
+                   session.calls_begun)
 
 
 @dataclass(frozen=True)
