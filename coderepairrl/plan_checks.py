@@ -19,7 +19,8 @@ RECORD = "scripts/record_demonstrations.py"
 FREE = {EVALUATE: inputs.EVALUATION, TRAIN: inputs.TRAINING, SFT: inputs.SFT, RECORD: inputs.RECORDING}
 OUTPUTS = ("run", "output", "out")
 PATHS = ("*tasks.train", "*tasks.heldout", "*tasks.path", "*tasks.source", "*scaffold.path", "*scaffold.model",
-         "*scaffold.requirements", "*scaffold.files.*", "*sandbox.image", "*sources.*.path")
+         "*scaffold.requirements", "*scaffold.files.*", "*scaffold.agent.requirements", "*scaffold.agent.files.*",
+         "*sandbox.image", "*sources.*.path")
 DATA = (".jsonl", ".json", ".parquet")  # what a data set's source ends with, where it is a file and no name on the hub
 WITHOUT_MODEL = ("gold", "empty", "gold_less_one_hunk", "predictions", "scripted")
 Chains = list[tuple[Point, list[Submittable]]]

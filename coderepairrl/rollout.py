@@ -96,9 +96,9 @@ class Rollout:
         self.tasks = load_tasks(config.tasks) if tasks is None else tasks
         if trains and not self.tasks["train"]:
             raise ConfigError("no training tasks: load some (rollout.tasks)")
-        self._scaffold = make_scaffold(config.scaffold)
-        self._training = Way(config.sampling, config.limits, self._scaffold)
         self.grader = Grader(config.sandbox)
+        self._scaffold = make_scaffold(config.scaffold, self.grader)
+        self._training = Way(config.sampling, config.limits, self._scaffold)
         self._broken = InfrastructureErrors(run, config.max_infrastructure_share)
         self._beside: asyncio.Task | None = None  # the latest evaluation beside training
         self._looked_at = 0  # updates in the weights for which an evaluation was begun, or left out

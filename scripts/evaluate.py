@@ -3,6 +3,7 @@
     python scripts/evaluate.py configs/eval/quickstart.yaml [a.b=c ...]      model=runs/quickstart takes that run's newest checkpoint
     python scripts/evaluate.py CONFIG shard=0 shards=4                       every fourth task; the last shard that ends merges all
     python scripts/evaluate.py configs/eval/swe_bench.yaml scaffold=gold     or empty, gold_less_one_hunk: controls, without a model
+    python scripts/evaluate.py configs/eval/quickstart_retry.yaml            may not end before the test passes
     python scripts/evaluate.py CONFIG --predictions FILE                     grades somebody else's patches, in SWE-bench's format
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one

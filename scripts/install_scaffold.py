@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"{argument!r}: only cache=FOLDER can follow")
         environments = environments.model_copy(update={"cache": argument.removeprefix("cache=")})
     scaffold = make_scaffold(agent.scaffold)
+    scaffold = getattr(scaffold, "inner", scaffold)  # of a control what it controls
     if not isinstance(scaffold, ProcessScaffold):
         raise ConfigError(f"{agent.scaffold.name} is part of this project: nothing has to be installed for it")
     print(asyncio.run(install(scaffold.installation, environments)).folder)

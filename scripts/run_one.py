@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from pydantic import model_validator
 from rich.console import Console
 from rich.rule import Rule
 from rich.style import Style
@@ -34,6 +35,13 @@ from coderepairrl.types import Call, Task, Trajectory, Verdict
 SURE, UNSURE = (215, 215, 215), (235, 60, 40)  # red, green, blue of a token of probability 1 and of one that was a surprise
 SURPRISE_NATS = 4.0  # from this much on a token has the full colour
 READ, SAID, ANSWERED = Style(color="grey50"), Style(color="cyan", bold=True), Style(color="yellow")
+
+
+
+class RunOneConfig(TrainConfig):
+    @model_validator(mode="after")
+    def _agent_decides(self) -> "RunOneConfig":
+        return self  # nothing is trained, so any control may be looked at
 
 
 def visible(text: str) -> str:
@@ -142,7 +150,7 @@ def pick(tasks: dict[str, list[Task]], split: str, number: str) -> Task:
     return tasks[split][int(number)]
 
 
-async def run_one(config: TrainConfig, split: str, number: str, console: Console) -> None:
+async def run_one(config: RunOneConfig, split: str, number: str, console: Console) -> None:
     """SIGINT and SIGTERM end the episode, the sandbox and vLLM before the program."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     folder = Path(config.run).with_name(Path(config.run).name + ".run_one")
@@ -160,14 +168,14 @@ async def run_one(config: TrainConfig, split: str, number: str, console: Console
     show(console, load_tokenizer(config.model), task, trajectory)
 
 
-@program(TrainConfig)
+@program(RunOneConfig)
 def main(arguments: list[str]) -> None:
     chosen = {"task": "0", "split": "heldout"}
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")
         if key in chosen:
             chosen[key] = value
-    config = load(TrainConfig, arguments[0], [a for a in arguments[1:] if a.partition("=")[0] not in chosen])
+    config = load(RunOneConfig, arguments[0], [a for a in arguments[1:] if a.partition("=")[0] not in chosen])
     if not (Path(config.model) / "config.json").exists():
         raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/quickstart.sh), or name another with model=...")
     try:

@@ -80,6 +80,13 @@ class TrainConfig(Config):
                              f"training.ranks={self.training.ranks}: take a number that does")
         return self
 
+    @model_validator(mode="after")
+    def _agent_decides(self) -> "TrainConfig":
+        if self.rollout.scaffold.name == "retry":
+            raise ValueError("rollout.scaffold: retry is a control for evaluations, training would learn from turns "
+                             "that were forced: take its agent alone")
+        return self
+
 
 async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # so that vLLM is ended, too

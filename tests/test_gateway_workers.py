@@ -56,8 +56,9 @@ def test_sessions_are_spread_and_each_is_recorded_as_in_one_process(tmp_path):
             homes = {session.base_url for session in sessions}
             assert len(homes) == 2 and all(sum(session.base_url == home for session in sessions) == 3 for home in homes)
             for session in sessions:
+                assert await session.calls_begun() == 0
                 status, body = await post(session, http)
-                assert status == 200
+                assert status == 200 and await session.calls_begun() == 1
                 status, _ = await post(session, http, [USER, body["choices"][0]["message"], USER])
                 assert status == 200
             stranger = next(session for session in sessions if session.base_url != sessions[0].base_url)

@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ starts from others, relative to the file; on the command line `a.b=c` overrides,
 """
 
 
-def lines(model: type[BaseModel], prefix: str = "", default: BaseModel | None = None) -> Iterator[str]:
-    """Of all keys, sections after what stands beside them. `default`: what a left out section is."""
+def lines(model: type[BaseModel], prefix: str = "", default: BaseModel | None = None,
+          siblings: Sequence[type[BaseModel]] = ()) -> Iterator[str]:
+    """Of all keys, sections after what stands beside them. `default`: what a left out section is; `siblings`: the other
+    classes that may stand in its place, whose keys are written out beside it."""
     said, later = descriptions(model), []
     for name, field in model.model_fields.items():
         if kind_of(model, name):
@@ -52,22 +54,25 @@ def lines(model: type[BaseModel], prefix: str = "", default: BaseModel | None = 
             yield from _wrapped(f"{key}: {type_of(field)}{_unit(name)}{_shown(value)}", "", 8)
             yield from _wrapped(said[name])
     for key, field, value, text in later:
-        yield from _section(key, field, value, text)
+        yield from _section(key, field, value, text, siblings)
 
 
-def _section(key: str, field: FieldInfo, value: Any, text: str) -> Iterator[str]:
+def _section(key: str, field: FieldInfo, value: Any, text: str, known: Sequence[type[BaseModel]]) -> Iterator[str]:
     models, by = models_in(field.annotation), discriminator(field)
     below = key + {list: ".N", tuple: ".N", dict: ".NAME"}.get(container(field.annotation), "")
     yield ""
     yield from _wrapped(f"{key}: {type_of(field)}" + (_shown(value) if not isinstance(value, BaseModel) else ""), "", 8)
     yield from _wrapped(text)
+    if set(models) <= set(known):
+        yield f"    Its keys: as of {key.rpartition('.')[0]}, by the same {by}"
+        return
     for model in models:
         default = value if isinstance(value, model) else None
         if by:
             yield ""
             yield f"{below} of {by}: {kind_of(model, by)}" + (" (the default)" if default is not None else "")
             yield from _wrapped((model.__doc__ or "").strip().split("\n")[0])
-        yield from lines(model, below + ".", default)
+        yield from lines(model, below + ".", default, models if by else ())
 
 
 def _wrapped(text: str, first: str = "    ", indent: int = 4) -> list[str]:

@@ -152,6 +152,14 @@ class Session:
         if tasks:
             await asyncio.wait(tasks)
 
+    async def calls_begun(self) -> int:
+        """With those in flight."""
+        return self.begun
+
+    @property
+    def begun(self) -> int:
+        return len(self.calls) + self._pending
+
     def clock_s(self) -> float:
         """The agent's time: since the session was opened, less the time in which vLLM was down."""
         return time.monotonic() - self._opened - (self.client.down_s() - self._down_at_open_s)
@@ -172,7 +180,7 @@ class Session:
 
     def _take_turns(self, number: int) -> None:
         """Closes the session at the limit."""
-        if len(self.calls) + self._pending + number > self.limits.max_turns:
+        if self.begun + number > self.limits.max_turns:
             self.close(Outcome.TURN_LIMIT, f"{self.limits.max_turns} calls were made")
             self.refuse_if_closed()
         self._pending += number

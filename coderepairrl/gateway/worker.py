@@ -1,7 +1,8 @@
 """One process of the gateway in several (workers.py): sessions are opened and closed over a pipe.
 
-    <- open, close (of a session); pause, resume (of a vLLM server)
-    -> listening or failed, once; closed, when a session closed itself; record, what a session recorded
+    <- open, count, close (of a session); pause, resume (of a vLLM server)
+    -> listening or failed, once; closed, when a session closed itself; counted, its calls so far; record,
+       what a session recorded
 """
 import asyncio
 import signal
@@ -107,6 +108,8 @@ class _Server(Gateway):
                     session.on_close = partial(self._say_closed, session.key)
                     if session.close_reason is not None:  # its deadline was over before it began
                         self._say_closed(session.key)
+                elif kind == "count":
+                    self._send("counted", rest[0], self._sessions[rest[0]].begun)
                 elif kind == "close":
                     task = asyncio.get_running_loop().create_task(self._close(rest[0]))
                     self._closing.add(task)

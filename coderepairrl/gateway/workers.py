@@ -7,12 +7,13 @@ pipe to each and hears when one closed. A process that ends early is the end of 
 import asyncio
 import atexit
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
@@ -37,8 +38,10 @@ def make_gateway(config: GatewayConfig, urls: Sequence[str], wait_s: float, make
 class RemoteSession:
     """A session in another process: while it is open, whether it was closed; what it recorded, when it has been closed here."""
 
-    def __init__(self, key: str, base_url: str, socket_path: Path | None, listen: Callable[[], None]):
+    def __init__(self, key: str, base_url: str, socket_path: Path | None, listen: Callable[[], None],
+                 calls_begun: Callable[[], Awaitable[int]]):
         self.key, self.base_url, self.socket_path = key, base_url, socket_path
+        self.calls_begun = calls_begun  # while it is open; raises GatewayError when the process is gone
         self.close_detail = ""
         self.calls: Sequence[Call] = ()
         self.events: Sequence[dict] = ()
@@ -111,7 +114,8 @@ class Workers:
         worker = min(self._workers, key=lambda worker: len(worker.sessions))
         worker.tell(("open", limits, sampling, key, cache_salt))
         self._homes[key] = worker
-        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path, worker.listen)
+        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path, worker.listen,
+                                             partial(worker.ask, "count", "counted", key))
         return worker.sessions[key]
 
     async def close_session(self, key: str) -> RemoteSession:
@@ -131,7 +135,7 @@ class _Worker:
         self.sessions: dict[str, RemoteSession] = {}
         self.base_url, self.socket_path = "", None
         self._serve, self._counters = serve, counters
-        self._records: dict[str, asyncio.Future[RemoteSession]] = {}
+        self._asked: dict[tuple[str, str], asyncio.Future] = {}  # kind and key of the answer
         self._process = None
 
     async def start(self) -> None:
@@ -166,16 +170,22 @@ class _Worker:
 
     async def close_session(self, key: str) -> RemoteSession:
         """Raises GatewayError when the process is gone, and the record with it."""
-        self._records[key] = self._loop.create_future()
         try:
-            self.tell(("close", key))
-            await asyncio.wait({self._records[key], self.ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._records[key].done():
-                self.ended.result()
-            return self._records[key].result()
+            return await self.ask("close", "record", key)
         finally:
-            del self._records[key]
             self.sessions.pop(key, None)
+
+    async def ask(self, kind: str, answer: str, key: str) -> Any:
+        """What its process answers about a session. Raises GatewayError when the process is gone."""
+        asked = self._asked[answer, key] = self._loop.create_future()
+        try:
+            self.tell((kind, key))
+            await asyncio.wait({asked, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                self.ended.result()
+            return asked.result()
+        finally:
+            del self._asked[answer, key]
 
     def listen(self) -> None:
         """Reads what has come, without waiting for more."""
@@ -197,6 +207,8 @@ class _Worker:
             key, reason, detail = rest
             if key in self.sessions:
                 self.sessions[key].was_closed(reason, detail)
+        elif kind == "counted":
+            self._answered(kind, *rest)
         elif kind == "record":
             key, reason, detail, calls, events, counters = rest
             self._counters.update(counters)
@@ -205,8 +217,12 @@ class _Worker:
             session = self.sessions[key]
             session.was_closed(reason, detail)
             session.calls, session.events, session.counters = whole(calls), events, counters
-            if not self._records[key].done():
-                self._records[key].set_result(session)
+            self._answered(kind, key, session)
+
+    def _answered(self, kind: str, key: str, answer: Any) -> None:
+        asked = self._asked.get((kind, key))
+        if asked is not None and not asked.done():  # else who asked was cancelled meanwhile
+            asked.set_result(answer)
 
     def _lost(self) -> None:
         self._loop.remove_reader(self._pipe.fileno())

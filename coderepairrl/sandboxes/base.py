@@ -63,7 +63,8 @@ class Sandbox(Protocol):
         that git would write a path that is not in `allowed`."""
 
     def share(self, name: str) -> tuple[Path, str]:
-        """A new empty folder beside the checkout, writable by the commands that follow: (host path, path inside)."""
+        """A new empty folder beside the checkout, writable by the commands that follow: (host path, path inside).
+        An older one of that name is removed."""
 
     def show(self, path: str) -> None:
         """A folder of this machine, read-only and at the same path, for the commands that follow."""

@@ -10,6 +10,7 @@ from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult, PathError, SandboxConfig
 from coderepairrl.sandboxes.git import Judge
 from coderepairrl.sandboxes.limits import DiskWatch
+from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
 from coderepairrl.sandboxes.store import REMEDY, Live
 from coderepairrl.types import Task
@@ -104,6 +105,8 @@ class Checkout:
     def share(self, name: str) -> tuple[Path, str]:
         folder = self.folder / "shared" / name
         try:
+            if folder in self.shared:
+                remove(folder)
             folder.mkdir(parents=True)
             self._own(folder)
         except OSError as error:
@@ -116,7 +119,8 @@ class Checkout:
             raise SandboxError(f"{path} is no folder that a sandbox could show: has it been removed?")
         if path.startswith("/usr/") and (self.task.environment.image or self.config.image):
             raise SandboxError(f"{path} cannot be shown in an image, which has its own /usr: for a Python elsewhere, uv python install, or environments.pythons")
-        self.shown.append(path)
+        if path not in self.shown:
+            self.shown.append(path)
 
     async def close(self) -> None:
         await in_thread(self.live.remove)

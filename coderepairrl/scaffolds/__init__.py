@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, Union
 from pydantic import Field
 
 from coderepairrl.environments import EnvironmentsConfig
+from coderepairrl.rewards import Grader
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.aider import Aider, AiderConfig
 from coderepairrl.scaffolds.codex import Codex, CodexConfig
@@ -22,6 +23,7 @@ from coderepairrl.scaffolds.controls import (
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgent, MiniSweAgentConfig
 from coderepairrl.scaffolds.process import ProcessScaffold
+from coderepairrl.scaffolds.retry import Retry, RetryConfig
 from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
 from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
@@ -43,6 +45,7 @@ SCAFFOLDS = {  # what a configuration's class is made into
     GoldLessOneHunkConfig: gold_less_one_hunk,
     PredictionsConfig: predictions,
     ScriptedConfig: Scripted,
+    RetryConfig: Retry,
 }
 ScaffoldConfig = Annotated[Union[tuple(SCAFFOLDS)], Field(discriminator="name")]
 
@@ -54,7 +57,10 @@ class Scaffold(Protocol):
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None: ...
 
 
-def make_scaffold(config: ScaffoldConfig) -> Scaffold:
+def make_scaffold(config: ScaffoldConfig, grader: Grader | None = None) -> Scaffold:
+    """grader: for the control that asks the judge before the episode is over."""
+    if isinstance(config, RetryConfig):
+        return Retry(config, grader)
     return SCAFFOLDS[type(config)](config)
 
 
@@ -62,6 +68,7 @@ def make_scaffold(config: ScaffoldConfig) -> Scaffold:
 async def ready(scaffold: Scaffold, config: EnvironmentsConfig) -> AsyncIterator[Path | None]:
     """Installs what the scaffold needs, for the episodes that follow. Yields the Unix socket that the gateway must listen on for it, None where
     its port is enough. Raises BuildError."""
+    scaffold = scaffold.inner if isinstance(scaffold, Retry) else scaffold
     if not isinstance(scaffold, ProcessScaffold | Scripted):
         yield None
         return

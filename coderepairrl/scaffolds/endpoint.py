@@ -13,6 +13,10 @@ async def nothing() -> None:
     """What most episodes do before a call."""
 
 
+async def none() -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """`http` is a connection pool that all coroutine scaffolds share; the rest is for agents that are programs."""
@@ -21,12 +25,14 @@ class Endpoint:
     http: aiohttp.ClientSession
     socket_path: Path | None = None  # where the gateway listens too: all that a sandbox without network sees of it
     closed: Callable[[], bool] = lambda: False  # whether the gateway has closed the session
+    calls: Callable[[], Awaitable[int]] = none  # how many of its model's the agent has begun
     before_call: Callable[[], Awaitable[None]] = nothing  # who watches a coroutine scaffold looks then: no command is running
 
     @classmethod
     def of(cls, session: Session | RemoteSession, http: aiohttp.ClientSession,
            before_call: Callable[[], Awaitable[None]] = nothing) -> "Endpoint":
-        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None, before_call)
+        return cls(session.base_url, session.key, http, session.socket_path, lambda: session.close_reason is not None,
+                   session.calls_begun, before_call)
 
 
 @dataclass(frozen=True)

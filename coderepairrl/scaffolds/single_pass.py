@@ -72,7 +72,7 @@ class SinglePass:
 
     def __init__(self, config: SinglePassConfig):
         self.config = config
-        self._prompts: dict[str, str] = {}
+        self._prompts: dict[tuple[str, str], str] = {}  # of a task and what is changed in its checkout
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
         messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": await self._prompt(task, sandbox)}]
@@ -84,13 +84,14 @@ class SinglePass:
         await apply_blocks(sandbox, parse_blocks(answer.message.get("content", "")))
 
     async def _prompt(self, task: Task, sandbox: Sandbox) -> str:
-        if task.task_id not in self._prompts:
+        key = task.task_id, await sandbox.diff()  # a control may have it answer twice
+        if key not in self._prompts:
             files = await asyncio.to_thread(read_checkout, sandbox.root)
             shown = await asyncio.to_thread(choose, files, task.problem_statement, self.config.max_context_chars)
             while len(self._prompts) >= REMEMBERED:
                 self._prompts.pop(next(iter(self._prompts)))
-            self._prompts[task.task_id] = f"{task.problem_statement}\n\n{show({name: files[name] for name in shown})}"
-        return self._prompts[task.task_id]
+            self._prompts[key] = f"{task.problem_statement}\n\n{show({name: files[name] for name in shown})}"
+        return self._prompts[key]
 
 
 async def apply_blocks(sandbox: Sandbox, edits: list[tuple[str, str, str]]) -> None:

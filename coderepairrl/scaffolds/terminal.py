@@ -79,6 +79,10 @@ class Terminal:
     def __init__(self, config: TerminalConfig):
         self.config = config
 
+    async def submitted(self, task: Task, sandbox: Sandbox) -> str | None:
+        """What a submission is answered with; None ends the task. A control puts its own here."""
+        return None
+
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
         messages, idle = self.opening(task), 0
         while True:
@@ -86,7 +90,7 @@ class Terminal:
             if answer is None:
                 return
             messages.append(answer.message)
-            replies, usable, done = await self.respond(answer.message, sandbox)
+            replies, usable, done = await self.respond(answer.message, task, sandbox)
             if done:
                 return
             messages += replies
@@ -97,12 +101,15 @@ class Terminal:
     def opening(self, task: Task) -> list[dict]:
         return [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
 
-    async def respond(self, message: dict, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
-        """(messages that answer the model's, one of its calls was well-formed, the agent has submitted)."""
+    async def respond(self, message: dict, task: Task, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
+        """(messages that answer the model's, one of its calls was well-formed, the agent is done).
+
+        Calls after a submission that is answered are made like any others.
+        """
         replies, usable = [], False
         for call in message.get("tool_calls") or []:
             result, ok, done = await self._act(call["function"], sandbox)
-            if done:
+            if done and (result := await self.submitted(task, sandbox)) is None:
                 return replies, True, True
             usable = usable or ok
             replies.append({"role": "tool", "tool_call_id": call["id"], "content": result})

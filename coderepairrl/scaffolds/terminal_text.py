@@ -68,9 +68,11 @@ class TerminalText(Terminal):
     def opening(self, task: Task) -> list[dict]:
         return [{"role": "user", "content": f"{self.config.system_prompt}\n\n{task.problem_statement}"}]
 
-    async def respond(self, message: dict, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
+    async def respond(self, message: dict, task: Task, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
         said, usable, done = await self._follow(blocks(message.get("content", "")), sandbox)
-        return [{"role": "user", "content": said}], usable, done
+        if done and (said := await self.submitted(task, sandbox)) is None:
+            return [], True, True
+        return [{"role": "user", "content": said}], usable, False
 
     async def _follow(self, found: list[tuple[str, str | None]], sandbox: Sandbox) -> tuple[str, bool, bool]:
         """(answer, there was one block that is whole, the agent has submitted)."""
