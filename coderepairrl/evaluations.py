@@ -46,7 +46,7 @@ class Pass:
 def passes(name: str, config: EvaluationConfig, calls_model: bool) -> list[Pass]:
     """Of one evaluation; it comes last itself, so that where its file is the others' are, too."""
     found = [Pass(name, config, config.samples)]
-    if config.retry and name == BEFORE:
+    if config.retry and name == BEFORE and calls_model:
         found.insert(0, Pass(f"{name}_retry", config, config.samples, forced=True))
     if config.greedy and config.temperature and calls_model:
         found.insert(0, Pass(f"{name}_greedy", SamplingConfig(temperature=0.0), 1))

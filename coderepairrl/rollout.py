@@ -33,6 +33,7 @@ from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.scaffolds import Scaffold, ScaffoldConfig, make_scaffold, ready
+from coderepairrl.scaffolds.retry import Retry
 from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.tasks import TasksConfig, load_tasks
 from coderepairrl.tasks.build import build_all
@@ -291,7 +292,7 @@ class Rollout:
         """Group -> its episodes. places: for so many at a time."""
         version = self.supervisor.serving["version"]
         groups = {self.books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(self.heldout)}
-        way = Way(own.sampling, self.config.evaluation.limits or self.config.limits, self._forced if own.forced else self._scaffold)
+        way = Way(own.sampling, self.config.evaluation.limits or self.config.limits, Retry(self._scaffold, self.grader) if own.forced else self._scaffold)
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places)) for group, task in groups.items()}
         return {group: job.result() for group, job in jobs.items()}

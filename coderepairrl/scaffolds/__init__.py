@@ -60,7 +60,7 @@ class Scaffold(Protocol):
 def make_scaffold(config: ScaffoldConfig, grader: Grader | None = None) -> Scaffold:
     """grader: for the control that asks the judge before the episode is over."""
     if isinstance(config, RetryConfig):
-        return Retry(config, grader)
+        return Retry(make_scaffold(config.agent), grader)
     return SCAFFOLDS[type(config)](config)
 
 

@@ -16,7 +16,8 @@ working tree. Of that, what ignore rules of the base commit or ARTEFACTS of sand
 .pytest_cache) is in no diff. An agent that bends the visible test may end; the hidden tests judge it all the
 same. The judge has sandboxes of its own. Both take of the episode's time.
 """
-from typing import Annotated, Literal
+from copy import copy
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -35,6 +36,9 @@ from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.types import Task, VerdictKind
 
+if TYPE_CHECKING:
+    from coderepairrl.scaffolds import Scaffold
+
 FAILS = "the test still fails, go on"
 UNSOLVED = "the submission does not solve the task, go on"
 Agent = Annotated[TerminalConfig | TerminalTextConfig | AiderConfig | MiniSweAgentConfig | CodexConfig | CommandConfig
@@ -48,13 +52,11 @@ class RetryConfig(Config):
 
 
 class Retry:
-    """`grader` judges tasks without a visible test."""
+    """Around an agent, which itself stays as it was. `grader` judges tasks without a visible test."""
     calls_model = True
 
-    def __init__(self, config: RetryConfig, grader: Grader | None = None):
-        from coderepairrl.scaffolds import make_scaffold
-
-        self.inner, self.grader = make_scaffold(config.agent), grader
+    def __init__(self, agent: "Scaffold", grader: Grader | None = None):
+        self.inner, self.grader = copy(agent), grader
         self.without_tools = getattr(self.inner, "without_tools", "")
         if isinstance(self.inner, Terminal):
             self.inner.submitted = self.objection
