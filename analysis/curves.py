@@ -64,6 +64,8 @@ PANELS = (
     Panel("largest |logprob trainer \N{MINUS SIGN} vLLM| (nats)", ("logprob_gap",), logarithmic=True),
     Panel("model calls an episode", ("calls_per_episode",)),
     Panel("sampled tokens an episode", ("completions/mean_length",)))
+HELD_OUT = (Panel("repaired", ("eval/pass_rate",), percent=True), Panel("by the first edit", ("eval/first_edit",), percent=True),
+            Panel("greedy", ("eval/greedy",), percent=True))
 SUBMITTED = Panel("episodes that the agent submitted", ("submitted",), percent=True)
 STEP_SECONDS = Panel("seconds of a step", ("step_s",))
 
@@ -73,7 +75,13 @@ class Run:
     folder: Path
     rows: list[dict]
     summary: dict | None
-    evaluations: dict[int, dict]  # beside training: step of the weights -> row of metrics.jsonl
+    held_out: dict[int, dict]  # step of the weights -> row of metrics.jsonl, of every evaluation
+
+    @property
+    def evaluations(self) -> dict[int, dict]:
+        """Those beside training; that of the weights after the last step is the summary's."""
+        last = self.rows[-1]["step"] if self.rows else 0
+        return {step: row for step, row in self.held_out.items() if 0 < step <= last}
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,7 @@ class Curve:
 def read(folder: Path) -> Run:
     path = folder / "metrics.jsonl"
     rows = [row | submitted(row) for row in read_metrics(path)]
-    last = rows[-1]["step"] if rows else 0  # that of the weights after it is the summary's
-    beside = {row["step"]: row for row in read_evaluations(path) if 0 < row["step"] <= last}
-    return Run(folder, rows, read_json(folder / "summary.json"), beside)
+    return Run(folder, rows, read_json(folder / "summary.json"), {row["step"]: row for row in read_evaluations(path)})
 
 
 def load(folders: Sequence[Path]) -> list[Curve]:
@@ -160,6 +166,33 @@ def evaluations(axis, curve: Curve, colour: str) -> bool:
     return bool(steps)
 
 
+def held_out(axis, curves: Sequence[Curve], panels: Sequence[Panel]) -> None:
+    """Evaluations as lines, at the steps that all runs of a curve were evaluated at. Of one curve several numbers, of several one."""
+    entries = []
+    for curve in curves:
+        steps = sorted(set.intersection(*(set(run.held_out) for run in curve.runs)))
+        for panel, colour in zip(panels, COLOURS if len(panels) > 1 else (curve.colour,), strict=False):
+            by_seed = [panel.values([run.held_out[step] for step in steps]) for run in curve.runs]
+            means, lows, highs = zip(*(band(values, panel) for values in zip(*by_seed, strict=True)), strict=True)
+            if len(curve.runs) > 1:
+                axis.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
+            axis.plot(steps, means, color=colour, linewidth=1.7, marker="o", markersize=3.5)
+            entries.append((means[-1], panel.title.replace(" first ", "\nfirst "), colour))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axis.set_ylim(bottom=0)
+    if len(panels) > 1:
+        name_at_the_right(axis, entries)
+        axis.set_title("held-out tasks: skill is what the first edit does")
+    else:
+        axis.set_title(f"held-out tasks, {panels[0].title}")
+
+
+def measured(curves: Sequence[Curve]) -> list[Panel]:
+    """Numbers of evaluations that every run has at least twice."""
+    runs = [run for curve in curves for run in curve.runs]
+    return [panel for panel in HELD_OUT if all(sum(panel.keys[0] in row for row in run.held_out.values()) > 1 for run in runs)]
+
+
 def pass_rate(axis, curves: Sequence[Curve]) -> None:
     """Training tasks at each step, and the held-out tasks before, beside and after: of one run over tasks, of several over seeds."""
     lines(axis, curves, PASS_RATE, colour=SOFT if len(curves[0].runs) == len(curves) == 1 else None)
@@ -183,6 +216,8 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
                           clip_on=False)
             if len(curves) == 1:
                 axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
+    axis.autoscale(axis="y")  # once more: points and their intervals lie higher than the lines
+    axis.set_ylim(bottom=0)
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
         when = "before, beside and after" if beside else "before and after"
@@ -269,7 +304,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     alone = len(runs) == 1
     panels = [panel for panel in PANELS if panel.drawn(runs)]
     more = [] if alone else [panel for panel in (SUBMITTED, STEP_SECONDS) if panel.drawn(runs)]
-    count = 1 + len(panels) + (2 if alone else len(more))
+    skill = measured(curves)
+    skill = [] if len(skill) < 2 else [skill] if len(curves) == 1 else [[panel] for panel in skill[1:]]  # of the first there are points
+    count = 1 + len(skill) + len(panels) + (2 if alone else len(more))
     first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
     columns = 3 if count <= 9 else 4
     with plt.rc_context(STYLE):
@@ -277,6 +314,8 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns, 3.0 * rows + 0.4), layout="constrained", squeeze=False)
         places = iter(axes.flat)
         pass_rate(next(places), curves)
+        for own in skill:
+            held_out(next(places), curves, own)
         for panel in (*panels, *more):
             axis = next(places)
             lines(axis, curves, panel)

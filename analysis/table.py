@@ -20,12 +20,30 @@ def of_run(summary: dict, name: str) -> Interval | None:
     return Interval(summary[f"pass_rate_{name}"], *summary[f"pass_rate_{name}_interval"]) if f"pass_rate_{name}" in summary else None
 
 
+def of_skill(found: dict) -> list[tuple[str, str]]:
+    """What of the gain is skill, what persistence (coderepairrl/skill.py)."""
+    if not found:  # a run of before
+        return []
+    before, after, gain = found["before"], found["after"], found["gain"]
+    rows = [(label, f"{before[name]:.1%} -> {after[name]:.1%}   {percent(Interval(gain[name], *gain[f'{name}_interval']))}")
+            for name, label in (("first_edit", "  by the first edit"), ("greedy", "  greedy")) if name in gain]
+    if forced := found.get("retries"):
+        beyond = f"   beyond it {percent(Interval(forced['beyond'], *forced['beyond_interval']))}"
+        rows.append(("  before, forced to go on", f"{forced['pass_rate']:.1%} at {forced['calls']:.1f} calls{beyond}"))
+    change = lambda name, form: f"{before[name]:{form}} -> {after[name]:{form}}"
+    edits = f", edits {change('edits', '.1f')}" if "edits" in before and "edits" in after else ""
+    return [*rows, ("  calls an episode", change("calls", ".1f") + edits),
+            ("  submitted, at a limit", f"{change('submitted', '.0%')}, {change('at_limit', '.0%')}")]
+
+
 def describe(run: Path, summary: dict) -> Table:
     table = Table(title=str(run), title_justify="left", show_header=False)
     if "heldout_tasks" in summary:
         table.add_row("held-out tasks", str(summary["heldout_tasks"]))
         for name, label in (("before", "repaired before"), ("after", "repaired after"), ("difference", "difference, paired")):
             table.add_row(label, percent(of_run(summary, name)))
+        for row in of_skill(summary.get("skill", {})):
+            table.add_row(*row)
     elif "not_compared" in summary:
         table.add_row("held-out tasks", f"not compared: {summary['not_compared']}")
     beside = [row for row in summary.get("evaluations", ()) if row["name"] not in ("before", "after") and row.get("pass_rate") is not None]

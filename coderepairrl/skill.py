@@ -132,12 +132,20 @@ def retries(control: Sequence[Episode], before: Sequence[Episode], after: Sequen
     {"calls": its mean, at least that of `after` where the limits let it, "pass_rate", "pass_rate_interval", "beyond", "beyond_interval":
     what `after` repairs more, "explained": the share of the whole gain that retries reach}; the last not without a gain.
     """
-    cut, calls = cut_at(control, fmean(episode.calls for episode in after if episode.resolved is not None))
-    forced = by_task(control, lambda episode: episode.resolved and episode.calls <= cut)
-    first, last = resolved(before), resolved(after)
-    gained, reached = difference(first, last), difference(first, forced)
+    reachable, first, last = forced(control, after), resolved(before), resolved(after)
+    gained, reached = difference(first, last), difference(first, reachable)
     explained = {"explained": reached.value / gained.value} if gained and reached and gained.value > 0 else {}
-    return {"calls": calls} | rate("pass_rate", forced) | _named("beyond", difference(forced, last)) | explained
+    return {"calls": cut_at(control, _calls(after))[1]} | rate("pass_rate", reachable) | _named("beyond", difference(reachable, last)) | explained
+
+
+def forced(control: Sequence[Episode], after: Sequence[Episode]) -> Outcomes:
+    """Of the control, at as many calls as `after` makes."""
+    cut, _ = cut_at(control, _calls(after))
+    return by_task(control, lambda episode: episode.resolved and episode.calls <= cut)
+
+
+def _calls(found: Sequence[Episode]) -> float:
+    return fmean(episode.calls for episode in found if episode.resolved is not None)
 
 
 def cut_at(control: Sequence[Episode], wanted: float) -> tuple[int, float]:

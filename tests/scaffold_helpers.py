@@ -39,7 +39,7 @@ def said(texts: Iterable[str | tuple[str, str]]) -> Callable:
 
 @asynccontextmanager
 async def running(scaffold, scratch: Path, upstream: Upstream, limits: SessionLimits = LIMITS, kind: str = "bubblewrap",
-                  reward: str = "tests") -> AsyncIterator[Callable]:
+                  reward: str = "tests", split: str = "train") -> AsyncIterator[Callable]:
     """Yields episode(task, texts) -> Trajectory. The scaffold is installed as a run installs it."""
     client = VLLMClient(await upstream.start(), wait_s=0.5)
     sandbox = SandboxConfig(kind=kind, scratch=str(scratch))
@@ -51,7 +51,7 @@ async def running(scaffold, scratch: Path, upstream: Upstream, limits: SessionLi
 
             async def episode(task: Task, texts: Iterable[str] = (), own: SessionLimits = limits) -> Trajectory:
                 upstream.reply = said(texts)
-                return await run_episode(replace(services, limits=own), task, trajectory_id="x", group_id="x", split="train", attempt=0,
+                return await run_episode(replace(services, limits=own), task, trajectory_id="x", group_id="x", split=split, attempt=0,
                                          sampling=SamplingConfig(), cache_salt="s")
 
             try:

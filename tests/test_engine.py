@@ -81,7 +81,7 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
         "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
         "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
         "gspo_shared_row": GSPO | SHARED_ROW, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
-    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}, 4: {}}
+    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}}
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,16 @@ def done(policy, tmp_path_factory):
     """A folder with what all cases wrote. A start of the ranks costs more than a case: one for each number of ranks."""
     def make(folder):
         refused_models(policy, folder)
-        for ranks, steps in STEPS.items():
+        for ranks, others in OTHERS.items():
             placed = lambda options: {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
-            places = {name: options | placed(options) for name, options in OTHERS[ranks].items()}
-            run_engine(ranks, policy, folder, steps | places)
+            places = {name: options | placed(options) for name, options in others.items()}
+            run_engine(ranks, policy, folder, STEPS[ranks] | places)
     return once(tmp_path_factory, "engine_cases", make)
+
+
+@pytest.fixture(scope="module")
+def done_by_four(policy, tmp_path_factory):
+    return once(tmp_path_factory, "engine_cases_of_four", lambda folder: run_engine(4, policy, folder, STEPS[4]))
 
 
 def refused_models(policy, folder) -> None:
@@ -106,8 +111,13 @@ def refused_models(policy, folder) -> None:
     broken.save_pretrained(folder / "BROKEN")
 
 
-@pytest.mark.parametrize("name", [name for cases in STEPS.values() for name in cases])
-def test_steps_equal_plain_pytorch_on_unpacked_rows(policy, done, expected, name):
+FEW = [name for ranks in OTHERS for name in STEPS[ranks]]  # on four ranks with the long tests: two cores start them for a minute
+NAMES = [pytest.param(FEW[0], marks=pytest.mark.whole), *FEW[1:], *(pytest.param(name, marks=pytest.mark.cluster) for name in STEPS[4])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_equal_plain_pytorch_on_unpacked_rows(policy, request, expected, name):
+    done = request.getfixturevalue("done_by_four" if name in STEPS[4] else "done")
     losses, after, gradients = expected[0], *plain_steps(policy, 3)[1:]
     assert json.loads((done / f"{name}.json").read_text()) == pytest.approx(losses[:3], abs=2e-6)
     largest = max(gradient.abs().max().item() for gradient in gradients.values())

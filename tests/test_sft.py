@@ -324,6 +324,7 @@ def runs(policy, jsonl, tmp_path_factory):
     return {1: folder / "one", 2: folder / "two"}
 
 
+@pytest.mark.whole
 def test_it_learns_and_says_so(runs):
     for folder in runs.values():
         rows = read_metrics(folder / "sft_metrics.jsonl")

@@ -48,14 +48,15 @@ def check_books(run) -> None:
 def test_real_packages_two_steps(policy, tmp_path):
     """Real pytest suites as judges: the issue's command, with a random policy."""
     run = tmp_path / "run"
-    result = train("configs/real_packages.yaml", run, policy, "training.steps=2", "rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3")
+    result = train("configs/real_packages.yaml", run, policy, "training.steps=2", "training.ranks=1", "rollout.groups_per_step=2", "rollout.group_size=2",
+                   "rollout.limits.max_turns=3")
     assert result.returncode == 0, result.stdout + result.stderr
     summary = read_json(run / "summary.json")
     assert summary["steps"] == 2 and summary["weight_updates"] == 2 and summary["episodes"] == 8 and summary["infrastructure_errors"] == 0
     check_books(run)
     assert read_json(run / "status.json")["state"] == "done"
     assert not processes_of(run)
-    same = ["rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3"]
+    same = ["training.ranks=1", "rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3"]
     again = train("configs/real_packages.yaml", run, policy, "training.steps=2", *same)
     assert again.returncode == 0 and "done already" in again.stdout, again.stderr
     other = train("configs/real_packages.yaml", run, policy, "training.steps=3", *same, "engine.learning_rate=0.5")
@@ -134,7 +135,7 @@ def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
 def test_vllm_killed_in_mid_run(policy, tmp_path):
     """A large learning rate shows that new weights serve; vLLM dies in the middle of a step, comes back with them, and the episodes go on."""
     run = tmp_path / "run"
-    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=3",
+    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=3", "training.ranks=1",
                "engine.learning_rate=0.02", "engine.warmup_steps=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -288,7 +289,8 @@ def test_bad_input_is_one_line(policy, tmp_path, overrides, words):
 
 
 def test_vllm_that_does_not_come_up(policy, tmp_path):
-    result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", "rollout.server.extra_arguments=[--no-such-option]")
+    result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", "training.ranks=1",
+                         "rollout.server.extra_arguments=[--no-such-option]")
     assert result.returncode == 1 and "not ready before it ended" in result.stderr and "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert not processes_of(tmp_path / "run")
