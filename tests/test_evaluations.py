@@ -8,7 +8,7 @@ from rollout_helpers import TASKS, folder, rollout_of, train_along
 from test_books import MODULE
 
 from coderepairrl import checkpoints, ledger, store
-from coderepairrl.evaluations import Evaluations, finished, has_tasks, missed
+from coderepairrl.evaluations import EvaluationConfig, Evaluations, finished, has_tasks, missed, passes
 from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import Metrics, read_evaluations, read_metrics
 
@@ -111,6 +111,17 @@ def test_it_is_logged_under_the_step_of_its_weights_once(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["step 0, held out: 30.0% [15.0%, 65.0%] of 10 tasks repaired, 2 s",
                                                     "step 5, held out: 40.0% [20.0%, 70.0%] of 10 tasks repaired, 2 s"]
     assert [(row["step"], row["pass_rate"]) for row in finished(run)] == [(0, 0.3), (5, 0.4), (10, None)]
+
+
+def test_the_passes_of_an_evaluation():
+    """The last is the evaluation itself: where its file is, the others' are, too."""
+    names = lambda name, calls_model=True, **settings: [
+        (one.name, one.sampling.temperature, one.samples, one.forced) for one in passes(name, EvaluationConfig(**settings), calls_model)]
+    assert names("after", samples=2) == [("after_greedy", 0.0, 1, False), ("after", 1.0, 2, False)]
+    assert names("before", retry=True, temperature=0.7) == [
+        ("before_greedy", 0.0, 1, False), ("before_retry", 0.7, 1, True), ("before", 0.7, 1, False)]
+    assert names("after", retry=True, greedy=False) == names("after", False, retry=True) == [("after", 1.0, 1, False)]
+    assert names("before", temperature=0) == [("before", 0.0, 1, False)]  # it is greedy itself
 
 
 def test_what_a_former_attempt_left_out_is_named(tmp_path):

@@ -299,9 +299,10 @@ class FunctionsConfig(Config):
     train: NonNegativeInt = 512  # tasks
     heldout: NonNegativeInt = 200  # tasks
     seed: NonNegativeInt = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+    draw: str = "held out"  # names the held-out stream: settings are chosen on one, and reported on another
 
 
 def load(config: FunctionsConfig) -> dict[str, list[Task]]:
     """Split name -> tasks."""
-    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", "held out")}
+    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", config.draw)}
     return {split: [next(stream).task for _ in range(getattr(config, split))] for split, stream in streams.items()}
