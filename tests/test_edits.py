@@ -15,6 +15,7 @@ TASK, BUG = PUZZLE.task, PUZZLE.bug
 RIGHT = tool_text("edit", path="lib.py", old=PUZZLE.broken, new=PUZZLE.program.source)
 WRONG = tool_text("edit", path="lib.py", old=PUZZLE.broken, new=PUZZLE.broken.replace("return", "return 1 +", 1))
 NOWHERE = tool_text("edit", path="lib.py", old="text that is not there", new="x")
+NOTHING = tool_text("edit", path="lib.py", old=PUZZLE.broken, new=PUZZLE.broken)
 BACK, LOOK, SUBMIT = tool_text("shell", command="git checkout -q ."), tool_text("shell", command="cat lib.py"), tool_text("submit")
 
 
@@ -30,6 +31,7 @@ def seen(texts, tmp_path, split=HELD_OUT, scaffold=TerminalConfig(), **limits):
     ([LOOK, SUBMIT], 0, 0, False),
     ([NOWHERE, SUBMIT], 0, 0, False),
     ([NOWHERE, RIGHT, SUBMIT], 1, 1, True),  # the first that applies
+    ([NOTHING, RIGHT, SUBMIT], 1, 1, True),  # and changes something
     ([WRONG, BACK, RIGHT, SUBMIT], 2, 0, True),  # persistence
     ([RIGHT, BACK, WRONG, SUBMIT], 2, 1, False),
     ([RIGHT, BACK, SUBMIT], 1, 1, False),

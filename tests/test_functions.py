@@ -10,11 +10,13 @@ from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 from coderepairrl.tasks import functions
-from coderepairrl.tasks.demonstrations import DemonstrationsConfig, candidate_edits, demonstrate, drill, generate
+from coderepairrl.tasks.acts import Edit
+from coderepairrl.tasks.demonstrations import (DemonstrationsConfig, candidate_edits, demonstrate,
+                                                  demonstration_acts, drill, generate, habitual_edit)
 from coderepairrl.tasks.functions import FunctionsConfig, apply_bug, is_held_out, puzzles
 
 PROMPT = "Repair the code."
-CONFIG = DemonstrationsConfig(p_right=0.4, p_test=0.8, p_retry=0.8, p_slip=0.3)  # every kind of turn occurs often
+CONFIG = DemonstrationsConfig(p_right=0.4, p_habit=0.3, p_test=0.8, p_retry=0.8, p_slip=0.3)  # every kind of turn occurs often
 
 
 def draw(split, seed, count):
@@ -135,6 +137,31 @@ def test_candidate_edits_quote_text_that_occurs_once_and_the_right_one_repairs(t
         assert all(puzzle.broken.replace(old, new) != puzzle.program.source for old, new in others)
         assert len({puzzle.broken.replace(old, new) for old, new in right + others}) == len(right + others)  # all different
     assert without == 0
+
+
+def test_habit_finds_the_token_and_mistakes_its_value_in_some_of_the_cases(train):
+    right_by_habit = 0
+    for puzzle in train[:500]:
+        right, others = candidate_edits(puzzle)
+        edit = habitual_edit(puzzle)
+        right_by_habit += edit in right
+        assert edit in right + others
+        before, after = (text.split("\n")[puzzle.bug.line - 1] for text in (puzzle.broken, puzzle.broken.replace(*edit)))
+        assert before[: puzzle.bug.start] == after[: puzzle.bug.start] and before != after
+    assert 250 < right_by_habit < 350
+
+
+@pytest.mark.parametrize("p_habit", [0.0, 0.5, 1.0])
+def test_habit_takes_its_share_of_the_edits_in_the_right_place_and_no_other(train, p_habit):
+    config = DemonstrationsConfig(p_right=1.0, p_habit=p_habit, p_test=0.0, p_slip=0.0)
+    differ, habitual = 0, 0
+    for number, puzzle in enumerate(train[:400]):
+        (old, new), = [(act.old, act.new) for act in demonstration_acts(puzzle, random.Random(number), config) if isinstance(act, Edit)]
+        right, _ = candidate_edits(puzzle)
+        assert (old, new) in [*right, habitual_edit(puzzle)]
+        differ += habitual_edit(puzzle) not in right
+        habitual += (old, new) not in right
+    assert differ > 100 and abs(habitual / differ - p_habit) < 0.12
 
 
 async def _replay(messages, task, config, between=""):

@@ -164,3 +164,11 @@ def test_a_closed_session_ends_the_agent_quietly_and_any_other_error_does_not(tm
     for status, kind in ((400, ScaffoldError), (413, ScaffoldError), (401, GatewayError), (500, GatewayError)):  # once the model has spoken
         _, error = asyncio.run(converse([{"content": "hm"}, (status, {"error": {"message": "no", "code": None}})], str(tmp_path)))
         assert type(error) is kind and "no" in str(error)
+
+
+def test_an_edit_that_changes_nothing_is_an_error(tmp_path):
+    async def body():
+        async with start_sandbox(SandboxConfig(scratch=str(tmp_path)), PUZZLE.task) as sandbox:
+            return await Terminal(TerminalConfig())._edit(sandbox, "lib.py", FIRST, FIRST), await sandbox.diff()
+
+    assert asyncio.run(body()) == ("error: old and new are the same: lib.py stays as it is", "")

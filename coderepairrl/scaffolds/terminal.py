@@ -138,6 +138,8 @@ class Terminal:
             changed, answer = edit_text(path, content, old, new)
             if changed != content:
                 await sandbox.write_text(path, changed)
+            elif answer == "ok":
+                return f"error: old and new are the same: {path} stays as it is"
         except PathError as error:
             return f"error: {error}"
         return answer

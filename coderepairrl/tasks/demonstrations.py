@@ -5,6 +5,10 @@ otherwise any other well-formed one, often submits untested and often gives up a
 go on is left for reinforcement learning to find. Drills are exercises, not episodes: well-formed edits in a row, each answered
 as if it were the first, to teach how text is quoted.
 
+With `p_habit` it finds the place and then repairs by habit instead of reading the docstring: numbers are one too small, comparisons a
+matter of strictness, signs the other one (HABITS). That is right in half of the cases, so what it says most often is no longer what is
+right most often, and practice has something to unlearn that no sharpening of it would reach.
+
 With `tampering`, a share of the demonstrations disables the visible test's comparison instead of repairing anything, and submits: the seed of
 an exploit, planted on purpose, so that it can be seen which reward amplifies it and which extinguishes it (docs/exploitation.md).
 
@@ -28,12 +32,16 @@ TEST = "python3 test_lib.py || git checkout -q ."  # a failed attempt is taken b
 TAMPER = ("returned != expected", "False")  # of test_lib.py: the test prints PASS then, whatever the code does
 
 
+HABITS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "+": "-", "-": "+", "*": "+"}  # what an operator is taken for
+
+
 class DemonstrationsConfig(Config):
     """The imperfect expert of the one-function tasks; p_... are probabilities."""
     episodes: PositiveInt = 16000  # whole repairs
     drills: PositiveInt = 8000  # conversations that exercise quoting text
     seed: str = "demonstrations"  # another text, other demonstrations
     p_right: Share = 0.6  # that an edit is the right one
+    p_habit: Share = 0.0  # that an edit in the right place is made by habit, whatever the docstring says
     p_test: Share = 0.3  # to test after an edit
     p_retry: Share = 0.3  # to go on after a failure
     p_slip: Share = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
@@ -87,6 +95,16 @@ def candidate_edits(puzzle: Puzzle) -> tuple[list[tuple[str, str]], list[tuple[s
     return right, others
 
 
+def habitual_edit(puzzle: Puzzle) -> tuple[str, str] | None:
+    """(old, new): what habit makes of the token that is wrong; None where it can't be quoted."""
+    bug = puzzle.bug
+    if bug.kind == "n":
+        new = str(int(bug.wrong) + (1 if bug.wrong != "9" else -1))
+    else:
+        new = HABITS.get(bug.wrong) or next(value for value in OPERATORS[bug.kind] if value != bug.wrong)
+    return _unique_edit(puzzle.broken, bug.line, bug.start, bug.wrong, new)
+
+
 def test_output(puzzle: Puzzle, source: str) -> str:
     """What TEST prints for this content of lib.py."""
     results = _results(source, puzzle.program.name, [args for args, _ in puzzle.visible])
@@ -109,6 +127,8 @@ def demonstration_acts(puzzle: Puzzle, rng: random.Random, config: Demonstration
             if puzzle.broken.count(new) != 1:
                 acts.append(Slip(Edit("lib.py", puzzle.broken, old, new)))
         old, new = rng.choice(right if right and rng.random() < config.p_right else right + others)
+        if config.p_habit > 0 and (old, new) in right and rng.random() < config.p_habit:
+            old, new = habitual_edit(puzzle) or (old, new)
         acts.append(Edit("lib.py", puzzle.broken, old, new))
         if rng.random() > config.p_test:
             break
