@@ -20,8 +20,9 @@ from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
-from coderepairrl import intervals, skill, store
+from coderepairrl import intervals, skill
 from coderepairrl.config import read_yaml
+from coderepairrl.evaluations import own_names
 from coderepairrl.intervals import NOTHING, Interval, percent
 from coderepairrl.metrics import read_metrics
 from coderepairrl.program import program
@@ -63,15 +64,15 @@ def read(folders: list[Path]) -> Found:
             tokens = accumulate(row["tokens_sampled"] for row in rows)
             trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row.get("pass_rate", math.nan) for row in rows]))
             for name, policy in (("before", WARM), ("after", trained_under[run])):
-                if (path := run / "rollouts" / f"eval_{name}.parquet").exists():
-                    cells[policy, trained_under[run]].append(skill.resolved(skill.episodes(store.read(path)[0])))
-        elif "chunk_tasks" in config and (files := sorted((run / "rollouts").glob("eval_*.parquet"))):
+                if name in own_names(run):
+                    cells[policy, trained_under[run]].append(skill.resolved(skill.read(run, name)))
+        elif "chunk_tasks" in config and (names := own_names(run)):
             model = Path(config["model"]).resolve()
             if model not in trained_under:
                 raise ValueError(f"{run}: its model {config['model']} is no training run below the folders that were given")
             scaffold = config["scaffold"] or config["rollout"]["scaffold"]
             cells[trained_under[model], scaffold if isinstance(scaffold, str) else scaffold["name"]].append(
-                {task: found for file in files for task, found in skill.resolved(skill.episodes(store.read(file)[0])).items()})
+                {task: found for name in names for task, found in skill.resolved(skill.read(run, name)).items()})
     if not cells:
         raise ValueError(f"{', '.join(map(str, folders))}: no training run or evaluation with results below")
     return Found(dict(trainings), dict(cells))

@@ -72,13 +72,7 @@ def pool(runs: Sequence[Path]) -> dict[str, Interval | None]:
     """Of each gain over tasks, each with the episodes of all runs; the control of each run is cut at that run's calls."""
     before, after = ({key: defaultdict(list) for key in GAINS} for _ in skill.SIDES)
     for run in runs:
-        sides = [skill.read(run, name) for name in skill.SIDES]
-        greedy = [skill.read(run, f"{name}_greedy") for name in skill.SIDES]
-        control = skill.read(run, "before_retry")
-        pairs = {"pass_rate": map(skill.resolved, sides), "first_edit": map(skill.first_edits, sides), "greedy": map(skill.resolved, greedy)}
-        if control:
-            pairs["beyond"] = (skill.forced(control, sides[1]), skill.resolved(sides[1]))
-        for key, pair in pairs.items():
+        for key, pair in skill.sides_of(run).pairs().items():
             for side, outcomes in zip((before, after), pair, strict=True):
                 for task, own in outcomes.items():
                     side[key][task] += own
@@ -93,7 +87,8 @@ def main(arguments: list[str]) -> None:
     found = {run: skill.of_run(run) for run in runs}
     for run, own in found.items():
         if not own:
-            sys.exit(f"error: {run}: no held-out task was graded before and after: wait for its end, or train with training.evaluate=true")
+            sys.exit(f"error: {run}: no held-out task was graded before and after under the same settings: wait for its end, or "
+                     "train with training.evaluate=true")
     try:
         curves = curves_of(runs)
     except ValueError as error:

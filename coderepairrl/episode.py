@@ -46,7 +46,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
-            edits.note(diff)
+            edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
             verdict, parts, reward = await compute(services.rewards, task, diff, services.grader)
@@ -70,11 +70,12 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
 
 
 async def _edits_seen(edits: Edits, task: Task, diff: str, verdict: Verdict | None, grader: Grader) -> dict[str, float]:
-    """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair}; nothing of an agent that can't be watched, or that
-    no test judges."""
-    if not edits.watched or verdict is None:
+    """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair, "calls_at_last": made when the working tree came to be what
+    is judged}; nothing of an agent that can't be watched, or that no test judges."""
+    if not edits.calls or verdict is None:
         return {}
     first = next(iter(edits.diffs), "")
     judged = verdict if first == diff else await grader.grade(task, first)
     known = judged.kind != VerdictKind.ENVIRONMENT_ERROR
-    return {"edits": float(len(edits.diffs))} | ({"first_edit": float(bool(first) and judged.resolved)} if known else {})
+    return {"edits": float(len(edits.diffs)), "calls_at_last": float(edits.calls_at_last)} | (
+        {"first_edit": float(bool(first) and judged.resolved)} if known else {})

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from coderepairrl import checkpoints, store
 from coderepairrl.files import read_json, write_json
-from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
+from coderepairrl.gateway.bounds import SamplingConfig
 from coderepairrl.metrics import Metrics, read_evaluations
 from coderepairrl.types import Outcome, Task
 
@@ -31,7 +31,7 @@ class EvaluationConfig(SamplingConfig):
     share: PositiveFloat = Field(0.25, le=1)  # of concurrent_episodes: what an evaluation beside training may take of them
     greedy: bool = True  # beside them one episode a task that is decoded greedily
     retry: bool = False  # before the first step also the control for persistence: the same policy, forced to go on (scaffold retry)
-    limits: SessionLimits | None = None  # of its episodes; null: those of rollout.limits
+    max_turns: PositiveInt | None = None  # model calls of one of its episodes; null: as in training, limits.max_turns
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def of_settings(tree: dict[str, Any], free: Sequence[str], known: Sequence[str] 
 
 def of_evaluation(record: Path) -> str:
     """A hash of what makes the held-out episodes of a run, as it is recorded now, but for the policy; "" where nothing is."""
-    no_part = (*ROLLOUT, *ORDER, "rollout.sampling", "rollout.tasks.train")
+    no_part = (*ROLLOUT, *ORDER, "rollout.sampling", "rollout.tasks.train", "rollout.evaluation.greedy", "rollout.evaluation.retry")
     now = {key: _identity(value) for key, value in (read_json(record) or {}).items()
            if covered(key, ["rollout"]) and not covered(key, no_part)}
     return contents.digest(now) if now else ""

@@ -55,16 +55,21 @@ def finished(run: Path, steps: int) -> bool:
 
 def keep_end(run: Path, step: int) -> None:
     """What an end at this step left gets the step's name. May be killed anywhere and done again."""
-    evaluation = run / "rollouts" / "eval_after.parquet"
-    if evaluation.exists():
-        kept, digest = _free(evaluation.with_name(f"eval_step_{step:05d}.parquet")), store.sha256(evaluation)
-        books = Ledger(run / "ledger.jsonl")
-        for group in dict.fromkeys(trajectory.group_id for trajectory in store.read(evaluation)[0]):
-            books.write("stored", group, file=kept.name, sha256=digest)
-        books.close()
-        evaluation.rename(kept)
+    own, kept = run / "rollouts" / "eval_after.parquet", _free(run / "rollouts" / f"eval_step_{step:05d}.parquet")
+    for path in [*sorted(own.parent.glob("eval_after_*.parquet")), own]:  # further passes of it first, as they were written
+        if own.exists() and path.exists():
+            _rename(run, path, kept.with_stem(path.stem.replace(own.stem, kept.stem, 1)))
     if (run / "summary.json").exists():
         (run / "summary.json").rename(_free(run / f"summary_step_{step:05d}.json"))
+
+
+def _rename(run: Path, evaluation: Path, name: Path) -> None:
+    digest = store.sha256(evaluation)
+    books = Ledger(run / "ledger.jsonl")
+    for group in dict.fromkeys(trajectory.group_id for trajectory in store.read(evaluation)[0]):
+        books.write("stored", group, file=name.name, sha256=digest)
+    books.close()
+    evaluation.rename(name)
 
 
 def _free(path: Path) -> Path:

@@ -226,8 +226,9 @@ class Rollout:
     async def produce(self, steps: int, evaluate_every: int = 0) -> None:
         """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an evaluation beside them (0: none).
         EngineError when the machine ends too many episodes."""
-        for step in missed(self.run, evaluate_every, self.supervisor.serving["step"]):
-            print(f"step {step} has no evaluation: the attempt before ended while it ran, or it was left out", flush=True)
+        if steps := missed(self.run, evaluate_every, self.supervisor.serving["step"]):
+            print(f"no evaluation beside training, and none to come, at steps {', '.join(map(str, steps[:20]))}"
+                  f"{' ...' if len(steps) > 20 else ''}: left out, not asked for then, or cut off by the end of an attempt", flush=True)
         await self._guarded(self._produce(steps, evaluate_every))
 
     async def _produce(self, steps: int, evaluate_every: int) -> None:
@@ -292,7 +293,9 @@ class Rollout:
         """Group -> its episodes. places: for so many at a time."""
         version = self.supervisor.serving["version"]
         groups = {self.books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(self.heldout)}
-        way = Way(own.sampling, self.config.evaluation.limits or self.config.limits, Retry(self._scaffold, self.grader) if own.forced else self._scaffold)
+        turns = self.config.evaluation.max_turns or self.config.limits.max_turns
+        way = Way(own.sampling, self.config.limits.model_copy(update={"max_turns": turns}),
+                  Retry(self._scaffold, self.grader) if own.forced else self._scaffold)
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places)) for group, task in groups.items()}
         return {group: job.result() for group, job in jobs.items()}

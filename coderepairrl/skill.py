@@ -36,11 +36,12 @@ class Episode(NamedTuple):
     calls: int
     edits: float | None = None
     first_edit: float | None = None  # 1.0: the first edit alone resolves the task
+    calls_at_last: float | None = None  # made when the working tree came to be what is judged
 
 
 def episodes(trajectories: Sequence[Trajectory]) -> list[Episode]:
-    return [Episode(t.task_id, t.verdict and t.verdict.resolved, t.outcome, len(t.calls), t.stats.get("edits"), t.stats.get("first_edit"))
-            for t in trajectories]
+    return [Episode(t.task_id, t.verdict and t.verdict.resolved, t.outcome, len(t.calls),
+                    *(t.stats.get(name) for name in ("edits", "first_edit", "calls_at_last"))) for t in trajectories]
 
 
 # ---- of one evaluation
@@ -75,14 +76,14 @@ def numbers(found: Sequence[Episode]) -> dict:
         return {"tasks": 0}
     edits = [episode.edits for episode in graded if episode.edits is not None]
     return {"tasks": len(outcomes)} | rate("pass_rate", outcomes) | rate("first_edit", first_edits(graded)) | {
-        "pass_at_k": {str(k): pass_at(outcomes, k) for k in _doubled(max(map(len, outcomes.values())))},
+        "pass_at_k": {str(k): pass_at(outcomes, k) for k in _doubled(min(map(len, outcomes.values())))},
         "calls": fmean(episode.calls for episode in graded)} | ({"edits": fmean(edits)} if edits else {}) | {
         "submitted": fmean(episode.outcome == Outcome.SUBMITTED for episode in graded),
         "at_limit": fmean(episode.outcome in LIMITS for episode in graded)}
 
 
 def _doubled(most: int) -> list[int]:
-    """1, 2, 4 ... and the most."""
+    """1, 2, 4 ... and the most that every task has."""
     return sorted({2**i for i in range(most.bit_length()) if 2**i < most} | {most})
 
 
@@ -96,22 +97,48 @@ def _named(name: str, found: Interval | None) -> dict:
 
 # ---- of a run, from its files
 
+class Sides(NamedTuple):
+    """Episodes over the tasks that were graded before and after."""
+    before: list[Episode]
+    after: list[Episode]
+    greedy_before: list[Episode]
+    greedy_after: list[Episode]
+    control: list[Episode]
+
+    def pairs(self) -> dict[str, tuple[Outcomes, Outcomes]]:
+        """Of each gain what is compared; `beyond` is what retries alone don't reach."""
+        found = {"pass_rate": (resolved(self.before), resolved(self.after)),
+                 "first_edit": (first_edits(self.before), first_edits(self.after)),
+                 "greedy": (resolved(self.greedy_before), resolved(self.greedy_after))}
+        return found | ({"beyond": (forced(self.control, self.after), resolved(self.after))} if resolved(self.control) else {})
+
+
+def sides_of(run: Path) -> Sides | None:
+    """None where no task was graded before and after under the same inputs."""
+    if not comparable(run):
+        return None
+    sides = {name: read(run, name) for name in SIDES}
+    tasks = set.intersection(*(set(resolved(found)) for found in sides.values()))
+    names = (*SIDES, *(f"{name}_greedy" for name in SIDES), "before_retry")
+    return Sides(*([episode for episode in read(run, name) if episode.task in tasks] for name in names)) if tasks else None
+
+
+def comparable(run: Path) -> bool:
+    """Whether the same inputs made the evaluations before and after, but for the policy."""
+    files = [run / "rollouts" / f"eval_{name}.parquet" for name in SIDES]
+    return all(path.exists() for path in files) and len({store.read_stats(path).get("inputs") for path in files}) == 1
+
+
 def of_run(run: Path) -> dict:
     """{"before", "after": numbers, "gain": their paired differences, "retries": see `retries`} over the tasks that were graded
     before and after; {} where there are none. What has no file is not in it."""
-    sides = {name: read(run, name) for name in SIDES}
-    tasks = set.intersection(*(set(resolved(found)) for found in sides.values()))
-    if not tasks:
+    sides = sides_of(run)
+    if sides is None:
         return {}
-    only = lambda found: [episode for episode in found if episode.task in tasks]
-    sides = {name: only(found) for name, found in sides.items()}
-    greedy = {name: only(read(run, f"{name}_greedy")) for name in SIDES}
-    found = {name: numbers(sides[name]) | rate("greedy", resolved(greedy[name])) for name in SIDES}
-    pairs = {"pass_rate": map(resolved, sides.values()), "first_edit": map(first_edits, sides.values()),
-             "greedy": map(resolved, greedy.values())}
-    gain = {key: value for name, pair in pairs.items() for key, value in _named(name, difference(*pair)).items()}
-    control = only(read(run, "before_retry"))
-    return found | {"gain": gain} | ({"retries": retries(control, *sides.values())} if control else {})
+    greedy = {"before": sides.greedy_before, "after": sides.greedy_after}
+    found = {name: numbers(getattr(sides, name)) | rate("greedy", resolved(greedy[name])) for name in SIDES}
+    gain = {key: value for name, pair in sides.pairs().items() if name != "beyond" for key, value in _named(name, difference(*pair)).items()}
+    return found | {"gain": gain} | ({"retries": retries(sides)} if resolved(sides.control) else {})
 
 
 def read(run: Path, name: str) -> list[Episode]:
@@ -126,22 +153,26 @@ def difference(before: Outcomes, after: Outcomes) -> Interval | None:
     return intervals.paired_difference([before[task] for task in both], [after[task] for task in both])
 
 
-def retries(control: Sequence[Episode], before: Sequence[Episode], after: Sequence[Episode]) -> dict:
+def retries(sides: Sides) -> dict:
     """What the starting policy reaches when it is forced to go on, at as many calls as the trained one makes.
 
     {"calls": its mean, at least that of `after` where the limits let it, "pass_rate", "pass_rate_interval", "beyond", "beyond_interval":
-    what `after` repairs more, "explained": the share of the whole gain that retries reach}; the last not without a gain.
+    what `after` repairs more, "explained": the share of the whole gain that retries reach}; the last only of a gain whose
+    interval is above 0.
     """
-    reachable, first, last = forced(control, after), resolved(before), resolved(after)
+    reachable, first, last = forced(sides.control, sides.after), resolved(sides.before), resolved(sides.after)
     gained, reached = difference(first, last), difference(first, reachable)
-    explained = {"explained": reached.value / gained.value} if gained and reached and gained.value > 0 else {}
-    return {"calls": cut_at(control, _calls(after))[1]} | rate("pass_rate", reachable) | _named("beyond", difference(reachable, last)) | explained
+    explained = {"explained": reached.value / gained.value} if gained and reached and gained.low > 0 else {}
+    return ({"calls": cut_at(sides.control, _calls(sides.after))[1]} | rate("pass_rate", reachable)
+            | _named("beyond", difference(reachable, last)) | explained)
 
 
 def forced(control: Sequence[Episode], after: Sequence[Episode]) -> Outcomes:
-    """Of the control, at as many calls as `after` makes."""
+    """Of the control, at as many calls as `after` makes: judged, as there, by the working tree at the end, which is what it will be once
+    the calls are made that led to it. Of agents that can't be watched by the end of the episode, which is later."""
     cut, _ = cut_at(control, _calls(after))
-    return by_task(control, lambda episode: episode.resolved and episode.calls <= cut)
+    made = lambda episode: episode.calls if episode.calls_at_last is None else episode.calls_at_last
+    return by_task(control, lambda episode: episode.resolved and made(episode) <= cut)
 
 
 def _calls(found: Sequence[Episode]) -> float:

@@ -8,11 +8,6 @@ from coderepairrl.files import read_json, write_json
 from coderepairrl.metrics import read_metrics
 
 
-def _comparable(before: Path, after: Path) -> bool:
-    """Whether the same inputs made both, but for the policy."""
-    return store.read_stats(before).get("inputs") == store.read_stats(after).get("inputs")
-
-
 def _compared(found: dict) -> dict:
     """The headline beside the whole."""
     sides = {"before": found["before"], "after": found["after"], "difference": found["gain"]}
@@ -47,7 +42,7 @@ def write_summary(run: Path) -> dict:
     summary |= {"max_logprob_gap": max(gaps)} if gaps else {}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
     both = before_file.exists() and after_file.exists()
-    if both and not _comparable(before_file, after_file):
+    if both and not skill.comparable(run):
         summary["not_compared"] = "tasks, limits, scaffold or evaluation were changed between before and after"
     elif both:
         summary |= _compared(found) if (found := skill.of_run(run)) else {}

@@ -143,7 +143,8 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True})
     for name in own_names(run):
         if not is_done(run, name):  # the machine was broken: it is made again
-            (run / "rollouts" / f"eval_{name}.parquet").unlink()
+            for path in (run / "rollouts").glob(f"eval_{name}*.parquet"):
+                path.unlink()
     left = await environments(config, run, tasks)
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
     first = 1 + max(map(int, own_names(run)), default=-1)
@@ -157,7 +158,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
                 done = before + min(at + config.chunk_tasks, len(left))
                 print(f"{done} of {before + len(left)} tasks: {repaired(summary_of(run))} repaired", flush=True)
     write_results(config, run)
-    refuse_broken("the evaluation", [broken_by(row) for row in read_jsonl(run / "results.jsonl")])
+    refuse_broken("the evaluation", [broken_by(row) for row in sampled(read_jsonl(run / "results.jsonl"))])
     beating.cancel()
 
 
@@ -165,7 +166,7 @@ def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
     read = lambda name: store.read(run / "rollouts" / f"eval_{name}.parquet")[0]
     sampled = [t for name in own_names(run) for t in read(name)]
-    greedy = [t for path in sorted(run.glob("rollouts/eval_*_greedy.parquet")) for t in store.read(path)[0]]
+    greedy = [t for name in own_names(run) if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists() for t in read(f"{name}_greedy")]
     write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in sampled), *(_result(t, greedy=True) for t in greedy)])
     by = config.model or scaffold_of(config).name
     write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in sampled])
@@ -187,20 +188,25 @@ def broken_by(row: dict) -> str | None:
     return row["detail"] if row["outcome"] == Outcome.INFRASTRUCTURE_ERROR else None
 
 
+def sampled(rows: list[dict]) -> list[dict]:
+    """Less those of the greedy pass."""
+    return [row for row in rows if not row.get("greedy")]
+
+
 def summary_of(run: Path) -> dict:
     """skill.numbers and {"greedy", "greedy_interval", "not_built", "episodes", "pass_rate_swebench", "disagreements": of each task that the
     two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without
     environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`, `infrastructure_errors` and `tokens` alone."""
     rows = read_jsonl(run / "results.jsonl")
-    sampled, greedy = ([row for row in rows if row.get("greedy", False) == which] for which in (False, True))
+    own, greedy = sampled(rows), [row for row in rows if row.get("greedy")]
     laxer: dict[str, list[float]] = {}
-    for row in sampled:
+    for row in own:
         if row["graded"]:
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rates = skill.numbers(_episodes(sampled)) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
+    rates = skill.numbers(_episodes(own)) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
     rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
-    return rates | {"not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(sampled),
-            "disagreements": {row["task"]: row["disagreement"] for row in sampled if row["graded"] and row["disagreement"]},
+    return rates | {"not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(own),
+            "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
             "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
 
 
@@ -259,7 +265,7 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
 
 def show(run: Path) -> None:
     summary = summary_of(run)
-    broken = [detail for row in read_jsonl(run / "results.jsonl") if (detail := broken_by(row)) is not None]
+    broken = [detail for row in sampled(read_jsonl(run / "results.jsonl")) if (detail := broken_by(row)) is not None]
     beside = {"greedy": "greedy", "first_edit": "by the first edit", "submitted": "submitted", "at_limit": "ended at a limit"}
     print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
           + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)

@@ -37,7 +37,7 @@ FREE_IN_TRAINING = {
     "rollout.gateway.processes", "rollout.environments.cache", "rollout.environments.mirrors.0", "rollout.environments.pythons.0",
     "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay",
     "training.evaluate_every", "training.keep_checkpoints", "training.max_gap", "rollout.evaluation.tasks", "rollout.evaluation.share",
-    "rollout.evaluation.greedy", "rollout.evaluation.retry", "rollout.evaluation.limits",
+    "rollout.evaluation.greedy", "rollout.evaluation.retry", "rollout.evaluation.max_turns",
     "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound"}
 
 
@@ -296,12 +296,13 @@ def test_what_an_end_left_is_kept_under_its_step_and_stays_in_the_books(tmp_path
 
 def test_what_an_end_left_replaces_nothing(tmp_path):
     """A run that had gone further, was ended at 20 steps and gets more again."""
-    for name in ("step_00020", "after"):
+    for name in ("step_00020", "after_greedy", "after"):
         store.write(tmp_path / "rollouts" / f"eval_{name}.parquet", [episode(f"a1-eval_{name}-0")], {})
     for name in ("summary_step_00020.json", "summary.json"):
         write_json(tmp_path / name, {"of": name})
     resume.keep_end(tmp_path, 20)
-    assert left(tmp_path) == ["eval_step_00020.parquet", "eval_step_00020_2.parquet", "ledger.jsonl", "summary_step_00020.json", "summary_step_00020_2.json"]
+    assert left(tmp_path) == ["eval_step_00020.parquet", "eval_step_00020_2.parquet", "eval_step_00020_2_greedy.parquet", "ledger.jsonl",
+                              "summary_step_00020.json", "summary_step_00020_2.json"]
     assert read_json(tmp_path / "summary_step_00020.json") == {"of": "summary_step_00020.json"}
     assert store.read(tmp_path / "rollouts" / "eval_step_00020_2.parquet")[0][0].group_id == "a1-eval_after-0"
 

@@ -69,6 +69,23 @@ def test_the_control_makes_at_least_as_many_calls_with_the_smallest_cut_that_doe
     assert cut == 1 or at(cut - 1) < wanted
 
 
+def test_the_control_is_judged_as_the_trained_policy_is_by_the_tree_at_the_end():
+    """The same behaviour, once cut off before it submits: no more than retries reach."""
+    control = [Episode(str(n), True, "submitted", 5, calls_at_last=4.0) for n in range(10)]
+    after = [Episode(str(n), True, "turn_limit", 4) for n in range(10)]
+    before = [Episode(str(n), False, "submitted", 3) for n in range(10)]
+    found = skill.retries(skill.Sides(before, after, [], [], control))
+    assert (found["calls"], found["pass_rate"], found["beyond"], found["explained"]) == (4.0, 1.0, 0.0, 1.0)
+    late = [episode._replace(calls_at_last=5.0) for episode in control]
+    assert skill.retries(skill.Sides(before, after, [], [], late))["pass_rate"] == 0.0
+
+
+def test_what_retries_explain_is_said_of_a_gain_alone():
+    one = [Episode(str(n), n == 0, "submitted", 3) for n in range(10)]
+    none = [Episode(str(n), False, "submitted", 3) for n in range(10)]
+    assert "explained" not in skill.retries(skill.Sides(none, one, [], [], one))
+
+
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "known"
@@ -110,6 +127,29 @@ def test_runs_of_before_have_no_first_edit_and_say_so(run):
     assert found["gain"].keys() == {"pass_rate", "pass_rate_interval"} and "retries" not in found
     said = run_program("analysis/skill.py", str(run))
     assert said.returncode == 0 and "persistence not separated" in said.stdout and "gain: repaired 50.0%" in said.stdout, said.stderr
+
+
+def test_evaluations_under_other_settings_and_a_broken_control_are_not_compared(run):
+    store.write(run / "rollouts" / "eval_before_retry.parquet", [trajectory("a", None)], {})
+    assert "retries" not in skill.of_run(run)
+    store.write(run / "rollouts" / "eval_after.parquet", AFTER, {"inputs": "others"})
+    assert skill.of_run(run) == {}
+    said = run_program("analysis/skill.py", str(run))
+    assert said.returncode == 1 and "under the same settings" in said.stderr
+
+
+def test_seeds_are_pooled_over_the_tasks_that_each_compared(run):
+    broken = [replace(t, verdict=None, outcome=Outcome.INFRASTRUCTURE_ERROR) if t.task_id == "b" else t for t in BEFORE]
+    store.write(run / "rollouts" / "eval_before.parquet", broken, {})
+    found, sides = skill.of_run(run), skill.sides_of(run)
+    assert {episode.task for side in sides for episode in side} == {"a", "c", "d"}
+    assert {name: skill.difference(*pair).value for name, pair in sides.pairs().items()} == pytest.approx(
+        {name: found["gain"][name] for name in ("pass_rate", "first_edit", "greedy")} | {"beyond": found["retries"]["beyond"]})
+
+
+def test_pass_at_k_is_given_for_what_every_task_has():
+    episodes = [Episode("a", False, "submitted", 1)] * 4 + [Episode("b", True, "submitted", 1)] * 3
+    assert skill.numbers(episodes)["pass_at_k"] == {"1": 0.5, "2": 0.5, "3": 0.5}
 
 
 def test_the_program_prints_the_known_numbers_and_pools_seeds(run, tmp_path):

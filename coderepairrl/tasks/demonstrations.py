@@ -6,8 +6,8 @@ go on is left for reinforcement learning to find. Drills are exercises, not epis
 as if it were the first, to teach how text is quoted.
 
 With `p_habit` it finds the place and then repairs by habit instead of reading the docstring: numbers are one too small, comparisons a
-matter of strictness, signs the other one (HABITS). That is right in half of the cases, so what it says most often is no longer what is
-right most often, and practice has something to unlearn that no sharpening of it would reach.
+matter of strictness, signs the other one (HABITS). That is right in three of five cases (always where a token has one alternative, in
+three of ten comparisons): practice has something to unlearn.
 
 With `tampering`, a share of the demonstrations disables the visible test's comparison instead of repairing anything, and submits: the seed of
 an exploit, planted on purpose, so that it can be seen which reward amplifies it and which extinguishes it (docs/exploitation.md).

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import NonNegativeInt
@@ -35,6 +35,7 @@ NAMES = "a b c d e h j k m n p q u v w z low high left right step size item coun
 LISTS = "xs ys items values data rows".split()
 FUNCTIONS = "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle".split()
 N_INPUTS, N_VISIBLE, N_HIDDEN = 40, 4, 12
+HELD_OUT_DRAW = "held out"
 HELD_OUT_SHARE = 4  # one skeleton in four is held out
 
 
@@ -299,10 +300,13 @@ class FunctionsConfig(Config):
     train: NonNegativeInt = 512  # tasks
     heldout: NonNegativeInt = 200  # tasks
     seed: NonNegativeInt = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
-    draw: str = "held out"  # names the held-out stream: settings are chosen on one, and reported on another
+    draw: str = HELD_OUT_DRAW  # names the held-out stream: settings are chosen on one, and reported on another
 
 
 def load(config: FunctionsConfig) -> dict[str, list[Task]]:
     """Split name -> tasks."""
-    streams = {"train": puzzles("train", str(config.seed)), "heldout": puzzles("heldout", config.draw)}
-    return {split: [next(stream).task for _ in range(getattr(config, split))] for split, stream in streams.items()}
+    train, heldout = puzzles("train", str(config.seed)), puzzles("heldout", config.draw)
+    held = [next(heldout).task for _ in range(config.heldout)]
+    if config.draw != HELD_OUT_DRAW:  # other tasks have other names
+        held = [replace(task, task_id=f"{task.task_id}-{config.draw}") for task in held]
+    return {"train": [next(train).task for _ in range(config.train)], "heldout": held}
