@@ -91,6 +91,7 @@ def run(tmp_path):
     folder = tmp_path / "known"
     files = {"before": BEFORE, "after": AFTER, "before_retry": FORCED} | {f"{name}_greedy": own for name, own in GREEDY.items()}
     for name, own in files.items():
+        own = [replace(t, task_id=f"{t.task_id}{n}") for t in own for n in range(10)]  # enough for intervals above 0
         store.write(folder / "rollouts" / f"eval_{name}.parquet", own, {"outcomes": {}, "seconds": 1.0})
     return folder
 
@@ -100,7 +101,7 @@ def test_a_run_of_which_every_number_is_known(run):
     assert [found[side]["pass_rate"] for side in skill.SIDES] == [0.25, 0.75]
     assert [found[side]["first_edit"] for side in skill.SIDES] == [0.25, 0.5]
     assert [found[side]["greedy"] for side in skill.SIDES] == [0.25, 0.5]
-    assert all(found[side]["tasks"] == 4 for side in skill.SIDES)  # the fifth was graded after alone
+    assert all(found[side]["tasks"] == 40 for side in skill.SIDES)  # the fifth of each was graded after alone
     assert (found["gain"]["pass_rate"], found["gain"]["first_edit"], found["gain"]["greedy"]) == (0.5, 0.25, 0.25)
     # 5.75 calls are reached when each is cut at the eighth: 3, 5, 8, 8. By then a and b are repaired, d is not
     forced = found["retries"]
@@ -114,15 +115,16 @@ def test_the_summary_has_it_and_json_stays_json(run):
     (run / "metrics.jsonl").write_text("")
     (run / "ledger.jsonl").write_text("")
     summary = write_summary(run)
-    assert summary["skill"] == skill.of_run(run) and summary["pass_rate_difference"] == 0.5 and summary["heldout_tasks"] == 4
+    assert summary["skill"] == skill.of_run(run) and summary["pass_rate_difference"] == 0.5 and summary["heldout_tasks"] == 40
     assert not any(isinstance(value, float) and math.isnan(value) for value in summary["skill"]["gain"].values())
 
 
 def test_runs_of_before_have_no_first_edit_and_say_so(run):
     for name in ("before_greedy", "after_greedy", "before_retry"):
         (run / "rollouts" / f"eval_{name}.parquet").unlink()
-    for name, own in (("before", BEFORE), ("after", AFTER)):
-        store.write(run / "rollouts" / f"eval_{name}.parquet", [replace(t, stats={}) for t in own], {})
+    for name in skill.SIDES:
+        path = run / "rollouts" / f"eval_{name}.parquet"
+        store.write(path, [replace(t, stats={}) for t in store.read(path)[0]], {})
     found = skill.of_run(run)
     assert found["gain"].keys() == {"pass_rate", "pass_rate_interval"} and "retries" not in found
     said = run_program("analysis/skill.py", str(run))
@@ -132,17 +134,18 @@ def test_runs_of_before_have_no_first_edit_and_say_so(run):
 def test_evaluations_under_other_settings_and_a_broken_control_are_not_compared(run):
     store.write(run / "rollouts" / "eval_before_retry.parquet", [trajectory("a", None)], {})
     assert "retries" not in skill.of_run(run)
-    store.write(run / "rollouts" / "eval_after.parquet", AFTER, {"inputs": "others"})
+    store.write(run / "rollouts" / "eval_after.parquet", store.read(run / "rollouts" / "eval_after.parquet")[0], {"inputs": "others"})
     assert skill.of_run(run) == {}
     said = run_program("analysis/skill.py", str(run))
     assert said.returncode == 1 and "under the same settings" in said.stderr
 
 
 def test_seeds_are_pooled_over_the_tasks_that_each_compared(run):
-    broken = [replace(t, verdict=None, outcome=Outcome.INFRASTRUCTURE_ERROR) if t.task_id == "b" else t for t in BEFORE]
+    before = store.read(run / "rollouts" / "eval_before.parquet")[0]
+    broken = [replace(t, verdict=None, outcome=Outcome.INFRASTRUCTURE_ERROR) if t.task_id[0] == "b" else t for t in before]
     store.write(run / "rollouts" / "eval_before.parquet", broken, {})
     found, sides = skill.of_run(run), skill.sides_of(run)
-    assert {episode.task for side in sides for episode in side} == {"a", "c", "d"}
+    assert {episode.task[0] for side in sides for episode in side} == {"a", "c", "d"}
     assert {name: skill.difference(*pair).value for name, pair in sides.pairs().items()} == pytest.approx(
         {name: found["gain"][name] for name in ("pass_rate", "first_edit", "greedy")} | {"beyond": found["retries"]["beyond"]})
 
