@@ -226,9 +226,9 @@ class Rollout:
     async def produce(self, steps: int, evaluate_every: int = 0) -> None:
         """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an evaluation beside them (0: none).
         EngineError when the machine ends too many episodes."""
-        if steps := missed(self.run, evaluate_every, self.supervisor.serving["step"]):
-            print(f"no evaluation beside training, and none to come, at steps {', '.join(map(str, steps[:20]))}"
-                  f"{' ...' if len(steps) > 20 else ''}: left out, not asked for then, or cut off by the end of an attempt", flush=True)
+        if lost := missed(self.run, evaluate_every, self.supervisor.serving["step"]):
+            print(f"no evaluation beside training, and none to come, at steps {', '.join(map(str, lost[:20]))}"
+                  f"{' ...' if len(lost) > 20 else ''}: left out, not asked for then, or cut off by the end of an attempt", flush=True)
         await self._guarded(self._produce(steps, evaluate_every))
 
     async def _produce(self, steps: int, evaluate_every: int) -> None:
