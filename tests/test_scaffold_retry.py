@@ -18,6 +18,7 @@ from coderepairrl.scaffolds.command import CommandConfig
 from coderepairrl.scaffolds.retry import FAILS, UNSOLVED, RetryConfig
 from coderepairrl.scaffolds.single_pass import SinglePassConfig
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
+from coderepairrl.tasks.demonstrations import test_output as printed
 from coderepairrl.tasks.functions import FunctionsConfig, puzzles
 from coderepairrl.types import Outcome
 
@@ -25,6 +26,7 @@ PUZZLE = next(puzzles("train", "retry"))
 TASK = PUZZLE.task
 HIDDEN = replace(TASK, metadata={})  # of which only the judge knows whether it is solved
 BROKEN, RIGHT = (source.split("\n")[PUZZLE.bug.line - 1] for source in (PUZZLE.broken, PUZZLE.program.source))
+TOLD = f"{printed(PUZZLE, PUZZLE.broken)}\n{FAILS}"
 SUBMIT, REPAIR = tool_text("submit"), tool_text("edit", path="lib.py", old=PUZZLE.broken, new=PUZZLE.program.source)
 EDIT = "```edit\nlib.py\n<<<<<<< SEARCH\n%s\n=======\n%s\n>>>>>>> REPLACE\n```"
 
@@ -53,8 +55,8 @@ def test_a_submission_is_answered_until_the_test_passes(tmp_path):
     assert found.outcome is Outcome.SUBMITTED and found.verdict.resolved and len(found.calls) == 4
     assert [call.parent for call in found.calls] == [None, 0, 1, 2], "one conversation"
     first, second, third = answers(found)
-    assert [message["content"] for message in first] == [FAILS]
-    assert [message["content"] for message in second] == ["before", FAILS, "after"]
+    assert [message["content"] for message in first] == [TOLD]
+    assert [message["content"] for message in second] == ["before", TOLD, "after"]
     said = [event["message"]["tool_calls"] for event in found.events if event["kind"] == "call"]
     for calls, told in zip(said, (first, second, third)):
         assert [message["role"] for message in told] == ["tool"] * len(calls)
@@ -75,7 +77,7 @@ def test_a_test_that_takes_too_long_fails_and_what_the_deadline_ends_is_no_submi
     slow = replace(slow, environment=replace(TASK.environment, test_timeout_s=0.5))
     found = run([SUBMIT] * 50, tmp_path, slow, deadline_s=3)
     assert found.outcome is Outcome.TIME_LIMIT and len(found.calls) > 1
-    assert [message["content"] for told in answers(found) for message in told] == [FAILS] * (len(found.calls) - 1)
+    assert [message["content"] for told in answers(found) for message in told] == [TOLD] * (len(found.calls) - 1)
 
 
 def test_artefacts_of_the_test_are_in_no_diff(tmp_path):
@@ -88,7 +90,7 @@ def test_the_text_agent_is_answered_by_its_user(tmp_path):
     submit = "```bash\nsubmit\n```"
     found = run([submit, EDIT % (BROKEN, RIGHT), submit], tmp_path, agent=TerminalTextConfig())
     assert found.outcome is Outcome.SUBMITTED and found.verdict.resolved
-    assert answers(found) == [[{"role": "user", "content": FAILS}], [{"role": "user", "content": "ok"}]]
+    assert answers(found) == [[{"role": "user", "content": TOLD}], [{"role": "user", "content": "ok"}]]
 
 
 def test_an_agent_that_gives_up_ends_as_without(tmp_path):

@@ -7,8 +7,8 @@ agent goes on until a limit of the gateway ends it. The test is the task's visib
 metadata["visible_test"], which ends with 0 when it passes (a timeout is a failure); of a task that has none it
 is the judge's verdict on the diff so far.
 
-A turn-by-turn agent (terminal, terminal_text) gets a sentence in the place of the end, in the same
-conversation. Another one is started again on the same working tree, in a new home, with the same words; that
+A turn-by-turn agent (terminal, terminal_text) gets the test's output and a sentence in the place of the end, in
+the same conversation. Another one is started again on the same working tree, in a new home, with the same words; that
 the test failed it isn't told. What breaks an agent ends the episode as it does without this.
 
 The visible test runs in the agent's own sandbox, as a command of the agent would: what it writes stays in the
@@ -32,13 +32,14 @@ from coderepairrl.scaffolds.command import CommandConfig
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.scaffolds.single_pass import SinglePassConfig
-from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
+from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig, clip
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.types import Task, VerdictKind
 
 if TYPE_CHECKING:
     from coderepairrl.scaffolds import Scaffold
 
+MAX_OUTPUT_CHARS = 2000  # of the test's, head and tail
 FAILS = "the test still fails, go on"
 UNSOLVED = "the submission does not solve the task, go on"
 Agent = Annotated[TerminalConfig | TerminalTextConfig | AiderConfig | MiniSweAgentConfig | CodexConfig | CommandConfig
@@ -78,7 +79,8 @@ class Retry:
         """What a submission is answered with; None where it is accepted. Raises SandboxError."""
         if VISIBLE_TEST in task.metadata:
             result = await sandbox.run(task.metadata[VISIBLE_TEST], timeout_s=task.environment.test_timeout_s)
-            return FAILS if result.exit_code or result.timed_out else None
+            failed = result.exit_code or result.timed_out
+            return f"{clip(result.output.rstrip(), MAX_OUTPUT_CHARS)}\n{FAILS}" if failed else None
         if self.grader is None:
             raise ConfigError(f"task {task.task_id} has no visible test, and nobody here judges: give "
                               f"metadata[{VISIBLE_TEST!r}] a shell command, or the scaffold a Grader")
