@@ -80,7 +80,7 @@ class Retry:
         if VISIBLE_TEST in task.metadata:
             result = await sandbox.run(task.metadata[VISIBLE_TEST], timeout_s=task.environment.test_timeout_s)
             failed = result.exit_code or result.timed_out
-            return f"{clip(result.output.rstrip(), MAX_OUTPUT_CHARS)}\n{FAILS}" if failed else None
+            return f"{clip(result.output.strip(), MAX_OUTPUT_CHARS)}\n{FAILS}" if failed else None
         if self.grader is None:
             raise ConfigError(f"task {task.task_id} has no visible test, and nobody here judges: give "
                               f"metadata[{VISIBLE_TEST!r}] a shell command, or the scaffold a Grader")
