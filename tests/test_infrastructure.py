@@ -138,7 +138,7 @@ def test_an_episode_whose_sandbox_breaks_is_the_machines(tmp_path):
     async def scenario():
         async with rollout_of(folder(tmp_path), infrastructure_retries=1) as rollout:
             rollout._services = dataclasses.replace(rollout._services, sandbox=rollout.config.sandbox.model_copy(update={"scratch": "/proc/none"}))
-            return await rollout._with_retries("a1-p0", TASKS["train"][0], 0, "train"), rollout._broken.said()
+            return await rollout._with_retries("a1-p0", TASKS["train"][0], 0, "train", rollout._training), rollout._broken.said()
 
     end, said = asyncio.run(scenario())
     assert end.outcome == Outcome.INFRASTRUCTURE_ERROR and end.verdict is None and end.rewards == {} and end.attempt == 1

@@ -1,4 +1,4 @@
-"""A run over two nodes of a real Slurm: one serves vLLM and runs the agents, the other trains; a killed rank costs an attempt, not the run."""
+"""A run over two nodes of a real Slurm: one serves vLLM and runs the agents, the other trains."""
 import os
 import signal
 import subprocess
@@ -58,14 +58,29 @@ def check(run: Path, steps: int) -> None:
     assert not processes_of(run)
 
 
-def test_two_nodes_and_a_killed_rank(cluster, policy, tmp_path):
-    run = tmp_path / "run"
-    job = submit(run, policy, "training.steps=3")
+def begun(cluster, policy, run: Path, steps: int) -> str:
+    """The job's id, when its first step is trained: one node serves, the other trains."""
+    job = submit(run, policy, f"training.steps={steps}")
     wait(lambda: (run / "rollouts" / "step_00000.trained.json").exists(), job, run)
     beats = [read_json(run / "heartbeats" / f"node_{node}.json") for node in range(2)]
     assert len({beat["host"] for beat in beats}) == len({beat["address"] for beat in beats}) == 2
-    engine = read_json(run / "policy" / "engine_0.json")
-    assert engine["url"].startswith(f"http://{beats[0]['address']}:")
+    assert read_json(run / "policy" / "engine_0.json")["url"].startswith(f"http://{beats[0]['address']}:")
+    return job
+
+
+def test_two_nodes(cluster, policy, tmp_path):
+    run = tmp_path / "run"
+    job = begun(cluster, policy, run, steps=2)
+    wait(lambda: job_state(job) == "COMPLETED", job, run)
+    check(run, 2)
+    assert read_json(run / "status.json")["attempt"] == 1
+
+
+@pytest.mark.cluster
+def test_a_killed_rank_costs_an_attempt(cluster, policy, tmp_path):
+    """In images and with a checkpoint to go on from, scripts/test_slurm.sh does the same."""
+    run = tmp_path / "run"
+    job = begun(cluster, policy, run, steps=3)
     os.kill(ranks(run)[0], signal.SIGKILL)
     wait(lambda: job_state(job) == "COMPLETED", job, run)
     check(run, 3)

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import FILES, both, checkouts, isolated, make_task, running, sandbox_config, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import (FILES, both, checkouts, isolated, make_task, needs_apptainer, running,  # noqa: F401 - some are fixtures
+                             sandbox_config, use)
 
-from coderepairrl.sandboxes import PathError, check, start_sandbox
+from coderepairrl.sandboxes import PathError, apptainer, check, start_sandbox
 from coderepairrl.sandboxes.process import HeadTail
 
 
@@ -265,3 +266,15 @@ def test_paths_that_cannot_be_used_are_one_line_errors(use, kind):
         return messages
 
     assert not any("\n" in message for message in use(kind, body))
+
+
+@needs_apptainer
+def test_a_container_that_ended_before_it_was_looked_at_harms_no_other(use, monkeypatch):
+    """The reaper of a program's containers is told of those alone that can still be ended."""
+    async def body(sandbox):
+        with monkeypatch.context() as patch:
+            patch.setattr(apptainer.proc, "start_of", lambda pid: None)  # what /proc says of an ended one
+            first = await sandbox.run("echo first")
+        return first, await sandbox.run("echo second")
+
+    assert [result.output for result in use("apptainer", body)] == ["first\n", "second\n"]

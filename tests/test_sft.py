@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, run_program
+from conftest import ROOT, once, run_program
 from gateway_templates import NO_ANSWERS, NO_TOOLS, TEXT_OR_CALLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -317,10 +317,11 @@ def start(folder, policy, jsonl, name: str, ranks: int) -> subprocess.Popen:
 @pytest.fixture(scope="module")
 def runs(policy, jsonl, tmp_path_factory):
     """{ranks: folder}."""
-    folder = tmp_path_factory.mktemp("sft")
-    for ranks, name in ((1, "one"), (2, "two")):
-        process = start(folder, policy, jsonl, name, ranks)
-        assert process.wait(timeout=300) == 0 and "eval_loss" in (folder / f"{name}.log").read_text(), (folder / f"{name}.log").read_text()
+    def make(folder):
+        for ranks, name in ((1, "one"), (2, "two")):
+            process = start(folder, policy, jsonl, name, ranks)
+            assert process.wait(timeout=300) == 0 and "eval_loss" in (folder / f"{name}.log").read_text(), (folder / f"{name}.log").read_text()
+    folder = once(tmp_path_factory, "sft_runs", make)
     return {1: folder / "one", 2: folder / "two"}
 
 

@@ -69,7 +69,8 @@ class ApptainerSandbox(Checkout):
         become = _become(self.config, command_variables(self.task.environment, "/tmp") | variables, self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
         start, seen = proc.start_of(process.pid), set()
-        _reaper(f"+{process.pid} {start}\n")
+        if start is not None:  # one that has ended already leaves nothing to be ended
+            _reaper(f"+{process.pid} {start}\n")
 
         def end(pid: int) -> None:
             seen.update(proc.tree(pid))
@@ -81,7 +82,8 @@ class ApptainerSandbox(Checkout):
         finally:
             for pid in seen - {process.pid}:
                 await self._ended(pid)
-            _reaper(f"-{process.pid}\n")
+            if start is not None:
+                _reaper(f"-{process.pid}\n")
         if result.exit_code in (_BROKEN, 255) and (_SAID in result.output or "FATAL:" in result.output):
             raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
         return result
