@@ -189,9 +189,10 @@ def held_out(axis, curves: Sequence[Curve], panels: Sequence[Panel]) -> None:
 
 def measured(curves: Sequence[Curve]) -> list[Panel]:
     """Numbers of evaluations that all runs of each curve have at two steps or more."""
-    shared = [set.intersection(*({step for step, row in run.held_out.items() if panel.keys[0] in row} for run in curve.runs)) for panel in HELD_OUT
-              for curve in curves]
-    return [panel for at, panel in enumerate(HELD_OUT) if all(len(steps) > 1 for steps in shared[at * len(curves):(at + 1) * len(curves)])]
+    def steps(curve: Curve, panel: Panel) -> set[int]:
+        return set.intersection(*({step for step, row in run.held_out.items() if panel.keys[0] in row} for run in curve.runs))
+
+    return [panel for panel in HELD_OUT if all(len(steps(curve, panel)) > 1 for curve in curves)]
 
 
 def pass_rate(axis, curves: Sequence[Curve]) -> None:

@@ -1,5 +1,6 @@
 """Several runs, one curve: runs of the same name up to _seedN."""
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def curves_of(runs: Sequence[Path]) -> dict[str, list[Path]]:
         if any(run.resolve() == other.resolve() for other in members):
             raise ValueError(f"{run} was given twice: an interval over seeds needs each run once")
         members.append(run)
+    return curves
+
+
+def grouped(runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """`curves_of`, for a program: a mistake ends it in one line, and what differs beside the seed is said on stderr."""
+    try:
+        curves = curves_of(runs)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for name, members in curves.items():
+        if found := differences(members):
+            print(f"warning: the runs of {name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
     return curves
 
 

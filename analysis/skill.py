@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from seeds import curves_of, differences
+from seeds import grouped
 
 from coderepairrl import skill
 from coderepairrl.intervals import NOTHING, Interval, mean_difference, percent
@@ -89,17 +89,12 @@ def main(arguments: list[str]) -> None:
         if not own:
             sys.exit(f"error: {run}: no held-out task was graded before and after under the same settings: wait for its end, or "
                      "train with training.evaluate=true")
-    try:
-        curves = curves_of(runs)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    curves = grouped(runs)
     console = Console(width=150)
     for run, own in found.items():
         console.print(describe(run, own))
         console.print(gained(own) + "\n")
     for name, members in curves.items():
-        if own := differences(members):
-            print(f"warning: the runs of {name} differ by more than the seed: {'; '.join(own)}", file=sys.stderr)
         if len(members) > 1:
             console.print(over_seeds(name, members, [found[run] for run in members]))
 

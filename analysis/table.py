@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from seeds import curves_of, differences
+from seeds import grouped
 
 from coderepairrl.files import read_json
 from coderepairrl.intervals import NOTHING, Interval, mean_difference, mean_rate, percent
@@ -78,16 +78,10 @@ def main(arguments: list[str]) -> None:
     for run, summary in summaries.items():
         if summary is None:
             sys.exit(f"error: {run}: no summary.json: the run is not finished, start it again")
-    try:
-        curves = curves_of(runs)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    curves = grouped(runs)
     console = Console(width=110)
     for run, summary in summaries.items():
         console.print(describe(run, summary))
-    for name, members in curves.items():
-        if found := differences(members):
-            print(f"warning: the runs of {name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
     evaluated = {name: [summaries[run] for run in members] for name, members in curves.items() if all("pass_rate_difference" in summaries[run] for run in members)}
     if evaluated and any(len(members) > 1 for members in curves.values()):
         console.print(over_seeds(evaluated))

@@ -20,7 +20,7 @@ from coderepairrl.gateway.bounds import SamplingConfig
 from coderepairrl.metrics import Metrics, read_evaluations
 from coderepairrl.types import Outcome, Task
 
-BEFORE, AFTER = "before", "after"
+BEFORE = "before"
 NUMBERS = ("pass_rate", "first_edit", "greedy", "reward", "tasks", "episodes", "calls", "edits", "submitted", "at_limit", "seconds")
 
 

@@ -283,7 +283,7 @@ class Rollout:
         if self._sampled_unproven(name, done, beside=share is not None):
             return
         for one, members in done.items():
-            stats = {"evaluation": {"step": updates} | self._numbers(done, name)} if one == name else {"pass_of": name}
+            stats = {"evaluation": {"step": updates} | self._numbers(done, name)} if one == name else {}
             self.books.store_evaluation(one, members, self._counters() | stats
                                         | {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)})
         if self._trains:  # elsewhere it is one part of many

@@ -165,11 +165,11 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
 def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
     read = lambda name: store.read(run / "rollouts" / f"eval_{name}.parquet")[0]
-    sampled = [t for name in own_names(run) for t in read(name)]
+    own = [t for name in own_names(run) for t in read(name)]
     greedy = [t for name in own_names(run) if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists() for t in read(f"{name}_greedy")]
-    write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in sampled), *(_result(t, greedy=True) for t in greedy)])
+    write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)])
     by = config.model or scaffold_of(config).name
-    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in sampled])
+    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own])
 
 
 def _result(t: Trajectory, greedy: bool) -> dict:
