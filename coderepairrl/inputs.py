@@ -1,12 +1,16 @@
 """A result belongs to its inputs: what made a folder's numbers is recorded in it, and compared before one is shown or added.
 
     now = inputs.of(config, inputs.EVALUATION, tasks={"heldout": tasks}, model=folder)     dotted key -> value
-    changed = inputs.compare(run / "inputs.json", now, inputs.EVALUATION, made=True, remedy="take another `run:`")
+    changed = inputs.compare(run / "inputs.json", now, inputs.EVALUATION, config=config, made=True, remedy="another run:")
     write_json(run / "inputs.json", now)
 
 A value is that of the resolved configuration; of what it only names (a model, files, tasks, the code of the user's
 reward) it is a hash of the content, so that a moved file is the same input and a changed one is not. Every key counts but
 those that are listed here as free.
+
+A record is whole, so that a default that is changed is seen. Of a key that came later it says nothing and stands for the
+default of its class: a new key's default has to keep the program doing what it did before. A key that was recorded and
+is no more is a difference: it had an effect.
 """
 import difflib
 import importlib.util
@@ -15,8 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
 from coderepairrl import contents
 from coderepairrl.config import Config
+from coderepairrl.config.schema import discriminator
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import read_json
 from coderepairrl.types import Task
@@ -82,15 +90,17 @@ def of_evaluation(record: Path) -> str:
     """A hash of what makes the held-out episodes of a run, as it is recorded now, but for the policy; "" where nothing is."""
     no_part = (*ROLLOUT, *ORDER, "rollout.sampling", "rollout.tasks.train", "rollout.evaluation.greedy", "rollout.evaluation.retry")
     now = {key: _identity(value) for key, value in (read_json(record) or {}).items()
-           if covered(key, ["rollout"]) and not covered(key, no_part)}
+           if covered(key, ["rollout"]) and not covered(key, no_part) and value != []}  # former records have no []
     return contents.digest(now) if now else ""
 
 
 def flatten(tree: dict | list, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists; an entry of a list has its number as its key."""
+    """Leaves of nested mappings and lists; an entry of a list has its number as its key. An empty one is [], so that it
+    isn't taken for a key that there was not yet."""
     out: dict[str, Any] = {}
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, (dict, list)) else {f"{prefix}{key}": value}
+        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, (dict, list)) else {f"{prefix}{key}": value}
+        out |= inner or {f"{prefix}{key}": []}
     return out
 
 
@@ -116,6 +126,28 @@ def covered(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(name + ".") for name in names)
 
 
+def completed(before: dict[str, Any], config: Config, free: Sequence[str]) -> dict[str, Any]:
+    """A record, and beside it the defaults of today's keys that it says nothing of."""
+    return of_settings(_defaults(config, before), free) | before
+
+
+def _defaults(value: Any, recorded: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Of fields that aren't recorded, in sections and entries that are: dotted key -> default."""
+    fields = type(value).model_fields if isinstance(value, BaseModel) else {}
+    listed = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    out: dict[str, Any] = {}
+    for name, part in dict(value if isinstance(value, (BaseModel, dict)) else listed).items():
+        key, field = f"{prefix}{name}", fields.get(name)
+        default = field.get_default(call_default_factory=True) if field else None
+        if any(other.startswith(f"{key}.") for other in recorded):
+            out |= _defaults(part, recorded, f"{key}.")
+            if isinstance(default, BaseModel) and (kind := discriminator(field)):
+                out[f"{key}.{kind}"] = getattr(default, kind)  # which it was while there was only one
+        elif field and key not in recorded and not field.is_required():
+            out[key] = to_jsonable_python(default)
+    return out
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list]:
     """key -> [before, now]. What isn't there is None."""
     pairs = {key: [before.get(key), now.get(key)] for key in {**now, **before}}
@@ -125,17 +157,20 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list]:
 def _identity(value: Any) -> Any:
     if isinstance(value, dict):  # contents: of a path its hash; of tasks all of them, in their order
         return value["sha256"] if "sha256" in value else list(value.items())
-    return value
+    return None if value == [] else value
 
 
 def compare(record: Path, now: dict[str, Any], free: Sequence[str], *, made: bool, remedy: str,
-            allow: Sequence[str] | None = None) -> dict[str, list]:
+            allow: Sequence[str] | None = None, config: Config | None = None) -> dict[str, list]:
     """key -> [before, now], as it is shown, of what has changed since `record` was written, and may.
 
-    made: whether there is a result; before that nothing counts. ConfigError names the other keys that differ, and the
-    remedy, of which resume.allow is one unless `allow` is None; or says that nobody recorded what made this.
+    made: whether there is a result; before that nothing counts. config: whose classes know the defaults of keys that the
+    record doesn't have; None where `now` is of none. ConfigError names the other keys that differ, and the remedy, of which
+    resume.allow is one unless `allow` is None; or says that nobody recorded what made this.
     """
     before = read_json(record)
+    if before is not None and config is not None:
+        before = completed(before, config, free)
     whose = record.parent if record.name == RECORD else record.with_name(record.name.removesuffix(f".{RECORD}"))
     _check_allowed(allow or (), [*(before or ()), *now])
     if not made:
@@ -169,7 +204,7 @@ def said(found: dict[str, list]) -> str:
 
 def shown(value: Any, other: Any = None) -> str:
     """In one short line. Of long texts that begin alike, from where they part."""
-    if value is None:
+    if value is None or value == []:
         return "not set"
     if isinstance(value, dict) and "sha256" in value:
         return f"{value['path']} ({value['sha256'][:contents.SHOWN]})"

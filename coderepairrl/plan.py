@@ -27,7 +27,8 @@ from coderepairrl.site import SiteConfig, sbatch_parameters
 
 LARGEST_CODE = 256 * 2**20  # bytes
 NO_CODE = {".git", ".venv", "runs", "wandb"}  # folders, where git can't say what is ignored
-CLASSES = {"scripts/train_grpo.py": "TrainConfig", "scripts/train_sft.py": "SFTConfig", "scripts/evaluate.py": "EvaluateConfig"}
+CLASSES = {"scripts/train_grpo.py": "TrainConfig", "scripts/train_sft.py": "SFTConfig", "scripts/evaluate.py": "EvaluateConfig",
+           "scripts/record_demonstrations.py": "RecordConfig"}
 
 
 class _AnyConfig(Config):

@@ -101,12 +101,15 @@ def _control(config: dict[str, Any]) -> bool:
 def _check_inputs(who: str, job: Submittable, folders: list[Path]) -> None:
     """What the settings name is hashed again only where they name something else; the job itself looks at all of it."""
     program = job.planned.config.program
-    for one, config, folder in zip(job.jobs, job.configs, folders) if program in FREE else ():
+    model = config_class(program)
+    for one, config, folder in zip(job.jobs, job.configs, folders) if program in FREE and model else ():
         record = folder.with_name(f"{folder.name}.inputs.json") if program == SFT else folder / inputs.RECORD
         before, launched = read_json(record), Path(one.run, "launch", "config.yaml")
         if before is None or not (folder.is_dir() if program == SFT else resume.made(folder)):
             continue
-        now = inputs.of_settings(_alone(config) if program == EVALUATE else config, FREE[program])
+        own = _alone(config) if program == EVALUATE else config
+        before = inputs.completed(before, model.model_validate(own), FREE[program])
+        now = inputs.of_settings(own, FREE[program])
         now |= _named(program, config, read_yaml(launched) if launched.exists() else {}, before)
         allowed = (*FREE[program], *(config.get("resume") or {}).get("allow", ()))
         refused = {key: pair for key, pair in inputs.differences(before, now).items()

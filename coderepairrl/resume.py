@@ -32,8 +32,8 @@ def admit(config, run: Path) -> dict[str, list]:
     if gone:  # a finished run outlives the model that it began with
         model = {key: value for key, value in (before or {}).items() if key.startswith("model.")}
         now |= {key: value for key, value in model.items() if value["path"] == config.model}
-    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, made=made(run), allow=config.resume.allow,
-                             remedy="take another `run:` folder")
+    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, config=config, made=made(run),
+                             allow=config.resume.allow, remedy="take another `run:` folder")
     if done and config.training.steps < done["steps"]:
         raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} "
                           "would need another `run:` folder")

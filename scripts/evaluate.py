@@ -85,18 +85,22 @@ def model_of(config: EvaluateConfig) -> str | None:
 
 # ---- what makes the numbers
 
-def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> dict:
+def settings_of(config: EvaluateConfig) -> EvaluateConfig:
     """Of the whole evaluation, the same for all of its shards."""
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
-    whole = config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0})
-    return inputs.of(whole, inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
+    return config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0})
 
 
-def admit(folder: Path, now: dict) -> dict[str, list]:
+def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> dict:
+    return inputs.of(settings_of(config), inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
+
+
+def admit(folder: Path, config: EvaluateConfig, now: dict) -> dict[str, list]:
     """What has changed in the settings that change no number. ConfigError when it, or a shard's below, has other inputs."""
     patterns = ("rollouts/*.parquet", "shard_*/rollouts/*.parquet", "summary.json")
     made = any(path for pattern in patterns for path in folder.glob(pattern))
-    return inputs.compare(folder / inputs.RECORD, now, inputs.EVALUATION, made=made, remedy="take another `run:` folder")
+    return inputs.compare(folder / inputs.RECORD, now, inputs.EVALUATION, config=settings_of(config), made=made,
+                          remedy="take another `run:` folder")
 
 
 # ---- the work
@@ -226,7 +230,7 @@ def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
     if not all((folder / "summary.json").exists() for folder in folders):
         return
     for folder in folders:
-        admit(folder, now)
+        admit(folder, config, now)
     write_json(run / inputs.RECORD, now)
     for name in ("environments.jsonl", "predictions.jsonl", "results.jsonl"):
         write_jsonl(run / name, [row for folder in folders for row in read_jsonl(folder / name)])
@@ -241,7 +245,7 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
         (run / folder).mkdir(parents=True, exist_ok=True)
     attempt = attempts.lead(run, Place())
     began = time.monotonic()
-    changed = admit(run, now)
+    changed = admit(run, config, now)
     for folder in (whole_of(config, run), run):
         write_json(folder / inputs.RECORD, now)
     dump(config, run / "config.yaml")
@@ -291,7 +295,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
     now = inputs_of(config, tasks, model)
     for folder in (whole_of(config, run), run):
-        admit(folder, now)
+        admit(folder, config, now)
     if not (run / "summary.json").exists():
         run_shard(config, run, shard, now, model, arguments)
     if config.shards > 1:

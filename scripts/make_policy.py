@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     now = inputs.of(config)
     made = any(output.glob("*.jsonl")) or (output / "initial").exists()
-    inputs.compare(output / inputs.RECORD, now, (), made=made, remedy="take another `output:`")
+    inputs.compare(output / inputs.RECORD, now, (), config=config, made=made, remedy="take another `output:`")
     write_json(output / inputs.RECORD, now)
     for kind, name in (("drill", "drills"), ("demonstration", "demonstrations")):
         if not (output / f"{name}.jsonl").exists():

@@ -116,7 +116,7 @@ def run(config: PrepareConfig) -> None:
     sandboxes.check(config.sandbox)
     tasks, record, now = tasks_of(config.tasks), record_of(out), inputs.of(config, inputs.ADMISSION)
     made_by = out.with_suffix(".inputs.json")
-    inputs.compare(made_by, now, inputs.ADMISSION, made=record.exists(), remedy="take another `out:`")
+    inputs.compare(made_by, now, inputs.ADMISSION, config=config, made=record.exists(), remedy="take another `out:`")
     write_json(made_by, now)
     known = read_record(record)
     done = {task.task_id: known[task.task_id] for task in tasks

@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> None:
     output = Path(config.output)
     now = inputs_of(config)
     made = any(output.glob("*.parquet"))
-    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, made=made, remedy="take another `output:`")
+    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, config=config, made=made, remedy="take another `output:`")
     if (output / "summary.json").exists():
         print(f"{output}: already there")
         return

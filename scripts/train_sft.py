@@ -224,7 +224,8 @@ def main(arguments: list[str]) -> None:
     prepared = output.with_name(output.name + ".rows")
     if "RANK" not in os.environ:
         now = inputs_of(config)
-        inputs.compare(record_of(output), now, inputs.SFT, made=output.exists(), remedy="take another `output:`")
+        inputs.compare(record_of(output), now, inputs.SFT, config=config, made=output.exists(),
+                       remedy="take another `output:`")
         if output.exists():
             print(f"{output}: already there")
             return

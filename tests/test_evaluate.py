@@ -64,6 +64,8 @@ def test_gold_resolves_and_less_of_it_does_not(tmp_path, refused):
         assert all(row["graded"] and row["calls"] == 0 for row in results) and all(row["built"] for row in rows(folder / "environments.jsonl"))
         summary = json.loads((folder / "summary.json").read_text())
         assert (summary["pass_rate"], summary["tasks"], summary["not_built"], summary["disagreements"]) == (float(wanted), COUNT, 0, {})
+    former = tmp_path / "e_gold" / "inputs.json"  # of before these keys
+    former.write_text(json.dumps({key: value for key, value in read_json(former).items() if "discount_per_call" not in key and ".rendering." not in key}))
     again = evaluate(tmp_path, "scaffold=gold", "chunk_tasks=3", "rollout.concurrent_episodes=1")
     assert again.returncode == 0 and "environments" not in again.stderr and "100.0%" in again.stdout, "it is done"
     gold = tmp_path / "e_gold"

@@ -64,7 +64,7 @@ def test_each_key_that_is_changed_alone_is_refused_by_its_name_or_free_and_recor
     went_on = set()
     for key, value in now.items():
         for changed in (now | {key: other(value)}, {name: held for name, held in now.items() if name != key}):
-            if changed.get(key) == value:
+            if changed.get(key, []) == value or changed.get(key) == value:
                 continue
             try:
                 recorded, = compare(changed)
@@ -251,6 +251,17 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     (folder / "inputs.json").unlink()
     with pytest.raises(ConfigError, match="former version"):
         admit()
+
+
+def test_a_run_that_was_recorded_without_a_key_goes_on_and_then_has_it(run):
+    folder, admit = run
+    admit()
+    (folder / "rollouts" / "step_00000.parquet").write_text("")
+    whole, missing = read_json(folder / "inputs.json"), ["training.algorithm.credit", "rollout.rewards.discount_per_call", "rollout.rendering"]
+    write_json(folder / "inputs.json", {key: value for key, value in whole.items() if not inputs.covered(key, missing)})
+    with pytest.raises(ConfigError, match=r"other inputs: training.algorithm.credit episode -> turn: .*allow=\[training.algorithm.credit\]$"):
+        admit("training.algorithm.credit=turn")
+    assert admit() == {} and read_json(folder / "inputs.json") == whole
 
 
 def test_another_model_under_the_same_path_is_another_model(run, tmp_path):

@@ -14,9 +14,10 @@ import submitit
 import yaml
 from conftest import ROOT
 
-from coderepairrl import plan_checks, proc, resume, slurm
+from coderepairrl import inputs, plan_checks, proc, resume, slurm
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError, EngineError
+from coderepairrl.files import read_json, write_json
 from coderepairrl.grid import GridConfig
 from coderepairrl.plan import Plan, Submittable, code_files, config_class, content_hash
 from coderepairrl.site import SiteConfig
@@ -457,7 +458,11 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     (run / "checkpoints" / "step_00020").mkdir(parents=True)
     (run / "summary.json").write_text('{"steps": 20}')
     checked(jobs(**{"training.ranks": 1, "wandb": {"project": "p"}}))
-    for more, said in (({"engine.learning_rate": 0.5}, "engine.learning_rate 0.0003 -> 0.5: take another `name:` of the grid"),
+    missing = ["training.algorithm.credit", "rollout.rendering"]  # of before these keys
+    record = {key: value for key, value in read_json(run / "inputs.json").items() if not inputs.covered(key, missing)}
+    write_json(run / "inputs.json", record)
+    checked(jobs())
+    for more, said in (({"training.algorithm.credit": "turn"}, "other settings: training.algorithm.credit episode -> turn: take"), ({"engine.learning_rate": 0.5}, "engine.learning_rate 0.0003 -> 0.5: take another `name:` of the grid"),
                        ({"rollout.tasks.train": 2}, "rollout.tasks.train 3 tasks"), ({"model": "<trained>/checkpoints/step_00003/policy"}, "model.weights")):
         (bench.folder / "trained/checkpoints/step_00003/policy/model.safetensors").write_text("other")
         with pytest.raises(ConfigError, match=said):
@@ -466,3 +471,16 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     assert plan_checks.more_steps(submittable, 0) == ""
     bench.grid["jobs"]["train"]["overrides"]["training.steps"] = 40
     assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 20 steps, training.steps=40 asks for more"
+
+
+def test_demonstrations_that_were_recorded_before_are_no_others(checked, bench):
+    jobs = lambda **more: {"record": {"program": "scripts/record_demonstrations.py", "config": "configs/demonstrations/terminal.yaml",
+                                      "overrides": {"output": "<here>/out", "model": "<model>"} | more}}
+    config = load(config_class("scripts/record_demonstrations.py"), ROOT / "configs/demonstrations/terminal.yaml", [f"model={bench.folder}/model"])
+    now = inputs.of(config, inputs.RECORDING)
+    (bench.folder / "out").mkdir()
+    (bench.folder / "out" / "step_00000.parquet").write_text("")
+    write_json(bench.folder / "out" / "inputs.json", {key: value for key, value in now.items() if key != "expert.settings.p_habit"})
+    checked(jobs())
+    with pytest.raises(ConfigError, match="other settings: expert.settings.p_habit 0.0 -> 0.5: take"):
+        checked(jobs(**{"expert.settings.p_habit": 0.5}))
