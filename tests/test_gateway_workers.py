@@ -11,12 +11,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from gateway_tokenizer import END, renderer, unmakeable, unsendable
 from sandbox_helpers import make_task
-from test_gateway_support import END, USER, Upstream, ids_of, tokenizer
+from test_gateway_support import USER, Upstream, ids_of
 
 from coderepairrl.episode import Services, run_episode
 from coderepairrl.errors import ConfigError, GatewayError
-from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, Session, SessionLimits, Workers, make_gateway
+from coderepairrl.gateway import GatewayConfig, SamplingConfig, SessionLimits, Workers, make_gateway
 from coderepairrl.gateway.worker import brief, whole
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig
@@ -24,10 +25,6 @@ from coderepairrl.scaffolds.endpoint import chat
 from coderepairrl.types import Outcome
 
 LIMITS = SessionLimits(max_turns=4, max_total_tokens=100_000)
-
-
-def renderer() -> Renderer:
-    return Renderer(tokenizer())
 
 
 async def post(session, http, messages=(USER,), key=None):
@@ -209,16 +206,6 @@ def test_a_killed_process_is_an_error_for_who_watches_and_for_who_waits(tmp_path
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def unsendable() -> Renderer:
-    """In the process that serves: what its sessions note can't be pickled."""
-    Session._event = lambda session, kind, **details: session.events.append({"kind": lambda: kind})
-    return renderer()
-
-
-def unmakeable() -> Renderer:
-    raise ConfigError("no such family: name another")
-
-
 def test_what_the_user_must_mend_is_said_as_in_one_process():
     async def main(make_renderer, cause):
         gateway = make_gateway(GatewayConfig(processes=2), ["http://127.0.0.1:1"], 1.0, make_renderer)
@@ -290,7 +277,7 @@ def test_a_port_that_is_taken_is_said_and_nothing_stays():
 
 PROGRAM = """
 import asyncio, os, sys
-from test_gateway_workers import renderer
+from gateway_tokenizer import renderer
 from coderepairrl.gateway import GatewayConfig, make_gateway
 
 async def main():
