@@ -69,13 +69,35 @@ def mutants(source: str, kind: str, find=mutations) -> list[str]:
 
 def different(source: str, found: Iterable[Mutation]) -> Iterator[tuple[Mutation, str]]:
     """Each with its mutant, which parses and differs from all others."""
-    trees = {ast.dump(ast.parse(source))}
+    trees = {tree_of(source)}
     for mutation in found:
         mutant = mutation.apply(source)
-        tree = ast.dump(ast.parse(mutant))
+        tree = tree_of(mutant)
         assert tree not in trees, mutation
         trees.add(tree)
         yield mutation, mutant
+
+
+parsed = functools.lru_cache(maxsize=1)(ast.parse)
+DUMPS: dict[tuple, str] = {}  # of statements: mutants of a source differ in one or two
+
+
+def dump(statement: ast.stmt, lines: list[str]) -> str:
+    """ast.dump(statement), made once for its text."""
+    first = min(node.lineno for node in [statement, *getattr(statement, "decorator_list", [])])
+    key = statement.lineno - first, statement.col_offset, statement.end_col_offset, *lines[first - 1 : statement.end_lineno]
+    if key not in DUMPS:
+        DUMPS[key] = ast.dump(statement)
+    return DUMPS[key]
+
+
+def tree_of(source: str) -> tuple:
+    """Equal where ast.dump(ast.parse(source)) is."""
+    lines = [line.decode() for line in source.encode().splitlines(keepends=True)]  # as `ast` counts them
+    def parts(body: list[ast.stmt]) -> tuple:
+        return tuple((ast.dump(ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)), parts(node.body))
+                     if isinstance(node, ast.ClassDef) else dump(node, lines) for node in body)
+    return parts(parsed(source).body)
 
 
 def test_every_kind_has_an_example():
@@ -180,7 +202,8 @@ def test_class_bugs_of_library_sources(path):
 
 
 def functions_of(source: str) -> set[str]:
-    return {ast.dump(statement) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) for statement in node.body}
+    lines = [line.decode() for line in source.encode().splitlines(keepends=True)]
+    return {dump(statement, lines) for node in ast.walk(parsed(source)) if isinstance(node, ast.FunctionDef) for statement in node.body}
 
 
 def test_two_bugs_are_both_in_the_text():
