@@ -1,6 +1,7 @@
 """The ZeRO-3 engine against plain PyTorch on unpacked rows: any packing, order and number of ranks; rows that ranks share; resume; recomputed layers; KL."""
 import json
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from transformers import AutoModelForCausalLM, BertGenerationConfig, Qwen3Config
 
 from coderepairrl import sequence_parallel
 from coderepairrl.errors import ConfigError
-from coderepairrl.launch import ranks_command, ranks_environment
+from coderepairrl.launch import ranks_environment
 from coderepairrl.model_loading import own_files
 
 
-def run_engine(ranks: int, policy, folder, cases: dict[str, dict]) -> None:
-    command = ranks_command(ranks, [str(ROOT / "tests/programs/engine_steps.py"), str(policy), str(folder), json.dumps(cases)])
+def run_engine(policy, folder, groups: dict[int, dict[str, dict]]) -> None:
+    """`groups`: number of ranks -> cases."""
+    command = [sys.executable, str(ROOT / "tests/programs/engine_steps.py"), str(policy), str(folder), json.dumps(groups)]
     result = subprocess.run(command, cwd=ROOT, env=ranks_environment(1) | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
 
@@ -86,19 +88,17 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
 
 @pytest.fixture(scope="module")
 def done(policy, tmp_path_factory):
-    """A folder with what all cases wrote. A start of the ranks costs more than a case: one for each number of ranks."""
+    """A folder with what all cases wrote. A start of the program costs more than a case: one for all."""
     def make(folder):
         refused_models(policy, folder)
-        for ranks, others in OTHERS.items():
-            placed = lambda options: {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
-            places = {name: options | placed(options) for name, options in others.items()}
-            run_engine(ranks, policy, folder, STEPS[ranks] | places)
+        placed = lambda options: options | {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
+        run_engine(policy, folder, {ranks: STEPS[ranks] | {name: placed(options) for name, options in others.items()} for ranks, others in OTHERS.items()})
     return once(tmp_path_factory, "engine_cases", make)
 
 
 @pytest.fixture(scope="module")
 def done_by_four(policy, tmp_path_factory):
-    return once(tmp_path_factory, "engine_cases_of_four", lambda folder: run_engine(4, policy, folder, STEPS[4]))
+    return once(tmp_path_factory, "engine_cases_of_four", lambda folder: run_engine(policy, folder, {4: STEPS[4]}))
 
 
 def refused_models(policy, folder) -> None:

@@ -1,17 +1,22 @@
-"""Run by test_engine.py under torchrun: for each case a new engine makes three optimizer steps on fixed rows, dealt to the ranks.
+"""Run by test_engine.py: for each case a new engine makes three optimizer steps on fixed rows, dealt to the ranks.
 
-    torchrun --nproc-per-node N tests/programs/engine_steps.py MODEL FOLDER CASES
+    python tests/programs/engine_steps.py MODEL FOLDER GROUPS
 
-CASES, JSON: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
+Ranks are forked from this process when it has imported DeepSpeed, which takes longer than a case; torchrun's would all do so.
+GROUPS, JSON: how many ranks -> their cases, one group after the other. Cases: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
 "save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs;
 "refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt; "spoiled": the last rank's loss is NaN,
 "ends": the first step must}. Rank 0 writes FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses),
 and with a KL term NAME.reference.json (the linear loss under the reference policy, and the KL to it). Where the step ends, every rank
 writes FOLDER/NAME.RANK.json: [why, optimizer steps, largest over ranks of (NaN on the last one)].
 """
+import ctypes
 import json
 import math
+import multiprocessing.connection
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from coderepairrl.algorithms import low_variance_kl, policy_loss
 from coderepairrl.engine import Engine
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError, EngineError
+from coderepairrl.launch import free_port
 from coderepairrl.types import Sample
 
 
@@ -106,15 +112,33 @@ def write_end(engine: Engine, path: Path) -> None:
         path.write_text(json.dumps([str(error), engine.steps, *map(str, largest)]))
 
 
-def main() -> None:
+def rank_of(rank: int, ranks: int, port: int, cases: dict[str, dict]) -> None:
+    """One of the processes; it ends with the one that forked it, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    for name, options in json.loads(sys.argv[3]).items():
+    for name, options in cases.items():
         if "refused" in options:
             refused(Path(sys.argv[2]), name, options["refused"])
         else:
             run(sys.argv[1], Path(sys.argv[2]), name, options)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    for ranks, cases in json.loads(sys.argv[3]).items():
+        port = free_port("127.0.0.1", 0)
+        running = [multiprocessing.get_context("fork").Process(target=rank_of, args=(rank, int(ranks), port, cases)) for rank in range(int(ranks))]
+        for process in running:
+            process.start()
+        while running:
+            multiprocessing.connection.wait([process.sentinel for process in running])
+            for process in running:
+                if process.exitcode:
+                    os._exit(1)  # the others wait for it: they end with this one
+            running = [process for process in running if process.exitcode is None]
 
 
 if __name__ == "__main__":
