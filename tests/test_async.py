@@ -171,6 +171,11 @@ def test_a_slow_tool_holds_up_its_own_agent_alone():
 
 
 @pytest.mark.parametrize("override", ["rollout.max_staleness=9", "rollout.max_staleness=-1", "rollout.max_refills=-1"])
-def test_what_is_out_of_bounds_is_refused(policy, tmp_path, override):
-    result = run_program(*command(tmp_path / "run", policy, override))
-    assert result.returncode == 1 and override.split("=")[0] in result.stderr and "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+def test_what_is_out_of_bounds_is_refused(policy, tmp_path, override, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.chdir(ROOT)
+    from train_grpo import main
+    with pytest.raises(SystemExit) as end:
+        main(command(tmp_path / "run", policy, override)[1:])
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and override.split("=")[0] in error and "Traceback" not in error and not (tmp_path / "run").exists()
