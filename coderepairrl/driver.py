@@ -154,7 +154,7 @@ def _rendezvous(attempt: Attempt) -> tuple[int, int, str]:
     if place.train_nodes <= 1:
         return 1, 0, ""
     if place.node == place.serve_nodes:
-        port = free_port(place.address, 0)
+        port = free_port(place.address)
         attempt.beat(port=port)
         return place.train_nodes, 0, f"{place.address}:{port}"
     deadline = time.monotonic() + attempts.JOIN_S

@@ -25,15 +25,24 @@ def has_gpu() -> bool:
     return os.path.exists("/dev/nvidia0")
 
 
-def free_port(host: str, wanted: int) -> int:
-    """0: any. Raises EngineError when the wanted port is in use."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, wanted))
-        except OSError as error:
-            raise EngineError(f"port {wanted} of {host} is in use, or not ours to have ({error.strerror}): "
-                              "set another (server.port), or 0 for any free one") from error
-        return probe.getsockname()[1]
+def held_port(host: str, wanted: int) -> socket.socket:
+    """Bound to the wanted port, 0: any; until it is closed no other program of this machine is given that port, while a
+    server that we start there, and that sets SO_REUSEADDR as vLLM does, may listen on it: it does so many seconds later,
+    and of two servers that were told the same port the one would answer for the other. EngineError when it is in use."""
+    held = socket.socket()
+    try:
+        held.bind((host, wanted))
+    except OSError as error:
+        held.close()
+        raise EngineError(f"port {wanted} of {host} is in use, or not ours to have ({error.strerror}): "
+                          "set another (server.port), or 0 for any free one") from error
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return held
+
+
+def free_port(host: str) -> int:
+    with held_port(host, 0) as held:
+        return held.getsockname()[1]
 
 
 def address_towards(host: str) -> str:

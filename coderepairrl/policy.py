@@ -35,7 +35,7 @@ from coderepairrl.config import Config, Port
 from coderepairrl.containers import in_image
 from coderepairrl.errors import EngineError
 from coderepairrl.files import ROOT, read_json, write_json
-from coderepairrl.launch import ends_with_parent, free_port, has_gpu
+from coderepairrl.launch import ends_with_parent, has_gpu, held_port
 
 POLL_S = 0.02  # between two looks at the trainer's files
 HEALTH_EVERY_S = 5.0
@@ -100,7 +100,8 @@ class Server:
     def __init__(self, config: ServerConfig, run: Path, log: Path, number: int = 0):
         self.config, self.run, self.log = config, run, log
         self.ready_file = run / "policy" / f"engine_{number}.json"
-        self.port = free_port(config.host, config.port)
+        self._held = held_port(config.host, config.port)
+        self.port = self._held.getsockname()[1]
         self.url = f"http://{config.host}:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -353,3 +354,37 @@ def test_a_trainer_that_says_nothing_is_not_waited_for_without_end(tmp_path):
             await run.supervisor.start()
         assert run.supervisor.server.process is None
     asyncio.run(scenario())
+
+
+def server_at(folder: Path, port: int = 0) -> Server:
+    return Server(ServerConfig(port=port), folder, folder / "vllm.log")
+
+
+def listener(port: int) -> socket.socket:
+    """As vLLM makes its own."""
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.bind(("127.0.0.1", port))
+    own.listen()
+    return own
+
+
+def test_port_is_no_other_programs_while_the_server_starts(tmp_path):
+    """Found with 15 runs at once: a run asked another's server, and its probe said that it computes other weights."""
+    server = server_at(tmp_path)
+    with pytest.raises(EngineError, match=f"port {server.port} of 127.0.0.1 is in use"):
+        server_at(tmp_path, server.port)
+    others = [socket.create_server(("127.0.0.1", 0)) for _ in range(2000)]
+    try:
+        assert server.port not in {other.getsockname()[1] for other in others}
+    finally:
+        for other in others:
+            other.close()
+    for _ in range(2):  # it is restarted there
+        with listener(server.port), socket.create_connection(("127.0.0.1", server.port)):
+            pass
+
+
+def test_port_that_someone_listens_on_is_refused(tmp_path):
+    with listener(0) as taken, pytest.raises(EngineError, match="is in use"):
+        server_at(tmp_path, taken.getsockname()[1])
