@@ -129,7 +129,7 @@ def rank_of(rank: int, ranks: int, port: int, cases: dict[str, dict]) -> None:
 
 def main() -> None:
     for ranks, cases in json.loads(sys.argv[3]).items():
-        port = free_port("127.0.0.1", 0)
+        port = free_port("127.0.0.1")
         running = [multiprocessing.get_context("fork").Process(target=rank_of, args=(rank, int(ranks), port, cases)) for rank in range(int(ranks))]
         for process in running:
             process.start()
