@@ -209,8 +209,8 @@ class Rollout:
 
     async def episode(self, task: Task, split: str) -> Trajectory:
         """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py)."""
-        own = self.config.sampling if split == "train" else self.config.evaluation
-        return await self._guarded(self._episode("run_one", task, "run_one", split, 0, replace(self._training, sampling=own)))
+        way = self._training if split == "train" else self._held_out(self.config.evaluation)
+        return await self._guarded(self._episode("run_one", task, "run_one", split, 0, way))
 
     @property
     def heldout(self) -> list[Task]:
@@ -289,13 +289,16 @@ class Rollout:
         if self._trains:  # elsewhere it is one part of many
             refuse_broken(f"evaluation {name}", [detail_of(t) for t in _all(done[name])])
 
+    def _held_out(self, sampling: SamplingConfig, forced: bool = False) -> Way:
+        turns = self.config.evaluation.max_turns or self.config.limits.max_turns
+        return Way(sampling, self.config.limits.model_copy(update={"max_turns": turns}),
+                   Retry(self._scaffold, self.grader) if forced else self._scaffold)
+
     async def _pass(self, own: Pass, places) -> dict[str, list[Trajectory]]:
         """Group -> its episodes. places: for so many at a time."""
         version = self.supervisor.serving["version"]
         groups = {self.books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(self.heldout)}
-        turns = self.config.evaluation.max_turns or self.config.limits.max_turns
-        way = Way(own.sampling, self.config.limits.model_copy(update={"max_turns": turns}),
-                  Retry(self._scaffold, self.grader) if own.forced else self._scaffold)
+        way = self._held_out(own.sampling, own.forced)
         async with asyncio.TaskGroup() as running:
             jobs = {group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places)) for group, task in groups.items()}
         return {group: job.result() for group, job in jobs.items()}

@@ -278,7 +278,7 @@ def test_numbers_have_bounds_and_the_override_is_blamed(override):
 
 
 def test_training_has_to_name_its_groups(write):
-    path = write((ROOT / "configs/quickstart.yaml").read_text().replace("  groups_per_step: 16\n", ""))
+    path = write((ROOT / "configs/quickstart.yaml").read_text().replace("  groups_per_step: 32\n", ""))
     assert "rollout.groups_per_step: " in refusal(path, model=TrainConfig)
 
 

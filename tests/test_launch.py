@@ -455,8 +455,8 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     submittable.freeze()
     run = submittable.runs[0]
     resume.admit(load(config_class("scripts/train_grpo.py"), run / "launch" / "config.yaml"), run)
-    (run / "checkpoints" / "step_00020").mkdir(parents=True)
-    (run / "summary.json").write_text('{"steps": 20}')
+    (run / "checkpoints" / "step_00040").mkdir(parents=True)
+    (run / "summary.json").write_text('{"steps": 40}')
     checked(jobs(**{"training.ranks": 1, "wandb": {"project": "p"}}))
     missing = ["training.algorithm.credit", "rollout.rendering"]  # of before these keys
     record = {key: value for key, value in read_json(run / "inputs.json").items() if not inputs.covered(key, missing)}
@@ -469,8 +469,8 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
             checked(jobs(**more))
     checked(jobs(**{"engine.learning_rate": 0.5, "resume": {"allow": ["engine.learning_rate"]}}))
     assert plan_checks.more_steps(submittable, 0) == ""
-    bench.grid["jobs"]["train"]["overrides"]["training.steps"] = 40
-    assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 20 steps, training.steps=40 asks for more"
+    bench.grid["jobs"]["train"]["overrides"]["training.steps"] = 60
+    assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 40 steps, training.steps=60 asks for more"
 
 
 def test_demonstrations_that_were_recorded_before_are_no_others(checked, bench):
