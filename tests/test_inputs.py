@@ -226,7 +226,7 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     assert admit("engine.learning_rate=0.2") == {}, "nothing was made yet"
     (folder / "rollouts" / "step_00000.parquet").write_text("")
     assert admit("engine.learning_rate=0.2", "training.steps=30", "training.ranks=1", "role=train", "rollout.server.host=10.0.0.1") == {
-        "training.steps": ["40", "30"], "training.ranks": ["2", "1"], "rollout.server.host": ["127.0.0.1", "10.0.0.1"]}
+        "training.steps": ["48", "30"], "training.ranks": ["2", "1"], "rollout.server.host": ["127.0.0.1", "10.0.0.1"]}
     same = ["engine.learning_rate=0.2", "training.steps=30"]
     for word, said in {
             "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "

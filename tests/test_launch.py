@@ -455,14 +455,14 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     submittable.freeze()
     run = submittable.runs[0]
     resume.admit(load(config_class("scripts/train_grpo.py"), run / "launch" / "config.yaml"), run)
-    (run / "checkpoints" / "step_00040").mkdir(parents=True)
-    (run / "summary.json").write_text('{"steps": 40}')
+    (run / "checkpoints" / "step_00048").mkdir(parents=True)
+    (run / "summary.json").write_text('{"steps": 48}')
     checked(jobs(**{"training.ranks": 1, "wandb": {"project": "p"}}))
     missing = ["training.algorithm.credit", "rollout.rendering"]  # of before these keys
     record = {key: value for key, value in read_json(run / "inputs.json").items() if not inputs.covered(key, missing)}
     write_json(run / "inputs.json", record)
     checked(jobs())
-    for more, said in (({"training.algorithm.credit": "turn"}, "other settings: training.algorithm.credit episode -> turn: take"), ({"engine.learning_rate": 0.5}, "engine.learning_rate 0.0003 -> 0.5: take another `name:` of the grid"),
+    for more, said in (({"training.algorithm.credit": "turn"}, "other settings: training.algorithm.credit episode -> turn: take"), ({"engine.learning_rate": 0.5}, "engine.learning_rate 0.00035 -> 0.5: take another `name:` of the grid"),
                        ({"rollout.tasks.train": 2}, "rollout.tasks.train 3 tasks"), ({"model": "<trained>/checkpoints/step_00003/policy"}, "model.weights")):
         (bench.folder / "trained/checkpoints/step_00003/policy/model.safetensors").write_text("other")
         with pytest.raises(ConfigError, match=said):
@@ -470,7 +470,7 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     checked(jobs(**{"engine.learning_rate": 0.5, "resume": {"allow": ["engine.learning_rate"]}}))
     assert plan_checks.more_steps(submittable, 0) == ""
     bench.grid["jobs"]["train"]["overrides"]["training.steps"] = 60
-    assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 40 steps, training.steps=60 asks for more"
+    assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 48 steps, training.steps=60 asks for more"
 
 
 def test_demonstrations_that_were_recorded_before_are_no_others(checked, bench):
