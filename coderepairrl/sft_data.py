@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import Discriminator, PositiveInt, Tag
 from tqdm import tqdm
 
-from coderepairrl import batch, packing, store
+from coderepairrl import batch, contents, packing, store
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, GatewayError
 from coderepairrl.gateway.families import make_renderer
@@ -160,6 +160,11 @@ def files(path: str, patterns: Sequence[str]) -> list[Path]:
 def files_of(source: SourceConfig) -> list[Path]:
     """What is read of a source. Raises ConfigError."""
     return files(source.path, ("*.jsonl", "*.parquet") if source.kind == "chat" else ("**/step_*.parquet",))
+
+
+def inputs_of(sources: Sequence[SourceConfig], prefix: str = "sources") -> dict[str, dict[str, str]]:
+    """Key of its path -> {"path", "sha256" of what is read of it}: as inputs.py records it."""
+    return {f"{prefix}.{i}.path": {"path": source.path, "sha256": contents.of_files(files_of(source))} for i, source in enumerate(sources)}
 
 
 def chat_conversations(source: ChatSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:

@@ -188,11 +188,8 @@ def record_of(output: Path) -> Path:
 
 
 def inputs_of(config: SFTConfig) -> dict:
-    named = {f"sources.{i}.path": source for i, source in enumerate(config.sources)}
     evaluation = config.evaluation.sources if config.evaluation else []
-    named |= {f"evaluation.sources.{i}.path": source for i, source in enumerate(evaluation)}
-    known = {key: {"path": source.path, "sha256": contents.of_files(sft_data.files_of(source))}
-             for key, source in named.items()}
+    known = sft_data.inputs_of(config.sources) | sft_data.inputs_of(evaluation, "evaluation.sources")
     return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
 
 

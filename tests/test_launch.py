@@ -473,6 +473,25 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     assert plan_checks.more_steps(bench.chain()[0], 0) == "done with 48 steps, training.steps=60 asks for more"
 
 
+def test_a_warm_start_that_is_there_is_no_other_one(checked, bench):
+    import train_sft
+
+    rows = bench.folder / "rows.jsonl"
+    rows.write_text("{}\n")
+    jobs = lambda path=rows, **more: {"warm": WARM | {"overrides": {"model": "<model>", "output": "<here>/warm", "sources": [{"path": str(path)}]} | more}}
+    overrides = json.loads(json.dumps(jobs()).replace("<model>", str(bench.folder / "model")).replace("<here>", str(bench.folder)))["warm"]["overrides"]
+    config = load(train_sft.SFTConfig, ROOT / WARM["config"], [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    (bench.folder / "warm").mkdir()
+    write_json(train_sft.record_of(bench.folder / "warm"), train_sft.inputs_of(config))
+    checked(jobs())
+    shutil.copy(rows, moved := bench.folder / "moved.jsonl")
+    checked(jobs(moved))
+    moved.write_text("other\n")
+    for refused, said in ((jobs(moved), "sources.0.path"), (jobs(seed=7), "seed 0 -> 7")):
+        with pytest.raises(ConfigError, match=said):
+            checked(refused)
+
+
 def test_demonstrations_that_were_recorded_before_are_no_others(checked, bench):
     jobs = lambda **more: {"record": {"program": "scripts/record_demonstrations.py", "config": "configs/demonstrations/terminal.yaml",
                                       "overrides": {"output": "<here>/out", "model": "<model>"} | more}}
