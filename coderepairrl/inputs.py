@@ -9,8 +9,8 @@ reward) it is a hash of the content, so that a moved file is the same input and 
 those that are listed here as free.
 
 A record is whole, so that a default that is changed is seen. Of a key that came later it says nothing and stands for the
-default of its class: a new key's default has to keep the program doing what it did before. A key that was recorded and
-is no more is a difference: it had an effect.
+default of its class: a new key's default has to keep the program doing what it did before, and in records of before an
+empty list or mapping is such a key, too. A key that was recorded and is no more is a difference: it had an effect.
 """
 import difflib
 import importlib.util

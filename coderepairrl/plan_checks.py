@@ -110,7 +110,7 @@ def _check_inputs(who: str, job: Submittable, folders: list[Path]) -> None:
         own = _alone(config) if program == EVALUATE else config
         before = inputs.completed(before, model.model_validate(own), FREE[program])
         now = inputs.of_settings(own, FREE[program])
-        now |= _named(program, config, read_yaml(launched) if launched.exists() else {}, before) | _as_it_was(now, before)
+        now |= _named(program, config, read_yaml(launched) if launched.exists() else {}, before)
         allowed = (*FREE[program], *(config.get("resume") or {}).get("allow", ()))
         refused = {key: pair for key, pair in inputs.differences(before, now).items()
                    if not inputs.covered(key, allowed) and (key in now or not isinstance(before[key], dict))}
@@ -126,20 +126,16 @@ def _alone(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"rollout": config["rollout"] | {"scaffold": scaffold}, "scaffold": None, "shard": 0}
 
 
-def _as_it_was(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """What is recorded of the paths that are named as they were then."""
-    path = lambda value: value.get("path") if isinstance(value, dict) else None
-    return {key: before[key] for key, value in now.items() if path(value) and path(value) == path(before.get(key))}
-
-
 def _named(program: str, config: dict[str, Any], launched: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Model, tasks and data, hashed, if they are named otherwise than when the results were made."""
     now, named = {}, config.get("model")
     if program == SFT:
         from coderepairrl import sft_data  # imports transformers
 
-        sources = config_class(program).model_validate(config).sources
-        now |= sft_data.inputs_of(sources) if all(os.path.exists(source.path) for source in sources) else {}
+        sft = config_class(program).model_validate(config)
+        sources = sft_data.places(sft.sources, sft.evaluation.sources if sft.evaluation else [])
+        now |= {key: before[key] if (before.get(key) or {}).get("path") == source.path else sft_data.content(source)
+                for key, source in sources.items() if os.path.exists(source.path)}
     known = before.get("model.weights")
     if named and known and _is_model(named) and (folder := model_folder(named)) != known["path"]:
         now |= {key: value for key, value in contents.model(folder).items() if key in before}

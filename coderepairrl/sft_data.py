@@ -162,9 +162,15 @@ def files_of(source: SourceConfig) -> list[Path]:
     return files(source.path, ("*.jsonl", "*.parquet") if source.kind == "chat" else ("**/step_*.parquet",))
 
 
-def inputs_of(sources: Sequence[SourceConfig], prefix: str = "sources") -> dict[str, dict[str, str]]:
-    """Key of its path -> {"path", "sha256" of what is read of it}: as inputs.py records it."""
-    return {f"{prefix}.{i}.path": {"path": source.path, "sha256": contents.of_files(files_of(source))} for i, source in enumerate(sources)}
+def places(sources: Sequence[SourceConfig], evaluation: Sequence[SourceConfig]) -> dict[str, SourceConfig]:
+    """By the keys under which inputs.py records their paths."""
+    named = {"sources": sources, "evaluation.sources": evaluation}
+    return {f"{key}.{i}.path": source for key, found in named.items() for i, source in enumerate(found)}
+
+
+def content(source: SourceConfig) -> dict[str, str]:
+    """{"path", "sha256" of what is read of it}. Raises ConfigError."""
+    return {"path": source.path, "sha256": contents.of_files(files_of(source))}
 
 
 def chat_conversations(source: ChatSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:

@@ -188,8 +188,8 @@ def record_of(output: Path) -> Path:
 
 
 def inputs_of(config: SFTConfig) -> dict:
-    evaluation = config.evaluation.sources if config.evaluation else []
-    known = sft_data.inputs_of(config.sources) | sft_data.inputs_of(evaluation, "evaluation.sources")
+    sources = sft_data.places(config.sources, config.evaluation.sources if config.evaluation else [])
+    known = {key: sft_data.content(source) for key, source in sources.items()}
     return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
 
 

@@ -17,7 +17,8 @@ from coderepairrl import proc
 settings.register_profile("project", deadline=None)  # how long an example takes says nothing about the project
 settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
-gc.disable()  # while test files import PyTorch, transformers ...: looking through all that they make took 7 of 17 seconds, in every worker
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # while test files import PyTorch, transformers ...: looking through all that they make took 7 of 17 seconds, in every worker
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

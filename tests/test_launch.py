@@ -474,8 +474,7 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
 
 
 def test_a_warm_start_that_is_there_is_no_other_one(checked, bench):
-    import train_sft
-
+    train_sft = sys.modules[config_class(WARM["program"]).__module__]
     rows = bench.folder / "rows.jsonl"
     rows.write_text("{}\n")
     jobs = lambda path=rows, **more: {"warm": WARM | {"overrides": {"model": "<model>", "output": "<here>/warm", "sources": [{"path": str(path)}]} | more}}

@@ -20,7 +20,6 @@ from coderepairrl.sandboxes.process import capture
 EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of a template
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
 MAX_FILES = 2000  # changed files of one diff
-FEW_OBJECTS = 6  # so many are as few files loose as packed
 ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")
 _NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
@@ -70,8 +69,8 @@ async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignor
         await must("add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=names, GIT_LITERAL_PATHSPECS="1", **where)
     await must("-c", "gc.auto=0", "-c", "core.logAllRefUpdates=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "base",
                git_dir=git_dir, checkout=checkout)
-    if sum(1 for _ in (git_dir / "objects").glob("??/*")) > FEW_OBJECTS:  # each is copied and removed with every sandbox
-        await must("-c", "pack.threads=1", "repack", "-adnq", git_dir=git_dir, checkout=checkout)
+    # as few files as possible: each is copied and removed with every sandbox
+    await must("-c", "pack.threads=1", "repack", "-adnq", git_dir=git_dir, checkout=checkout)
     (git_dir / "COMMIT_EDITMSG").unlink()
 
 

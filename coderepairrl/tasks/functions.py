@@ -245,8 +245,6 @@ class Puzzle:
 ENVIRONMENT = Environment(
     name="functions", base=None, python=sys.executable,
     test_command=("{python}", "-m", "xmlrunner", "{tests}", "{canary_module}", "-o", "{junit}"),
-    # setuptools' hook at every start, for builds, would cost these short programs a tenth to a quarter of their time
-    variables={"SETUPTOOLS_USE_DISTUTILS": "stdlib"},
     protected=("test_*.py",), test_timeout_s=20.0)
 
 
