@@ -3,7 +3,6 @@
     @program(TrainConfig)           or @program alone, of one that reads no configuration
     def main(arguments: list[str]) -> None: ...
 """
-import asyncio
 import errno
 import functools
 import os
@@ -40,8 +39,6 @@ def _wrapped(main: Main, configs: tuple[type[Config], ...]) -> Main:
     def wrapped(arguments: list[str]) -> None:
         if signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR2, lambda *_: sys.exit(STOPPED))
-        if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):  # from then on it is asyncio's choice; a thread for each child took an eighth of the loop's time
-            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
         try:
             doc = sys.modules[main.__module__].__doc__ or main.__name__
             if {"-h", "--help"} & set(arguments):

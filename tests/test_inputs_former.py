@@ -142,7 +142,7 @@ DONE = {  # program -> (overrides, what is in its folder, its record, keys that 
                                          "out/inputs.json", ["expert.settings.p_habit", "rollout.rewards.discount_per_call"],
                                          "expert.settings.p_habit=0.5", "already there"),
     "scripts/make_policy.py": (["output=<here>/p"], {f"p/{name}": "" for name in ("drills.jsonl", "demonstrations.jsonl", "initial/x")},
-                               "p/inputs.json", ["demonstrations.p_habit", "policy"], "demonstrations.p_habit=0.5", "policy: "),
+                               "p/inputs.json", ["demonstrations.p_slip", "policy"], "demonstrations.p_slip=0.5", "policy: "),
     "scripts/prepare_tasks.py": (["tasks={name: jsonl}", "out=<here>/t.jsonl", "sandbox.kind=local"], {"t.admission.jsonl": ""},
                                  "t.inputs.json", ["environments", "sandbox.image"], "sandbox.image=<here>", "0 of 0 admitted")}
 
