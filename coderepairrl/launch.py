@@ -41,6 +41,7 @@ def held_port(host: str, wanted: int) -> socket.socket:
 
 
 def free_port(host: str) -> int:
+    """For a server that says so itself where another has taken the port meanwhile, as torch's rendezvous does."""
     with held_port(host, 0) as held:
         return held.getsockname()[1]
 
