@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from coderepairrl import attention, cause, equality, finite, sequence_parallel
+from coderepairrl import attention, cause, equality, finite, optimizer, sequence_parallel
 from coderepairrl.batch import MicroBatch
 from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.errors import ConfigError, EngineError
@@ -46,6 +46,7 @@ class Engine:
         if not torch.cuda.is_available():
             # the shared-memory all-reduce is compiled at first use, which takes a minute and a compiler; gloo needs neither
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            torch.compiler.set_stance("force_eager")  # so would Muon's steps be
         else:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
@@ -62,10 +63,8 @@ class Engine:
         probe = None if config.random_weights else self._probe(model)
         self.module = self._policy(model, config.lora)
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(self._trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
-                                      fused=torch.cuda.is_available() or None)
         universal = resume is not None and self._universal(resume)
-        self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, config=self._deepspeed_config(universal))
+        self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer.make(self.module, config), config=self._deepspeed_config(universal))
         if probe:
             self._check(*probe)
         self._reference = self._frozen(model_path) if reference and not config.lora else None  # never the checkpoint's weights
@@ -125,6 +124,7 @@ class Engine:
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clipping,
             "bf16": {"enabled": half}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False, "checkpoint": {"load_universal": universal},
             "zero_optimization": {"stage": 3, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True,
+                                  "reduce_scatter": config.muon is None,  # Muon needs whole gradients
                                   "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none", "pin_memory": True},
                                   "stage3_prefetch_bucket_size": layer,  # a layer ahead
                                   "stage3_param_persistence_threshold": config.persistence_threshold},
@@ -172,7 +172,7 @@ class Engine:
         """
         rate = self.learning_rate()
         for group in self._engine.optimizer.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._share() * optimizer.learning_rate(group, self.config)
         self._engine.step()
         where, norm = f"optimizer step {self.steps}", float(self._engine.get_global_grad_norm())
         finite.demand(where, {"gradient norm": norm, "learning rate": rate})
@@ -200,12 +200,17 @@ class Engine:
         return rate
 
     def learning_rate(self) -> float:
+        """AdamW's, of the next step."""
+        return self._share() * self.config.learning_rate
+
+    def _share(self) -> float:
+        """Of the configured learning rates, at the next step."""
         config = self.config
-        rate = config.learning_rate * min(1.0, (self.steps + 1) / max(1, config.warmup_steps))
+        share = min(1.0, (self.steps + 1) / max(1, config.warmup_steps))
         if config.decay_steps:
             progress = min(1.0, self.steps / config.decay_steps)
-            rate *= max(config.final_share, 0.5 + 0.5 * math.cos(math.pi * progress))
-        return rate
+            share *= max(config.final_share, 0.5 + 0.5 * math.cos(math.pi * progress))
+        return share
 
     def layout(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Not collective. (Hugging Face name, dtype, whole shape) of every weight that is published, in order."""
@@ -271,6 +276,8 @@ class Engine:
         saved = read_json(folder / "state.json")["ranks"]
         if saved == self.world_size:
             return False
+        if self.config.muon:
+            raise ConfigError(f"{folder} was written by {saved} ranks: with engine.muon it goes on at as many only (DeepSpeed converts no state of Muon), not at {self.world_size}")
         if self.rank == 0 and not (folder / "universal").exists():
             converted = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", folder / "state",
                                         "--output_folder", folder / "universal.tmp"], capture_output=True, text=True)

@@ -1,7 +1,7 @@
 """What the engine is configured by; apart from it, because reading a configuration should not import DeepSpeed."""
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from coderepairrl.config import Config, Share
 
@@ -16,15 +16,22 @@ class LoRAConfig(Config):
     targets: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1)
 
 
+class MuonConfig(Config):
+    """Matrices of the layers are trained by Muon (https://kellerjordan.github.io/posts/muon): momentum, made orthogonal. AdamW keeps the rest."""
+    learning_rate: NonNegativeFloat = 0.02  # the spectral norm of a step for a square matrix; rises and falls as the other one does
+    momentum: Moment = 0.95  # Nesterov's
+
+
 class EngineConfig(Config):
-    """DeepSpeed ZeRO-3 with AdamW."""
+    """DeepSpeed ZeRO-3 with AdamW, or with Muon beside it."""
     learning_rate: NonNegativeFloat  # after the warm-up
     betas: tuple[Moment, Moment] = (0.9, 0.95)  # decay of AdamW's first and second moment
     weight_decay: NonNegativeFloat = 0.0  # AdamW's
     warmup_steps: NonNegativeInt = 0  # over which the learning rate rises from 0
     decay_steps: NonNegativeInt = 0  # cosine from learning_rate to final_share of it over so many steps; 0: constant
     final_share: Share = 0.02  # of learning_rate, which decay_steps end at
-    gradient_clipping: NonNegativeFloat = 1.0  # largest norm of a step's gradient; 0: none
+    muon: MuonConfig | None = None  # null: AdamW trains everything
+    gradient_clipping: NonNegativeFloat = 1.0  # largest norm of a step's gradient; 0: none, as Muon needs it
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; bfloat16 keeps float32 master weights in the optimizer
     autocast: bool = False  # forward in bfloat16 over float32 parameters where the
     # hardware has it: faster, but no longer what vLLM computes in float32
@@ -37,3 +44,12 @@ class EngineConfig(Config):
     random_weights: bool = False  # don't read weights, draw them: benchmarks need a config.json only
     leaf_modules: list[str] = []  # class names that ZeRO-3 gathers in one piece: fewer, larger collectives
     persistence_threshold: NonNegativeInt = 0  # parameters with fewer elements stay whole on every rank, each gathered on its own after a step
+
+    @model_validator(mode="after")
+    def _muon(self) -> "EngineConfig":
+        if self.muon and self.gradient_clipping:
+            # DeepSpeed's norm is taken over what Muon has made of the gradient, which is the same at every step
+            raise ValueError("engine.gradient_clipping: with muon the norm says nothing of the gradient, and clipping only scales the learning rates: set 0")
+        if self.muon and self.lora:
+            raise ValueError("engine.muon: adapters are no matrices of the layers: take lora or muon")
+        return self

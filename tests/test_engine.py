@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import ROOT, once
 from programs.engine_steps import samples
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertGenerationConfig, Qwen3Config
 
 from coderepairrl import sequence_parallel
+from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError
 from coderepairrl.launch import ranks_environment
 from coderepairrl.model_loading import own_files
@@ -53,6 +55,35 @@ def plain_steps(policy, steps: int) -> tuple[list[float], dict[str, torch.Tensor
     return losses, {name: p.data for name, p in model.named_parameters()}, gradients
 
 
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """Five Newton-Schulz iterations with the coefficients of https://kellerjordan.github.io/posts/muon, scaled as there."""
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).float()
+
+
+def plain_muon_steps(policy, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """(losses, weights) of the layers' matrices under Muon and the rest under AdamW."""
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, attn_implementation="eager")
+    matrices = {name: p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    momentum = {name: torch.zeros_like(p) for name, p in matrices.items()}
+    rest = torch.optim.AdamW([p for name, p in model.named_parameters() if name not in matrices], betas=(0.9, 0.95), weight_decay=0.01)
+    losses = []
+    for step in range(steps):
+        loss, share = plain_loss(model, step), min(1.0, (step + 1) / 2)
+        loss.backward()
+        rest.param_groups[0]["lr"] = 1e-3 * share
+        rest.step()
+        for name, p in matrices.items():
+            momentum[name].lerp_(p.grad, 1 - 0.9)
+            p.data.mul_(1 - 0.01 * share * 0.01).sub_(0.01 * share * orthogonalised(p.grad.lerp(momentum[name], 0.9)))
+        model.zero_grad()
+        losses.append(loss.item())
+    return losses, {name: p.data for name, p in model.named_parameters()}
+
+
 def largest_difference(a, b) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
@@ -74,6 +105,7 @@ STEPS = {  # ranks -> cases of the same three steps
         "optimizer_in_cpu_memory": {"engine": {"offload_optimizer": True}}},
     4: {"four_ranks": {"order": 5}, "two_rows_on_four_ranks": SHARED_ROW | {"order": 7},
         "recomputed_on_four_ranks": {"engine": {"sequence_ranks": 2, "checkpointed_share": 0.5}}}}
+MUON = {"engine": {"muon": {"learning_rate": 0.01, "momentum": 0.9}, "gradient_clipping": 0.0}}
 GSPO = {"algorithm": {"name": "gspo", "clip_low": 1.0, "clip_high": 100.0}}
 KL = {"algorithm": {"kl_coefficient": 0.1}}
 ENDS = {"float32": {"spoiled": True, "ends": True}, "bfloat16": {"spoiled": True, "ends": True, "engine": {"dtype": "bfloat16"}},
@@ -82,8 +114,9 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
     2: {"first": {"save": "CHECKPOINT"}, "same": {"load": "CHECKPOINT"}, "again": {"load": "CHECKPOINT"}, "whole": {"steps": 6},
         "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
         "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
-        "gspo_shared_row": GSPO | SHARED_ROW, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
-    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO}}
+        "gspo_shared_row": GSPO | SHARED_ROW, "muon_first": MUON | {"save": "MUON"}, "muon_same": MUON | {"load": "MUON"},
+        "muon_whole": MUON | {"steps": 6}, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
+    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO, "muon": MUON, "muon_one_rank": MUON | {"load": "MUON", "refused": ""}}}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +124,7 @@ def done(policy, tmp_path_factory):
     """A folder with what all cases wrote. A start of the program costs more than a case: one for all."""
     def make(folder):
         refused_models(policy, folder)
-        placed = lambda options: options | {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if verb in options}
+        placed = lambda options: options | {verb: str(folder / options[verb]) for verb in ("save", "load", "refused") if options.get(verb)}
         run_engine(policy, folder, {ranks: STEPS[ranks] | {name: placed(options) for name, options in others.items()} for ranks, others in OTHERS.items()})
     return once(tmp_path_factory, "engine_cases", make)
 
@@ -138,6 +171,24 @@ def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(policy, done, 
     assert own_files(done / "CHECKPOINT" / "policy") == own_files(policy)  # to the byte
     exported = AutoModelForCausalLM.from_pretrained(done / "CHECKPOINT" / "policy")
     assert largest_difference({n: p.data for n, p in exported.named_parameters()}, weights["first"]) == 0.0
+
+
+def test_muons_steps_equal_plain_pytorch_and_go_on_after_a_resume(policy, done):
+    losses = {name: json.loads((done / f"muon{name}.json").read_text()) for name in ("", "_first", "_same", "_whole")}
+    weights = {name: load_file(done / f"muon{name}.safetensors") for name in losses}
+    expected, after = plain_muon_steps(policy, 6)
+    assert losses["_first"] + losses["_same"] == losses["_whole"] == pytest.approx(expected, abs=1e-4)
+    assert losses[""] == pytest.approx(losses["_first"], abs=1e-5)
+    assert largest_difference(weights["_same"], weights["_whole"]) == 0.0
+    start = {name: p.data for name, p in AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).named_parameters()}
+    assert largest_difference(weights["_whole"], after) < 0.02 * largest_difference(start, after)
+    assert "was written by 2 ranks" in (done / "muon_one_rank.0.txt").read_text()
+
+
+@pytest.mark.parametrize("with_it, cause", [({}, "gradient_clipping: with muon"), ({"gradient_clipping": 0.0, "lora": {}}, "take lora or muon")])
+def test_what_muon_can_not_be_with_is_refused(with_it, cause):
+    with pytest.raises(ValidationError, match=cause):
+        EngineConfig(learning_rate=1e-3, muon={}, **with_it)
 
 
 def test_ranks_that_share_a_row_have_the_losses_of_one(done):

@@ -5,7 +5,7 @@
 Ranks are forked from this process when it has imported DeepSpeed, which takes longer than a case; torchrun's would all do so.
 GROUPS, JSON: how many ranks -> their cases, one group after the other. Cases: name -> {"engine": EngineConfig's entries, "tokens": of a row, "share": bool, "order": seed of a shuffle, "load": folder,
 "save": folder, "steps": int, "algorithm": AlgorithmConfig's entries; without, the loss is linear in the logprobs;
-"refused": MODEL that must be, instead of steps: every rank writes why to NAME.RANK.txt; "spoiled": the last rank's loss is NaN,
+"refused": MODEL ("": the first) that must be, instead of steps: every rank writes why to NAME.RANK.txt; "spoiled": the last rank's loss is NaN,
 "ends": the first step must}. Rank 0 writes FOLDER/NAME.safetensors (weights), NAME.gradients (of the first step), NAME.json (losses),
 and with a KL term NAME.reference.json (the linear loss under the reference policy, and the KL to it). Where the step ends, every rank
 writes FOLDER/NAME.RANK.json: [why, optimizer steps, largest over ranks of (NaN on the last one)].
@@ -97,9 +97,9 @@ def run(model: str, folder: Path, name: str, options: dict) -> None:
             (folder / f"{name}.reference.json").write_text(json.dumps(references))
 
 
-def refused(folder: Path, name: str, model: str) -> None:
+def refused(folder: Path, name: str, options: dict) -> None:
     try:
-        Engine(model, EngineConfig(learning_rate=1e-3))
+        Engine(options["refused"] or sys.argv[1], EngineConfig(**{"learning_rate": 1e-3} | options.get("engine", {})), Path(options["load"]) if "load" in options else None)
     except ConfigError as error:
         (folder / f"{name}.{torch.distributed.get_rank()}.txt").write_text(str(error))
 
@@ -120,7 +120,7 @@ def rank_of(rank: int, ranks: int, port: int, cases: dict[str, dict]) -> None:
     torch.set_num_threads(1)
     for name, options in cases.items():
         if "refused" in options:
-            refused(Path(sys.argv[2]), name, options["refused"])
+            refused(Path(sys.argv[2]), name, options)
         else:
             run(sys.argv[1], Path(sys.argv[2]), name, options)
     torch.distributed.barrier()
