@@ -7,5 +7,5 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then  # a Slurm of two n
     need munged munge
     need ip iproute2
 fi
-workers=$(($(nproc) + 1))  # one more than cores: a test of a whole run waits a third of its time
+workers=$(($(nproc) + 2))  # more than cores: a test of a whole run waits a third of its time
 exec .venv/bin/python -m pytest -n "$((workers < 8 ? workers : 8))" --dist worksteal "$@"

@@ -70,7 +70,8 @@ def test_what_cannot_end_well_is_refused_in_one_line(checked, jobs, grid, said):
 
 
 def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(checked, bench):
-    jobs = lambda **more: {"train": job(TRAIN, **{"model": "<model>", "rollout.tasks.train": 3, "rollout.tasks.heldout": 2} | more)}
+    own = {"model": "<model>", "rollout.tasks.train": 3, "rollout.tasks.heldout": 2, "training.steps": 48, "engine.learning_rate": 3e-4}
+    jobs = lambda **more: {"train": job(TRAIN, **own | more)}
     checked(jobs())
     bench.grid["jobs"] = json.loads(json.dumps(jobs()).replace("<model>", str(bench.folder / "model")))
     submittable, = bench.chain()
@@ -84,7 +85,7 @@ def test_a_folder_of_other_settings_is_refused_and_more_steps_are_work_to_do(che
     record = {key: value for key, value in read_json(run / "inputs.json").items() if not inputs.covered(key, missing)}
     write_json(run / "inputs.json", record)
     checked(jobs())
-    for more, said in (({"training.algorithm.credit": "turn"}, "other settings: training.algorithm.credit episode -> turn: take"), ({"engine.learning_rate": 0.5}, "engine.learning_rate 0.00035 -> 0.5: take another `name:` of the grid"),
+    for more, said in (({"training.algorithm.credit": "turn"}, "other settings: training.algorithm.credit episode -> turn: take"), ({"engine.learning_rate": 0.5}, "engine.learning_rate 0.0003 -> 0.5: take another `name:` of the grid"),
                        ({"rollout.tasks.train": 2}, "rollout.tasks.train 3 tasks"), ({"model": "<trained>/checkpoints/step_00003/policy"}, "model.weights")):
         (bench.folder / "trained/checkpoints/step_00003/policy/model.safetensors").write_text("other")
         with pytest.raises(ConfigError, match=said):

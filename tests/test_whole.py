@@ -50,7 +50,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_al
     """The old end keeps its evaluation and summary under its step; what changed stands with the attempt; the books are right over both ends."""
     run = tmp_path / "run"
     begun = [*SMALL, "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
-             "engine.warmup_steps=2", "engine.decay_steps=0"]
+             "engine.warmup_steps=2", "engine.decay_steps=0", "engine.learning_rate=3e-4"]
     first = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=2")
     assert first.returncode == 0, first.stdout + first.stderr
     before = {path.name: path.read_bytes() for path in (run / "rollouts").glob("*.parquet")}
@@ -66,8 +66,8 @@ def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_al
     assert all(files[name] == held for name, held in before.items() if name != "eval_after.parquet")
     rows = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
     assert [row["changed"] for row in rows if "changed" in row] == [
-        {"engine.learning_rate": ["0.00035", "0.0001"], "training.steps": ["2", "4"], "training.ranks": ["2", "1"]}]
-    assert [row["learning_rate"] for row in metrics_of(run)] == [1.75e-4, 3.5e-4, 1e-4, 1e-4]
+        {"engine.learning_rate": ["0.0003", "0.0001"], "training.steps": ["2", "4"], "training.ranks": ["2", "1"]}]
+    assert [row["learning_rate"] for row in metrics_of(run)] == [1.5e-4, 3e-4, 1e-4, 1e-4]
     assert "not_compared" not in read_json(run / "summary.json") and [row["step"] for row in metrics_of(run)] == [0, 1, 2, 3]
     check_books(run)
     assert not processes_of(run)
