@@ -219,7 +219,7 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
             if len(curves) == 1:
                 axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
     axis.autoscale(axis="y")  # once more: points and their intervals lie higher than the lines
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.08)  # the numbers stand above them
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
         when = "before, beside and after" if beside else "before and after"
