@@ -50,7 +50,7 @@ def test_rollout_and_training_overlap_and_a_late_group_is_waited_for(policy, tmp
     and the run waits for it rather than train what is too old, or leave it out."""
     run = tmp_path / "run"
     result = run_program(*command(run, policy, *RANDOM, "rollout.max_staleness=2", "training.steps=6", "engine.sequence_ranks=2",
-                                  "training.algorithm.kl_coefficient=0.01", "training.evaluate=false", program="tests/programs/train_with_a_sleeper.py"), timeout_s=PATIENCE_S)
+                                  "training.algorithm.kl_coefficient=0.01", "training.evaluate=false", "training.evaluate_every=0", program="tests/programs/train_with_a_sleeper.py"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     assert sum(row["event"] == "trained" for row in rows) == 6 * 3 and not any("stale" in row.get("masked", {}) for row in rows)
@@ -75,7 +75,7 @@ def test_rollout_and_training_overlap_and_a_late_group_is_waited_for(policy, tmp
 def test_refills_end_with_a_reason(policy, tmp_path):
     """A policy that never repairs anything: two groups a step are replaced in vain, then the step takes what there is."""
     run = tmp_path / "run"
-    result = run_program(*command(run, policy, "rollout.max_refills=2", "training.steps=2", "training.evaluate=false"), timeout_s=PATIENCE_S)
+    result = run_program(*command(run, policy, "rollout.max_refills=2", "training.steps=2", "training.evaluate=false", "training.evaluate_every=0"), timeout_s=PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = check_books(run)
     dropped = [row for row in rows if row["event"] == "dropped"]
@@ -137,7 +137,7 @@ def killed_at(moment: dict, arguments: list[str], run) -> None:
 def test_killed_at_random_moments_it_goes_on(policy, tmp_path):
     """Ten. Half of them while everything starts, half after it has left some trace; half are the driver's death, half that of a rank of two."""
     run, draw = tmp_path / "run", random.Random(3)
-    arguments = command(run, policy, *RANDOM, "rollout.max_staleness=1", f"training.steps={STEPS}", "training.checkpoint_every=2", "training.evaluate=false")
+    arguments = command(run, policy, *RANDOM, "rollout.max_staleness=1", f"training.steps={STEPS}", "training.checkpoint_every=2", "training.evaluate=false", "training.evaluate_every=0")
     at_start, after_trace = lambda: {"pattern": None, "seconds": draw.uniform(0, 25)}, lambda: {"pattern": draw.choice(TRACES), "seconds": draw.uniform(0, 1)}
     for moment, rank in zip([after_trace, at_start] * 5, draw.sample([None] * 5 + [0, 0, 1, 1, 1], 10), strict=True):
         killed_at(moment() | {"rank": rank}, arguments, run)

@@ -216,7 +216,7 @@ def run(tmp_path, monkeypatch):
     (folder / "rollouts").mkdir(parents=True)
     policy = model(tmp_path / "model")
     admit = lambda *words: resume.admit(load(TrainConfig, ROOT / "configs/quickstart.yaml", [
-        f"model={policy}", f"run={folder}", "rollout.tasks.train=3", "rollout.tasks.heldout=2", *words]), folder)
+        f"model={policy}", f"run={folder}", "rollout.tasks.train=3", "rollout.tasks.heldout=2", "training.steps=48", *words]), folder)
     return folder, admit
 
 

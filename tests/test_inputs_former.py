@@ -137,11 +137,11 @@ DONE = {  # program -> (overrides, what is in its folder, its record, keys that 
                             {"e_gold/summary.json": "{}", "e_gold/results.jsonl": "", "e_gold/environments.jsonl": ""}, "e_gold/inputs.json",
                             ["rollout.rewards.discount_per_call", "rollout.rendering"], "rollout.limits.max_turns=3", "tasks repaired"),
     "scripts/train_sft.py": (["model=<here>/m", "output=<here>/warm", "sources=[{path: <here>/rows.jsonl}]"], MODEL | ROWS | {"warm/config.json": "{}"},
-                             "warm.inputs.json", ["sources.0.kind", "engine.gradient_clipping", "seed"], "seed=1", "already there"),
+                             "warm.inputs.json", ["sources.0.kind", "engine.final_share", "seed"], "seed=1", "already there"),
     "scripts/record_demonstrations.py": (["model=<here>/m", "output=<here>/out"], MODEL | {"out/summary.json": "{}", "out/step_00000.parquet": ""},
                                          "out/inputs.json", ["expert.settings.p_habit", "rollout.rewards.discount_per_call"],
                                          "expert.settings.p_habit=0.5", "already there"),
-    "scripts/make_policy.py": (["output=<here>/p"], {f"p/{name}": "" for name in ("drills.jsonl", "demonstrations.jsonl", "initial/x")},
+    "scripts/make_policy.py": (["output=<here>/p", "policy.qk_norm_gain=1.7"], {f"p/{name}": "" for name in ("drills.jsonl", "demonstrations.jsonl", "initial/x")},
                                "p/inputs.json", ["demonstrations.p_slip", "policy"], "demonstrations.p_slip=0.5", "policy: "),
     "scripts/prepare_tasks.py": (["tasks={name: jsonl}", "out=<here>/t.jsonl", "sandbox.kind=local"], {"t.admission.jsonl": ""},
                                  "t.inputs.json", ["environments", "sandbox.image"], "sandbox.image=<here>", "0 of 0 admitted")}

@@ -105,7 +105,7 @@ def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
     """Weights that can't be computed with are not served, saved or booked as trained; on two ranks, without a hang."""
     run = tmp_path / "run"
     result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=4", "engine.learning_rate=1e30", "engine.warmup_steps=0",
-                   "training.evaluate=false", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
+                   "training.evaluate=false", "training.evaluate_every=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
                    "training.ranks=2", "training.checkpoint_every=1")
     status = read_json(run / "status.json")
     assert result.returncode == 1 and status["state"] == "failed" and status["reason"] in result.stderr
