@@ -124,7 +124,7 @@ class Engine:
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clipping,
             "bf16": {"enabled": half}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False, "checkpoint": {"load_universal": universal},
             "zero_optimization": {"stage": 3, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True,
-                                  "reduce_scatter": config.muon is None,  # Muon needs whole gradients
+                                  "reduce_scatter": config.muon is None,  # DeepSpeed refuses it with Muon
                                   "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none", "pin_memory": True},
                                   "stage3_prefetch_bucket_size": layer,  # a layer ahead
                                   "stage3_param_persistence_threshold": config.persistence_threshold},
@@ -164,8 +164,9 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks
 
-    def step(self) -> tuple[float, float]:
-        """One optimizer step. Returns (gradient norm before clipping, learning rate).
+    def step(self) -> tuple[float | None, float]:
+        """One optimizer step. Returns (gradient norm before clipping, AdamW's learning rate). With Muon there is no such norm: DeepSpeed
+        takes it over what Muon has made of the gradient.
 
         Raises EngineError on every rank where there was none: DeepSpeed leaves the weights alone, in every dtype, when the gradient is
         not finite; or where it has made weights that can't be computed with.
@@ -182,7 +183,7 @@ class Engine:
         if largest > finite.LARGEST_WEIGHT:
             raise EngineError(f"{where}: it has made a weight of {largest:.1e}: {finite.REMEDY}")
         self.steps += 1
-        return norm, rate
+        return None if self.config.muon else norm, rate
 
     def _largest_weight(self) -> float:
         """Magnitude over all ranks of those that are trained; NaN counts as infinite."""
@@ -266,18 +267,23 @@ class Engine:
         self._engine.save_checkpoint(str(temporary), tag="state", client_state={"steps": self.steps}, exclude_frozen_parameters=self.config.lora is not None)
         self.export(temporary / "policy")
         if self.rank == 0:
-            write_json(temporary / "state.json", state | {"ranks": self.world_size})
+            write_json(temporary / "state.json", state | {"ranks": self.world_size, "optimizer": optimizer.name(self.config)})
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         dist.barrier()
 
     def _universal(self, folder: Path) -> bool:
         """Whether the checkpoint was written by another number of ranks; it is then converted to the form that any number can load."""
-        saved = read_json(folder / "state.json")["ranks"]
+        state = read_json(folder / "state.json")
+        saved, made_by = state["ranks"], state.get("optimizer", "adamw")  # those of before Muon say nothing
+        if made_by != optimizer.name(self.config):
+            raise ConfigError(f"{folder} holds the state of {made_by}: engine.muon can't change within a run: begin another one "
+                              f"with model={folder / 'policy'}")
         if saved == self.world_size:
             return False
         if self.config.muon:
-            raise ConfigError(f"{folder} was written by {saved} ranks: with engine.muon it goes on at as many only (DeepSpeed converts no state of Muon), not at {self.world_size}")
+            raise ConfigError(f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for {self.world_size}: "
+                              f"go on with training.ranks={saved}")
         if self.rank == 0 and not (folder / "universal").exists():
             converted = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", folder / "state",
                                         "--output_folder", folder / "universal.tmp"], capture_output=True, text=True)

@@ -17,7 +17,8 @@ class LoRAConfig(Config):
 
 
 class MuonConfig(Config):
-    """Matrices of the layers are trained by Muon (https://kellerjordan.github.io/posts/muon): momentum, made orthogonal. AdamW keeps the rest."""
+    """Matrices of the layers are trained by Muon (https://kellerjordan.github.io/posts/muon): momentum, made orthogonal by five
+    Newton-Schulz iterations (in float16 where the hardware computes it, else in float32). AdamW keeps the rest."""
     learning_rate: NonNegativeFloat = 0.02  # the spectral norm of a step for a square matrix; rises and falls as the other one does
     momentum: Moment = 0.95  # Nesterov's
 
@@ -26,7 +27,7 @@ class EngineConfig(Config):
     """DeepSpeed ZeRO-3 with AdamW, or with Muon beside it."""
     learning_rate: NonNegativeFloat  # after the warm-up
     betas: tuple[Moment, Moment] = (0.9, 0.95)  # decay of AdamW's first and second moment
-    weight_decay: NonNegativeFloat = 0.0  # AdamW's
+    weight_decay: NonNegativeFloat = 0.0  # of each step, times the learning rate: AdamW's, or Muon's
     warmup_steps: NonNegativeInt = 0  # over which the learning rate rises from 0
     decay_steps: NonNegativeInt = 0  # cosine from learning_rate to final_share of it over so many steps; 0: constant
     final_share: Share = 0.02  # of learning_rate, which decay_steps end at
@@ -47,9 +48,16 @@ class EngineConfig(Config):
 
     @model_validator(mode="after")
     def _muon(self) -> "EngineConfig":
-        if self.muon and self.gradient_clipping:
-            # DeepSpeed's norm is taken over what Muon has made of the gradient, which is the same at every step
-            raise ValueError("engine.gradient_clipping: with muon the norm says nothing of the gradient, and clipping only scales the learning rates: set 0")
-        if self.muon and self.lora:
+        if self.muon is None:
+            return self
+        if self.gradient_clipping:
+            # DeepSpeed's norm is taken over what Muon has made of the gradient, which is about the same at every step
+            raise ValueError("engine.gradient_clipping: with muon it would only scale the learning rates: set 0")
+        if self.lora:
             raise ValueError("engine.muon: adapters are no matrices of the layers: take lora or muon")
+        if self.dtype != "float32":
+            # DeepSpeed keeps momentum and gathered gradients in it, and making them orthogonal magnifies what is rounded
+            raise ValueError("engine.muon: with dtype bfloat16 Muon's momentum would be rounded to it: take float32")
+        if self.offload_optimizer:
+            raise ValueError("engine.muon: with offload_optimizer DeepSpeed gathers all matrices at once: take one of the two")
         return self

@@ -9,7 +9,7 @@ from coderepairrl.errors import EngineError
 CPU_GAP, TF32_GAP, BFLOAT16_GAP = 0.001, 0.5, 3.0
 # Products of two larger weights, summed, leave float32: a merged LoRA, or the next forward pass, would be infinite.
 LARGEST_WEIGHT = 1e18
-REMEDY = "nothing of this step was published or saved: lower engine.learning_rate, or raise engine.warmup_steps"
+REMEDY = "nothing of this step was published or saved: lower engine.learning_rate (and engine.muon.learning_rate), or raise engine.warmup_steps"
 
 
 def demand(where: str, values: Mapping[str, float], remedy: str = REMEDY) -> None:

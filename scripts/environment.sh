@@ -22,19 +22,25 @@ suits() {  # suits PYTHON: whether it is of a version that the lock is for
 }
 
 find_python() {  # of several the fastest: how an interpreter was built makes a third of its speed; those with venv and headers first
-    local candidate real round found="" took all=""
-    ! suits "${PYTHON:-}" || { command -v "$PYTHON"; return; }
+    local candidate real round found="" took all=$'\n' said
+    if [ -n "${PYTHON:-}" ]; then
+        suits "$PYTHON" || die "PYTHON=$PYTHON is no Python 3.11 or 3.12: name another, or leave it out"
+        command -v "$PYTHON"
+        return
+    fi
     for candidate in python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12; do
         suits "$candidate" || continue
         case $(command -v "$candidate") in "$PWD"/.venv/*) continue ;; esac  # it is about to be removed
-        real=$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')
-        [[ "$all" == *"$real"$'\n'* ]] || all+="$real"$'\n'
+        real=$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))') && [ -n "$real" ] || continue
+        [[ "$all" == *$'\n'"$real"$'\n'* ]] || all+="$real"$'\n'
     done
+    all=${all#$'\n'}
     [ -n "$all" ] || die "Python 3.11 or 3.12 is needed: install it, or name it: PYTHON=/path/to/python3.11 bash $0"
     [ "$(wc -l <<<"${all%$'\n'}")" -gt 1 ] || { printf %s "$all"; return; }
+    said=$(mktemp)
     for round in 1 2 3 4 5 6 7 8; do  # in turns, and the least counts: other work on the machine slows any one by half
         while read -r candidate; do
-            took=$("$candidate" - 2>/dev/null <<-'MEASURE'
+            took=$("$candidate" - 2>>"$said" <<-'MEASURE'
 				import ast, importlib.util, os, sysconfig, timeit
 				headers = os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))
 				whole = headers and importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")
@@ -46,7 +52,8 @@ find_python() {  # of several the fastest: how an interpreter was built makes a 
             found+="$took $candidate"$'\n'
         done <<<"${all%$'\n'}"
     done
-    [ -n "$found" ] || die "none of these runs a program: $all"
+    [ -n "$found" ] || die "none of these runs a program: ${all//$'\n'/ }($(tail -n 1 "$said"))"
+    rm "$said"
     sort -n <<<"${found%$'\n'}" | sed -n '1s/^[0-9]* //p'
 }
 

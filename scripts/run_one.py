@@ -1,7 +1,7 @@
 """One task, one agent, everything shown: the tool for finding out what an agent does and why.
 
     python scripts/run_one.py CONFIG [a.b=c ...] [task=N] [split=train|heldout]
-    python scripts/run_one.py configs/quickstart.yaml model=runs/quickstart/checkpoints/step_00048/policy task=3
+    python scripts/run_one.py configs/quickstart.yaml model=runs/quickstart/checkpoints/step_00060/policy task=3
 
 CONFIG is one of scripts/train_grpo.py; vLLM serves its `model`. Shown of every call: the prompt's new tokens (grey: what the
 model reads), the sampled tokens, the redder the less likely, each with its probability where that is below one half, and the

@@ -139,11 +139,12 @@ class Log:
         """Collective, before the step is taken: its loss is a number."""
         self.loss, self.step_tokens = self.mean("loss")
 
-    def write(self, gradient_norm: float, learning_rate: float) -> None:
+    def write(self, gradient_norm: float | None, learning_rate: float) -> None:
         self.tokens += int(self.step_tokens)
         now = time.monotonic()
-        self.row = self.loss | {"grad_norm": gradient_norm, "learning_rate": learning_rate, "num_tokens": self.tokens,
+        self.row = self.loss | {"learning_rate": learning_rate, "num_tokens": self.tokens,
                                 "trained_tokens_per_s": self.step_tokens / (now - self.stepped)}
+        self.row |= {} if gradient_norm is None else {"grad_norm": gradient_norm}
         every = self.config.evaluation.every if self.config.evaluation else 0
         if every and self.engine.steps % every == 0:
             self.evaluate()

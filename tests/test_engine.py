@@ -10,8 +10,9 @@ from programs.engine_steps import samples
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertGenerationConfig, Qwen3Config
+from transformers.pytorch_utils import Conv1D
 
-from coderepairrl import sequence_parallel
+from coderepairrl import optimizer, sequence_parallel
 from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError
 from coderepairrl.launch import ranks_environment
@@ -115,8 +116,10 @@ OTHERS = {  # in this order: some read what others save, here CHECKPOINT and REF
         "kl_first": KL | {"save": "REFERENCE", "steps": 2}, "kl_resumed": KL | {"load": "REFERENCE", "steps": 2}, "kl_whole": KL | {"steps": 4},
         "kl_lora": KL | {"engine": {"lora": {"rank": 4}}, "steps": 4}, "kl_shared_row": KL | SHARED_ROW | {"steps": 4},
         "gspo_shared_row": GSPO | SHARED_ROW, "muon_first": MUON | {"save": "MUON"}, "muon_same": MUON | {"load": "MUON"},
-        "muon_whole": MUON | {"steps": 6}, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
-    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO, "muon": MUON, "muon_one_rank": MUON | {"load": "MUON", "refused": ""}}}
+        "muon_whole": MUON | {"steps": 6}, "muon_shared_row": {"engine": MUON["engine"] | SHARED_ROW["engine"]},
+        "muon_from_adamw": MUON | {"load": "CHECKPOINT", "refused": ""}, "two_ways": {"refused": "TWO_WAYS"}, "broken": {"refused": "BROKEN"}} | ENDS,
+    1: {"one_rank": {"load": "CHECKPOINT"}, "gspo": GSPO, "muon": {"engine": MUON["engine"] | {"leaf_modules": ["Qwen3DecoderLayer"]}},
+        "muon_one_rank": MUON | {"load": "MUON", "refused": ""}}}
 
 
 @pytest.fixture(scope="module")
@@ -174,21 +177,30 @@ def test_resume_goes_on_to_the_bit_and_at_another_number_of_ranks(policy, done, 
 
 
 def test_muons_steps_equal_plain_pytorch_and_go_on_after_a_resume(policy, done):
-    losses = {name: json.loads((done / f"muon{name}.json").read_text()) for name in ("", "_first", "_same", "_whole")}
+    losses = {name: json.loads((done / f"muon{name}.json").read_text()) for name in ("", "_first", "_same", "_whole", "_shared_row")}
     weights = {name: load_file(done / f"muon{name}.safetensors") for name in losses}
     expected, after = plain_muon_steps(policy, 6)
     assert losses["_first"] + losses["_same"] == losses["_whole"] == pytest.approx(expected, abs=1e-4)
-    assert losses[""] == pytest.approx(losses["_first"], abs=1e-5)
+    assert losses[""] == pytest.approx(losses["_first"], abs=1e-5) and losses["_shared_row"] == pytest.approx(losses["_first"], abs=1e-5)
     assert largest_difference(weights["_same"], weights["_whole"]) == 0.0
     start = {name: p.data for name, p in AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).named_parameters()}
     assert largest_difference(weights["_whole"], after) < 0.02 * largest_difference(start, after)
-    assert "was written by 2 ranks" in (done / "muon_one_rank.0.txt").read_text()
+    assert "go on with training.ranks=2" in (done / "muon_one_rank.0.txt").read_text()
+    assert "holds the state of adamw: engine.muon can't change" in (done / "muon_from_adamw.1.txt").read_text()
 
 
-@pytest.mark.parametrize("with_it, cause", [({}, "gradient_clipping: with muon"), ({"gradient_clipping": 0.0, "lora": {}}, "take lora or muon")])
+@pytest.mark.parametrize("with_it, cause", [({"gradient_clipping": 1.0}, "gradient_clipping: with muon"), ({"lora": {}}, "take lora or muon"),
+                                            ({"dtype": "bfloat16"}, "take float32"), ({"offload_optimizer": True}, "gathers all matrices")])
 def test_what_muon_can_not_be_with_is_refused(with_it, cause):
     with pytest.raises(ValidationError, match=cause):
-        EngineConfig(learning_rate=1e-3, muon={}, **with_it)
+        EngineConfig(**{"learning_rate": 1e-3, "muon": {}, "gradient_clipping": 0.0} | with_it)
+
+
+@pytest.mark.parametrize("layer, cause", [(Conv1D(4, 4), "transposed"), (torch.nn.Conv1d(4, 4, 3), "more than two dimensions")])
+def test_layers_that_muon_can_not_train_are_refused(layer, cause):
+    layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4), layer)])
+    with pytest.raises(ConfigError, match=f"module 0.1 of the layers has a .*{cause}"):
+        optimizer._matrices(layers)
 
 
 def test_ranks_that_share_a_row_have_the_losses_of_one(done):

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
@@ -128,6 +129,7 @@ def rank_of(rank: int, ranks: int, port: int, cases: dict[str, dict]) -> None:
 
 
 def main() -> None:
+    get_accelerator().is_fp16_supported = lambda: False  # some CPUs have it: Muon would be held against float32 in float16
     for ranks, cases in json.loads(sys.argv[3]).items():
         port = free_port("127.0.0.1")
         running = [multiprocessing.get_context("fork").Process(target=rank_of, args=(rank, int(ranks), port, cases)) for rank in range(int(ranks))]
