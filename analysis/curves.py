@@ -222,8 +222,7 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
     axis.set_ylim(0, axis.get_ylim()[1] * 1.08)  # the numbers stand above them
     if tasks:
         axis.set_xlim(first - room * (1.3 + 0.35 * len(curves)), last + room * (1.3 + 0.35 * len(curves)))
-        when = "before, beside and after" if beside else "before and after"
-        axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones, {when})")
+        axis.set_title(f"{PASS_RATE.title} (points: {'/'.join(map(str, sorted(tasks)))} held-out ones)")
     elif beside:
         axis.set_title(f"{PASS_RATE.title} (points: held-out ones)")
 
