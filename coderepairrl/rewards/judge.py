@@ -128,7 +128,10 @@ async def _read_log(task: Task, path) -> dict[str, str]:
     if not path.exists():
         return {}
     await asyncio.to_thread(read_regular, path, MAX_LOG_BYTES)  # refuses links and floods
-    statuses = await log_parsers.parse_file(task.environment.log_parser, path)
+    try:
+        statuses = await log_parsers.parse_file(task.environment.log_parser, path, task.task_id, task.metadata.get("version", ""))
+    except log_parsers.ParserError as error:
+        raise ReportError(str(error)) from error
     if statuses is None:
         raise ReportError(f"the log could not be read by {task.environment.log_parser} within {log_parsers.PARSE_S:g} s")
     return statuses

@@ -89,6 +89,10 @@ class Checkout:
         return text
 
     async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:
+        try:
+            diff.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            return f"it holds {ascii(diff[error.start])}, half of a character (a lone surrogate), which no file can"
         async with self.lock:
             paths, problem = await self.judge.touched(self.worktree, diff)
             if allowed is not None and not allowed.issuperset(paths):
