@@ -15,11 +15,11 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines, write_jsonl
+from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.refusals import check, check_base, check_texts, refuse
 from coderepairrl.types import Environment, Recipe, Task
 
-PYTEST = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "junit_family=xunit1", "--junitxml={junit}/report.xml",
-          "{tests}", "{canary_path}")
+PYTEST = ("{python}", "-m", "pytest", *OPTIONS, "--rootdir=.", "{tests}", "{canary_path}")
 DEFAULTS = {"files": {}, "hidden_tests": {}, "test_selection": (), "pass_to_pass": (), "oracle_patch": ""}
 ENVIRONMENT_DEFAULTS = {"name": "", "base": None, "python": "", "test_command": PYTEST}
 _TASK = TypeAdapter(Task)

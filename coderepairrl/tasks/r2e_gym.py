@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from coderepairrl.cause import ANSI
 from coderepairrl.tasks.patches import unified_diff
+from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Environment, Task
 
 PASSED = re.compile(r"^PASSED (\S+::.*?)\r?$", re.MULTILINE)
 REASON = " - "  # between a test and why it failed; it may stand in an id, too
 TESTS = "r2e_tests"
-COMMAND = ("{python}", "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", "--junitxml={junit}/report.xml",
-           "{tests}", "{canary_path}")
+COMMAND = ("{python}", "-W", "ignore", "-m", "pytest", *OPTIONS, "{tests}", "{canary_path}")
 
 
 class R2EGymConfig(RowsConfig):
