@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError
+from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError, TaskError
 from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
 from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
@@ -27,7 +27,7 @@ class Services:
 
 async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
                       sampling: SamplingConfig, cache_salt: str) -> Trajectory:
-    """Never raises for what agent or machine do: an agent's failure gets its reward, a broken machine gives INFRASTRUCTURE_ERROR.
+    """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong task INFRASTRUCTURE_ERROR.
     But GatewayError when the record is gone with a process of the gateway: that ends the run.
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
@@ -55,7 +55,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             seen = await _edits_seen(edits, task, diff, verdict, services.grader)
             if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
                 outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
-    except (SandboxError, EngineError, GatewayError, aiohttp.ClientError) as error:
+    except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()
         verdict, parts, reward = None, {}, 0.0
     session = await services.gateway.close_session(session.key)

@@ -46,7 +46,24 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Of a file of ours. Raises ValueError."""
+    return [from_json(line) for _, line in json_lines(path)]
+
+
+def json_lines(path: Path) -> list[tuple[int, bytes]]:
+    """(its number, the line) of each line that holds something. JSON Lines end at line feeds only: U+2028, U+0085 and form feeds may stand in a
+    text, where str.splitlines() would cut it."""
+    return [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+
+
+def from_json(data: bytes) -> Any:
+    """Raises ValueError that says in one line what is wrong, and what to do."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}): convert the file (iconv -f LATIN1 -t UTF-8)") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}): write it again") from error
 
 
 def drop_torn_line(path: Path) -> None:

@@ -10,6 +10,9 @@ Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what w
 a chunk of tasks, with every token; results.jsonl, a row an episode; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
 environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
 the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
+
+Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong task ended are left
+out, named and counted; the rest goes on, and the exit code is 1.
 """
 import asyncio
 import json
@@ -267,15 +270,31 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
         attempt.end(reason if state == "failed" else "")
 
 
-def show(run: Path) -> None:
+def show(run: Path, refused: list[str]) -> bool:
+    """Prints what came out. Whether every row was evaluated: `refused` are those that were not loaded."""
     summary = summary_of(run)
     broken = [detail for row in sampled(read_jsonl(run / "results.jsonl")) if (detail := broken_by(row)) is not None]
     beside = {"greedy": "greedy", "first_edit": "by the first edit", "submitted": "submitted", "at_limit": "ended at a limit"}
     print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
           + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)
+          + (f"; {len(refused)} rows that cannot be used" if refused else "")
           + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
           + (f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: {commonest(broken)}" if broken else "")
           + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
+    return not (refused or summary["not_built"] or broken)
+
+
+def heldout(config: EvaluateConfig) -> tuple[list[Task], list[str]]:
+    """(the tasks, a line for each row that is none). ConfigError when there is no task."""
+    refused: list[str] = []
+    tasks = load_tasks(config.rollout.tasks, refused)["heldout"][: config.rollout.evaluation.tasks]
+    if not tasks and refused:
+        raise TaskError(f"not one of {len(refused)} rows can be used, the first: {refused[0]}")
+    if not tasks:
+        raise ConfigError("no held-out tasks to evaluate: load some (rollout.tasks)")
+    for line in refused:
+        print(f"left out: {line}", flush=True)
+    return tasks, refused
 
 
 @program(EvaluateConfig)
@@ -287,9 +306,7 @@ def main(arguments: list[str]) -> None:
     if config.shard >= config.shards:
         raise ConfigError(f"shard={config.shard} of shards={config.shards}: they are numbered from 0")
     run, model = folder_of(config, arguments[0]), model_of(config)
-    tasks = load_tasks(config.rollout.tasks)["heldout"][: config.rollout.evaluation.tasks]
-    if not tasks:
-        raise ConfigError("no held-out tasks to evaluate: load some (rollout.tasks)")
+    tasks, refused = heldout(config)
     shard = tasks[config.shard::config.shards]
     if not shard:
         raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
@@ -300,7 +317,8 @@ def main(arguments: list[str]) -> None:
         run_shard(config, run, shard, now, model, arguments)
     if config.shards > 1:
         merge(whole_of(config, run), config, now)
-    show(run)
+    if not show(run, refused):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

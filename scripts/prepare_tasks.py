@@ -5,7 +5,8 @@
 
 The first writes OUT.jsonl (the admitted tasks, which `tasks: {name: jsonl}` reads) and OUT.admission.jsonl (a row a task: times, lock,
 Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the settings
-that decided, others need another `out:`.
+that decided, others need another `out:`. Rows that cannot be read and tasks that the machine left undecided are named and counted, the rest
+goes on, and the exit code is 1.
 The second compares two sets (JSONL files, or YAML files as above): by repository, commit, patch and date. It exits with 2 when a
 training task has an evaluation task's commit or patch; --out writes the training tasks that have neither, --before those older than a day.
 """
@@ -60,11 +61,11 @@ def read_record(path: Path) -> dict[str, Decision]:
     return {row["task_id"]: Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}) for row in rows}
 
 
-def tasks_of(config: TasksConfig) -> list[Task]:
-    """Not built yet, of both splits."""
+def tasks_of(config: TasksConfig, refused: list[str] | None = None) -> list[Task]:
+    """Not built yet, of both splits. `refused`: see load_tasks."""
     if isinstance(config, JsonlConfig):
-        return [task for path in (config.train, config.heldout) if path for task in jsonl.read(Path(path))]
-    return [task for split in load_tasks(config).values() for task in split]
+        return [task for path in (config.train, config.heldout) if path for task in jsonl.usable(Path(path), refused)]
+    return [task for split in load_tasks(config, refused).values() for task in split]
 
 
 async def prepare(config: PrepareConfig, tasks: list[Task], record: Path, done: dict[str, Decision]) -> int:
@@ -114,7 +115,10 @@ def run(config: PrepareConfig) -> None:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     sandboxes.check(config.sandbox)
-    tasks, record, now = tasks_of(config.tasks), record_of(out), inputs.of(config, inputs.ADMISSION)
+    refused: list[str] = []
+    tasks, record, now = tasks_of(config.tasks, refused), record_of(out), inputs.of(config, inputs.ADMISSION)
+    for line in refused:
+        print(f"left out: {line}", flush=True)
     made_by = out.with_suffix(".inputs.json")
     inputs.compare(made_by, now, inputs.ADMISSION, config=config, made=record.exists(), remedy="take another `out:`")
     write_json(made_by, now)
@@ -127,8 +131,9 @@ def run(config: PrepareConfig) -> None:
     good = [admitted(task, done[task.task_id]) for task in tasks if task.task_id in done and done[task.task_id].admitted]
     jsonl.write(out, good)
     print(table(list(done.values())))
-    print(f"{len(good)} of {len(tasks)} admitted: {out}" + (f"; {undecided} undecided: the same command tries them again" if undecided else ""))
-    if undecided:
+    print(f"{len(good)} of {len(tasks)} admitted: {out}" + (f"; {undecided} undecided: the same command tries them again" if undecided else "")
+          + (f"; {len(refused)} rows that cannot be used" if refused else ""))
+    if undecided or refused:
         sys.exit(1)
 
 

@@ -189,6 +189,38 @@ def test_the_first_mirror_that_has_the_commit_serves(setting):
         built(environment, config.model_copy(update={"cache": config.cache + "2", "mirrors": ("/{repo}",)}))
 
 
+@pytest.mark.parametrize("digits", [7, 8, 12, 39, 40])
+def test_a_commit_by_its_first_digits(setting, digits):
+    environment, config = setting
+    made = built(replace(environment, recipe=replace(environment.recipe, revision=environment.recipe.revision[:digits])), config)
+    assert Path(made.base, "src/module.py").read_text() == "value = 1\n"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("mirror", ["swesmith", "tagged"])
+def test_what_no_server_gives_out_by_its_first_digits(setting, tmp_path, scheme, mirror):
+    """The copy that SWE-smith keeps, with its bugs on other branches; or a branch or tag of the repository that is at this commit."""
+    environment, config = setting
+    commit, origin = environment.recipe.revision, tmp_path / "mirrors/me+module/repo"
+    if mirror == "swesmith":
+        copy = tmp_path / f"mirrors/swesmith+me__module.{commit[:8]}/repo"
+        copy.mkdir(parents=True)
+        git(copy, "init", "-q", "-b", "main")
+        shutil.copytree(origin / "src", copy / "src")
+        (copy / "src/module.py").write_text("value = 1\n")
+        git(copy, "add", "-A")
+        git(copy, "commit", "-q", "-m", "Initial commit")
+        git(copy, "checkout", "-q", "-b", f"me__module.{commit[:8]}.func_basic__abc")
+        (copy / "src/module.py").write_text("value = 3  # the bug\n")
+        git(copy, "commit", "-qam", "Bug Patch")
+        shutil.rmtree(origin)
+    else:
+        git(origin, "tag", "-a", "-m", "of the base", "v1", commit)
+        git(origin, "branch", "old", commit)
+    made = built(replace(environment, recipe=replace(environment.recipe, revision=commit[:8])), config.model_copy(update={"mirrors": (scheme + config.mirrors[0],)}))
+    assert Path(made.base, "src/module.py").read_text() == "value = 1\n" and git(made.base, "rev-list", "--all", "--count") == "1"
+
+
 def test_a_source_distribution_with_pins_and_with_a_date(tmp_path):
     """From the package registry, like the admitted set of packages."""
     keep, sha256 = ("toolz", "tlz", "setup.py", "versioneer.py", "setup.cfg", "README.rst", "PKG-INFO"), "2c86e3d9a04798ac556793bced838816296a2f085017664e4995cb40a1047a02"

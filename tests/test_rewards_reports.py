@@ -82,6 +82,16 @@ def test_ids_truncated_at_a_bracket_or_reduced_to_a_paths_last_part():
     assert Statuses(found).lookup("t.py::test_d[a") == Statuses(found).lookup("t.py::test_a") == "missing"
 
 
+@pytest.mark.parametrize("test, status", [
+    ("tests/all.case::one", "failed"), ("tests.all.case::one", "failed"), ("tests/all.case::keeps", "passed"), ("tests/api.yaml::suite::first", "error"),
+    ("tests/my", "skipped"), ("README.md::readme", "passed"), ("tests/all.case::on", "missing"), ("tests/all.case", "missing"), ("tests/all.case::one plus", "missing"),
+    ("one", "missing"), ("tests/t.py::test_a", "missing"), ("t.js::adds", "missing"), ("renders", "missing"), ("tests/m", "missing")])
+def test_an_id_without_a_bracket_may_be_cut_too(test, status):
+    report = {"tests.all.case::one plus one": "passed", "tests.all.case::one more": "failed", "tests.all.case::keeps as is": "passed", "tests.api.yaml.suite::first step": "error",
+              "tests.my cases.t::test_a": "skipped", "README.md::readme example": "passed", "tests.t::test_a[x y]": "passed", "renders two": "passed", "adds two": "passed"}
+    assert Statuses(report).lookup(test) == status
+
+
 # ---- logs
 
 def test_pytests_own_log_and_report_agree(tmp_path):

@@ -37,14 +37,17 @@ class Archive(Config):
 def fetch_commit(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, steps: Steps) -> list[str]:
     """The files of the commit, and a .git with one commit that has no parent, no remote, no tag and no reflog. `source` is OWNER/NAME.
 
+    `commit` may be cut to as few as seven digits, as SWE-smith's rows have it: then it has to be that of a branch or tag of a mirror, or in
+    a mirror that is a folder, or SWE-smith's own copy of that commit has to be there.
+
     Returns the files that the mirror lacks and that are left out; only with `config.incomplete_mirrors`.
     """
-    if not re.fullmatch("[0-9a-f]{40}", commit):
-        raise StepError(f"{commit!r} is no full commit id")
+    if not re.fullmatch("[0-9a-f]{7,40}", commit):
+        raise StepError(f"{commit!r} is no full commit id, nor seven or more of its first digits: correct the revision")
     checkout.mkdir()
     with _git(checkout, steps) as git:
         git("init", "-q", "--template=", "--initial-branch=main", ".")
-        _fetch(source, commit, checkout, config, git)
+        commit = _fetch(source, commit, checkout, config, git)
         git("read-tree", commit)
         absent = _absent(git)
         if absent and not config.incomplete_mirrors:
@@ -101,15 +104,10 @@ def _git(checkout: Path, steps: Steps) -> Iterator[Callable[..., str]]:
     own.unlink()
 
 
-def _fetch(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, git: Callable[..., str]) -> None:
-    """The commit's objects, from the first mirror that has it: over the network, or lent by a mirror in a folder."""
-    owner, _, name = source.partition("/")
+def _fetch(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, git: Callable[..., str]) -> str:
+    """The whole id of the commit, whose objects are then there, from the first mirror that has it: over the network, or lent by a mirror in a folder."""
     failed = []
-    for pattern in config.mirrors:
-        try:
-            place = os.path.expanduser(pattern.format(owner=owner, name=name))
-        except (KeyError, IndexError, ValueError) as error:
-            raise StepError(f"environments.mirrors: {pattern!r} may hold {{owner}} and {{name}} only") from error
+    for place, wanted in [(place, wanted) for own, wanted in _copies(source, commit) for place in _places(own, config)]:
         lent = checkout / ".git/objects/info/alternates"
         try:
             if place.startswith(("/", ".")):
@@ -118,14 +116,43 @@ def _fetch(source: str, commit: str, checkout: Path, config: EnvironmentsConfig,
                     raise StepError("no such repository")
                 lent.parent.mkdir(exist_ok=True)
                 lent.write_text(f"{objects.absolute()}\n")
+                found = _tip(git, place, wanted) if wanted.startswith("refs/") else git("rev-parse", "--verify", wanted + "^{commit}").strip()
             else:
-                git("fetch", "-q", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-write-commit-graph", place, commit)
-            git("cat-file", "-e", commit + "^{tree}")
-            return
+                found = wanted if len(wanted) == 40 else _tip(git, place, wanted)
+                git("fetch", "-q", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-write-commit-graph", place, found)
+            git("cat-file", "-e", found + "^{tree}")
+            return found
         except StepError as error:
             failed.append(f"{place}: {error}")
             lent.unlink(missing_ok=True)
     raise StepError(f"no mirror has {source} at {commit[:12]} ({'; '.join(failed) or 'environments.mirrors is empty'})")
+
+
+def _copies(source: str, commit: str) -> list[tuple[str, str]]:
+    """(OWNER/NAME, commit or branch) of what holds the commit's files, best first. No server gives out a commit by some of its digits, but
+    SWE-smith keeps a copy of each commit that its rows name so: https://github.com/swesmith, branch main; other branches hold its bugs."""
+    copy = f"swesmith/{source.replace('/', '__')}.{commit[:8]}"
+    return [(source, commit), *([(copy, "refs/heads/main")] if len(commit) < 40 else [])]
+
+
+def _places(source: str, config: EnvironmentsConfig) -> list[str]:
+    owner, _, name = source.partition("/")
+    places = []
+    for pattern in config.mirrors:
+        try:
+            places.append(os.path.expanduser(pattern.format(owner=owner, name=name)))
+        except (KeyError, IndexError, ValueError) as error:
+            raise StepError(f"environments.mirrors: {pattern!r} may hold {{owner}} and {{name}} only") from error
+    return places
+
+
+def _tip(git: Callable[..., str], place: str, wanted: str) -> str:
+    """The commit of the branch `wanted`, or the one that a branch or tag has and whose id begins so. Raises StepError."""
+    refs = [line.split("\t") for line in git("ls-remote", place).split("\n") if "\t" in line]
+    found = {commit for commit, name in refs if (name == wanted if wanted.startswith("refs/") else commit.startswith(wanted))}
+    if len(found) != 1:
+        raise StepError(f"{'no' if not found else 'more than one'} branch or tag is {wanted}")
+    return found.pop()
 
 
 # ---- source distributions -------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from coderepairrl import cause
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.rewards import log_parsers
+from coderepairrl.rewards.arguments import shortened
 from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
 from coderepairrl.rewards.protected import Selection
 from coderepairrl.rewards.sabotage import sabotage
 from coderepairrl.rewards.test_ids import Statuses
-from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, start_sandbox
+from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Task
 
 JUNIT = "junit"
@@ -79,8 +80,9 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
         if sabotaged and not must_fail:
             return nothing("no test could be turned round")
         reports, inside = sandbox.share(JUNIT)
-        argv = fill(task, canary, inside)
-        result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s)
+        argv = shortened(fill(task, canary, inside), sandbox)
+        result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s,
+                                   variables=plain_terminal(task.environment))
         if result.timed_out:
             return nothing(f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True)
         try:
@@ -128,7 +130,10 @@ async def _read_log(task: Task, path) -> dict[str, str]:
     if not path.exists():
         return {}
     await asyncio.to_thread(read_regular, path, MAX_LOG_BYTES)  # refuses links and floods
-    statuses = await log_parsers.parse_file(task.environment.log_parser, path)
+    try:
+        statuses = await log_parsers.parse_file(task.environment.log_parser, path, task.task_id, task.metadata.get("version", ""))
+    except log_parsers.ParserError as error:
+        raise ReportError(str(error)) from error
     if statuses is None:
         raise ReportError(f"the log could not be read by {task.environment.log_parser} within {log_parsers.PARSE_S:g} s")
     return statuses

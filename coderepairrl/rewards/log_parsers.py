@@ -17,6 +17,10 @@ PARSE_S = 30.0
 STATUSES = {"PASSED": "passed", "XFAIL": "xfailed", "SKIPPED": "skipped", "FAILED": "failed", "ERROR": "error"}
 
 
+class ParserError(ValueError):
+    """A parser breaks on a log; the message is one line."""
+
+
 def registry() -> dict:
     """swebench's parsers by name, without the rest of its harness.
 
@@ -40,25 +44,45 @@ def names() -> frozenset[str]:
     return frozenset(registry())
 
 
-def parse(parser: str, log: str) -> dict[str, str]:
-    """test id, as the parser names it -> passed | xfailed | skipped | failed | error. KeyError for an unknown parser."""
-    return {test: STATUSES[status] for test, status in registry()[parser](log, None).items() if status in STATUSES}
+def parse(parser: str, log: str, task_id: str = "", version: str = "") -> dict[str, str]:
+    """test id, as the parser names it -> passed | xfailed | skipped | failed | error. A few parsers ask the row which runner wrote the log.
+
+    KeyError for an unknown parser; on a log, or a row, that it does not expect a parser may raise anything.
+    """
+    row = types.SimpleNamespace(instance_id=task_id, version=version)
+    return {test: STATUSES[status] for test, status in registry()[parser](log, row).items() if status in STATUSES}
 
 
-async def parse_file(parser: str, log: Path) -> dict[str, str] | None:
-    """`parse` in a process of its own; None when it takes longer than PARSE_S or breaks."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-I", __file__, parser, str(log), stdin=asyncio.subprocess.DEVNULL,
-                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env={"PATH": os.environ.get("PATH", "")})
+def problem(parser: str, task_id: str, version: str) -> str:
+    """Why no log of this task could be read; empty when it can."""
+    if parser not in names():
+        return f"swebench has no parser {parser!r}"
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), PARSE_S)
+        parse(parser, "", task_id, version)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"swebench's {parser} reads no log of {task_id}, version {version!r} ({type(error).__name__}: {error})"
+    return ""
+
+
+async def parse_file(parser: str, log: Path, task_id: str = "", version: str = "") -> dict[str, str] | None:
+    """`parse` in a process of its own; None when it takes longer than PARSE_S, or is none of swebench's. Raises ParserError when it breaks."""
+    if parser not in names():
+        return None
+    process = await asyncio.create_subprocess_exec(sys.executable, "-I", __file__, parser, str(log), task_id, version, stdin=asyncio.subprocess.DEVNULL,
+                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
+    try:
+        out, said = await asyncio.wait_for(process.communicate(), PARSE_S)
     except TimeoutError:
         return None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return json.loads(out) if process.returncode == 0 else None
+    if process.returncode:
+        *_, last = ["no traceback", *said.decode(errors="replace").strip().split("\n")]
+        raise ParserError(f"{parser} breaks on the log ({last[:200]}, exit code {process.returncode})")
+    return json.loads(out)
 
 
 if __name__ == "__main__":
-    print(json.dumps(parse(sys.argv[1], Path(sys.argv[2]).read_text(errors="replace"))))
+    print(json.dumps(parse(sys.argv[1], Path(sys.argv[2]).read_text(errors="replace"), *sys.argv[3:])))

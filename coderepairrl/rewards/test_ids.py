@@ -1,7 +1,8 @@
 """Names of one test: a row's node id "tests/x_test.py::TestA::test_b[1-a]", JUnit's "tests.x_test.TestA::test_b[1-a]", Django's "test_b (x.TestA)".
 
-SWE-bench's rows were read from logs, so their ids are cut at the first white space ("test_b[select" for "test_b[select 1]"), and
-those of one parser hold only the last part of an absolute path in brackets. `lookup` finds the tests that such an id stands for.
+SWE-bench's rows were read from logs, so their ids are cut at the first white space ("test_b[select" for "test_b[select 1]",
+"all.case::one" for an item that is called "one plus one"), and those of one parser hold only the last part of an absolute path in
+brackets. `lookup` finds the tests that such an id stands for.
 """
 import re
 from collections import defaultdict
@@ -54,8 +55,10 @@ class Statuses:
             return self.found[test]
         wanted = to_junit(test)
         statuses = self._by_junit.get(wanted)
+        if not statuses and ("::" in test or "/" in test):  # a name in words, as other runners' are, is no cut one
+            statuses = self._by_cut.get(wanted.removeprefix("::"))  # a cut path has nothing before its "::"
         if not statuses and "[" in wanted:
-            statuses = self._by_cut.get(wanted) or self._by_last_part.get(_last_part(wanted))
+            statuses = self._by_last_part.get(_last_part(wanted))
             if not statuses and wanted.count("[") > wanted.count("]"):
                 statuses = [status for name, status in self.found.items() if to_junit(name).startswith(wanted)]
         return max(statuses, key=ORDER.index) if statuses else "missing"

@@ -56,7 +56,7 @@ class Grader:
 
     async def grade(self, task: Task, diff: str) -> Verdict:
         selection = await _select(task, diff)
-        key = (task.task_id, hashlib.sha256(selection.applied.encode(errors="surrogateescape")).hexdigest())
+        key = (task.task_id, hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest())
         if key in self._verdicts:
             self.hits += 1
             self._verdicts.move_to_end(key)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.apptainer import ApptainerSandbox
-from coderepairrl.sandboxes.base import CommandResult, PathError, Sandbox, SandboxConfig
+from coderepairrl.sandboxes.base import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal
 from coderepairrl.sandboxes.bubblewrap import BubblewrapSandbox
 from coderepairrl.sandboxes.local import LocalSandbox
 from coderepairrl.sandboxes.store import Store
+from coderepairrl.sandboxes.workspace import MAX_COMMAND_BYTES
 from coderepairrl.types import Task
 
-__all__ = ["SANDBOXES", "CommandResult", "PathError", "Sandbox", "SandboxConfig", "check", "start_sandbox"]
+__all__ = ["MAX_COMMAND_BYTES", "SANDBOXES", "CommandResult", "PathError", "Sandbox", "SandboxConfig", "check", "plain_terminal", "start_sandbox"]
 
 SANDBOXES = {"bubblewrap": BubblewrapSandbox, "apptainer": ApptainerSandbox, "local": LocalSandbox}
 

@@ -61,12 +61,12 @@ class ApptainerSandbox(Checkout):
     def _inside(self, shared: Path) -> str:
         return f"/{shared.name}"
 
-    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str]) -> CommandResult:
+    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in ("--bind", f"{host}:{inside}")]
         shown = sorted({path for path in self.shown if not path.startswith("/usr/")})
         shared += [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
         hidden = sorted({*self.hidden, *(path for path in shown if path.startswith("/tmp/"))})
-        become = _become(self.config, command_variables(self.task.environment, "/tmp") | variables, self.inside, hidden)
+        become = _become(self.config, command_variables(self.task.environment, "/tmp", variables), self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
         start, seen = proc.start_of(process.pid), set()
         if start is not None:  # one that has ended already leaves nothing to be ended
@@ -132,14 +132,16 @@ def _root(image: str | None, root: Path) -> list[str]:
         return ["--bind", f"{etc}/passwd:/etc/passwd:ro", "--bind", f"{etc}/group:/etc/group:ro", image]
     links = {name: os.readlink(f"/{name}") for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink(f"/{name}")}
 
+    places = ("usr", "proc", "dev", "tmp", "var/tmp")
+
     def fill(own: Path) -> None:
-        for name in ("usr", "proc", "dev", "tmp"):
-            (own / name).mkdir()
+        for name in places:
+            (own / name).mkdir(parents=True)
         for name, target in links.items():
             (own / name).symlink_to(target)
         shutil.copytree(etc, own / "etc", symlinks=True)
 
-    return ["--bind", "/usr:/usr:ro", str(made_once(root, "system", [str(etc), links], fill))]
+    return ["--bind", "/usr:/usr:ro", str(made_once(root, "system", [str(etc), links, places], fill))]
 
 
 def _outside() -> dict[str, str]:

@@ -11,6 +11,9 @@ from coderepairrl.errors import CodeRepairError
 from coderepairrl.types import Environment
 
 
+FOR_PROMPTS = {"TERM": "dumb", "NO_COLOR": "1"}
+
+
 class SandboxConfig(Config):
     """What agents' commands and tests run in, and its limits."""
     kind: Literal["bubblewrap", "apptainer", "local"] = "bubblewrap"  # what isolates it; local: nothing does
@@ -46,8 +49,8 @@ class Sandbox(Protocol):
     dropped_paths: tuple[str, ...]  # what the latest diff() left out: symlinks, binary and oversized files
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None,
-                  variables: dict[str, str] | None = None) -> CommandResult:
-        """A string goes to bash, a list is argv. Raises SandboxError only for infrastructure trouble."""
+                  variables: dict[str, str | None] | None = None) -> CommandResult:
+        """A string goes to bash, a list is argv; of `variables` those that are None are not set. Raises SandboxError only for infrastructure trouble."""
 
     async def read_text(self, path: str) -> str:
         """Raises PathError."""
@@ -73,13 +76,20 @@ class Sandbox(Protocol):
         """Removes everything. May be called twice."""
 
 
-def command_variables(environment: Environment, home: str) -> dict[str, str]:
-    """All variables of a command: nothing is inherited from the host, so siblings see equal prompts."""
+def plain_terminal(environment: Environment) -> dict[str, None]:
+    """Variables of a command whose output no prompt holds: what tells programs to be brief is not set, unless the environment sets it, so
+    a project's tests see what they would see in a CI."""
+    return dict.fromkeys(name for name in FOR_PROMPTS if name not in environment.variables)
+
+
+def command_variables(environment: Environment, home: str, variables: dict[str, str | None]) -> dict[str, str]:
+    """All variables of a command: nothing is inherited from the host, so siblings see equal prompts. `variables`: its own; None: not set."""
     path = dict.fromkeys([os.path.dirname(environment.python), "/usr/local/bin", "/usr/bin", "/bin"])
     git = {"safe.directory": "*", "user.name": "agent", "user.email": "agent@localhost"}
     numbered = {f"GIT_CONFIG_{part}_{i}": text for i, pair in enumerate(git.items()) for part, text in zip(("KEY", "VALUE"), pair, strict=True)}
-    return {
-        "PATH": ":".join(path), "HOME": home, "LANG": "C.UTF-8", "TZ": "UTC", "TERM": "dumb", "NO_COLOR": "1",
+    found = {
+        "PATH": ":".join(path), "HOME": home, "LANG": "C.UTF-8", "TZ": "UTC", **FOR_PROMPTS,
         "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PAGER": "cat", "GIT_PAGER": "cat",
-        "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(git)), **numbered, **environment.variables,
+        "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(git)), **numbered, **environment.variables, **variables,
     }
+    return {name: value for name, value in found.items() if value is not None}

@@ -34,7 +34,7 @@ from coderepairrl.types import Task
 
 NOBODY, AGENT = 65534, 1000
 END_S = 30.0  # how long the kernel may take to end a killed pid namespace
-_ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "ca-certificates", "mime.types")
+_ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "ca-certificates", "mime.types", "services", "protocols")
 _OWN_ETC = {
     "passwd": f"root:x:0:0:root:/:/bin/sh\nagent:x:{AGENT}:{AGENT}:agent:/tmp:/bin/bash\nnobody:x:{NOBODY}:{NOBODY}:nobody:/:/bin/false\n",
     "group": f"root:x:0:\nagent:x:{AGENT}:\nnogroup:x:{NOBODY}:\n",
@@ -58,7 +58,8 @@ class BubblewrapSandbox(Checkout):
         store.prepare()
         environment = task.environment
         if environment.image:
-            system = [*(await asyncio.to_thread(_image, environment.image, environment.workdir, store.root)), *_fresh(config)]
+            system = [*(await asyncio.to_thread(_image, environment.image, environment.workdir, store.root)), *_fresh(config),
+                      *_var_tmp(environment.image, config)]
         else:
             installed = await asyncio.to_thread(interpreter, environment.python)
             system = [*_machine(store.root), *_fresh(config), *_shown(installed.folders)]
@@ -73,7 +74,7 @@ class BubblewrapSandbox(Checkout):
     def _inside(self, shared: Path) -> str:
         return f"/{shared.name}"
 
-    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str]) -> CommandResult:
+    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in ("--bind", str(host), inside)]
         read_end, write_end = os.pipe()
         status = _Status(read_end)
@@ -81,7 +82,7 @@ class BubblewrapSandbox(Checkout):
                    "--remount-ro", "/", "--chdir", self.inside, *_limits(self.config), *argv]
         try:
             try:
-                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp") | variables, cwd="/", pass_fds=(write_end,))
+                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp", variables), cwd="/", pass_fds=(write_end,))
             finally:
                 os.close(write_end)
             try:
@@ -197,7 +198,7 @@ def _machine(root: Path) -> list[str]:
             mounts += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             mounts += ["--ro-bind", name, name]
-    return [*mounts, "--ro-bind", str(own_etc(root)), "/etc"]
+    return [*mounts, "--ro-bind", str(own_etc(root)), "/etc", "--perms", "0755", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
 
 
 def _image(image: str, workdir: str, root: Path) -> list[str]:
@@ -214,6 +215,12 @@ def _image(image: str, workdir: str, root: Path) -> list[str]:
             mounts += ["--ro-bind", path, f"/{name}"]
     users = [name for name in ("passwd", "group") if os.path.isfile(f"{image}/etc/{name}")]
     return [*mounts, *(part for name in users for part in ("--ro-bind", f"{own_etc(root)}/{name}", f"/etc/{name}"))]
+
+
+def _var_tmp(image: str, config: SandboxConfig) -> list[str]:
+    """Writable, where the image has it as a folder of its own."""
+    own = os.path.isdir(f"{image}/var/tmp") and not os.path.islink(f"{image}/var/tmp") and not os.path.islink(f"{image}/var")
+    return ["--perms", "1777", "--size", str(config.tmp_mib << 20), "--tmpfs", "/var/tmp"] if own else []
 
 
 def _opened(image: str, paths: list[str]) -> list[str]:

@@ -35,12 +35,12 @@ class LocalSandbox(Checkout):
     def _inside(self, shared: Path) -> str:
         return str(shared)
 
-    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str]) -> CommandResult:
+    async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         c = self.config
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         limits = [shutil.which("prlimit"), f"--data={c.memory_mib << 20}", f"--fsize={c.file_size_mib << 20}", "--core=0", "--"]
-        process = await spawn([*limits, *argv], environment=command_variables(self.task.environment, str(home)) | variables, cwd=str(self.root))
+        process = await spawn([*limits, *argv], environment=command_variables(self.task.environment, str(home), variables), cwd=str(self.root))
         return await supervise(process, timeout_s=timeout_s, output_bytes=c.output_kib << 10, overused=self._disk_overused)
 
 

@@ -16,7 +16,7 @@ from coderepairrl.sandboxes.store import REMEDY, Live
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
-MAX_COMMAND_BYTES = 100_000  # below the kernel's limit for one argument, 128 KiB
+MAX_COMMAND_BYTES = 100_000  # below the kernel's limit for one argument and Apptainer's for all, 128 KiB
 MAX_READ_BYTES = 4 << 20
 MAX_LINKS = 40  # that a path may lead over, as in the kernel
 _AGENTS_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -36,10 +36,9 @@ class Checkout:
         self.disk = DiskWatch(config.disk_mib)
         self.lock = asyncio.Lock()  # a diff must not race a command that swaps a file for a symlink
 
-    async def run(self, command: str | list[str], *, timeout_s: float | None = None, variables: dict[str, str] | None = None) -> CommandResult:
+    async def run(self, command: str | list[str], *, timeout_s: float | None = None, variables: dict[str, str | None] | None = None) -> CommandResult:
         argv = ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        size = sum(len(part.encode(errors="surrogateescape")) + 1 for part in argv)
-        if size > MAX_COMMAND_BYTES or any("\0" in part for part in argv):
+        if not _can_be_run(argv):
             return CommandResult(126, f"a command must be shorter than {MAX_COMMAND_BYTES} bytes and without NUL: write a file and run it\n", False, 0.0)
         async with self.lock:
             return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
@@ -89,6 +88,10 @@ class Checkout:
         return text
 
     async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:
+        try:
+            diff.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            return f"it holds {ascii(diff[error.start])}, half of a character (a lone surrogate), which no file can"
         async with self.lock:
             paths, problem = await self.judge.touched(self.worktree, diff)
             if allowed is not None and not allowed.issuperset(paths):
@@ -164,6 +167,13 @@ class Checkout:
             target = os.readlink(here)
             waiting += ["/"] if target.startswith("/") else target.split("/")[::-1]
         return self.root.joinpath(*found)
+
+
+def _can_be_run(argv: list[str]) -> bool:
+    try:
+        return sum(len(os.fsencode(part)) + 1 for part in argv) <= MAX_COMMAND_BYTES and not any("\0" in part for part in argv)
+    except UnicodeEncodeError:  # half of a character
+        return False
 
 
 def _path_error(path: str, error: OSError) -> PathError | SandboxError:

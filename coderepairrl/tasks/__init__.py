@@ -12,6 +12,7 @@ from coderepairrl.tasks.jsonl import JsonlConfig
 from coderepairrl.tasks.packages import RealPackagesConfig
 from coderepairrl.tasks.r2e_gym import R2EGymConfig
 from coderepairrl.tasks.releases import ReleasePairsConfig
+from coderepairrl.tasks.rows import RowsConfig
 from coderepairrl.tasks.swe_bench import SweBenchConfig
 from coderepairrl.tasks.swe_gym import SweGymConfig
 from coderepairrl.tasks.swe_smith import SweSmithConfig
@@ -25,5 +26,7 @@ TasksConfig = Annotated[
     Field(discriminator="name")]
 
 
-def load_tasks(config: TasksConfig) -> dict[str, list[Task]]:
-    return LOADERS[type(config)](config)
+def load_tasks(config: TasksConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    """`refused`: gets a line for each row of a data set that cannot be used; None: the first one is a TaskError."""
+    loader = LOADERS[type(config)]
+    return loader(config, refused) if isinstance(config, RowsConfig | JsonlConfig) else loader(config)

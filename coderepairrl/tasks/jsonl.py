@@ -4,8 +4,8 @@
 
 A row is a Task, field by field. Missing fields take the defaults of DEFAULTS and of types.py; an unknown field is an error.
 """
-import json
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
-from coderepairrl.files import write_jsonl
+from coderepairrl.files import from_json, json_lines, write_jsonl
+from coderepairrl.tasks.pytest_options import OPTIONS
+from coderepairrl.tasks.refusals import check, check_base, check_texts, refuse
 from coderepairrl.types import Environment, Recipe, Task
 
-PYTEST = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "junit_family=xunit1", "--junitxml={junit}/report.xml",
-          "{tests}", "{canary_path}")
+PYTEST = ("{python}", "-m", "pytest", *OPTIONS, "--rootdir=.", "{tests}", "{canary_path}")
 DEFAULTS = {"files": {}, "hidden_tests": {}, "test_selection": (), "pass_to_pass": (), "oracle_patch": ""}
 ENVIRONMENT_DEFAULTS = {"name": "", "base": None, "python": "", "test_command": PYTEST}
 _TASK = TypeAdapter(Task)
@@ -32,34 +33,54 @@ class JsonlConfig(Config):
     limit: PositiveInt = 1_000_000  # tasks of each split
 
 
-def load(config: JsonlConfig) -> dict[str, list[Task]]:
-    """Environments not built. Raises TaskError."""
+def load(config: JsonlConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    """Environments not built. Raises TaskError, unless rows may be `refused`."""
     paths = {"train": config.train, "heldout": config.heldout}
     if not any(paths.values()):
         raise TaskError("tasks: neither `train` nor `heldout` names a file: give the path of at least one")
-    return {split: [replace(task, metadata=task.metadata | {"split": split}) for task in read(Path(path))[:config.limit]] if path else []
-            for split, path in paths.items()}
+    return {split: [replace(task, metadata=task.metadata | {"split": split}) for task in usable(Path(path), refused, (check, check_base))[:config.limit]]
+            if path else [] for split, path in paths.items()}
 
 
-def read(path: Path) -> list[Task]:
-    """As they are written, environments not built. Raises TaskError naming line, task and field."""
+def usable(path: Path, refused: list[str] | None = None, checks: tuple[Callable[[Task, str], None], ...] = (check,)) -> list[Task]:
+    """Of what `read` finds the tasks that pass these checks. Raises TaskError, unless rows may be `refused`."""
+    tasks = []
+    for task in read(path, refused):
+        try:
+            for passes in checks:
+                passes(task, f"{path.name}, {task.task_id}")
+            tasks.append(task)
+        except TaskError as error:
+            refuse(error, refused)
+    return tasks
+
+
+def read(path: Path, refused: list[str] | None = None) -> list[Task]:
+    """As they are written, environments not built. Raises TaskError naming line, task and field, unless rows may be `refused`."""
     try:
-        lines = path.read_text().splitlines()
+        lines = json_lines(path)
     except OSError as error:
         raise TaskError(f"{path}: {error.strerror}: give the path of a JSONL file of tasks") from error
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path.name}, line {number}: not JSON ({error}): write one object a line") from error
-        task = from_row(row, f"{path.name}, line {number}", path.parent)
-        if task.task_id in tasks:
-            raise TaskError(f"{path.name}, line {number}, {task.task_id}, field task_id: occurs twice: give each task its own")
-        tasks[task.task_id] = task
+            task = _of_line(line, f"{path.name}, line {number}", path.parent)
+            if task.task_id in tasks:
+                raise TaskError(f"{path.name}, line {number}, {task.task_id}, field task_id: occurs twice: give each task its own")
+            tasks[task.task_id] = task
+        except TaskError as error:
+            refuse(error, refused)
     return list(tasks.values())
+
+
+def _of_line(line: bytes, where: str, folder: Path) -> Task:
+    try:
+        row = from_json(line)
+    except ValueError as error:
+        raise TaskError(f"{where}: {error}") from error
+    task = from_row(row, where, folder)
+    check_texts(task, f"{where}, {task.task_id}")
+    return task
 
 
 def write(path: Path, tasks: list[Task]) -> None:

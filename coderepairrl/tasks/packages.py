@@ -25,7 +25,7 @@ from coderepairrl.config import Config, read_yaml
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive, download, unpack
 from coderepairrl.errors import TaskError
-from coderepairrl.files import publish
+from coderepairrl.files import from_json, json_lines, publish
 from coderepairrl.tasks.edits import Mutation
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.types import Environment, Task
@@ -164,14 +164,14 @@ def read_rows(path: Path) -> tuple[dict[str, SuiteRow], list[TaskRow]]:
     """The suites by package, and the tasks."""
     suites, rows = {}, []
     try:
-        lines = path.read_text().splitlines()
+        lines = json_lines(path)
     except OSError as error:
         raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_mutations.py wrote") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path.name}, line {number}: not JSON ({error}): make the set again") from error
+            fields = from_json(line)
+        except ValueError as error:
+            raise TaskError(f"{path.name}, line {number}: {error}, or make the set again") from error
         model, key = (SuiteRow, "suite") if isinstance(fields, dict) and "suite" in fields else (TaskRow, "task_id")
         try:
             row = model.model_validate(fields)

@@ -7,14 +7,16 @@ The rows hold both versions of every changed file, the tests, and pytest's outpu
 import re
 from typing import Any, Literal
 
+from coderepairrl.cause import ANSI
 from coderepairrl.tasks.patches import unified_diff
+from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Environment, Task
 
-SUMMARY = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (\S+::.*?)(?: - .*)?$", re.MULTILINE)
+PASSED = re.compile(r"^PASSED (\S+::.*?)\r?$", re.MULTILINE)
+REASON = " - "  # between a test and why it failed; it may stand in an id, too
 TESTS = "r2e_tests"
-COMMAND = ("{python}", "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", "--junitxml={junit}/report.xml",
-           "{tests}", "{canary_path}")
+COMMAND = ("{python}", "-W", "ignore", "-m", "pytest", *OPTIONS, "{tests}", "{canary_path}")
 
 
 class R2EGymConfig(RowsConfig):
@@ -25,8 +27,8 @@ class R2EGymConfig(RowsConfig):
     environments: Literal["images"] = "images"  # the row's container image
 
 
-def load(config: R2EGymConfig) -> dict[str, list[Task]]:
-    return load_rows(config, to_task, identity)
+def load(config: R2EGymConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    return load_rows(config, to_task, refused, identity)
 
 
 def identity(fields: dict[str, Any]) -> dict[str, Any]:
@@ -40,10 +42,12 @@ def to_task(row: Row, config: R2EGymConfig) -> Task:
     names, codes = run.get("test_file_names"), run.get("test_file_codes")
     if not isinstance(names, list) or not isinstance(codes, list) or len(names) != len(codes) or not names:
         row.refuse("execution_result_content", "test_file_names and test_file_codes are not lists of one length")
-    before, after = (statuses(str(run.get(f"{side}_commit_res_stdout") or "")) for side in ("old", "new"))
-    expected = {name for name, status in row.mapping("expected_output_json").items() if status == "PASSED"}
-    passing = [test for test, status in after.items() if status == "PASSED" and short(test) in expected]
-    to_pass = tuple(test for test in passing if before.get(test) != "PASSED")
+    if not all(isinstance(text, str) for text in (*names, *codes)):
+        row.refuse("execution_result_content", "test_file_names and test_file_codes hold something that is no text")
+    before, after = (passed(str(run.get(f"{side}_commit_res_stdout") or "")) for side in ("old", "new"))
+    expected = {plain(name): status for name, status in row.mapping("expected_output_json").items()}
+    passing = [test for test in after if expected.get(short(test), expected.get(short(test).partition(REASON)[0])) == "PASSED"]
+    to_pass = tuple(test for test in passing if test not in before)
     if not to_pass:
         row.refuse("execution_result_content", "no test fails before and passes after the commit")
     statement = row.text("problem_statement")
@@ -57,10 +61,14 @@ def to_task(row: Row, config: R2EGymConfig) -> Task:
         metadata={"repo": row.text("repo_name"), "base_commit": str(commit.get("old_commit_hash") or ""), "split": config.use})
 
 
-def statuses(log: str) -> dict[str, str]:
-    """Node id -> status, of pytest's short summary."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
-    return {test: status for status, test in SUMMARY.findall(plain)}
+def passed(log: str) -> dict[str, None]:
+    """Node ids, in order, of what pytest's short summary says has passed: of these alone no reason follows, so their ids are whole."""
+    return dict.fromkeys(PASSED.findall(plain(log)))
+
+
+def plain(text: str) -> str:
+    """Without colours: those of logs, and of keys that were read from them."""
+    return ANSI.sub("", text)
 
 
 def short(test: str) -> str:
@@ -71,15 +79,31 @@ def short(test: str) -> str:
 def oracle(row: Row, commit: dict) -> str:
     """The commit's difference less its tests."""
     sections = []
-    for change in commit.get("file_diffs") or []:
+    diffs = commit.get("file_diffs") or []
+    for change in diffs if isinstance(diffs, list) else [diffs]:
         try:
             path = change["header"]["file"]["path"]
-            before, after = change["old_file_content"], change["new_file_content"]
-        except (KeyError, TypeError):
+            before, after = sides(change)
+            if not all(isinstance(text, str) for text in (path, before or "", after or "")):
+                raise TypeError("no text")
+        except (KeyError, TypeError, AttributeError):
             row.refuse("parsed_commit_content", "a file of the commit has no path, old_file_content or new_file_content")
         is_test = re.search(r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$", path)
         if not is_test and before != after:
-            sections.append(unified_diff(path, before or None, after or None))
+            sections.append(unified_diff(path, before, after))
     if not sections:
         row.refuse("parsed_commit_content", "the commit changes nothing but tests")
     return "".join(sections)
+
+
+def sides(change: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A file's text before and after; None: it is not there. The rows say "" of a file that is empty and of one that is not there, and tell
+    the two apart as git does: by a line of the header, or by /dev/null for a name. Of binary files they hold no content."""
+    texts = [change["old_file_content"], change["new_file_content"]]
+    mode = change["header"].get("misc_line") or ""
+    names = [(change.get(f"{sign}_file") or {}).get("path") for sign in ("minus", "plus")]
+    if change.get("is_binary_file"):
+        return "", ""
+    told = bool(mode or any(names))
+    made, removed = mode.startswith("new file") or names[0] == "/dev/null", mode.startswith("deleted file") or names[1] == "/dev/null"
+    return tuple(None if (gone if told else not text) else text for text, gone in zip(texts, (made, removed), strict=True))

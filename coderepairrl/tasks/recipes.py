@@ -10,6 +10,7 @@ from packaging.version import InvalidVersion, Version
 
 from coderepairrl.config import Config, read_yaml
 from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row
 from coderepairrl.types import Environment, Recipe
 
@@ -103,8 +104,7 @@ def _pytest(repository: Repository, tests: tuple[str, ...]) -> tuple[str, ...]:
         names = dict.fromkeys(re.split(r"::|\[", test)[-1] for test in tests)
         words = " or ".join([*names, "{canary_module}"])
         options += ["-k", words] if len(words) < KEYWORDS_MAX else []
-    return ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", *options,
-            "--junitxml={junit}/report.xml", "{tests}", "{canary_path}")
+    return ("{python}", "-m", "pytest", *OPTIONS, *options, "{tests}", "{canary_path}")
 
 
 def _log_command(row: Row, repository: Repository, tests: tuple[str, ...], test_patch: str) -> str:

@@ -14,6 +14,7 @@ from coderepairrl.config import Config, read_yaml
 from coderepairrl.environments.base import default_cache
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import TaskError
+from coderepairrl.files import json_lines
 from coderepairrl.tasks.packages import FOLDER, build, suite_environment
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.types import Task
@@ -82,11 +83,11 @@ def load(config: ReleasePairsConfig) -> dict[str, list[Task]]:
 def read_rows(path: Path) -> list[PairRow]:
     """Raises TaskError naming the row and the field."""
     try:
-        lines = path.read_text().splitlines()
+        lines = json_lines(path)
     except OSError as error:
         raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_releases.py wrote") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             rows.append(PairRow.model_validate_json(line))
         except ValidationError as error:

@@ -14,6 +14,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
+from coderepairrl.files import from_json, json_lines
+from coderepairrl.tasks.refusals import check, refuse
 from coderepairrl.types import Task
 
 
@@ -76,7 +78,7 @@ class Row:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 self.refuse(field, f"not JSON ({error})")
         if not isinstance(value, dict):
             self.refuse(field, "missing" if value is None else f"{type(value).__name__} where an object is expected")
@@ -93,16 +95,16 @@ class Row:
     def _list(self, field: str, text: str) -> Any:
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass  # some mirrors write Python's repr instead
         try:
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval may raise
             self.refuse(field, f"neither a JSON nor a Python list: {text[:60]!r}")
 
 
-def read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows as they are. Raises TaskError."""
+def read_rows(source: str, split: str, refused: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows as they are. Raises TaskError; of JSONL, lines may be `refused` instead."""
     path = Path(source)
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         yield from _from_hub(source, split)
@@ -113,26 +115,26 @@ def read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
             yield from pyarrow.parquet.ParquetFile(path).read().to_pylist()
         else:
-            yield from _objects(path)
-    except OSError as error:
+            yield from _objects(path, refused)
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise TaskError(f"{source}: {error}: give the path of a readable .parquet, .json or .jsonl file") from error
 
 
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
+def _objects(path: Path, refused: list[str] | None) -> Iterator[dict[str, Any]]:
     """JSON: a list of rows, or a mapping from id to row. JSONL: a row a line."""
-    text = path.read_text()
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            tree = json.loads(text)
-            rows = list(tree.values()) if isinstance(tree, dict) else tree
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}: not JSON ({error}): write the file again") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise TaskError(f"{path}, row {number}: {type(row).__name__} where an object is expected: write the file again")
-        yield row
+    lines = path.suffix == ".jsonl"
+    for number, data in json_lines(path) if lines else [(0, path.read_bytes())]:
+        try:
+            tree = from_json(data)
+        except ValueError as error:
+            refuse(TaskError(f"{path}{f', line {number}' if lines else ''}: {error}"), refused)
+            continue
+        rows = [tree] if lines else list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, list) else [tree]
+        for place, row in enumerate(rows, max(1, number)):
+            if isinstance(row, dict):
+                yield row
+            else:
+                refuse(TaskError(f"{path}, row {place}: {type(row).__name__} where an object is expected: write the file again"), refused)
 
 
 def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
@@ -146,12 +148,13 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-def load_rows(config: RowsConfig, to_task: Callable[[Row, Any], Task],
+def load_rows(config: RowsConfig, to_task: Callable[[Row, Any], Task], refused: list[str] | None = None,
               lacking: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}) -> dict[str, list[Task]]:
     """The tasks of one split, in the file's order. `lacking`: values of columns that the data set may lack, from a row's others."""
     tasks: dict[str, Task] = {}
-    refused: list[str] = []
-    for fields in read_rows(config.source, config.split):
+    left_out: list[str] = []
+    refused = left_out if config.skip_unusable else refused
+    for fields in read_rows(config.source, config.split, refused):
         if len(tasks) >= config.limit:
             break
         fields = lacking(fields) | fields
@@ -161,12 +164,11 @@ def load_rows(config: RowsConfig, to_task: Callable[[Row, Any], Task],
             task = to_task(Row(fields, config.source), config)
             if task.task_id in tasks:
                 raise TaskError(f"{config.source}, {task.task_id}, field instance_id: occurs twice: leave one out")
+            check(task, f"{config.source}, {task.task_id}")
             tasks[task.task_id] = task
         except TaskError as error:
-            if not config.skip_unusable:
-                raise
-            refused.append(str(error))
-    for line in refused:
+            refuse(error, refused)
+    for line in left_out:
         print(f"left out: {line}")
     missing = set(config.only) - set(tasks)
     if missing and not refused:

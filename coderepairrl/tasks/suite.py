@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl.sandboxes import SandboxConfig, start_sandbox
+from coderepairrl.sandboxes import SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Environment, Task
 
 BROKEN = "the suite cannot be run at all"
@@ -51,7 +51,7 @@ class Version:
             reports, inside = sandbox.share("junit")
             fill = {"{tests}": tests, "{canary_path}": (), "{python}": (place.python,)}
             argv = [word.replace("{junit}", inside) for part in place.test_command for word in fill.get(part, (part,))]
-            result = await sandbox.run([*argv, *options], timeout_s=timeout_s)
+            result = await sandbox.run([*argv, *options], timeout_s=timeout_s, variables=plain_terminal(place))
             if result.timed_out:
                 raise Refused("time limit")
             if not (reports / "report.xml").is_file():

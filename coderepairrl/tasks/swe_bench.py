@@ -19,8 +19,8 @@ class SweBenchConfig(RowsConfig):
     hints: bool = False  # add the later comments to the problem statement
 
 
-def load(config: SweBenchConfig) -> dict[str, list[Task]]:
-    return load_rows(config, to_task)
+def load(config: SweBenchConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    return load_rows(config, to_task, refused)
 
 
 def to_task(row: Row, config: SweBenchConfig) -> Task:

@@ -17,8 +17,8 @@ class SweGymConfig(RowsConfig):
     hints: bool = False  # add the later comments to the problem statement
 
 
-def load(config: SweGymConfig) -> dict[str, list[Task]]:
-    return load_rows(config, swe_bench.to_task, image)
+def load(config: SweGymConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    return load_rows(config, swe_bench.to_task, refused, image)
 
 
 def image(fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ class SweSmithConfig(RowsConfig):
     use: Literal["train", "heldout"] = "train"  # what its tasks are for
 
 
-def load(config: SweSmithConfig) -> dict[str, list[Task]]:
-    return load_rows(config, to_task)
+def load(config: SweSmithConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
+    return load_rows(config, to_task, refused)
 
 
 def to_task(row: Row, config: SweSmithConfig) -> Task:
