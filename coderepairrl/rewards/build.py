@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coderepairrl import cause
-from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill
+from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill, without_canary
 from coderepairrl.rewards.junit import ReportError, read_reports
 from coderepairrl.rewards.protected import JUDGE, Selection, select
 from coderepairrl.rewards.test_ids import function_of
@@ -105,8 +105,7 @@ async def _build(task: Task, selection: Selection, config: SandboxConfig) -> Bui
 def _command(task: Task, junit: str) -> str | list[str]:
     if "build_command" in task.metadata:
         return task.metadata["build_command"]
-    without = tuple(argument for argument in task.environment.test_command if "{canary_" not in argument)
-    return fill(replace(task, environment=replace(task.environment, test_command=without)), Canary(), junit)
+    return fill(without_canary(task), Canary(), junit)
 
 
 def _tests(reports: Path) -> dict[str, str]:
