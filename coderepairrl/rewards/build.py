@@ -86,7 +86,7 @@ async def _select(task: Task, diff: str) -> Selection:
     """The agent's tests are its own here: only what the interpreter or git read is left out."""
     own = replace(task, hidden_tests={}, test_patch="", environment=replace(task.environment, protected=()))
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
-    return select(own, diff, installed.modules, always=JUDGE)
+    return await asyncio.to_thread(select, own, diff, installed.modules, always=JUDGE, loaded=installed.loaded)
 
 
 async def _build(task: Task, selection: Selection, config: SandboxConfig) -> Build:

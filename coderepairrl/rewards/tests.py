@@ -227,4 +227,4 @@ def _remember(memory: OrderedDict, key: tuple, value: Verdict | Run, most: int) 
 
 async def _select(task: Task, diff: str) -> Selection:
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
-    return select(task, diff, installed.modules)
+    return await asyncio.to_thread(select, task, diff, installed.modules, loaded=installed.loaded)
