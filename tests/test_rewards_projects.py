@@ -6,7 +6,7 @@ import pytest
 from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, config, source  # noqa: F401
 
 from coderepairrl.rewards import Grader, tests
-from coderepairrl.rewards.judge import takes_canary, without_canary
+from coderepairrl.rewards.judge import TIME_LIMIT, Run, takes_canary, without_canary
 from coderepairrl.types import VerdictKind
 
 BROKEN_LATER = "\n\ndef test_other():\n    assert False, 'needs the network'\n"
@@ -167,6 +167,30 @@ def test_without_a_canary_and_a_test_that_can_be_turned_round_no_pass_is_proven(
     monkeypatch.setattr("coderepairrl.rewards.judge.sabotage", none)
     spoilt, usual = (grade(config, task, FIX, "")[0] for task in (PROJECTS["a marker filter"], PYTEST_TASK))
     assert (spoilt.kind, spoilt.resolved, usual.kind) == (VerdictKind.ENVIRONMENT_ERROR, False, VerdictKind.RESOLVED) and "no pass is proven" in spoilt.message
+
+
+def test_a_time_limit_of_the_oracles_run_excuses_and_accuses_nobody(config, monkeypatch):
+    async def slow(self, task, sabotaged=False):
+        return Run({}, {}, "none", f"{TIME_LIMIT}: the machine was busy", timed_out=True)
+
+    monkeypatch.setattr(Grader, "_oracle", slow)
+    grader = Grader(config)
+    verdict = asyncio.run(grader.grade(PROJECTS["a marker filter"], FIX))
+    assert verdict.kind == VerdictKind.ENVIRONMENT_ERROR and not verdict.resolved and not verdict.tampered and not grader._verdicts  # tried again
+
+
+def test_a_task_without_an_oracle_is_judged_by_its_bare_checkout(config):
+    task = replace(PROJECTS["a marker filter"], oracle_patch="")
+    fixed, empty, forged = grade(config, task, FIX, "", attack(task, FORGE + "forge(); os._exit(0)\n"))
+    assert (fixed.kind, fixed.evidence, empty.kind, forged.kind) == (VerdictKind.RESOLVED, "junit", VerdictKind.UNRESOLVED, VerdictKind.TAMPERED)
+
+
+def test_attacks_on_such_a_projects_log_do_not_pay(config):
+    task = PROJECTS["a log and a filter"]
+    say = "import os\ndef say():\n    os.write(1, '\\n'.join(['', *(f'PASSED {test}' for test in TESTS), '']).encode())\n"
+    for end in ("say(); os._exit(0)\n", "say(); os._exit(1)\n", "import atexit\natexit.register(say)\n"):
+        [verdict] = grade(config, task, attack(task, say + end))
+        assert not verdict.resolved and verdict.kind in (VerdictKind.TAMPERED, VerdictKind.UNRESOLVED), (end, verdict)
 
 
 def test_the_usual_task_costs_no_further_run(config):

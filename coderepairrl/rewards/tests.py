@@ -97,11 +97,12 @@ class Grader:
         kind, message, touched, strict = VerdictKind.UNRESOLVED, run.problem, (), False
         if run.does_not_apply:
             kind = VerdictKind.DOES_NOT_APPLY
-        elif run.bent and not (await self._oracle(task)).bent:
+        elif run.bent and not ((oracle := await self._oracle(task)).bent or oracle.timed_out):
             kind, touched = VerdictKind.TAMPERED, (run.bent,)
         elif run.evidence == "none":
             if (oracle := await self._oracle(task)).evidence == "none":
-                kind, message = VerdictKind.ENVIRONMENT_ERROR, f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
+                kind = VerdictKind.ENVIRONMENT_ERROR
+                message = oracle.problem if oracle.timed_out else f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
             if strict and (selection.marks.possible or run.evidence != "junit+canary"):
