@@ -1,6 +1,7 @@
 """Names of new files: which of them hide an installed module from the test process, and which are an agent's scratch or a project's own."""
 import asyncio
 import sys
+import time
 import venv
 from dataclasses import replace
 
@@ -109,6 +110,18 @@ def test_an_import_in_the_base_is_found_and_prose_is_none(tmp_path):
     other.mkdir()
     (other / "a.py").write_text("if 1:\n    from test.support import x\n")
     assert chosen(replace(task, environment=replace(task.environment, base=str(other))), change("test.py", None, "x = 1\n")).touched
+
+
+def test_a_flood_of_names_and_folders_is_read_in_time(tmp_path):
+    for number in range(50):
+        (tmp_path / f"m{number}.py").write_text("import os, sys as s, numpy.linalg\n" * 1000)
+    task = replace(PYTEST_TASK, environment=replace(PYTEST_TASK.environment, base=str(tmp_path), protected=()))
+    scratch = "".join(change(f"{name}.py", None, "x = 1\n") for name in sorted(HERE.modules - HERE.loaded))
+    words = "pythonpath = " + " ".join(f"a{number}" for number in range(100_000)) + "\n"
+    imports = ("import " + "a, " * 50_000 + "\n") * 3 + "from" + " " * 50_000 + "\n" + "from " + "a" * 100_000 + "\n"
+    began = time.monotonic()
+    selection = chosen(task, scratch + change("pyproject.toml", None, words) + change("long.py", None, imports))
+    assert time.monotonic() - began < 20 and "wave.py" in selection.dropped_paths
 
 
 def test_verdicts_of_attempts_that_leave_such_files(config):

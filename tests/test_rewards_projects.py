@@ -46,6 +46,8 @@ PROJECTS = {
                                      "    if request.node.get_closest_marker('unit') is None:\n        pytest.skip('slow')\n"}, MARKED),
     "a hook that expects failures": project({"conftest.py": "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n    for item in items:\n"
                                              "        if '/' not in item.nodeid:\n            item.add_marker(pytest.mark.xfail)\n"}),
+    "a hook that forgives": project({"conftest.py": "import pytest\n\n\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_runtest_makereport(item):\n"
+                                     "    report = (yield).get_result()\n    if '/' not in item.nodeid and report.failed:\n        report.outcome, report.longrepr = 'passed', None\n"}),
     "no unittest": project({"pytest.ini": "[pytest]\naddopts = -p no:unittest\n"}),
     "a root that can't be imported": project({"conftest.py": "import pytest\n\n\ndef pytest_pycollect_makemodule(module_path, parent):\n"
                                               "    if module_path.parent == parent.config.rootpath:\n        raise ImportError('no host application')\n"}),

@@ -52,9 +52,9 @@ def takes_canary(task: Task) -> bool:
 
 
 def without_canary(task: Task) -> Task:
-    """The same task with a test command that runs no canary. An argument that only mentions it, such as the words of -k, stays."""
-    command = (argument.replace("{canary_path}", "").replace("{canary_module}", "no_canary") for argument in task.environment.test_command
-               if argument not in ("{canary_path}", "{canary_module}"))
+    """The same task with a test command that runs no canary. What only mentions it, such as the words of -k, stays."""
+    arguments = (one for one in task.environment.test_command if one not in ("{canary_path}", "{canary_module}"))
+    command = (one.replace("{canary_path}", "").replace("{canary_module}", "no_canary") for one in arguments)
     return replace(task, environment=replace(task.environment, test_command=tuple(command)))
 
 
@@ -145,18 +145,20 @@ async def _read_log(task: Task, path) -> dict[str, str]:
     return statuses
 
 
-def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool, by_log: bool) -> tuple[str, bool]:
+def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool,
+              by_log: bool) -> tuple[str, bool]:
     """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes none."""
     if not statuses:
         said = cause.of_text(result.output)[:200] or "no output"
-        # with a canary that fails, or a report to write, no runner ends with success: the process was left before its end
-        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", (bool(canary) or not by_log) and result.exit_code == 0
+        # with a canary that fails, or a report to write, no runner ends with success: the process was left early
+        honest = result.exit_code != 0 or (by_log and not canary)
+        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", not honest
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
         return f"the canary test, which must fail, is {canary}: the report is not the test runner's own", canary == "passed" or claimed
     if canary and result.exit_code == 0:
         return "the exit code is 0 although the canary failed: the test runner did not end by itself", True
-    # with a report, a project's own rule may end so, such as a threshold of coverage; what it says is proven by the counter-check
+    # a report may come with a rule of the project's own, such as a threshold of coverage: the counter-check proves it
     if not canary and by_log and result.exit_code != 0 and not set(FAILED) & set(statuses.values()):
         return f"the exit code is {result.exit_code}, but the log names no failure: it does not describe the run", False
     return "", False

@@ -31,9 +31,10 @@ class Selection:
     touched: tuple[str, ...] = ()  # what the whole diff touches of the judge's own, with certainty
 
 
-def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS, loaded: frozenset[str] | None = None) -> Selection:
-    """`installed`: top-level module names of the environment's interpreter, `loaded` those that its test runner loads (None: all of them);
-    `always`: globs that are protected in every environment. Reads files of the base: call it in a thread."""
+def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS,
+           loaded: frozenset[str] | None = None) -> Selection:
+    """`installed`: top-level module names of the environment's interpreter, `loaded` those that its test runner loads
+    (None: all of them); `always`: globs that are protected in every environment. Reads the base: call it in a thread."""
     kept: list[FileChange] = []
     dropped: list[str] = []
     marks, left_out = Marks(), Marks()

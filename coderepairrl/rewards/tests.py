@@ -125,14 +125,15 @@ class Grader:
         return bare, await execute(bare, selection, self.config)
 
     async def _spoils_canary(self, task: Task) -> bool:
-        """Whether the oracle's own run is worth more without the canary: a marker filter, -x, a hook. The diff that is judged has no say in it."""
+        """Whether the oracle's own run is worth more without the canary. The diff that is judged has no say in it."""
         given = await self._oracle(task)
         if given.timed_out or _worth(given) == (True, True):
             return False
         spoils = _worth(await self._oracle(without_canary(task))) > _worth(given)
         if spoils:
             self._spoilt.add(task.task_id)
-            log.warning("task %s: its project's own settings keep the canary from failing, so its diffs are judged by the counter-check", task.task_id)
+            log.warning("task %s: its project's own settings keep the canary from failing: the counter-check "
+                        "judges its diffs", task.task_id)
         return spoils
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
@@ -150,7 +151,7 @@ class Grader:
         return VerdictKind.RESOLVED, ""
 
     async def _turned(self, task: Task, selection: Selection) -> tuple[VerdictKind, str] | None:
-        """What a run with the tests turned round says; None: all is as it must be. Without a canary one of them has to be seen failing."""
+        """What a run with the tests turned round says; None: all is as it must be. Without a canary, one has to fail."""
         proof_due = task.task_id in self._spoilt and not takes_canary(task)
         run = await execute(task, selection, self.config, sabotaged=True)
         suspects = {test for test in run.must_fail if run.to_pass[test] in _NOT_FAILED}
@@ -189,10 +190,11 @@ class Grader:
 
 
 def _doubtful(run: Run) -> bool:
-    """Whether the canary itself may be why a run proves nothing: a test of FAIL_TO_PASS that fails in a trusted report is answer enough."""
+    """Whether the canary itself may be why a run proves nothing: a test of FAIL_TO_PASS that fails is answer enough."""
     if run.does_not_apply or run.timed_out:
         return False
-    return run.evidence == "none" or not (counting.resolved_swebench(run) or any(status in FAILED for status in run.to_pass.values()))
+    answered = counting.resolved_swebench(run) or any(status in FAILED for status in run.to_pass.values())
+    return run.evidence == "none" or not answered
 
 
 def _worth(run: Run) -> tuple[bool, bool]:

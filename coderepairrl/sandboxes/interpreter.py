@@ -10,8 +10,12 @@ from coderepairrl.errors import TaskError
 
 _QUESTION = """
 import importlib, json, os, pkgutil, sys
-namespaces = set(name for folder in sys.path if folder.endswith("-packages") and os.path.isdir(folder) for name in os.listdir(folder) if name.isidentifier() and name != "__pycache__"
-                 and any(file.endswith((".py", ".so")) for _, _, files in os.walk(os.path.join(folder, name)) for file in files))
+def holds_code(folder):
+    return any(file.endswith((".py", ".so")) for _, _, files in os.walk(folder) for file in files)
+sites = [folder for folder in sys.path if folder.endswith("-packages") and os.path.isdir(folder)]
+namespaces = set(name for site in sites for name in os.listdir(site)
+                 if name.isidentifier() and name != "__pycache__" and holds_code(os.path.join(site, name)))
+modules = set(sys.builtin_module_names) | set(m[1] for m in pkgutil.iter_modules()) | namespaces
 sys.stdout = sys.stderr  # of what speaks when it is imported
 for runner in ("pytest", "unittest.main", "xmlrunner"):
     try:
@@ -19,8 +23,9 @@ for runner in ("pytest", "unittest.main", "xmlrunner"):
     except Exception:  # not there, or not for this Python: it loads nothing
         continue
 print(json.dumps({"folders": [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix],
-                  "modules": sorted(set(getattr(sys, "stdlib_module_names", ())) | set(sys.builtin_module_names) | set(m[1] for m in pkgutil.iter_modules()) | namespaces),
-                  "loaded": sorted(set(name.split(".")[0] for name in sys.modules) - {"__main__"})}), file=sys.__stdout__)
+                  "modules": sorted(modules | set(getattr(sys, "stdlib_module_names", ()))),
+                  "loaded": sorted(set(name.split(".")[0] for name in sys.modules) - {"__main__"})}),
+      file=sys.__stdout__)
 """
 
 
