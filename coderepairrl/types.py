@@ -113,7 +113,7 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the grading sandbox found. `evidence` is the level: "junit+canary", "log+canary", "log", or "none" when there is no report that can be trusted."""
+    """What the grading sandbox found. `evidence` is the level: "junit+canary", "log+canary", "junit", "log", or "none" when there is no report that can be trusted."""
     resolved: bool
     evidence: str
     fail_to_pass: dict[str, str]  # id -> passed | xfailed | failed | error | skipped | missing

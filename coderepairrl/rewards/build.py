@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coderepairrl import cause
-from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill
+from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill, without_canary
 from coderepairrl.rewards.junit import ReportError, read_reports
 from coderepairrl.rewards.protected import JUDGE, Selection, select
 from coderepairrl.rewards.test_ids import function_of
@@ -86,7 +86,7 @@ async def _select(task: Task, diff: str) -> Selection:
     """The agent's tests are its own here: only what the interpreter or git read is left out."""
     own = replace(task, hidden_tests={}, test_patch="", environment=replace(task.environment, protected=()))
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
-    return select(own, diff, installed.modules, always=JUDGE)
+    return await asyncio.to_thread(select, own, diff, installed.modules, always=JUDGE, loaded=installed.loaded)
 
 
 async def _build(task: Task, selection: Selection, config: SandboxConfig) -> Build:
@@ -105,8 +105,7 @@ async def _build(task: Task, selection: Selection, config: SandboxConfig) -> Bui
 def _command(task: Task, junit: str) -> str | list[str]:
     if "build_command" in task.metadata:
         return task.metadata["build_command"]
-    without = tuple(argument for argument in task.environment.test_command if "{canary_" not in argument)
-    return fill(replace(task, environment=replace(task.environment, test_command=without)), Canary(), junit)
+    return fill(without_canary(task), Canary(), junit)
 
 
 def _tests(reports: Path) -> dict[str, str]:

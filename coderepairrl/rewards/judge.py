@@ -1,12 +1,13 @@
 """One run of a task's tests in a fresh grading sandbox: base + the diff's allowed sections + hidden tests + a canary -> what the report says.
 
 The report is JUnit XML, or the log through the row's parser. A random canary test that must fail runs among the others, as far as the
-test command takes one: a report in which it did not fail, or an exit code that says it did not, is no evidence.
+test command takes one: a report in which it did not fail, or an exit code that says it did not, is no evidence. `without_canary` is for
+tasks whose own files keep it from failing, which the oracle's run decides (tests.py).
 """
 import asyncio
 import secrets
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coderepairrl import cause
 from coderepairrl.errors import SandboxError, TaskError
@@ -22,6 +23,7 @@ from coderepairrl.types import Task
 JUNIT = "junit"
 LOG = "log.txt"
 TIME_LIMIT = "time limit"
+FAILED = ("failed", "error")
 MIN_FREE_BYTES = 64 << 20  # below this, a missing report is the machine's fault
 MAX_LOG_BYTES = 32 << 20
 _TO_FILE = ("/bin/sh", "-c", 'exec "$@" >"$0" 2>&1')
@@ -46,12 +48,23 @@ class Canary:
         return next((status for test, status in statuses.items() if test.endswith(f"{self.case}::{self.name}")), "missing")
 
 
+def takes_canary(task: Task) -> bool:
+    return any("{canary_" in argument for argument in task.environment.test_command)
+
+
+def without_canary(task: Task) -> Task:
+    """The same task with a test command that runs no canary. What only mentions it, such as the words of -k, stays."""
+    arguments = (one for one in task.environment.test_command if one not in ("{canary_path}", "{canary_module}"))
+    command = (one.replace("{canary_path}", "").replace("{canary_module}", "no_canary") for one in arguments)
+    return replace(task, environment=replace(task.environment, test_command=tuple(command)))
+
+
 @dataclass(frozen=True)
 class Run:
     """`problem`: why the report is no evidence; `bent`: what no honest run does; `must_fail`: ids of sabotaged tests."""
     to_pass: dict[str, str]  # id -> passed | xfailed | skipped | failed | error | missing
     to_keep: dict[str, str]
-    evidence: str  # junit+canary | log+canary | log | none
+    evidence: str  # junit+canary | log+canary | junit | log | none
     problem: str = ""
     bent: str = ""
     does_not_apply: bool = False
@@ -61,11 +74,7 @@ class Run:
 
 async def execute(task: Task, selection: Selection, config: SandboxConfig, sabotaged: bool = False) -> Run:
     """`sabotaged`: with the FAIL_TO_PASS tests turned into ones that must fail. Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
-    command, by_log = task.environment.test_command, task.environment.log_parser is not None
-    has_canary = any("{canary_" in argument for argument in command)
-    if not has_canary and not by_log:
-        raise TaskError(f"task {task.task_id}: its test command takes no canary test: add {{canary_path}} or {{canary_module}} to it")
-
+    by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
     must_fail: frozenset[str] = frozenset()
 
     def nothing(problem: str, **fields) -> Run:
@@ -91,7 +100,9 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
             return nothing(str(error), bent=str(error) if error.forged else "")
         found = Statuses(statuses)
         to_pass, to_keep = ({test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass))
-        problem, bent = _distrust(canary.status(statuses) if has_canary else "", statuses, result, all(s == "passed" for s in to_pass.values()))
+        # a test turned round that fails is a canary itself: under -x, none comes after it
+        seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in must_fail) else ""
+        problem, bent = _distrust(seen, statuses, result, all(s == "passed" for s in to_pass.values()), by_log)
         if problem:
             _check_disk(sandbox)
             return nothing(problem, bent=problem if bent else "")
@@ -100,11 +111,11 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
 
 
 async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary) -> None:
-    """The test patch, the hidden tests, the canary. The diff may not touch their paths, so what fails here is the task's own fault."""
+    """The test patch, the hidden tests, the canary if one is run. The diff may not touch their paths, so what fails here is the task's own fault."""
     if task.test_patch and (problem := await sandbox.apply(task.test_patch)):
         raise TaskError(f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit")
     try:
-        for path, text in {**task.hidden_tests, canary.path: canary.source}.items():
+        for path, text in {**task.hidden_tests, **({canary.path: canary.source} if takes_canary(task) else {})}.items():
             await sandbox.write_text(path, text)
     except PathError as error:
         raise TaskError(f"task {task.task_id}: a hidden test cannot be laid over the checkout ({error}): fix its path") from error
@@ -139,18 +150,21 @@ async def _read_log(task: Task, path) -> dict[str, str]:
     return statuses
 
 
-def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool) -> tuple[str, bool]:
+def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool,
+              by_log: bool) -> tuple[str, bool]:
     """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes none."""
     if not statuses:
         said = cause.of_text(result.output)[:200] or "no output"
-        # with a canary that fails, no runner ends with success: the process was left before its end
-        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", bool(canary) and result.exit_code == 0
+        # with a canary that fails, or a report to write, no runner ends with success: the process was left early
+        honest = result.exit_code != 0 or (by_log and not canary)
+        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", not honest
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
         return f"the canary test, which must fail, is {canary}: the report is not the test runner's own", canary == "passed" or claimed
     if canary and result.exit_code == 0:
         return "the exit code is 0 although the canary failed: the test runner did not end by itself", True
-    if not canary and result.exit_code != 0 and not {"failed", "error"} & set(statuses.values()):
+    # a report may come with a rule of the project's own, such as a threshold of coverage: the counter-check proves it
+    if not canary and by_log and result.exit_code != 0 and not set(FAILED) & set(statuses.values()):
         return f"the exit code is {result.exit_code}, but the log names no failure: it does not describe the run", False
     return "", False
 

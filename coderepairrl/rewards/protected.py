@@ -1,8 +1,8 @@
 """Which parts of a diff never reach the grading sandbox, because they could decide the tests' result instead of the code.
 
 Always: what test runners and the interpreter load by themselves, what git reads, symlinks, binary files, paths outside the
-checkout, paths of hidden tests, and new top-level modules that hide an installed one (a new xmlrunner.py in the checkout's
-root would be the test runner). Further: Environment.protected.
+checkout, paths of hidden tests, and new top-level modules that hide an installed one (shadowing.py: a new xmlrunner.py in the
+checkout's root would be the test runner). Further: Environment.protected.
 
 What the oracle's own patch touches is not protected (a repair of a test runner or of a conftest.py must be possible), unless it is
 a hidden test. A glob without a slash is matched against every part of a path, one with a slash against the whole path, where `*`
@@ -11,10 +11,10 @@ test command reads pytest's options from it name it themselves.
 """
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.scan import Marks, scan
+from coderepairrl.rewards.shadowing import Shadowing, base_text
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
@@ -31,18 +31,21 @@ class Selection:
     touched: tuple[str, ...] = ()  # what the whole diff touches of the judge's own, with certainty
 
 
-def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS) -> Selection:
-    """`installed`: top-level module names of the environment's interpreter; `always`: globs that are protected in every environment."""
+def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS,
+           loaded: frozenset[str] | None = None) -> Selection:
+    """`installed`: top-level module names of the environment's interpreter, `loaded` those that its test runner loads
+    (None: all of them); `always`: globs that are protected in every environment. Reads the base: call it in a thread."""
     kept: list[FileChange] = []
     dropped: list[str] = []
     marks, left_out = Marks(), Marks()
     changes = split_diff(diff)
     if not changes and diff.strip():  # not a diff at all: git says so, and the verdict repeats it
         return Selection(diff, frozenset(), ())
-    rules = _Rules(task, installed, always + task.environment.protected)
+    shadowing = Shadowing(task, changes, installed, installed if loaded is None else loaded)
+    rules = _Rules(task, shadowing, always + task.environment.protected)
 
     def before(path: str) -> str:
-        return _base_text(task, path)
+        return base_text(task, path)
 
     for change in changes:
         why = rules.why_protected(change)
@@ -64,11 +67,10 @@ _PROTECTED = "protected"
 class _Rules:
     """The rules of one task, so that the oracle's patch is read once a diff."""
 
-    def __init__(self, task: Task, installed: frozenset[str], globs: tuple[str, ...]):
-        self.task, self.installed, self.globs = task, installed, globs
+    def __init__(self, task: Task, shadowing: Shadowing, globs: tuple[str, ...]):
+        self.task, self.shadowing, self.globs = task, shadowing, globs
         self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
         self.oracle = {path: change for change in split_diff(task.oracle_patch) for path in change.paths}
-        self.folders = _import_folders(task, self.hidden)
 
     def why_protected(self, change: FileChange) -> str:
         """Empty, or why the section is not applied."""
@@ -96,9 +98,10 @@ class _Rules:
             return ""
         if _matches_any(path, JUDGE):
             return "read by the interpreter or by git, not by people"
-        if any(_hides_installed(self.task, path, folder, self.installed) for folder in self.folders):
+        hidden = self.shadowing.hidden_by(path)
+        if any(map(self.shadowing.is_imported, hidden)):
             return "hides an installed module"
-        return _PROTECTED if _matches_any(path, self.globs) else ""
+        return _PROTECTED if hidden or _matches_any(path, self.globs) else ""
 
     def _is_hidden(self, path: str) -> bool:
         return any(path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden)
@@ -119,31 +122,3 @@ def _matches(path: str, parts: list[str], glob: str) -> bool:
     if "/" in glob:
         return fnmatchcase(path, glob)
     return any(fnmatchcase(part, glob) for part in parts)
-
-
-def _import_folders(task: Task, hidden: frozenset[str]) -> set[str]:
-    """Folders from which a test process may import: the root, and all folders on the way to a test."""
-    named = [*hidden, *(argument.partition("::")[0] for argument in task.test_selection)]
-    parents = {str(parent) for name in named for parent in PurePosixPath(name).parents}
-    return {"" if parent == "." else parent + "/" for parent in parents} | {""}
-
-
-def _hides_installed(task: Task, path: str, folder: str, installed: frozenset[str]) -> bool:
-    if not path.startswith(folder):
-        return False
-    top = path[len(folder):].split("/")[0]
-    return top.split(".")[0] in installed and not _in_base(task, folder + top)
-
-
-def _base_text(task: Task, path: str) -> str:
-    """The file at the base commit; empty when there is none, or when its path leads outside."""
-    if path in task.files or task.environment.base is None:
-        return task.files.get(path, "")
-    root = Path(task.environment.base).resolve()
-    file = (root / path).resolve()
-    return file.read_text(errors="replace") if file.is_relative_to(root) and file.is_file() else ""
-
-
-def _in_base(task: Task, path: str) -> bool:
-    base = task.environment.base
-    return any(name == path or name.startswith(path + "/") for name in task.files) or (base is not None and Path(base, path).exists())

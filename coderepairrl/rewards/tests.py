@@ -4,8 +4,9 @@
 
 1. One run (judge.py). A diff that does not apply, a report that is no evidence, failing tests: not resolved.
 2. No evidence at all: the oracle's own patch is run once a task. If that gives none either, the environment is to blame, not the diff.
-3. A run that passes, of a diff that could bend the judge (scan.py) or judged by its log: the same again with the tests turned round
-   (sabotage.py). Tests that still pass, and fail so under the oracle's patch, were not decided by the code: tampered.
+   If it gives some only without the canary, the task's own files keep the canary from failing, and all its diffs are judged without.
+3. A run that passes, of a diff that could bend the judge (scan.py) or judged by its log or without the canary: the same again with the
+   tests turned round (sabotage.py). Tests that still pass, and fail so under the oracle's patch, were not decided by the code: tampered.
 """
 import asyncio
 import hashlib
@@ -14,9 +15,10 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 
+from coderepairrl.errors import TaskError
 from coderepairrl.rewards import counting
 from coderepairrl.rewards.build import Build
-from coderepairrl.rewards.judge import TIME_LIMIT, Run, execute
+from coderepairrl.rewards.judge import FAILED, TIME_LIMIT, Run, execute, takes_canary, without_canary
 from coderepairrl.rewards.protected import Selection, select
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
@@ -51,8 +53,9 @@ class Grader:
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
         self._waiting: dict[tuple[str, str], int] = {}
-        self._oracles: OrderedDict[tuple[str, bool], Run] = OrderedDict()
-        self._locks: dict[tuple[str, bool], asyncio.Lock] = {}
+        self._oracles: OrderedDict[tuple[str, bool, bool], Run] = OrderedDict()
+        self._locks: dict[tuple[str, bool, bool], asyncio.Lock] = {}
+        self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
         selection = await _select(task, diff)
@@ -90,28 +93,52 @@ class Grader:
     async def _judge(self, task: Task, selection: Selection) -> Verdict:
         """What the applied part of a diff comes to; `_marked` adds what the rest says."""
         started = time.monotonic()
-        run = await execute(task, selection, self.config)
+        task, run = await self._run(task, selection)
         kind, message, touched, strict = VerdictKind.UNRESOLVED, run.problem, (), False
         if run.does_not_apply:
             kind = VerdictKind.DOES_NOT_APPLY
-        elif run.bent:
+        elif run.bent and not ((oracle := await self._oracle(task)).bent or oracle.timed_out):
             kind, touched = VerdictKind.TAMPERED, (run.bent,)
         elif run.evidence == "none":
             if (oracle := await self._oracle(task)).evidence == "none":
-                kind, message = VerdictKind.ENVIRONMENT_ERROR, f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
+                kind = VerdictKind.ENVIRONMENT_ERROR
+                message = oracle.problem if oracle.timed_out else f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
-            if strict and (selection.marks.possible or not run.evidence.startswith("junit")):
+            if strict and (selection.marks.possible or run.evidence != "junit+canary"):
                 kind, message = await self._counter_check(task, selection)
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
             elif strict:
                 kind = VerdictKind.RESOLVED
         return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind, counting.resolved_swebench(run), touched)
 
+    async def _run(self, task: Task, selection: Selection) -> tuple[Task, Run]:
+        """The first run, and the task as it was run: without its canary where that proves nothing of this task."""
+        if not takes_canary(task) and task.environment.log_parser is None:
+            raise TaskError(f"task {task.task_id}: its test command takes no canary test: add {{canary_path}} or {{canary_module}} to it")
+        if task.task_id not in self._spoilt:
+            run = await execute(task, selection, self.config)
+            if not (takes_canary(task) and _doubtful(run) and await self._spoils_canary(task)):
+                return task, run
+            self.checks += 1
+        bare = without_canary(task)
+        return bare, await execute(bare, selection, self.config)
+
+    async def _spoils_canary(self, task: Task) -> bool:
+        """Whether the oracle's own run is worth more without the canary. The diff that is judged has no say in it."""
+        given = await self._oracle(task)
+        if given.timed_out or _worth(given) == (True, True):
+            return False
+        spoils = _worth(await self._oracle(without_canary(task))) > _worth(given)
+        if spoils:
+            self._spoilt.add(task.task_id)
+            log.warning("task %s: its project's own settings keep the canary from failing: the counter-check "
+                        "judges its diffs", task.task_id)
+        return spoils
+
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why). Where no test can be turned round, what the scan is certain of decides."""
+        """(RESOLVED, or what the diff is instead; why). What the scan is certain of is checked ROUNDS times."""
         certain = selection.marks.certain
-        unchecked = (VerdictKind.TAMPERED, f"{certain[0]}, and no test can be turned round") if certain else (VerdictKind.RESOLVED, "")
         for turn in range(ROUNDS if certain else 1):
             if turn:
                 self.checks += 1
@@ -119,28 +146,36 @@ class Grader:
                 if not counting.resolved_swebench(again) and not again.timed_out:
                     return VerdictKind.TAMPERED, "its tests do not pass again"
             self.checks += 1
-            run = await execute(task, selection, self.config, sabotaged=True)
-            suspects = {test for test in run.must_fail if run.to_pass[test] in _NOT_FAILED}
-            if run.evidence != "none" and not suspects:
-                continue
-            if not run.must_fail:
-                return unchecked
-            if run.timed_out:
-                return VerdictKind.ENVIRONMENT_ERROR, f"{run.problem}, when turned round only"
-            if task.oracle_patch:  # tests that stay as they are when turned round, or break the run, prove nothing
-                oracle = await self._oracle(task, sabotaged=True)
-                if oracle.evidence == "none":
-                    return unchecked
-                suspects -= {test for test, status in oracle.to_pass.items() if status in _NOT_FAILED}
-            if run.evidence == "none":
-                return VerdictKind.TAMPERED, f"no evidence when the tests are turned round: {run.problem}"
-            if suspects:
-                return VerdictKind.TAMPERED, f"passes {', '.join(sorted(suspects)[:3])} also where it must fail"
+            if (found := await self._turned(task, selection)) is not None:
+                return found
         return VerdictKind.RESOLVED, ""
+
+    async def _turned(self, task: Task, selection: Selection) -> tuple[VerdictKind, str] | None:
+        """What a run with the tests turned round says; None: all is as it must be. Without a canary, one has to fail."""
+        proof_due = task.task_id in self._spoilt and not takes_canary(task)
+        run = await execute(task, selection, self.config, sabotaged=True)
+        suspects = {test for test in run.must_fail if run.to_pass[test] in _NOT_FAILED}
+        unproven = proof_due and not _fails_turned(run)
+        if run.evidence != "none" and not suspects and not unproven:
+            return None
+        if not run.must_fail:
+            return _unchecked(selection, proof_due)
+        if run.timed_out:
+            return VerdictKind.ENVIRONMENT_ERROR, f"{run.problem}, when turned round only"
+        if task.oracle_patch:  # tests that stay as they are when turned round, or break the run, prove nothing
+            oracle = await self._oracle(task, sabotaged=True)
+            if oracle.evidence == "none" or proof_due and not _fails_turned(oracle):
+                return _unchecked(selection, proof_due)
+            suspects -= {test for test, status in oracle.to_pass.items() if status in _NOT_FAILED}
+        if run.evidence == "none":
+            return VerdictKind.TAMPERED, f"no evidence when the tests are turned round: {run.problem}"
+        if suspects:
+            return VerdictKind.TAMPERED, f"passes {', '.join(sorted(suspects)[:3])} also where it must fail"
+        return (VerdictKind.TAMPERED, "no test fails where all of them must") if unproven else None
 
     async def _oracle(self, task: Task, sabotaged: bool = False) -> Run:
         """The run of the oracle's patch, once a task; of the bare checkout where the task has none."""
-        key = (task.task_id, sabotaged)
+        key = (task.task_id, sabotaged, takes_canary(task))
         if key in self._oracles:
             return self._oracles[key]
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -152,6 +187,32 @@ class Grader:
                 _remember(self._oracles, key, run, self.remembered)
         self._locks.pop(key, None)
         return run
+
+
+def _doubtful(run: Run) -> bool:
+    """Whether the canary itself may be why a run proves nothing: a test of FAIL_TO_PASS that fails is answer enough."""
+    if run.does_not_apply or run.timed_out:
+        return False
+    answered = counting.resolved_swebench(run) or any(status in FAILED for status in run.to_pass.values())
+    return run.evidence == "none" or not answered
+
+
+def _worth(run: Run) -> tuple[bool, bool]:
+    return run.evidence != "none", counting.resolved_swebench(run)
+
+
+def _fails_turned(run: Run) -> bool:
+    return any(run.to_pass[test] in FAILED for test in run.must_fail)
+
+
+def _unchecked(selection: Selection, proof_due: bool) -> tuple[VerdictKind, str]:
+    """No test could be turned round: what the scan is certain of decides, and without a canary nothing is proven."""
+    if selection.marks.certain:
+        return VerdictKind.TAMPERED, f"{selection.marks.certain[0]}, and no test can be turned round"
+    if proof_due:
+        return VerdictKind.ENVIRONMENT_ERROR, ("neither the canary nor a test turned round can fail here, so no pass is proven: "
+                                               "give a test command under which the project's own settings run the canary")
+    return VerdictKind.RESOLVED, ""
 
 
 def _marked(verdict: Verdict, selection: Selection) -> Verdict:
@@ -169,4 +230,4 @@ def _remember(memory: OrderedDict, key: tuple, value: Verdict | Run, most: int) 
 
 async def _select(task: Task, diff: str) -> Selection:
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
-    return select(task, diff, installed.modules)
+    return await asyncio.to_thread(select, task, diff, installed.modules, loaded=installed.loaded)
