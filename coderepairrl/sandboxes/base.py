@@ -43,7 +43,7 @@ class Sandbox(Protocol):
     root: Path  # the checkout, for this program's own file operations; other processes of the host may not see it there
     inside: str  # the checkout as a command sees it: Environment.workdir, but for kind local
     network: bool  # whether its commands have this machine's
-    dropped_paths: tuple[str, ...]  # what the latest diff() left out: symlinks, binary and oversized files
+    dropped_paths: dict[str, str]  # what the latest diff() left out, and why
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None,
                   variables: dict[str, str] | None = None) -> CommandResult:

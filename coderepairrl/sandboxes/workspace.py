@@ -8,11 +8,12 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult, PathError, SandboxConfig
-from coderepairrl.sandboxes.git import Judge
+from coderepairrl.sandboxes.changes import Judge
+from coderepairrl.sandboxes.git import GitError
 from coderepairrl.sandboxes.limits import DiskWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
-from coderepairrl.sandboxes.store import REMEDY, Live
+from coderepairrl.sandboxes.store import Live, remedy
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Checkout:
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
         self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
         self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
-        self.dropped_paths: tuple[str, ...] = ()
+        self.dropped_paths: dict[str, str] = {}
         self.shared: dict[Path, str] = {}
         self.shown: list[str] = []
         self.judge = Judge(Path(os.path.realpath(self.folder / "judge")))
@@ -82,10 +83,13 @@ class Checkout:
         async with self.lock:
             try:
                 text, self.dropped_paths = await self.judge.diff(self.worktree, self.folder)
+            except GitError as error:
+                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers") from error
             except OSError as error:
-                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {REMEDY}") from error
+                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {remedy(error)}") from error
         if self.dropped_paths:
-            log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(self.dropped_paths[:20]))
+            named = [f"{path} ({why})" for path, why in self.dropped_paths.items()][:20]
+            log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(named))
         return text
 
     async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:
@@ -110,7 +114,7 @@ class Checkout:
             folder.mkdir(parents=True)
             self._own(folder)
         except OSError as error:
-            raise SandboxError(f"{folder} cannot be made ({error}): {REMEDY}") from error
+            raise SandboxError(f"{folder} cannot be made ({error}): {remedy(error)}") from error
         self.shared[folder] = self._inside(folder)
         return folder, self.shared[folder]
 
@@ -168,5 +172,5 @@ class Checkout:
 
 def _path_error(path: str, error: OSError) -> PathError | SandboxError:
     if error.errno not in _AGENTS_FAULT:
-        return SandboxError(f"{path}: {error.strerror}: {REMEDY}")
+        return SandboxError(f"{path}: {error.strerror}: {remedy(error)}")
     return PathError(f"{path}: {error.strerror.lower()}: list the folder to see what is there")
