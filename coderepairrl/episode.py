@@ -40,7 +40,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             edits = Edits(sandbox)
             watch = (edits.look,) if split == HELD_OUT else ()  # a look takes some 10 ms: training does without
             try:
-                await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch))
+                detail = await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch)) or ""
             except ScaffoldError as error:
                 outcome, detail = Outcome.AGENT_ERROR, str(error)
             if session.close_reason is not None:

@@ -18,6 +18,7 @@ from coderepairrl.rewards import counting
 from coderepairrl.rewards.build import Build
 from coderepairrl.rewards.judge import TIME_LIMIT, Run, execute
 from coderepairrl.rewards.protected import Selection, select
+from coderepairrl.rewards.published import as_diff
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
@@ -147,7 +148,11 @@ class Grader:
             if key in self._oracles:
                 return self._oracles[key]
             self.checks += 1
-            run = await execute(task, await _select(task, task.oracle_patch), self.config, sabotaged)
+            patch = task.oracle_patch
+            if patch.strip():
+                diff, applied = await as_diff(task, patch, self.config)
+                patch = patch if applied.problem else diff
+            run = await execute(task, await _select(task, patch), self.config, sabotaged)
             if not run.timed_out:
                 _remember(self._oracles, key, run, self.remembered)
         self._locks.pop(key, None)
@@ -169,4 +174,4 @@ def _remember(memory: OrderedDict, key: tuple, value: Verdict | Run, most: int) 
 
 async def _select(task: Task, diff: str) -> Selection:
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
-    return select(task, diff, installed.modules)
+    return await asyncio.to_thread(select, task, diff, installed.modules)

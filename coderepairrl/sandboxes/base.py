@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import CodeRepairError
-from coderepairrl.types import Environment
+from coderepairrl.types import Environment, Task
 
 
 class SandboxConfig(Config):
@@ -40,6 +40,8 @@ class PathError(CodeRepairError):
 
 
 class Sandbox(Protocol):
+    config: SandboxConfig  # with `task`: for another one like it
+    task: Task
     root: Path  # the checkout, for this program's own file operations; other processes of the host may not see it there
     inside: str  # the checkout as a command sees it: Environment.workdir, but for kind local
     network: bool  # whether its commands have this machine's

@@ -111,8 +111,10 @@ class Judge:
 
     async def _git_apply(self, checkout: Worktree, diff: str, *options: str) -> tuple[bytes, str]:
         """The one reading of a diff. Its last line may lack its end, as in patches that somebody stripped."""
-        data = diff.encode(errors="surrogateescape")
-        data += b"" if data.endswith(b"\n") else b"\n"
+        try:
+            data = (diff if diff.endswith("\n") else f"{diff}\n").encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            return b"", "the diff is not valid Unicode: it holds a lone surrogate"
         code, out, err = await git("apply", "-p1", "--whitespace=nowarn", *options, "-", git_dir=self.git_dir, checkout=checkout, stdin=data)
         if not code:
             return out, ""

@@ -2,12 +2,11 @@
 import difflib
 import io
 import os
-import subprocess
-import tempfile
 from pathlib import Path
 
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.rewards.published import LAXER, ONLY_STRICT, applied_in_folder
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:
@@ -20,30 +19,22 @@ def unified_diff(path: str, before: str | None, after: str | None) -> str:
 
 
 def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
-    """path -> text after `git apply` of the patch on `base` with `files` laid over it; None: the patch deletes it.
+    """path -> text after the patch on `base` with `files` laid over it; None: the patch deletes it.
 
     Binary parts are left out: published patches do not carry their content. Raises TaskError naming the task and the field.
     """
     changes = [change for change in split_diff(patch) if not change.binary]
     paths = sorted({path for change in changes for path in change.paths})
-    with tempfile.TemporaryDirectory(prefix="patch-") as folder:
-        root = Path(folder)
-        for path in paths:
-            data = files[path].encode() if path in files else _read(base, path)
-            if os.path.isabs(path) or ".." in Path(path).parts:
-                raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            if data is not None:
-                (root / path).write_bytes(data)
-        text = "".join(change.text for change in changes)
-        neutral = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C",
-                   "GIT_CEILING_DIRECTORIES": str(root.parent)}
-        done = subprocess.run(["git", "apply", "-p1", "--whitespace=nowarn", "-"], cwd=root, input=text.encode(), capture_output=True, env=neutral)
-        if done.returncode and text:
-            cause = (done.stderr.decode(errors="replace").strip().splitlines() or ["git apply failed"])[0]
-            raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({cause}): leave the row out")
+    for path in paths:
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
+    before = {path: files[path].encode() if path in files else _read(base, path) for path in paths}
+    there = {path: data for path, data in before.items() if data is not None}
+    with applied_in_folder(there, "".join(change.text for change in changes), ONLY_STRICT | LAXER) as (root, problem):
+        if root is None:
+            raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({problem}): leave the row out")
         try:
-            return {path: (root / path).read_bytes().decode() if (root / path).exists() else None for path in paths}
+            return {path: (root / path).read_bytes().decode() if (root / path).is_file() else None for path in paths}
         except UnicodeDecodeError as error:
             raise TaskError(f"{task_id}, field {field}: changes a file that is not UTF-8 ({error.reason}): leave the row out") from error
 
