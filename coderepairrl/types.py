@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+LEFT_OUT = "left_out"  # the kind of event that names, with the reason, what the agent did and its diff cannot hold
 HELD_OUT = "heldout"  # the split that is evaluated and never trained
 
 
@@ -144,6 +145,12 @@ class Trajectory:
     seconds: float
     events: tuple[dict, ...] = ()  # what scripts/run_one.py shows: {"kind": "call"|"command"|..., ...}
     stats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dropped_paths(self) -> tuple[str, ...]:
+        """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were not applied."""
+        of_diff = (f"{event['path']}: {event['why']}" for event in self.events if event["kind"] == LEFT_OUT)
+        return (*of_diff, *(f"{path}: protected" for path in (self.verdict.dropped_paths if self.verdict else ())))
 
 
 @dataclass(frozen=True)
