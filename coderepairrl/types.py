@@ -68,7 +68,8 @@ class Task:
     pass_to_pass: tuple[str, ...]
     oracle_patch: str  # unified diff with a/ b/ prefixes against the base commit
     metadata: dict[str, str] = field(default_factory=dict)
-    # Diffs against environment.base, empty once it is built: tasks.build.build_task turns them into `files` and `hidden_tests`.
+    # Diffs against environment.base, which tasks.build.build_task turns into `files` and `hidden_tests`. Once it is built the first is empty and the
+    # second holds only what is more than texts (modes, links, binary files, deletions), applied in the grading sandbox before the hidden tests.
     bug_patch: str = ""
     test_patch: str = ""
 

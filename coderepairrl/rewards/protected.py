@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
+from coderepairrl.rewards.published import LINK
 from coderepairrl.rewards.scan import Marks, scan
-from coderepairrl.rewards.unusual import LINK, as_text, is_one_file, link_target
+from coderepairrl.rewards.unusual import as_text, is_one_file, link_target
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.

@@ -16,6 +16,7 @@ from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.sandboxes import Sandbox, SandboxConfig, start_sandbox
 from coderepairrl.types import Task
 
+REGULAR, EXECUTABLE, LINK = "100644", "100755", "120000"
 STRICT = "git apply"
 ONLY_STRICT = {STRICT: ("git", "apply", "--whitespace=nowarn")}
 LAXER = {  # by name; the patch's path is added
@@ -84,8 +85,36 @@ def carried(patch: str) -> tuple[str, dict[str, str]]:
     return patch if patch.endswith("\n") else f"{patch}\n", left_out
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file of a checkout as git sees it; of a link `data` is its target."""
+    data: bytes
+    mode: str = REGULAR
+
+
+def entry_of(root: Path, path: str) -> Entry | None:
+    """None where no file is, or a link leads to it."""
+    file = root / path
+    if any(parent.is_symlink() for parent in file.parents if parent != root and parent.is_relative_to(root)):
+        return None
+    if file.is_symlink():
+        return Entry(os.fsencode(os.readlink(file)), LINK)
+    return Entry(file.read_bytes(), EXECUTABLE if file.stat().st_mode & 0o100 else REGULAR) if file.is_file() else None
+
+
+def _lay_out(root: Path, files: dict[str, Entry]) -> None:
+    for path, entry in files.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if entry.mode == LINK:
+            file.symlink_to(os.fsdecode(entry.data))
+        else:
+            file.write_bytes(entry.data)
+            file.chmod(int(entry.mode, 8) & 0o777)
+
+
 @contextmanager
-def applied_in_folder(files: dict[str, bytes], patch: str, tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
+def applied_in_folder(files: dict[str, Entry], patch: str, tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
     """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for ONLY_STRICT, and `patch` is
     kept from running a data set's as a script (-u)."""
     text, _ = carried(patch)
@@ -99,9 +128,7 @@ def applied_in_folder(files: dict[str, bytes], patch: str, tries: dict[str, tupl
         for how, (tool, *options) in tries.items():
             root = Path(own, how.replace(" ", "-"))
             root.mkdir()
-            for path, data in files.items():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_bytes(data)
+            _lay_out(root, files)
             argv = [tool, *(("-u",) if tool == "patch" else ()), *options, str(diff)]
             done = subprocess.run(argv, cwd=root, capture_output=True, env={**_ENVIRONMENT, "GIT_CEILING_DIRECTORIES": own})
             if not done.returncode or not text.strip():

@@ -8,11 +8,8 @@ import posixpath
 from pathlib import Path
 
 from coderepairrl.rewards.diffs import FileChange
-from coderepairrl.rewards.published import ONLY_STRICT, applied_in_folder
+from coderepairrl.rewards.published import LINK, ONLY_STRICT, Entry, applied_in_folder
 from coderepairrl.types import Task
-
-LINK = "120000"
-
 
 def as_text(task: Task, change: FileChange) -> bool:
     """Whether a binary section is text in another encoding on both sides; then its removed and added lines are filled in."""
@@ -20,7 +17,7 @@ def as_text(task: Task, change: FileChange) -> bool:
     if more or not change.content:
         return False
     before = base_bytes(task, path)
-    with applied_in_folder({path: before} if before is not None else {}, change.text, ONLY_STRICT) as (root, _):
+    with applied_in_folder({path: Entry(before)} if before is not None else {}, change.text, ONLY_STRICT) as (root, _):
         file = root / path if root else None
         if file is None or file.is_symlink():
             return False

@@ -2,11 +2,12 @@
 import difflib
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.diffs import split_diff
-from coderepairrl.rewards.published import LAXER, ONLY_STRICT, applied_in_folder
+from coderepairrl.rewards.published import LAXER, LINK, ONLY_STRICT, REGULAR, Entry, applied_in_folder, carried, entry_of
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:
@@ -18,27 +19,59 @@ def unified_diff(path: str, before: str | None, after: str | None) -> str:
     return f"diff --git a/{path} b/{path}\n{mode}" + "".join(lines)
 
 
-def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
-    """path -> text after the patch on `base` with `files` laid over it; None: the patch deletes it.
+@dataclass(frozen=True)
+class Patched:
+    """What a patch makes of the files that it names, of those that are files of text: path -> text; None: the patch deletes it. `rest`: the sections
+    that are more than texts (modes, links, binary files and other encodings, a file that goes, or is a folder afterwards), to be applied before the
+    texts are laid over the checkout."""
+    texts: dict[str, str | None]
+    rest: str = ""
 
-    Binary parts are left out: published patches do not carry their content. Raises TaskError naming the task and the field.
-    """
-    changes = [change for change in split_diff(patch) if not change.binary]
+
+def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
+    """Of a patch that texts can carry all of: other files than texts are refused. Raises TaskError naming the task and the field."""
+    found = patched(task_id, field, base, files, "".join(change.text for change in split_diff(patch) if not change.binary))
+    odd = sorted(path for change in split_diff(found.rest) for path in change.paths if path not in found.texts)
+    if odd:
+        raise TaskError(f"{task_id}, field {field}: changes {odd[0]}, which is not a file of UTF-8: leave the row out")
+    return found.texts
+
+
+def patched(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> Patched:
+    """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises TaskError."""
+    text, _ = carried(patch)
+    changes = split_diff(text)
     paths = sorted({path for change in changes for path in change.paths})
     for path in paths:
         if os.path.isabs(path) or ".." in Path(path).parts:
             raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
-    before = {path: files[path].encode() if path in files else _read(base, path) for path in paths}
-    there = {path: data for path, data in before.items() if data is not None}
-    with applied_in_folder(there, "".join(change.text for change in changes), ONLY_STRICT | LAXER) as (root, problem):
+    before = {path: _entry(base, files, path) for path in paths}
+    there = {path: entry for path, entry in before.items() if entry is not None}
+    with applied_in_folder(there, text, ONLY_STRICT | LAXER) as (root, problem):
         if root is None:
             raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({problem}): leave the row out")
-        try:
-            return {path: (root / path).read_bytes().decode() if (root / path).is_file() else None for path in paths}
-        except UnicodeDecodeError as error:
-            raise TaskError(f"{task_id}, field {field}: changes a file that is not UTF-8 ({error.reason}): leave the row out") from error
+        after = {path: entry_of(root, path) for path in paths}
+    texts = {path: _text(entry) for path, entry in after.items()}
+    odd = {path for path in paths if _is_more(before[path], after[path])}
+    rest = "".join(change.text for change in changes if change.paths & odd)
+    return Patched({path: text for path, text in texts.items() if text is not None or after[path] is None}, rest)
 
 
-def _read(base: str | None, path: str) -> bytes | None:
-    file = Path(base or "", path)
-    return file.read_bytes() if base and file.is_file() else None
+def _is_more(before: Entry | None, after: Entry | None) -> bool:
+    """Whether a text laid over the checkout is not all that has changed."""
+    if after is None:
+        return before is not None
+    mode = before.mode if before is not None else REGULAR
+    return after.mode != mode or _text(after) is None
+
+
+def _text(entry: Entry | None) -> str | None:
+    """None for what is no regular file of UTF-8."""
+    try:
+        return entry.data.decode() if entry is not None and entry.mode != LINK else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _entry(base: str | None, files: dict[str, str], path: str) -> Entry | None:
+    return Entry(files[path].encode()) if path in files else entry_of(Path(base), path) if base else None
