@@ -47,7 +47,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
-            left_out = tuple({"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why} for path, why in sandbox.dropped_paths.items())
+            left_out = tuple({"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why} for path, why in sandbox.left_out.items())
             edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:

@@ -58,7 +58,7 @@ def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
     async def main():
         async with start_sandbox(config, task) as sandbox:
             done = await sandbox.run(command)
-            diff, dropped = await sandbox.diff(), sandbox.dropped_paths
+            diff, dropped = await sandbox.diff(), sandbox.left_out
         return done, dropped, await grade(task, diff, config)
 
     done, dropped, verdict = asyncio.run(main())
@@ -89,10 +89,10 @@ def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
     _write(base, {"lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
 
     async def body(sandbox):
-        untouched = await sandbox.diff(), sandbox.dropped_paths
+        untouched = await sandbox.diff(), sandbox.left_out
         await sandbox.run(command)
         await sandbox.diff()
-        return untouched, sandbox.dropped_paths
+        return untouched, sandbox.left_out
 
     untouched, dropped = use("bubblewrap", body, make_task({}, base=str(base)))
     assert untouched == ("", {}) and dropped.keys() == expected.keys(), dropped
@@ -104,7 +104,7 @@ def test_a_flood_of_new_files_hides_no_repair(use, monkeypatch):
 
     async def body(sandbox):
         await sandbox.run("mkdir build; for i in $(seq 100); do echo x > build/$i; done; echo 'x = 2' > pkg/deep.py; echo new > a.py")
-        return await sandbox.diff(), sandbox.dropped_paths
+        return await sandbox.diff(), sandbox.left_out
 
     diff, dropped = use("bubblewrap", body)
     assert "+x = 2" in diff and "b/a.py" in diff and diff.count("diff --git") == 51 and dropped == {"build/": "beyond the 50 new files of one diff, 51 files"}
@@ -164,7 +164,7 @@ def test_base_and_diff_are_the_tree_or_the_difference_is_named(tmp_path_factory,
                 if (path.is_file() or path.is_symlink()) and not any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(sandbox.root)):
                     path.unlink()
             _lay(sandbox.root, after)
-            diff, dropped, tree = await sandbox.diff(), sandbox.dropped_paths, _tree(sandbox.root)
+            diff, dropped, tree = await sandbox.diff(), sandbox.left_out, _tree(sandbox.root)
         async with start_sandbox(local, task) as other:
             problem = await other.apply(diff) if diff else ""
             return diff, dropped, tree, problem, _tree(other.root)

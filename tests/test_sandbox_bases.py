@@ -99,9 +99,9 @@ def test_whatever_a_base_holds_the_diff_is_the_edit(use, tmp_path, case, own_git
 
     async def body(sandbox):
         status = await sandbox.run("git status --short --untracked-files=no")
-        untouched = await sandbox.diff(), sandbox.dropped_paths
+        untouched = await sandbox.diff(), sandbox.left_out
         restored = await sandbox.run("sed -i s/1/3/ lib.py; for f in *.txt; do if [ -f \"$f\" ]; then echo more >> \"$f\"; fi; done; git checkout -q -- .")
-        undone = await sandbox.diff(), sandbox.dropped_paths
+        undone = await sandbox.diff(), sandbox.left_out
         await sandbox.run("sed -i s/1/2/ lib.py")
         return status.output, restored.exit_code, untouched, undone, await sandbox.diff()
 
@@ -118,7 +118,7 @@ def test_files_of_a_nested_repository_are_plain_files_of_the_base(use, tmp_path,
 
     async def body(sandbox):
         await sandbox.run("cd fixtures/project && echo more >> a.txt && echo new > deep/c.txt && rm deep/b.log")
-        return await sandbox.diff(), sandbox.dropped_paths
+        return await sandbox.diff(), sandbox.left_out
 
     diff, dropped = use("bubblewrap", body, make_task({}, base=str(base)))
     assert re.findall(r"(?m)^diff --git a/(\S+)", diff) == [f"fixtures/project/{name}" for name in ("a.txt", "deep/b.log", "deep/c.txt")] and not dropped

@@ -84,9 +84,10 @@ def test_what_leads_outside_or_is_too_large_is_dropped_and_named(use, kind, tmp_
         (sandbox.root / "pkg/deep.py").unlink()
         (sandbox.root / "pkg").rmdir()
         (sandbox.root / "pkg").symlink_to(secret)
-        return diff, sandbox.dropped_paths, await sandbox.diff()
+        return diff, sandbox.left_out, await sandbox.diff(), sandbox.dropped_paths
 
-    diff, dropped, through = use(kind, body)
+    diff, dropped, through, words = use(kind, body)
+    assert "lib.py: a link to an absolute path" in words
     assert set(dropped) == {"link", "large.txt", "lib.py", "nested/"} and all(dropped.values())  # git itself lists no pipes
     named = sorted(line.split(" b/")[1] for line in diff.splitlines() if line.startswith("diff --git"))
     assert named == ["fine.txt", "latin.txt", "nested/y", "zero.bin"] and diff.count("GIT binary patch") == 2 and diff.isascii()

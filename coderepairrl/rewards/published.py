@@ -1,7 +1,7 @@
-"""Patches as they come: the one place that applies what others wrote, whether a prediction, the oracle's patch or a test patch.
+"""Patches as they come: the one place that applies what others wrote: a prediction, the oracle's patch, a test patch.
 
-A patch is read as SWE-bench's harness reads it, by its three tries in its order. Other than there, each try starts from the same checkout: a
-try that failed leaves nothing behind. What no try can carry out is left out and named: git's "Binary files differ" has no content.
+A patch is read as SWE-bench's harness reads it, by its three tries in its order. Other than there, each try starts from the
+same checkout: one that failed leaves nothing behind. What has no content is left out and named: "Binary files differ".
 """
 import os
 import re
@@ -61,18 +61,19 @@ async def as_diff(task: Task, patch: str, config: SandboxConfig) -> tuple[str, A
     async with start_sandbox(config, task) as sandbox:
         applied = await apply_published(sandbox, patch)
         diff = await sandbox.diff()
-    return diff, Applied(applied.how, applied.problem, applied.left_out | sandbox.dropped_paths)
+    return diff, Applied(applied.how, applied.problem, applied.left_out | sandbox.left_out)
 
 
 async def _by_command(sandbox: Sandbox, argv: tuple[str, ...], text: str) -> tuple[str, dict[str, str]]:
-    """What the command makes of the base, as a diff, and what that lacks; nothing where the command fails. In a sandbox: a patch may be a script."""
+    """What the command makes of the base, as a diff, and what that lacks; nothing where the command fails. In a sandbox,
+    since a patch may be a script."""
     async with start_sandbox(sandbox.config, sandbox.task) as other:
         folder, inside = other.share("patch")
         (folder / "patch.diff").write_bytes(_bytes(text))
         result = await other.run([*argv, f"{inside}/patch.diff"])
         diff = "" if result.exit_code else await other.diff()
     own = [change.text for change in split_diff(diff) if change.path in text or not change.path.endswith(_LEFTOVERS)]
-    return "".join(own), other.dropped_paths
+    return "".join(own), other.left_out
 
 
 def carried(patch: str) -> tuple[str, dict[str, str]]:
@@ -115,8 +116,8 @@ def _lay_out(root: Path, files: dict[str, Entry]) -> None:
 
 @contextmanager
 def applied_in_folder(files: dict[str, Entry], patch: str, tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
-    """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for ONLY_STRICT, and `patch` is
-    kept from running a data set's as a script (-u)."""
+    """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for
+    ONLY_STRICT, and `patch` is kept from running a data set's as a script (-u)."""
     text, _ = carried(patch)
     problem = ""
     if not _is_unicode(text):

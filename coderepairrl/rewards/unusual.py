@@ -1,8 +1,8 @@
 """Sections of a diff that are more than UTF-8 text: what of them may reach the grading sandbox.
 
-A file in another encoding travels as git's binary patch; read as text it is judged like any other. A link is kept where it stands for one
-file of the checkout: then it is that file under another name, and no folder from which anything is imported. Binary files that the oracle's
-patch does not make are left out: nobody can read what they hold.
+A file in another encoding travels as git's binary patch; read as text it is judged like any other. A link is kept where it
+stands for one file of the checkout: then it is that file under another name, and no folder from which anything is imported.
+Binary files that the oracle's patch does not make are left out: nobody can read what they hold.
 """
 import posixpath
 from pathlib import Path
@@ -25,7 +25,8 @@ def as_text(task: Task, change: FileChange) -> bool:
     if None in texts:
         return False
     old, new = (text.splitlines() for text in texts)
-    change.removed, change.added = ([line for line in mine if line not in others] for mine, others in ((old, set(new)), (new, set(old))))
+    set_old, set_new = set(old), set(new)
+    change.removed, change.added = [line for line in old if line not in set_new], [line for line in new if line not in set_old]
     return True
 
 
@@ -51,7 +52,8 @@ def link_target(change: FileChange) -> str | None:
     target = change.added[0]
     path = posixpath.normpath(posixpath.join(posixpath.dirname(change.path), target))
     parts = path.split("/")
-    return None if target.startswith("/") or "\0" in target or parts[0] in ("..", ".") or ".git" in map(str.lower, parts) else path
+    outside = target.startswith("/") or "\0" in target or parts[0] in ("..", ".")
+    return None if outside or ".git" in map(str.lower, parts) else path
 
 
 def is_one_file(task: Task, target: str, changes: list[FileChange]) -> bool:

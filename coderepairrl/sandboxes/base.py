@@ -45,7 +45,8 @@ class Sandbox(Protocol):
     root: Path  # the checkout, for this program's own file operations; other processes of the host may not see it there
     inside: str  # the checkout as a command sees it: Environment.workdir, but for kind local
     network: bool  # whether its commands have this machine's
-    dropped_paths: dict[str, str]  # what the latest diff() left out, and why
+    left_out: dict[str, str]  # what the latest diff() left out, and why
+    dropped_paths: tuple[str, ...]  # the same in words, "path: why"
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None,
                   variables: dict[str, str] | None = None) -> CommandResult:

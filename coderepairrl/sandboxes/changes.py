@@ -1,7 +1,8 @@
 """What changed in a checkout, as one diff in git's own format, and by name what that leaves out.
 
 The checkout has its own .git, which the agent may wreck. What changed is decided by a second git directory beside the template: ignore
-rules come from the base commit, not from the checkout. A diff is text: what is not UTF-8 travels as git's binary patch.
+rules come from the base commit, not from the checkout. A diff is text: what is not UTF-8 travels as git's binary
+patch. What git does not track is nothing of a diff: empty folders, pipes, sockets.
 """
 import json
 import os
@@ -54,7 +55,8 @@ class Judge:
             (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
             names, nested = await untracked(f"--exclude-from={self.git_dir}/info/exclude", index=mine / "index", tracked=("-m", "-d"), **where)
             everything, _ = await untracked(index=mine / "index", **where)
-            left_out = self._hidden(checkout.view, set(everything) - set(names)) | dict.fromkeys(nested, NESTED)
+            left_out = self._hidden(checkout.view, set(everything) - set(names))
+            left_out |= dict.fromkeys(nested, NESTED)
             kept = _choose(checkout.view, names, set(everything), left_out)
             sections = await self._sections(checkout, mine, kept) if kept else []
         texts = []
@@ -89,7 +91,8 @@ class Judge:
         changed = [name for name in (await must("diff-index", "--name-only", "-z", *what, **where)).split(b"\0") if name]
 
         async def parts() -> list[bytes]:
-            out = await must("diff-index", "-p", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/", *what, **where)
+            plainly = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
+            out = await must("diff-index", "-p", "--binary", *plainly, *what, **where)
             found = [b"diff --git " + part for part in re.split(rb"(?m)^diff --git ", out)[1:]]
             return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
 
@@ -107,7 +110,8 @@ class Judge:
     async def touched(self, checkout: Worktree, diff: str) -> tuple[list[str], str]:
         """(paths that `git apply` would write, why it cannot read the diff): git's own reading, not ours."""
         out, problem = await self._git_apply(checkout, diff, "--numstat", "-z")
-        return [os.fsdecode(row.split(b"\t", 2)[2]) for row in out.split(b"\0") if row.count(b"\t") >= 2], problem
+        rows = [row.split(b"\t", 2) for row in out.split(b"\0") if row.count(b"\t") >= 2]
+        return [os.fsdecode(path) for _, _, path in rows], problem
 
     async def _git_apply(self, checkout: Worktree, diff: str, *options: str) -> tuple[bytes, str]:
         """The one reading of a diff. Its last line may lack its end, as in patches that somebody stripped."""
@@ -115,7 +119,8 @@ class Judge:
             data = (diff if diff.endswith("\n") else f"{diff}\n").encode(errors="surrogateescape")
         except UnicodeEncodeError:
             return b"", "the diff is not valid Unicode: it holds a lone surrogate"
-        code, out, err = await git("apply", "-p1", "--whitespace=nowarn", *options, "-", git_dir=self.git_dir, checkout=checkout, stdin=data)
+        words = ("apply", "-p1", "--whitespace=nowarn", *options, "-")
+        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data)
         if not code:
             return out, ""
         refuse_machine("git apply", err)
@@ -123,7 +128,8 @@ class Judge:
 
 
 def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[bytes, str]) -> list[bytes]:
-    """The names that the diff can hold, what it can't in `left_out`. The base's own files first: a flood of new ones must not hide a repair."""
+    """The names that the diff can hold; what it can't goes to `left_out`. The base's own files come first: a flood of
+    new ones must not hide a repair."""
     kept: list[bytes] = []
     files = size = 0
     for name in sorted(names, key=lambda name: (name in new, name)):
@@ -194,7 +200,7 @@ def _is_utf8(data: bytes) -> bool:
 def _pattern(name: bytes) -> bytes:
     """The pattern of gitattributes that is this name and no other."""
     escaped = re.sub(rb"([\\*?\[\]])", rb"\\\1", name)
-    return json.dumps("/" + escaped.decode(), ensure_ascii=False).encode()  # JSON quotes as C does, but for characters that no pattern matches
+    return json.dumps("/" + escaped.decode(), ensure_ascii=False).encode()  # JSON quotes as C does, but for control characters
 
 
 def _by_folder(left_out: dict[bytes, str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: 
 
 
 async def must(*arguments: str, **keywords) -> bytes:
-    """Like `git`, for commands that fail only by what they read or by the machine. Raises SandboxError for the machine's trouble, GitError else."""
+    """Like `git`, for commands that fail only by the machine (SandboxError) or by what they read (GitError)."""
     code, out, err = await git(*arguments, **keywords)
     if code:
         refuse_machine(f"git {arguments[0]}", err)
@@ -58,8 +58,8 @@ def refuse_machine(what: str, err: str) -> None:
 
 
 def init(git_dir: Path) -> None:
-    """What `git init` writes, less hooks, templates and anything of this user. No attribute converts a file, whichever the checkout names: the
-    commit holds what the base holds, byte for byte, and git writes that back."""
+    """What `git init` writes, less hooks, templates and anything of this user. No attribute converts a file, whichever the
+    checkout names: the commit holds what the base holds, byte for byte, and git writes that back."""
     for name in ("objects/info", "refs/heads", "info"):
         (git_dir / name).mkdir(parents=True)
     (git_dir / "HEAD").write_text("ref: refs/heads/main\n")
@@ -68,9 +68,11 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/attributes").write_text(NEUTRAL)
 
 
-async def untracked(*rules: str, git_dir: Path, checkout: Path | Worktree, index: Path, tracked: tuple[str, ...] = ()) -> tuple[list[bytes], list[bytes]]:
-    """(names that `index` does not hold, those in nested repositories included, and what `tracked` asks for; such repositories). Git lists such a repository by its folder
-    alone as long as the index knows no file in it, so a copy of the index gets a name in each that is nowhere on the disk."""
+async def untracked(*rules: str, git_dir: Path, checkout: Path | Worktree, index: Path,
+                    tracked: tuple[str, ...] = ()) -> tuple[list[bytes], list[bytes]]:
+    """(names that `index` does not hold, those in nested repositories included, and what `tracked` asks for; such
+    repositories). Git lists one by its folder alone as long as the index knows no file in it, so a copy of the index gets
+    a name in each that is nowhere on the disk."""
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
         if index.exists():
             shutil.copyfile(index, f"{own}/index")
@@ -88,15 +90,16 @@ async def untracked(*rules: str, git_dir: Path, checkout: Path | Worktree, index
 
 
 async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
-    """The one commit that the agent sees: files of nested repositories are plain files of it. `forced` are paths that belong to it although rules
-    ignore them; `ignored`: all ignored files but build artefacts do, as in a base without git, whose .gitignore speaks of the author's machine,
-    not of what was published."""
+    """The one commit that the agent sees: files of nested repositories are plain files of it. `forced` are paths that
+    belong to it although rules ignore them; `ignored`: all ignored files but build artefacts do, as in a base without git,
+    whose .gitignore speaks of the author's machine, not of what was published."""
     init(git_dir)
     where = {"git_dir": git_dir, "checkout": checkout}
     rules = [f"--exclude-from={git_dir}/info/exclude"] if ignored else ["--exclude-standard"]
     names, _ = await untracked(*rules, index=git_dir / "index", **where)
     names = {*names, *map(os.fsencode, forced)}
-    plain = [name for name in sorted(names) if os.path.islink(path := os.path.join(os.fsencode(checkout), name)) or os.path.isfile(path)]
+    at = {name: os.path.join(os.fsencode(checkout), name) for name in sorted(names)}
+    plain = [name for name, path in at.items() if os.path.islink(path) or os.path.isfile(path)]
     await must("update-index", "--add", "-z", "--stdin", stdin=b"".join(name + b"\0" for name in plain), **where)
     await must("-c", "gc.auto=0", "-c", "core.logAllRefUpdates=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "base", **where)
     # as few files as possible: each is copied and removed with every sandbox

@@ -30,12 +30,16 @@ class Checkout:
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
         self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
         self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
-        self.dropped_paths: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self.shared: dict[Path, str] = {}
         self.shown: list[str] = []
         self.judge = Judge(Path(os.path.realpath(self.folder / "judge")))
         self.disk = DiskWatch(config.disk_mib)
         self.lock = asyncio.Lock()  # a diff must not race a command that swaps a file for a symlink
+
+    @property
+    def dropped_paths(self) -> tuple[str, ...]:
+        return tuple(f"{path}: {why}" for path, why in self.left_out.items())
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None, variables: dict[str, str] | None = None) -> CommandResult:
         argv = ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", command] if isinstance(command, str) else list(command)
@@ -82,14 +86,13 @@ class Checkout:
     async def diff(self) -> str:
         async with self.lock:
             try:
-                text, self.dropped_paths = await self.judge.diff(self.worktree, self.folder)
+                text, self.left_out = await self.judge.diff(self.worktree, self.folder)
             except GitError as error:
                 raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers") from error
             except OSError as error:
                 raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {remedy(error)}") from error
-        if self.dropped_paths:
-            named = [f"{path} ({why})" for path, why in self.dropped_paths.items()][:20]
-            log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(named))
+        if self.left_out:
+            log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(self.dropped_paths[:20]))
         return text
 
     async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:

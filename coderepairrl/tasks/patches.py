@@ -21,9 +21,9 @@ def unified_diff(path: str, before: str | None, after: str | None) -> str:
 
 @dataclass(frozen=True)
 class Patched:
-    """What a patch makes of the files that it names, of those that are files of text: path -> text; None: the patch deletes it. `rest`: the sections
-    that are more than texts (modes, links, binary files and other encodings, a file that goes, or is a folder afterwards), to be applied before the
-    texts are laid over the checkout."""
+    """What a patch makes of the files that it names and that are texts: path -> text; None: the patch deletes it. `rest`: the
+    sections that are more than texts (modes, links, binary files and other encodings, a file that goes, or is a folder
+    afterwards), to be applied before the texts are laid over the checkout."""
     texts: dict[str, str | None]
     rest: str = ""
 
