@@ -77,6 +77,7 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "a nested repository": ("git init -q n; echo > n/x", {"n/": "history"}),
     "a link outside": ("ln -s /etc/passwd a; ln -s ../b b; ln -s x/../../c c; ln -s .git/config d", {"a": "absolute", "b": "leads out", "c": "leads out", "d": "git directory"}),
     "a large file": ("head -c 5M /dev/urandom > big", {"big": "4 MiB"}),
+    "a large binary file": ("head -c 600000 /dev/zero > big", {"big": "512 KiB"}),
     "a name that is not UTF-8": ("touch $'\\xff'", {"?": "UTF-8"}),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }

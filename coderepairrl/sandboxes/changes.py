@@ -19,6 +19,7 @@ from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, git, ignore_rules, init
 from coderepairrl.sandboxes.overlay import Worktree
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
+MAX_BINARY_BYTES = 512 << 10  # what no source is, and agents leave behind: builds, archives, core files
 MAX_BYTES = 32 << 20  # of the changed files of one diff together
 MAX_FILES = 2000  # new files of one diff; changes of the base's own files come first and are not counted
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
@@ -162,7 +163,16 @@ def _why_not(view: Path, name: bytes) -> tuple[str, int]:
         return "neither a file nor a link", 0
     if found.st_size > MAX_FILE_BYTES:
         return f"more than {MAX_FILE_BYTES >> 20} MiB", 0
-    return ("" if os.access(path, os.R_OK) else "not readable"), found.st_size
+    if not os.access(path, os.R_OK):
+        return "not readable", 0
+    if found.st_size > MAX_BINARY_BYTES and _is_binary(path):
+        return f"a binary file of more than {MAX_BINARY_BYTES >> 10} KiB", 0
+    return "", found.st_size
+
+
+def _is_binary(path: bytes) -> bool:
+    with open(path, "rb") as file:
+        return b"\0" in file.read()
 
 
 def _unsafe(name: bytes, target: bytes) -> str:
