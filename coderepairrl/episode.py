@@ -10,7 +10,7 @@ from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
-from coderepairrl.types import HELD_OUT, Outcome, Task, Trajectory, Verdict, VerdictKind
+from coderepairrl.types import HELD_OUT, LEFT_OUT, Outcome, Task, Trajectory, Verdict, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,19 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     started, started_at = time.monotonic(), time.time()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
     outcome, detail, diff, verdict, parts, reward, seen = Outcome.SUBMITTED, "", "", None, {}, 0.0, {}
+    left_out: tuple[dict, ...] = ()
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
             edits = Edits(sandbox)
             watch = (edits.look,) if split == HELD_OUT else ()  # a look takes some 10 ms: training does without
             try:
-                await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch))
+                detail = await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch)) or ""
             except ScaffoldError as error:
                 outcome, detail = Outcome.AGENT_ERROR, str(error)
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
+            left_out = tuple({"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why} for path, why in sandbox.left_out.items())
             edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
@@ -64,7 +66,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     reward = discounted(reward, len(session.calls), services.rewards.discount_per_call)
     return Trajectory(
         trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
-        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=tuple(session.events),
+        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=(*session.events, *left_out),
         stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated} | seen
               | {k: float(v) for k, v in session.counters.items()})
 

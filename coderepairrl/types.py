@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+LEFT_OUT = "left_out"  # the kind of event that names, with the reason, what the agent did and its diff cannot hold
 HELD_OUT = "heldout"  # the split that is evaluated and never trained
 
 
@@ -67,7 +68,8 @@ class Task:
     pass_to_pass: tuple[str, ...]
     oracle_patch: str  # unified diff with a/ b/ prefixes against the base commit
     metadata: dict[str, str] = field(default_factory=dict)
-    # Diffs against environment.base, empty once it is built: tasks.build.build_task turns them into `files` and `hidden_tests`.
+    # Diffs against environment.base, which tasks.build.build_task turns into `files` and `hidden_tests`. Once it is built the first is empty and the
+    # second holds only what is more than texts (modes, links, binary files, deletions), applied in the grading sandbox before the hidden tests.
     bug_patch: str = ""
     test_patch: str = ""
 
@@ -144,6 +146,12 @@ class Trajectory:
     seconds: float
     events: tuple[dict, ...] = ()  # what scripts/run_one.py shows: {"kind": "call"|"command"|..., ...}
     stats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dropped_paths(self) -> tuple[str, ...]:
+        """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were not applied."""
+        of_diff = (f"{event['path']}: {event['why']}" for event in self.events if event["kind"] == LEFT_OUT)
+        return (*of_diff, *(f"{path}: protected" for path in (self.verdict.dropped_paths if self.verdict else ())))
 
 
 @dataclass(frozen=True)

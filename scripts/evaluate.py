@@ -183,10 +183,10 @@ def _result(t: Trajectory, greedy: bool) -> dict:
     """greedy: whether it is of the pass beside the evaluation."""
     v = t.verdict
     verdict = v and {"kind": v.kind, "resolved_swebench": v.resolved_swebench, "evidence": v.evidence, "message": v.message,
-                     "disagreement": disagreement(v), "failing": failing(v)[:20], "dropped_paths": v.dropped_paths, "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
+                     "disagreement": disagreement(v), "failing": failing(v)[:20], "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward, "greedy": greedy,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
-            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "seconds": round(t.seconds, 2)} | (
+            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | (
         {name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
 
 

@@ -40,8 +40,8 @@ def make_task(files=FILES, base=None, variables=None):
 @pytest.fixture
 def use(tmp_path):
     """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
-    def run(kind, body, task=None, **limits):
-        config = sandbox_config(kind, tmp_path, **limits)
+    def run(kind, body, task=None, scratch=tmp_path, **limits):
+        config = sandbox_config(kind, scratch, **limits)
 
         async def main():
             async with start_sandbox(config, task or make_task()) as sandbox:

@@ -72,7 +72,7 @@ def test_rules_of_a_nested_gitignore_are_anchored():
 
 
 @both
-def test_symlinks_binaries_and_other_things_are_dropped_and_named(use, kind, tmp_path):
+def test_what_leads_outside_or_is_too_large_is_dropped_and_named(use, kind, tmp_path):
     secret = tmp_path / "host-secret"
     secret.mkdir()
     (secret / "deep.py").write_text("of the host\n")
@@ -84,11 +84,14 @@ def test_symlinks_binaries_and_other_things_are_dropped_and_named(use, kind, tmp
         (sandbox.root / "pkg/deep.py").unlink()
         (sandbox.root / "pkg").rmdir()
         (sandbox.root / "pkg").symlink_to(secret)
-        return diff, sandbox.dropped_paths, await sandbox.diff()
+        return diff, sandbox.left_out, await sandbox.diff(), sandbox.dropped_paths
 
-    diff, dropped, through = use(kind, body)
-    assert set(dropped) == {"link", "zero.bin", "latin.txt", "large.txt", "lib.py", "nested/"}  # git itself lists no pipes
-    assert diff.count("diff --git") == 1 and "+ok" in diff and "root:" not in diff and "of the host" not in through
+    diff, dropped, through, words = use(kind, body)
+    assert "lib.py: a link to an absolute path" in words
+    assert set(dropped) == {"link", "large.txt", "lib.py", "nested/"} and all(dropped.values())  # git itself lists no pipes
+    named = sorted(line.split(" b/")[1] for line in diff.splitlines() if line.startswith("diff --git"))
+    assert named == ["fine.txt", "latin.txt", "nested/y", "zero.bin"] and diff.count("GIT binary patch") == 2 and diff.isascii()
+    assert "+ok" in diff and "root:" not in diff and "of the host" not in through and "pkg" not in through.replace("pkg/deep.py", "")
 
 
 @both

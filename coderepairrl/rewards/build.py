@@ -16,6 +16,7 @@ from coderepairrl import cause
 from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill, without_canary
 from coderepairrl.rewards.junit import ReportError, read_reports
 from coderepairrl.rewards.protected import JUDGE, Selection, select
+from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.test_ids import function_of
 from coderepairrl.rewards.weaker import weaker
 from coderepairrl.sandboxes import PathError, Sandbox, SandboxConfig, start_sandbox
@@ -56,6 +57,9 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
     async def once(which: str, patch: str) -> Build:
         memory = {} if known is None else known
         if (task.task_id, which) not in memory:
+            if patch:
+                diff, applied = await as_diff(task, patch, config)
+                patch = patch if applied.problem else diff
             memory[task.task_id, which] = await _build(task, await _select(task, patch), config)
         return memory[task.task_id, which]
 

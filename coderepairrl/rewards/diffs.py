@@ -17,7 +17,9 @@ class FileChange:
     text: str = ""
     paths: set[str] = field(default_factory=set)
     modes: set[str] = field(default_factory=set)  # such as 100644; 120000 is a symlink, 160000 a submodule
+    made: set[str] = field(default_factory=set)  # those that the file has afterwards
     binary: bool = False
+    content: bool = False  # of a binary file: whether the section holds it, or says no more than that it differs
     removed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
 
@@ -51,6 +53,7 @@ def split_diff(diff: str) -> list[FileChange]:
             continue
         if in_header:
             _read_header(line, changes[-1])
+            in_header = not changes[-1].binary  # what follows is content, or the next file
         i += 1
     for change, start, end in zip(changes, starts, [*starts, len(lines)][1:], strict=True):
         change.text = "\n".join(lines[start:end]) + "\n"
@@ -86,8 +89,10 @@ def _read_header(line: str, change: FileChange) -> None:
         change.paths.add(_name(match[1]))
     elif match := re.match(r"(?:new file mode|deleted file mode|old mode|new mode) (\d+)|index \S+ (\d+)", line):
         change.modes.add(match[1] or match[2])
+        if not line.startswith(("deleted", "old")):
+            change.made.add(match[1] or match[2])
     elif line.startswith("GIT binary patch") or re.match(r"Binary files .* differ", line):
-        change.binary = True
+        change.binary, change.content = True, line.startswith("GIT")
 
 
 def _both(rest: str) -> set[str]:

@@ -15,6 +15,7 @@ from coderepairrl.rewards import log_parsers
 from coderepairrl.rewards.arguments import shortened
 from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
 from coderepairrl.rewards.protected import Selection
+from coderepairrl.rewards.published import apply_published
 from coderepairrl.rewards.sabotage import sabotage
 from coderepairrl.rewards.test_ids import Statuses
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
@@ -112,7 +113,7 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
 
 async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary) -> None:
     """The test patch, the hidden tests, the canary if one is run. The diff may not touch their paths, so what fails here is the task's own fault."""
-    if task.test_patch and (problem := await sandbox.apply(task.test_patch)):
+    if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
         raise TaskError(f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit")
     try:
         for path, text in {**task.hidden_tests, **({canary.path: canary.source} if takes_canary(task) else {})}.items():

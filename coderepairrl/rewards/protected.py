@@ -1,8 +1,8 @@
 """Which parts of a diff never reach the grading sandbox, because they could decide the tests' result instead of the code.
 
-Always: what test runners and the interpreter load by themselves, what git reads, symlinks, binary files, paths outside the
-checkout, paths of hidden tests, and new top-level modules that hide an installed one (shadowing.py: a new xmlrunner.py in the
-checkout's root would be the test runner). Further: Environment.protected.
+Always: what test runners and the interpreter load by themselves, what git reads, links but to one file of the checkout, binary files,
+paths outside the checkout, paths of hidden tests, and new top-level modules that hide an installed one (shadowing.py: a new
+xmlrunner.py in the checkout's root would be the test runner). Further: Environment.protected.
 
 What the oracle's own patch touches is not protected (a repair of a test runner or of a conftest.py must be possible), unless it is
 a hidden test. A glob without a slash is matched against every part of a path, one with a slash against the whole path, where `*`
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
+from coderepairrl.rewards.published import LINK
 from coderepairrl.rewards.scan import Marks, scan
 from coderepairrl.rewards.shadowing import Shadowing, base_text
+from coderepairrl.rewards.unusual import as_text, is_one_file, link_target
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
@@ -47,15 +49,18 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
     def before(path: str) -> str:
         return base_text(task, path)
 
+    reasons = [rules.why_protected(change, changes) for change in changes]
+    # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the other
+    lost = {frozenset(change.paths): why for change, why in zip(changes, reasons, strict=True) if why}
     for change in changes:
-        why = rules.why_protected(change)
+        why = lost.get(frozenset(change.paths))
         if why:
             dropped += sorted(change.paths) or ["(no path)"]
             left_out |= Marks() if rules.is_test(change) else scan(change, task.oracle_patch, before)
             left_out |= Marks((f"{change.path}: {why}",) if why != _PROTECTED else ())
         else:
             kept.append(change)
-            relaxed = any(_matches_any(path, rules.globs) for path in change.paths)
+            relaxed = any(_matches_any(path, rules.globs) for path in change.paths) or LINK in change.made
             marks |= scan(change, task.oracle_patch, before) | Marks(possible=relaxed)
     applied_paths = frozenset(path for change in kept for path in change.paths)
     return Selection("".join(change.text for change in kept), applied_paths, tuple(dict.fromkeys(dropped)), marks, (marks | left_out).certain)
@@ -70,16 +75,23 @@ class _Rules:
     def __init__(self, task: Task, shadowing: Shadowing, globs: tuple[str, ...]):
         self.task, self.shadowing, self.globs = task, shadowing, globs
         self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
-        self.oracle = {path: change for change in split_diff(task.oracle_patch) for path in change.paths}
+        oracle = split_diff(task.oracle_patch)
+        self.oracle = {path: change for change in oracle for path in change.paths}
+        self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
+        self.binary = {path for change in oracle for path in change.paths if change.binary}
 
-    def why_protected(self, change: FileChange) -> str:
-        """Empty, or why the section is not applied."""
+    def why_protected(self, change: FileChange, changes: list[FileChange]) -> str:
+        """Empty, or why the section, one of `changes`, is not applied."""
         if not change.paths:
             return "names no path"
         reasons = [reason for path in sorted(change.paths) if (reason := self._why(path))]
-        if any(not mode.startswith("100") for mode in change.modes) and not self._oracle_has(change, "modes"):
-            reasons.append("a symlink or submodule")
-        elif change.binary and not self._oracle_has(change, "binary"):
+        if any(not mode.startswith("100") and (path, mode, *change.added) not in self.made for mode in change.made for path in change.paths):
+            target = link_target(change)
+            if target is None or self._is_hidden(target):
+                reasons.append("a symlink or submodule")
+            elif not is_one_file(self.task, target, changes):
+                reasons.append(_PROTECTED)
+        elif change.binary and not self.binary.issuperset(change.paths) and not as_text(self.task, change):
             reasons.append(_PROTECTED)
         return next((reason for reason in reasons if reason != _PROTECTED), reasons[0] if reasons else "")
 
@@ -105,10 +117,6 @@ class _Rules:
 
     def _is_hidden(self, path: str) -> bool:
         return any(path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden)
-
-    def _oracle_has(self, change: FileChange, attribute: str) -> bool:
-        """The oracle's patch makes the same unusual thing of the same paths."""
-        return all(path in self.oracle and getattr(self.oracle[path], attribute) == getattr(change, attribute) for path in change.paths)
 
 
 def _matches_any(path: str, globs: tuple[str, ...]) -> bool:

@@ -20,6 +20,7 @@ from coderepairrl.rewards import counting
 from coderepairrl.rewards.build import Build
 from coderepairrl.rewards.judge import FAILED, TIME_LIMIT, Run, execute, takes_canary, without_canary
 from coderepairrl.rewards.protected import Selection, select
+from coderepairrl.rewards.published import as_diff
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
@@ -182,7 +183,11 @@ class Grader:
             if key in self._oracles:
                 return self._oracles[key]
             self.checks += 1
-            run = await execute(task, await _select(task, task.oracle_patch), self.config, sabotaged)
+            patch = task.oracle_patch
+            if patch.strip():
+                diff, applied = await as_diff(task, patch, self.config)
+                patch = patch if applied.problem else diff
+            run = await execute(task, await _select(task, patch), self.config, sabotaged)
             if not run.timed_out:
                 _remember(self._oracles, key, run, self.remembered)
         self._locks.pop(key, None)

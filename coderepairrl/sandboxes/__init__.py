@@ -57,5 +57,5 @@ async def start_sandbox(config: SandboxConfig, task: Task) -> AsyncIterator[Sand
 
 
 def _store(config: SandboxConfig) -> Store:
-    scratch = Path(config.scratch or tempfile.gettempdir())
+    scratch = Path(os.path.abspath(config.scratch or tempfile.gettempdir()))  # git runs elsewhere
     return Store(scratch / f"coderepairrl-{os.getuid()}")

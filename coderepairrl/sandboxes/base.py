@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import CodeRepairError
-from coderepairrl.types import Environment
+from coderepairrl.types import Environment, Task
 
 
 FOR_PROMPTS = {"TERM": "dumb", "NO_COLOR": "1"}
@@ -43,10 +43,13 @@ class PathError(CodeRepairError):
 
 
 class Sandbox(Protocol):
+    config: SandboxConfig  # with `task`: for another one like it
+    task: Task
     root: Path  # the checkout, for this program's own file operations; other processes of the host may not see it there
     inside: str  # the checkout as a command sees it: Environment.workdir, but for kind local
     network: bool  # whether its commands have this machine's
-    dropped_paths: tuple[str, ...]  # what the latest diff() left out: symlinks, binary and oversized files
+    left_out: dict[str, str]  # what the latest diff() left out, and why
+    dropped_paths: tuple[str, ...]  # the same in words, "path: why"
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None,
                   variables: dict[str, str | None] | None = None) -> CommandResult:

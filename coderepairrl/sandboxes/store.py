@@ -7,10 +7,12 @@ A template's name is a hash of all that it is made of, so a template is never ou
 while no program uses it. A small checkout is copied, a large one is an overlay over its template where the machine can.
 """
 import asyncio
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,17 +23,22 @@ from pathlib import Path
 from coderepairrl import contents
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.files import publish
-from coderepairrl.sandboxes.git import EPOCH_S, Judge, commit_base, tracked_files
+from coderepairrl.sandboxes.changes import Judge
+from coderepairrl.sandboxes.git import EPOCH_S, GitError, commit_base, refuse_machine, tracked_files
 from coderepairrl.sandboxes.limits import used_bytes
 from coderepairrl.sandboxes.overlay import Overlay, Worktree, remove, why_no_overlay
 from coderepairrl.sandboxes.process import capture, in_thread
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
-LAYOUT = 4  # part of a template's key: raise it when what a template holds changes
+LAYOUT = 5  # part of a template's key: raise it when what a template holds changes
 OVERLAY_FROM = 40  # files and folders; fewer are copied faster than an overlay is mounted
 SMALL = 300  # fewer are copied faster by this process than by starting cp
-REMEDY = "check the space and the permissions of sandbox.scratch"
+_REMEDIES = {  # by the error's number
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS), "check the scratch folder's disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "correct the permissions of what it names"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN), "free processes, memory or file descriptors"),
+}
 # templates that are being built right now: siblings of the same event loop wait instead of building too (a lock works in one loop)
 _building: dict[tuple[asyncio.AbstractEventLoop, Path], asyncio.Lock] = {}
 
@@ -97,7 +104,7 @@ class Store:
         except BaseException as error:  # a cancellation too must leave no folder
             remove(folder)
             if isinstance(error, OSError):
-                raise SandboxError(f"a checkout cannot be copied ({error}): {REMEDY}") from error
+                raise SandboxError(f"a checkout cannot be copied ({first(error)}): {remedy(error)}") from error
             raise
         return Live(folder, Worktree.plain(target), target, base_bytes)
 
@@ -131,8 +138,10 @@ class Store:
             entries = sum(len(names) + len(files) for _, names, files in os.walk(checkout))
             (own / "weight").write_text(json.dumps([entries, used_bytes(checkout)]))
             publish(own, template)
+        except GitError as error:
+            raise TaskError(f"task {task.task_id}: its base is no checkout that git can hold ({error}): correct {task.environment.base or 'its files'}") from error
         except OSError as error:
-            raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({error}): {REMEDY}") from error
+            raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({first(error)}): {remedy(error)}") from error
         finally:
             remove(own)
 
@@ -145,7 +154,8 @@ def _lay_out(task: Task, checkout: Path) -> None:
     elif not os.path.isdir(base):
         raise TaskError(f"environment {task.environment.name}: folder {base} does not exist: prepare the environment first")
     else:
-        shutil.copytree(base, checkout, symlinks=True, ignore=lambda folder, names: [".git"] if folder == base and ".git" in names else [])
+        shutil.copytree(base, checkout, symlinks=True, ignore=lambda folder, names: [
+            name for name in names if folder == base and name == ".git" or not _is_copied(os.path.join(folder, name))])
     root = Path(os.path.realpath(checkout))
     for name, text in task.files.items():
         path = root / name
@@ -158,10 +168,31 @@ def _lay_out(task: Task, checkout: Path) -> None:
             os.utime(os.path.join(folder, name), (EPOCH_S, EPOCH_S), follow_symlinks=False)
 
 
+def _is_copied(path: str) -> bool:
+    """Files, folders and links are. A socket or a pipe is of a process that ran in the base, not of the project."""
+    mode = os.lstat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+        return True
+    log.info("%s is left out of the checkout: neither a file nor a folder nor a link", path)
+    return False
+
+
+def first(error: OSError) -> str:
+    """What went wrong first: shutil.Error, of a whole tree, holds a list of (source, target, why)."""
+    return str(error.args[0][0][2]) if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else str(error)
+
+
+def remedy(error: OSError) -> str:
+    """The disk is to blame only where it says so."""
+    found = re.search(r"\[Errno (\d+)\]", first(error))
+    return _REMEDIES.get(error.errno or (int(found[1]) if found else 0), "correct what it names")
+
+
 async def _cp(source: Path, target: Path) -> None:
     code, _, err = await capture(["cp", "-a", "--reflink=auto", str(source), str(target)], environment={"PATH": os.environ["PATH"], "LC_ALL": "C"}, cwd="/")
     if code:
-        raise SandboxError(f"a checkout cannot be copied ({err.decode(errors='replace').strip()[:300]}): {REMEDY}")
+        refuse_machine("cp", said := err.decode(errors="replace").strip()[:300])
+        raise SandboxError(f"a checkout cannot be copied ({said}): correct what it names")
 
 
 def _copy_small(source: Path, target: Path, owner: int | None) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult, PathError, SandboxConfig
-from coderepairrl.sandboxes.git import Judge
+from coderepairrl.sandboxes.changes import Judge
+from coderepairrl.sandboxes.git import GitError
 from coderepairrl.sandboxes.limits import DiskWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
-from coderepairrl.sandboxes.store import REMEDY, Live
+from coderepairrl.sandboxes.store import Live, remedy
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,16 @@ class Checkout:
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
         self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
         self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
-        self.dropped_paths: tuple[str, ...] = ()
+        self.left_out: dict[str, str] = {}
         self.shared: dict[Path, str] = {}
         self.shown: list[str] = []
         self.judge = Judge(Path(os.path.realpath(self.folder / "judge")))
         self.disk = DiskWatch(config.disk_mib)
         self.lock = asyncio.Lock()  # a diff must not race a command that swaps a file for a symlink
+
+    @property
+    def dropped_paths(self) -> tuple[str, ...]:
+        return tuple(f"{path}: {why}" for path, why in self.left_out.items())
 
     async def run(self, command: str | list[str], *, timeout_s: float | None = None, variables: dict[str, str | None] | None = None) -> CommandResult:
         argv = ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", command] if isinstance(command, str) else list(command)
@@ -80,10 +85,12 @@ class Checkout:
     async def diff(self) -> str:
         async with self.lock:
             try:
-                text, self.dropped_paths = await self.judge.diff(self.worktree, self.folder)
+                text, self.left_out = await self.judge.diff(self.worktree, self.folder)
+            except GitError as error:
+                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers") from error
             except OSError as error:
-                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {REMEDY}") from error
-        if self.dropped_paths:
+                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {remedy(error)}") from error
+        if self.left_out:
             log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(self.dropped_paths[:20]))
         return text
 
@@ -113,7 +120,7 @@ class Checkout:
             folder.mkdir(parents=True)
             self._own(folder)
         except OSError as error:
-            raise SandboxError(f"{folder} cannot be made ({error}): {REMEDY}") from error
+            raise SandboxError(f"{folder} cannot be made ({error}): {remedy(error)}") from error
         self.shared[folder] = self._inside(folder)
         return folder, self.shared[folder]
 
@@ -178,5 +185,5 @@ def _can_be_run(argv: list[str]) -> bool:
 
 def _path_error(path: str, error: OSError) -> PathError | SandboxError:
     if error.errno not in _AGENTS_FAULT:
-        return SandboxError(f"{path}: {error.strerror}: {REMEDY}")
+        return SandboxError(f"{path}: {error.strerror}: {remedy(error)}")
     return PathError(f"{path}: {error.strerror.lower()}: list the folder to see what is there")

@@ -54,7 +54,8 @@ class Scaffold(Protocol):
     calls_model: bool  # False: a control, for which no vLLM is started
     # without_tools: str, of those that work by tools: what to use with a model whose chat template shows none
 
-    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None: ...
+    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> str | None:
+        """What the result's detail says, if anything."""
 
 
 def make_scaffold(config: ScaffoldConfig, grader: Grader | None = None) -> Scaffold:

@@ -14,6 +14,7 @@ from unidiff import PatchSet
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, ScaffoldError
+from coderepairrl.rewards.published import apply_published
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.types import Task
@@ -41,16 +42,21 @@ class PredictionsConfig(Config):
 
 
 class Control:
-    """Applies a patch that is known before. One that does not apply is the agent's failure, as it is in SWE-bench."""
+    """Applies a patch that is known before, as SWE-bench does. One that does not apply is the agent's failure, as it is there."""
     calls_model = False
 
     def __init__(self, patch_of: Callable[[Task], str]):
         self._patch_of = patch_of
 
-    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
+    async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> str:
+        """How the patch was applied."""
         patch = self._patch_of(task)
-        if patch.strip() and (problem := await sandbox.apply(patch)):
-            raise ScaffoldError(f"the patch does not apply: {problem}")
+        if not patch.strip():
+            return ""
+        applied = await apply_published(sandbox, patch)
+        if applied.problem:
+            raise ScaffoldError(f"the patch does not apply: {applied.problem}")
+        return str(applied)
 
 
 def gold(config: GoldConfig) -> Control:

@@ -14,7 +14,7 @@ from pathlib import Path
 from coderepairrl import environments
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import TaskError
-from coderepairrl.tasks.patches import patched_files, unified_diff
+from coderepairrl.tasks.patches import patched, patched_files, unified_diff
 from coderepairrl.types import Environment, Task
 
 
@@ -53,7 +53,8 @@ def is_built(environment: Environment) -> bool:
 
 
 def resolve_patches(task: Task) -> Task:
-    """`bug_patch` and `test_patch` as `files`, `oracle_patch` and `hidden_tests`; selected test files that neither changes are hidden tests, too."""
+    """`bug_patch` and `test_patch` as `files`, `oracle_patch` and `hidden_tests`; selected test files that neither changes are hidden tests, too.
+    What of the test patch is more than texts stays in it; doing this again changes nothing."""
     base, files, oracle = task.environment.base, dict(task.files), task.oracle_patch
     if task.bug_patch:
         buggy = patched_files(task.task_id, "patch", base, files, task.bug_patch)
@@ -62,15 +63,16 @@ def resolve_patches(task: Task) -> Task:
         originals = {path: _text(base, path) for path in buggy}
         oracle = "".join(unified_diff(path, buggy[path], originals[path]) for path in sorted(buggy))
         files |= buggy
-    hidden = dict(task.hidden_tests)
+    hidden, rest = dict(task.hidden_tests), ""
     if task.test_patch:
-        after = patched_files(task.task_id, "test_patch", base, files, task.test_patch)
-        hidden |= {path: text for path, text in after.items() if text is not None}  # a deleted test is not selected: it may stay
+        after = patched(task.task_id, "test_patch", base, files, task.test_patch)
+        hidden |= {path: text for path, text in after.texts.items() if text is not None}
+        rest = after.rest
     for path in task.test_selection if task.environment.recipe or task.environment.image else ():
         text = _text(base, path) if path not in hidden and path.endswith(".py") else None
         if text is not None:
             hidden[path] = text
-    return replace(task, files=files, hidden_tests=hidden, oracle_patch=oracle, bug_patch="", test_patch="")
+    return replace(task, files=files, hidden_tests=hidden, oracle_patch=oracle, bug_patch="", test_patch=rest)
 
 
 def _text(base: str | None, path: str) -> str | None:

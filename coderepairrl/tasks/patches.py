@@ -2,12 +2,12 @@
 import difflib
 import io
 import os
-import subprocess
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.rewards.published import LAXER, LINK, ONLY_STRICT, REGULAR, Entry, applied_in_folder, carried, entry_of
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:
@@ -19,35 +19,59 @@ def unified_diff(path: str, before: str | None, after: str | None) -> str:
     return f"diff --git a/{path} b/{path}\n{mode}" + "".join(lines)
 
 
+@dataclass(frozen=True)
+class Patched:
+    """What a patch makes of the files that it names and that are texts: path -> text; None: the patch deletes it. `rest`: the
+    sections that are more than texts (modes, links, binary files and other encodings, a file that goes, or is a folder
+    afterwards), to be applied before the texts are laid over the checkout."""
+    texts: dict[str, str | None]
+    rest: str = ""
+
+
 def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
-    """path -> text after `git apply` of the patch on `base` with `files` laid over it; None: the patch deletes it.
+    """Of a patch that texts can carry all of: other files than texts are refused. Raises TaskError naming the task and the field."""
+    found = patched(task_id, field, base, files, "".join(change.text for change in split_diff(patch) if not change.binary))
+    odd = sorted(path for change in split_diff(found.rest) for path in change.paths if path not in found.texts)
+    if odd:
+        raise TaskError(f"{task_id}, field {field}: changes {odd[0]}, which is not a file of UTF-8: leave the row out")
+    return found.texts
 
-    Binary parts are left out: published patches do not carry their content. Raises TaskError naming the task and the field.
-    """
-    changes = [change for change in split_diff(patch) if not change.binary]
+
+def patched(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> Patched:
+    """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises TaskError."""
+    text, _ = carried(patch)
+    changes = split_diff(text)
     paths = sorted({path for change in changes for path in change.paths})
-    with tempfile.TemporaryDirectory(prefix="patch-") as folder:
-        root = Path(folder)
-        for path in paths:
-            data = files[path].encode() if path in files else _read(base, path)
-            if os.path.isabs(path) or ".." in Path(path).parts:
-                raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            if data is not None:
-                (root / path).write_bytes(data)
-        text = "".join(change.text for change in changes)
-        neutral = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C",
-                   "GIT_CEILING_DIRECTORIES": str(root.parent)}
-        done = subprocess.run(["git", "apply", "-p1", "--whitespace=nowarn", "-"], cwd=root, input=text.encode(), capture_output=True, env=neutral)
-        if done.returncode and text:
-            cause = (done.stderr.decode(errors="replace").strip().splitlines() or ["git apply failed"])[0]
-            raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({cause}): leave the row out")
-        try:
-            return {path: (root / path).read_bytes().decode() if (root / path).exists() else None for path in paths}
-        except UnicodeDecodeError as error:
-            raise TaskError(f"{task_id}, field {field}: changes a file that is not UTF-8 ({error.reason}): leave the row out") from error
+    for path in paths:
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
+    before = {path: _entry(base, files, path) for path in paths}
+    there = {path: entry for path, entry in before.items() if entry is not None}
+    with applied_in_folder(there, text, ONLY_STRICT | LAXER) as (root, problem):
+        if root is None:
+            raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({problem}): leave the row out")
+        after = {path: entry_of(root, path) for path in paths}
+    texts = {path: _text(entry) for path, entry in after.items()}
+    odd = {path for path in paths if _is_more(before[path], after[path])}
+    rest = "".join(change.text for change in changes if change.paths & odd)
+    return Patched({path: text for path, text in texts.items() if text is not None or after[path] is None}, rest)
 
 
-def _read(base: str | None, path: str) -> bytes | None:
-    file = Path(base or "", path)
-    return file.read_bytes() if base and file.is_file() else None
+def _is_more(before: Entry | None, after: Entry | None) -> bool:
+    """Whether a text laid over the checkout is not all that has changed."""
+    if after is None:
+        return before is not None
+    mode = before.mode if before is not None else REGULAR
+    return after.mode != mode or _text(after) is None
+
+
+def _text(entry: Entry | None) -> str | None:
+    """None for what is no regular file of UTF-8."""
+    try:
+        return entry.data.decode() if entry is not None and entry.mode != LINK else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _entry(base: str | None, files: dict[str, str], path: str) -> Entry | None:
+    return Entry(files[path].encode()) if path in files else entry_of(Path(base), path) if base else None

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from coderepairrl import contents
 from coderepairrl.environments import BuildError, EnvironmentsConfig
 from coderepairrl.errors import TaskError
+from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.tasks.build import build_task
 from coderepairrl.types import Task, Verdict
 
 REPEATS = 3
+UNRESOLVED = "the oracle patch does not resolve it"
 NAMED = 5  # tests that a refusal names
 
 
@@ -57,13 +59,16 @@ async def validate(task: Task, environments: EnvironmentsConfig, sandbox: Sandbo
         decision = replace(decision, python=await _python_version(built, sandbox))
         base = [await grade(built, "", sandbox) for _ in range(repeats)]
         decision = replace(decision, base_s=_seconds(base), flaky=differing(base))
-        gold = [await grade(built, built.oracle_patch, sandbox) for _ in range(repeats)]
+        oracle, applied = await as_diff(built, built.oracle_patch, sandbox)  # as an agent's: what its diff loses, none can repair
+        if applied.problem:
+            return replace(decision, reason=UNRESOLVED, detail=f"it does not apply: {applied.problem}")
+        gold = [await grade(built, oracle, sandbox) for _ in range(repeats)]
     except BuildError as error:
         return replace(decision, reason="environment cannot be built", detail=str(error))
     except TaskError as error:
         return replace(decision, reason="the row is wrong", detail=str(error))
     decision = replace(decision, gold_s=_seconds(gold), flaky=tuple(sorted({*decision.flaky, *differing(gold)})), evidence=gold[0].evidence)
-    reason, detail = _judge(base, gold, decision.flaky)
+    reason, detail = _judge(base, gold, decision.flaky, applied.left_out)
     return replace(decision, reason=reason, detail=detail)
 
 
@@ -73,7 +78,7 @@ def differing(verdicts: list[Verdict]) -> tuple[str, ...]:
     return tuple(sorted({test for found in statuses for test in found if found[test] != statuses[0].get(test)}))
 
 
-def _judge(base: list[Verdict], gold: list[Verdict], flaky: tuple[str, ...]) -> tuple[str, str]:
+def _judge(base: list[Verdict], gold: list[Verdict], flaky: tuple[str, ...], lost: dict[str, str]) -> tuple[str, str]:
     """(reason, detail); two empty strings admit."""
     if flaky:
         return "flaky", f"{len(flaky)} tests differ between equal runs: {', '.join(flaky[:NAMED])}"
@@ -83,8 +88,9 @@ def _judge(base: list[Verdict], gold: list[Verdict], flaky: tuple[str, ...]) -> 
         return "the empty diff resolves it", ""
     if not gold[0].resolved:
         failing = [f"{test} {status}" for test, status in (gold[0].fail_to_pass | gold[0].pass_to_pass).items() if status != "passed"]
-        said = gold[0].message or ("it drops " + ", ".join(gold[0].dropped_paths[:NAMED]) if gold[0].dropped_paths else "")
-        return "the oracle patch does not resolve it", "; ".join(part for part in (said, f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}") if part)
+        names = [*(f"{path} ({why})" for path, why in lost.items()), *gold[0].dropped_paths]
+        said = gold[0].message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
+        return UNRESOLVED, "; ".join(part for part in (said, f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}") if part)
     return "", ""
 
 

@@ -1,0 +1,225 @@
+"""What changed in a checkout, as one diff in git's own format, and by name what that leaves out.
+
+The checkout has its own .git, which the agent may wreck. What changed is decided by a second git directory beside the template: ignore
+rules come from the base commit, not from the checkout. A diff is text: what is not UTF-8 travels as git's binary
+patch. What git does not track is nothing of a diff: empty folders, pipes, sockets.
+"""
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, git, ignore_rules, init, must, refuse_machine, untracked
+from coderepairrl.sandboxes.overlay import Worktree
+
+MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
+MAX_BINARY_BYTES = 512 << 10  # what no source is, and agents leave behind: builds, archives, core files
+MAX_BYTES = 32 << 20  # of the changed files of one diff together
+MAX_FILES = 2000  # new files of one diff; changes of the base's own files come first and are not counted
+NAMED = 20  # files of a folder that are left out by name; of more, the folder is
+IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
+NESTED = "a repository of its own: its files are in the diff, its history is not"
+_GONE = b"0 " + b"0" * 40 + b"\t"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The git directory that decides what changed. Read-only once built, shared by all sandboxes of a task."""
+    git_dir: Path
+
+    @classmethod
+    async def build(cls, git_dir: Path, checkout: Path) -> "Judge":
+        visible = await must("ls-files", "-z", git_dir=checkout / ".git", checkout=checkout)
+        init(git_dir)
+        await must("update-index", "--add", "-z", "--stdin", git_dir=git_dir, checkout=checkout, stdin=visible)
+        tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
+        (git_dir / "tree").write_bytes(tree.strip())
+        (git_dir / "info/exclude").write_text(await ignore_rules(checkout / ".git", checkout), errors="surrogateescape")
+        hidden = await must("ls-files", "-z", "-o", git_dir=git_dir, checkout=checkout)
+        (git_dir / "hidden").write_bytes(hidden)  # files of the base that are not in its commit
+        return cls(git_dir)
+
+    async def diff(self, checkout: Worktree, scratch: Path) -> tuple[str, dict[str, str]]:
+        """(unified diff, path left out -> why). No process of the sandbox may run meanwhile."""
+        where = {"git_dir": self.git_dir, "checkout": checkout}
+        with tempfile.TemporaryDirectory(prefix="diff-", dir=scratch) as own:
+            # new blobs and the changed index go to a git directory of this diff: the judge itself stays as it was built
+            mine = Path(own, "git")
+            init(mine)
+            shutil.copyfile(self.git_dir / "index", mine / "index")
+            (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
+            names, nested = await untracked(f"--exclude-from={self.git_dir}/info/exclude", index=mine / "index", tracked=("-m", "-d"), **where)
+            everything, _ = await untracked(index=mine / "index", **where)
+            left_out = self._hidden(checkout.view, set(everything) - set(names))
+            left_out |= dict.fromkeys(nested, NESTED)
+            kept = _choose(checkout.view, names, set(everything), left_out)
+            sections = await self._sections(checkout, mine, kept) if kept else []
+        texts = []
+        for name, section in sections:
+            try:
+                texts.append(section.decode())
+            except UnicodeDecodeError:
+                left_out[name] = "git's patch of it is not UTF-8"
+        return "".join(texts), {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
+
+    def _hidden(self, view: Path, ignored: set[bytes]) -> dict[bytes, str]:
+        """The ignored files that are new or not as the base has them."""
+        of_base = {name for name in (self.git_dir / "hidden").read_bytes().split(b"\0") if name}
+        found = {name: IGNORED for name in ignored - of_base}
+        for name in of_base:
+            path = os.path.join(os.fsencode(view), name)
+            if not os.path.lexists(path):
+                found[name] = "removed, but hidden by the base's .gitignore"
+            elif not os.path.isdir(path) and os.lstat(path).st_mtime != EPOCH_S:
+                found[name] = "changed, but hidden by the base's .gitignore"
+        return found
+
+    async def _sections(self, checkout: Worktree, mine: Path, kept: list[bytes]) -> list[tuple[bytes, bytes]]:
+        """(name, its part of the diff), of a name whose kind changed its two parts as one."""
+        where = {"git_dir": mine, "checkout": checkout}
+        # removals first: a file that became a folder must leave before the folder's files enter
+        gone = [name for name in kept if _is_gone(checkout.view, name)]
+        await must("update-index", "-z", "--index-info", stdin=b"".join(_GONE + name + b"\0" for name in gone), **where)
+        there = sorted(set(kept) - set(gone))
+        await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=b"".join(name + b"\0" for name in there), **where)
+        what = ["--cached", "--no-renames", (self.git_dir / "tree").read_text()]
+        changed = [name for name in (await must("diff-index", "--name-only", "-z", *what, **where)).split(b"\0") if name]
+
+        async def parts() -> list[bytes]:
+            plainly = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
+            out = await must("diff-index", "-p", "--binary", *plainly, *what, **where)
+            found = [b"diff --git " + part for part in re.split(rb"(?m)^diff --git ", out)[1:]]
+            return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
+
+        sections = list(zip(changed, await parts(), strict=True))
+        odd = [name for name, section in sections if not _is_utf8(section)]
+        if odd:
+            (mine / "info/attributes").write_bytes(NEUTRAL.encode() + b"".join(_pattern(name) + b" -diff\n" for name in odd))
+            sections = list(zip(changed, await parts(), strict=True))
+        return sections
+
+    async def apply(self, checkout: Worktree, diff: str) -> str:
+        """Empty, or why the diff does not apply. `git apply` refuses paths outside, beyond symlinks and in .git by itself."""
+        return (await self._git_apply(checkout, diff))[1]
+
+    async def touched(self, checkout: Worktree, diff: str) -> tuple[list[str], str]:
+        """(paths that `git apply` would write, why it cannot read the diff): git's own reading, not ours."""
+        out, problem = await self._git_apply(checkout, diff, "--numstat", "-z")
+        rows = [row.split(b"\t", 2) for row in out.split(b"\0") if row.count(b"\t") >= 2]
+        return [os.fsdecode(path) for _, _, path in rows], problem
+
+    async def _git_apply(self, checkout: Worktree, diff: str, *options: str) -> tuple[bytes, str]:
+        """The one reading of a diff. Its last line may lack its end, as in patches that somebody stripped."""
+        try:
+            data = (diff if diff.endswith("\n") else f"{diff}\n").encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            return b"", "the diff is not valid Unicode: it holds a lone surrogate"
+        words = ("apply", "-p1", "--whitespace=nowarn", *options, "-")
+        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data)
+        if not code:
+            return out, ""
+        refuse_machine("git apply", err)
+        return out, (err.splitlines() or [f"git apply: exit {code}"])[0][:300]
+
+
+def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[bytes, str]) -> list[bytes]:
+    """The names that the diff can hold; what it can't goes to `left_out`. The base's own files come first: a flood of
+    new ones must not hide a repair."""
+    kept: list[bytes] = []
+    files = size = 0
+    for name in sorted(names, key=lambda name: (name in new, name)):
+        why, bytes_ = _why_not(view, name)
+        if not why and size + bytes_ > MAX_BYTES:
+            why = f"beyond the {MAX_BYTES >> 20} MiB of one diff"
+        if not why and name in new and files == MAX_FILES:
+            why = f"beyond the {MAX_FILES} new files of one diff"
+        if why:
+            left_out[name] = why
+            continue
+        kept.append(name)
+        size, files = size + bytes_, files + (name in new)
+    return kept
+
+
+def _why_not(view: Path, name: bytes) -> tuple[str, int]:
+    """(empty, or why a diff cannot hold it; its size)."""
+    path = os.path.join(os.fsencode(view), name)
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return "a name that is not UTF-8", 0
+    if _is_gone(view, name):
+        return "", 0
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        return _unsafe(name, os.readlink(path)), 0
+    if not stat.S_ISREG(found.st_mode):
+        return "neither a file nor a link", 0
+    if found.st_size > MAX_FILE_BYTES:
+        return f"more than {MAX_FILE_BYTES >> 20} MiB", 0
+    if not os.access(path, os.R_OK):
+        return "not readable", 0
+    if found.st_size > MAX_BINARY_BYTES and _is_binary(path):
+        return f"a binary file of more than {MAX_BINARY_BYTES >> 10} KiB", 0
+    return "", found.st_size
+
+
+def _is_binary(path: bytes) -> bool:
+    with open(path, "rb") as file:
+        return b"\0" in file.read()
+
+
+def _unsafe(name: bytes, target: bytes) -> str:
+    """Empty, or why a link must stay behind: by its words alone, since whatever it leads over may change."""
+    if target.startswith(b"/"):
+        return "a link to an absolute path"
+    parts = os.path.normpath(os.path.join(os.path.dirname(name), target)).split(b"/")
+    if parts[0] == b"..":
+        return "a link that leads out of the checkout"
+    if any(part.lower() == b".git" for part in parts):
+        return "a link into a git directory"
+    return "" if _is_utf8(target) else "a link whose target is not UTF-8"
+
+
+def _is_gone(view: Path, name: bytes) -> bool:
+    """As git sees it: nothing is there, or a folder is, or a link took the place of a folder on the way."""
+    here = os.fsencode(view)
+    *folders, _ = name.split(b"/")
+    for folder in folders:
+        here = os.path.join(here, folder)
+        if os.path.islink(here) or not os.path.isdir(here):
+            return True
+    path = os.path.join(os.fsencode(view), name)
+    return not os.path.lexists(path) or os.path.isdir(path) and not os.path.islink(path)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _pattern(name: bytes) -> bytes:
+    """The pattern of gitattributes that is this name and no other."""
+    escaped = re.sub(rb"([\\*?\[\]])", rb"\\\1", name)
+    return json.dumps("/" + escaped.decode(), ensure_ascii=False).encode()  # JSON quotes as C does, but for control characters
+
+
+def _by_folder(left_out: dict[bytes, str]) -> dict[str, str]:
+    """Many names of one folder that are left out for one reason are one entry, with their number."""
+    top = {name: name[:name.index(b"/") + 1] if b"/" in name else name for name in left_out}
+    count = Counter((top[name], why) for name, why in left_out.items())
+    found: dict[str, dict[str, None]] = {}
+    for name, why in sorted(left_out.items()):
+        many = count[top[name], why]
+        said = found.setdefault(os.fsdecode(top[name] if many > NAMED else name), {})
+        said[f"{why}, {many} files" if many > NAMED else why] = None
+    return {name: "; ".join(said) for name, said in found.items()}

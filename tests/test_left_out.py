@@ -1,0 +1,175 @@
+"""What an agent did and its diff, or the judge, leaves out is named with the reason; what git's format can carry is carried and judged."""
+import asyncio
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config  # noqa: F401 - a fixture
+from sandbox_helpers import make_task, sandbox_config, use  # noqa: F401 - a fixture
+
+from coderepairrl.rewards import grade
+from coderepairrl.sandboxes import changes, start_sandbox
+from coderepairrl.types import VerdictKind
+
+FIXED = "sed -i 's/a + 2/a + 1/' lib.py"
+LATIN1 = "# -*- coding: latin-1 -*-\n# \xe9\n".encode("latin-1")
+BASE = {"lib.py": WRONG.encode(), "right.py": RIGHT.encode(), "tests/test_lib.py": b"", "data.txt": "\xe9\n".encode("latin-1"), "wide.txt": "wide\n".encode("utf-16")}
+JUDGED = {  # name -> (base beside BASE, command, resolved, what the judge leaves out)
+    "a source in Latin-1": ({"lib.py": LATIN1 + WRONG.encode()}, f"LC_ALL=C {FIXED}", True, ()),
+    "a source in Latin-1 becomes UTF-8": ({"lib.py": LATIN1 + WRONG.encode()}, f"printf '%s' '{RIGHT}' > lib.py", True, ()),
+    "a source becomes Latin-1": ({}, f"{FIXED}; LC_ALL=C sed -i '1i # coding: latin-1\\n# \\xe9' lib.py", True, ()),
+    "a new source in Latin-1": ({}, "printf '# coding: latin-1\\n# \\351\\nfrom right import f, g\\n' > more.py; echo 'from more import f, g' > lib.py", True, ()),
+    "a text in UTF-16": ({}, f"{FIXED}; printf 'x\\000\\n\\000' >> wide.txt", True, ()),
+    "a binary file": ({}, f"{FIXED}; head -c 99 /dev/zero > zero.bin", True, ("zero.bin",)),
+    "a source becomes a link to another": ({}, "rm lib.py; ln -s right.py lib.py", True, ()),
+    "a new link to a new file": ({}, "mkdir deep; mv right.py deep/other.py; rm lib.py; ln -s ./deep/../deep/other.py lib.py", True, ()),
+    "a link to the hidden tests": ({}, f"{FIXED}; ln -s tests/test_hidden.py seen.py", True, ("seen.py",)),
+    "a link to a folder": ({}, f"{FIXED}; mkdir d; echo > d/x.py; ln -s d e", True, ("e",)),
+    "a link to what becomes a folder": ({}, f"{FIXED}; rm right.py; mkdir right.py; echo > right.py/x.py; ln -s right.py e", True, ("e",)),
+    "a link to a link": ({}, f"{FIXED}; ln -s right.py one.py; ln -s one.py two.py", True, ("two.py",)),
+    "a link named as what pytest loads": ({}, f"{FIXED}; ln -s right.py conftest.py", True, ("conftest.py",)),
+    "a link named as an installed module": ({}, f"{FIXED}; ln -s right.py json.py", True, ("json.py",)),
+    "a folder becomes a link": ({"checks/a.py": b""}, f"{FIXED}; mkdir m; echo > m/a.py; rm -r checks; ln -s m checks", True, ("checks",)),
+    "a link becomes a file": ({"old.py": "lib.py"}, "sed -i 's/a + 2/a + 1/' lib.py old.py", True, ()),
+    "a link goes": ({"old.py": "lib.py"}, f"{FIXED}; rm old.py", True, ()),
+    "a file becomes a folder": ({}, f"{FIXED}; rm data.txt; mkdir data.txt; echo x > data.txt/x", True, ()),
+    "a new script": ({}, f"{FIXED}; echo '#!/bin/sh' > run; chmod +x run lib.py", True, ()),
+}
+
+
+def _write(base, files):
+    for name, data in files.items():
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(data) if isinstance(data, str) else path.write_bytes(data)
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
+    files, command, resolved, left_out = JUDGED[case]
+    base = tmp_path / "base"
+    _write(base, BASE | files)
+    task = dataclasses.replace(PYTEST_TASK, files={}, oracle_patch="", environment=dataclasses.replace(PYTEST_TASK.environment, base=str(base)))
+
+    async def main():
+        async with start_sandbox(config, task) as sandbox:
+            done = await sandbox.run(command)
+            diff, dropped = await sandbox.diff(), sandbox.left_out
+        return done, dropped, await grade(task, diff, config)
+
+    done, dropped, verdict = asyncio.run(main())
+    assert done.exit_code == 0 and not dropped, (done, dropped)
+    assert (verdict.resolved, verdict.dropped_paths) == (resolved, left_out), verdict
+    assert verdict.kind == VerdictKind.RESOLVED
+
+
+NAMED = {  # name -> (command, path -> a word of the reason)
+    "an ignored file": ("echo x > a.log", {"a.log": "gitignore"}),
+    "an ignored folder": ("mkdir -p build/deep; echo x | tee build/a build/deep/b", {"build/a": "gitignore", "build/deep/b": "gitignore"}),
+    "many ignored files": ("mkdir build; for i in $(seq 30); do echo > build/$i; done", {"build/": "30 files"}),
+    "an ignored file of the base": ("echo more >> local.log", {"local.log": "changed"}),
+    "an ignored file of the base that goes": ("rm local.log", {"local.log": "removed"}),
+    "bytecode": ("mkdir __pycache__; echo > __pycache__/a.pyc", {"__pycache__/a.pyc": "artefacts"}),
+    "a nested repository": ("git init -q n; echo > n/x", {"n/": "history"}),
+    "a link outside": ("ln -s /etc/passwd a; ln -s ../b b; ln -s x/../../c c; ln -s .git/config d", {"a": "absolute", "b": "leads out", "c": "leads out", "d": "git directory"}),
+    "a large file": ("head -c 5M /dev/urandom > big", {"big": "4 MiB"}),
+    "a large binary file": ("head -c 600000 /dev/zero > big", {"big": "512 KiB"}),
+    "a name that is not UTF-8": ("touch $'\\xff'", {"?": "UTF-8"}),
+    "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
+    command, expected = NAMED[case]
+    base = tmp_path / "base"
+    _write(base, {"lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
+
+    async def body(sandbox):
+        untouched = await sandbox.diff(), sandbox.left_out
+        await sandbox.run(command)
+        await sandbox.diff()
+        return untouched, sandbox.left_out
+
+    untouched, dropped = use("bubblewrap", body, make_task({}, base=str(base)))
+    assert untouched == ("", {}) and dropped.keys() == expected.keys(), dropped
+    assert all(word in dropped[path] for path, word in expected.items()), dropped
+
+
+def test_a_flood_of_new_files_hides_no_repair(use, monkeypatch):
+    monkeypatch.setattr(changes, "MAX_FILES", 50)
+
+    async def body(sandbox):
+        await sandbox.run("mkdir build; for i in $(seq 100); do echo x > build/$i; done; echo 'x = 2' > pkg/deep.py; echo new > a.py")
+        return await sandbox.diff(), sandbox.left_out
+
+    diff, dropped = use("bubblewrap", body)
+    assert "+x = 2" in diff and "b/a.py" in diff and diff.count("diff --git") == 51 and dropped == {"build/": "beyond the 50 new files of one diff, 51 files"}
+
+
+# ---- base + diff = tree
+
+NAMES = st.sampled_from(["a.py", "b.txt", "d", "d/a.py", "d/b", "d/e/f.py", "\xfc.py", "sp ace", "[x]*?.py", "-r", "x.log", "#h", "quo\"te", "back\\slash", "!n"])
+DATA = st.one_of(st.binary(max_size=12), st.text(max_size=8).map(lambda text: text.encode(errors="replace")), st.sampled_from(
+    [b"", b"a\n", b"a\r\nb\r\n", b"a\nb", "\xe9\n".encode("latin-1"), "wide\n".encode("utf-16"), b"\0\1", b"diff --git a/x b/x\n", b"--- a/x\n+++ b/x\n"]))
+ENTRY = st.one_of(st.tuples(st.sampled_from(["file", "script"]), DATA), st.tuples(st.just("link"), st.sampled_from(["a.py", "d", "../b.txt", "/etc", "nowhere"])))
+TREES = st.dictionaries(NAMES, ENTRY, max_size=6)
+ATTRIBUTES = st.sampled_from([b"", b"* text=auto\n", b"* text eol=crlf\n", b"*.py -diff\n", b"* working-tree-encoding=UTF-16\n", b"* ident filter=x\n"])
+
+
+def _lay(root: Path, tree) -> None:
+    for name, (kind, data) in tree.items():
+        path = root / name
+        if any(parent.is_symlink() or parent.is_file() for parent in path.parents if parent != root and parent.is_relative_to(root)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            path.unlink()
+        if kind == "link":
+            path.symlink_to(data)
+        else:
+            path.write_bytes(data)
+            path.chmod(0o755 if kind == "script" else 0o644)
+
+
+def _tree(root: Path) -> dict[str, tuple]:
+    found = {}
+    for where, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name != ".git"]
+        for name in (*files, *(name for name in folders if os.path.islink(os.path.join(where, name)))):
+            path = Path(where, name)
+            found[str(path.relative_to(root))] = ("link", os.readlink(path)) if path.is_symlink() else (bool(stat.S_IXUSR & path.lstat().st_mode), path.read_bytes())
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(before=TREES, after=TREES, gone=st.sets(NAMES), attributes=ATTRIBUTES)
+def test_base_and_diff_are_the_tree_or_the_difference_is_named(tmp_path_factory, before, after, gone, attributes):
+    folder = tmp_path_factory.mktemp("tree")
+    base = folder / "base"
+    base.mkdir()
+    _lay(base, before)
+    _write(base, {".gitattributes": attributes, ".gitignore": b"*.log\n"})
+    task, local = make_task({}, base=str(base)), sandbox_config("local", folder)
+
+    async def main():
+        async with start_sandbox(local, task) as sandbox:
+            for name in gone:
+                path = sandbox.root / name
+                if (path.is_file() or path.is_symlink()) and not any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(sandbox.root)):
+                    path.unlink()
+            _lay(sandbox.root, after)
+            diff, dropped, tree = await sandbox.diff(), sandbox.left_out, _tree(sandbox.root)
+        async with start_sandbox(local, task) as other:
+            problem = await other.apply(diff) if diff else ""
+            return diff, dropped, tree, problem, _tree(other.root)
+
+    diff, dropped, tree, problem, again = asyncio.run(main())
+    differing = {name for name in tree.keys() | again.keys() if tree.get(name) != again.get(name)}
+    assert not problem and differing <= dropped.keys(), (problem, differing, dropped, diff)
