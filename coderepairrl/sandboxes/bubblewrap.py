@@ -15,9 +15,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from coderepairrl import cause
@@ -102,12 +104,15 @@ class BubblewrapSandbox(Checkout):
         return [*opened, *(["--bind", str(self.worktree.path), self.inside] if opened else []), *_shown(tuple(self.shown))]
 
     async def _end(self, status: "_Status") -> None:
-        """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others.
+        """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others; but for one that was
+        made so lately that it has not asked for that yet, which is killed here.
 
         That takes the kernel some 20 ms, because it takes the mounts down first. Where something was killed it is waited for;
         after a command that ended alone nothing is left that could run, so it is not.
         """
         if status.pid is not None and (not status.ran or len(tree(status.pid)) > 1):
+            with suppress(ProcessLookupError):
+                os.kill(status.pid, signal.SIGKILL)
             self.ending.append(status.pid)
             await self._ended()
 
