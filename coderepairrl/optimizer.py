@@ -1,4 +1,4 @@
-"""What makes a step of the gradients: AdamW, or Muon for the layers' matrices and AdamW for the rest. Both are told of by EngineConfig."""
+"""What makes a step of the gradients: AdamW, or Muon for the layers' matrices and AdamW for the rest (EngineConfig)."""
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -9,7 +9,9 @@ from coderepairrl.policy_model import PolicyModel, layers_of
 
 
 def make(module: PolicyModel, config: EngineConfig) -> torch.optim.Optimizer:
-    """For deepspeed.initialize, which partitions what it holds; Muon's matrices are gathered at each step. Raises ConfigError."""
+    """For deepspeed.initialize, which partitions what it holds; Muon's matrices are gathered at each step.
+
+    Raises ConfigError."""
     adamw = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     fused = torch.cuda.is_available() or None
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -27,13 +29,15 @@ def make(module: PolicyModel, config: EngineConfig) -> torch.optim.Optimizer:
 
 
 def _matrices(layers: nn.ModuleList) -> set[int]:
-    """Ids of the parameters that are matrices. Embeddings and heads, outside the layers, are so by shape alone: a row is one token's.
+    """Ids of the parameters that are matrices. Embeddings and heads, outside the layers, are so by shape alone: a row
+    is one token's.
 
     Refused: what is a matrix in another shape, which Muon would leave to AdamW, or scale by the wrong side."""
     for name, module in layers.named_modules():
         if isinstance(module, Conv1D) or any(p.ndim > 2 for p in module.parameters(recurse=False)):
             kind = "a transposed matrix" if isinstance(module, Conv1D) else "a parameter of more than two dimensions"
-            raise ConfigError(f"engine.muon: module {name} of the layers has {kind}, which Muon can't train here: leave muon out")
+            raise ConfigError(f"engine.muon: module {name} of the layers has {kind}, which Muon can't train here: "
+                              "leave muon out")
     return {id(parameter) for parameter in layers.parameters() if parameter.ndim == 2}
 
 

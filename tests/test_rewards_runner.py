@@ -30,10 +30,11 @@ def verdicts(task, config):
     return [asyncio.run(grade(task, diff, config)) for diff in (task.oracle_patch, "")]
 
 
-def judged_right(task, config):
+def misjudged(task, config):
+    """Those of the two verdicts that are wrong: the repair resolves, the empty diff does not, on the same evidence."""
     good, none = verdicts(task, config)
-    assert good.kind == VerdictKind.RESOLVED, good
-    assert none.kind == VerdictKind.UNRESOLVED and none.evidence == good.evidence, none
+    right = good.kind == VerdictKind.RESOLVED, none.kind == VerdictKind.UNRESOLVED and none.evidence == good.evidence
+    return [verdict for verdict, is_right in zip((good, none), right, strict=True) if not is_right]
 
 
 @pytest.mark.parametrize("settings", [
@@ -41,14 +42,14 @@ def judged_right(task, config):
     "addopts = -p no:cacheprovider", "addopts = -p no:cacheprovider --strict-config", "addopts = --junit-prefix=ci", "addopts = --junitprefix ci -v",
     "addopts = --junitxml=mine.xml", "addopts = -o cache_dir=mine", "junit_family = xunit2"])
 def test_a_projects_own_settings_of_cache_and_report(tmp_path, config, settings):  # noqa: F811
-    judged_right(task(tmp_path, files=ROW["files"] | {"pytest.ini": f"[pytest]\n{settings}\n"}), config)
+    assert not misjudged(task(tmp_path, files=ROW["files"] | {"pytest.ini": f"[pytest]\n{settings}\n"}), config)
 
 
 def test_the_cache_is_at_work_and_forgets(tmp_path, config):  # noqa: F811
     """Each run finds it empty, also one that follows a run that wrote."""
     tests = "from lib import f\n\n\ndef test_f(pytestconfig):\n    assert pytestconfig.cache.get('a/b', None) is None\n    pytestconfig.cache.set('a/b', 1)\n" \
             "    assert pytestconfig.cache.get('a/b', None) == 1 and f(1) == 2\n\n\ndef test_g(request):\n    assert not request.config.cache.get('cache/lastfailed', {})\n"
-    judged_right(task(tmp_path, hidden_tests={"test_lib.py": tests}), config)
+    assert not misjudged(task(tmp_path, hidden_tests={"test_lib.py": tests}), config)
 
 
 SURROUNDINGS = {
@@ -61,12 +62,12 @@ SURROUNDINGS = {
 def test_what_tests_find_around_them(tmp_path, config):  # noqa: F811
     tests = "import os, socket, tempfile\nfrom lib import f\nSKIP = True\n" + "".join(f"def test_{name}():\n    assert ({code}) and f(1) == 2\n\n" for name, code in SURROUNDINGS.items())
     ids = [f"test_lib.py::test_{name}" for name in SURROUNDINGS]
-    judged_right(task(tmp_path, hidden_tests={"test_lib.py": tests + "def test_g():\n    pass\n"}, fail_to_pass=ids), config)
+    assert not misjudged(task(tmp_path, hidden_tests={"test_lib.py": tests + "def test_g():\n    pass\n"}, fail_to_pass=ids), config)
 
 
 def test_the_environments_own_variables_stay(tmp_path, config):  # noqa: F811
     tests = "import os\nfrom lib import f\n\ndef test_f():\n    assert os.environ['NO_COLOR'] == '0' and os.environ['TERM'] == 'xterm' and f(1) == 2\n\ndef test_g():\n    pass\n"
-    judged_right(task(tmp_path, hidden_tests={"test_lib.py": tests}, environment={"variables": {"NO_COLOR": "0", "TERM": "xterm"}}), config)
+    assert not misjudged(task(tmp_path, hidden_tests={"test_lib.py": tests}, environment={"variables": {"NO_COLOR": "0", "TERM": "xterm"}}), config)
 
 
 def test_agents_are_still_told_to_be_brief(tmp_path, config):  # noqa: F811
@@ -87,8 +88,8 @@ def many(count):
 def test_a_selection_that_is_longer_than_a_command(tmp_path, config):  # noqa: F811
     name = f"test_{'x' * 100}.py"
     ids = [f"{name}::test_f[{i}]" for i in range(1000)]
-    judged_right(task(tmp_path, hidden_tests={name: many(1000)}, test_selection=[*ids, f"{name}::test_g"], fail_to_pass=ids, pass_to_pass=[f"{name}::test_g"],
-                      environment={"test_timeout_s": 120}), config)
+    assert not misjudged(task(tmp_path, hidden_tests={name: many(1000)}, test_selection=[*ids, f"{name}::test_g"], fail_to_pass=ids, pass_to_pass=[f"{name}::test_g"],
+                              environment={"test_timeout_s": 120}), config)
 
 
 PRINT = "import sys\nprint(len(sys.argv), sys.argv[0].endswith('show.py'), sys.path[0], sys.argv[-1], __name__)\n"
@@ -121,4 +122,4 @@ def test_a_long_command_does_what_it_does_when_it_is_short(tmp_path, kind, comma
 def test_a_log_of_a_long_command(tmp_path, config):  # noqa: F811
     """A row's own script, with a name for each test."""
     script = "for t in " + "test_lib.py::test_f test_lib.py::test_g " * 5000 + f"; do :; done; {sys.executable} -m pytest -rA test_lib.py"
-    judged_right(replace(task(tmp_path), environment=replace(task(tmp_path).environment, log_parser="parse_log_pytest", test_command=("bash", "-c", script))), config)
+    assert not misjudged(replace(task(tmp_path), environment=replace(task(tmp_path).environment, log_parser="parse_log_pytest", test_command=("bash", "-c", script))), config)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.sandboxes import Sandbox, SandboxConfig, start_sandbox
+from coderepairrl.sandboxes.git import VARIABLES
 from coderepairrl.types import Task
 
 REGULAR, EXECUTABLE, LINK = "100644", "100755", "120000"
@@ -23,7 +24,6 @@ LAXER = {  # by name; the patch's path is added
     "git apply --reject": ("git", "apply", "--verbose", "--reject"),
     "patch --fuzz=5": ("patch", "--batch", "--fuzz=5", "-p1", "-i"),
 }
-_ENVIRONMENT = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C"}
 _LEFTOVERS = (".rej", ".orig")  # what git and patch write beside a file
 
 
@@ -82,7 +82,8 @@ def carried(patch: str) -> tuple[str, dict[str, str]]:
     without = [change for change in changes if change.binary and not change.content]
     if without:
         patch = "".join(change.text for change in changes if change not in without)
-    left_out = {path: "the patch does not hold the content of this binary file" for change in without for path in sorted(change.paths)}
+    paths = (path for change in without for path in sorted(change.paths))
+    left_out = dict.fromkeys(paths, "the patch does not hold the content of this binary file")
     return patch if patch.endswith("\n") else f"{patch}\n", left_out
 
 
@@ -115,7 +116,8 @@ def _lay_out(root: Path, files: dict[str, Entry]) -> None:
 
 
 @contextmanager
-def applied_in_folder(files: dict[str, Entry], patch: str, tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
+def applied_in_folder(files: dict[str, Entry], patch: str,
+                      tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
     """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for
     ONLY_STRICT, and `patch` is kept from running a data set's as a script (-u)."""
     text, _ = carried(patch)
@@ -131,7 +133,7 @@ def applied_in_folder(files: dict[str, Entry], patch: str, tries: dict[str, tupl
             root.mkdir()
             _lay_out(root, files)
             argv = [tool, *(("-u",) if tool == "patch" else ()), *options, str(diff)]
-            done = subprocess.run(argv, cwd=root, capture_output=True, env={**_ENVIRONMENT, "GIT_CEILING_DIRECTORIES": own})
+            done = subprocess.run(argv, cwd=root, capture_output=True, env=VARIABLES | {"GIT_CEILING_DIRECTORIES": own})
             if not done.returncode or not text.strip():
                 yield root, ""
                 return

@@ -11,6 +11,7 @@ from coderepairrl.rewards.diffs import FileChange
 from coderepairrl.rewards.published import LINK, ONLY_STRICT, Entry, applied_in_folder
 from coderepairrl.types import Task
 
+
 def as_text(task: Task, change: FileChange) -> bool:
     """Whether a binary section is text in another encoding on both sides; then its removed and added lines are filled in."""
     [path, *more] = sorted(change.paths)
@@ -26,7 +27,8 @@ def as_text(task: Task, change: FileChange) -> bool:
         return False
     old, new = (text.splitlines() for text in texts)
     set_old, set_new = set(old), set(new)
-    change.removed, change.added = [line for line in old if line not in set_new], [line for line in new if line not in set_old]
+    change.removed = [line for line in old if line not in set_new]
+    change.added = [line for line in new if line not in set_old]
     return True
 
 

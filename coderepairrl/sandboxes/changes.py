@@ -54,7 +54,8 @@ class Judge:
             init(mine)
             shutil.copyfile(self.git_dir / "index", mine / "index")
             (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
-            names, nested = await untracked(f"--exclude-from={self.git_dir}/info/exclude", index=mine / "index", tracked=("-m", "-d"), **where)
+            rules = f"--exclude-from={self.git_dir}/info/exclude"
+            names, nested = await untracked(rules, index=mine / "index", tracked=("-m", "-d"), **where)
             everything, _ = await untracked(index=mine / "index", **where)
             left_out = self._hidden(checkout.view, set(everything) - set(names))
             left_out |= dict.fromkeys(nested, NESTED)
@@ -87,9 +88,11 @@ class Judge:
         gone = [name for name in kept if _is_gone(checkout.view, name)]
         await must("update-index", "-z", "--index-info", stdin=b"".join(_GONE + name + b"\0" for name in gone), **where)
         there = sorted(set(kept) - set(gone))
-        await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=b"".join(name + b"\0" for name in there), **where)
+        names = b"".join(name + b"\0" for name in there)
+        await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
         what = ["--cached", "--no-renames", (self.git_dir / "tree").read_text()]
-        changed = [name for name in (await must("diff-index", "--name-only", "-z", *what, **where)).split(b"\0") if name]
+        listed = await must("diff-index", "--name-only", "-z", *what, **where)
+        changed = [name for name in listed.split(b"\0") if name]
 
         async def parts() -> list[bytes]:
             plainly = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
@@ -100,7 +103,8 @@ class Judge:
         sections = list(zip(changed, await parts(), strict=True))
         odd = [name for name, section in sections if not _is_utf8(section)]
         if odd:
-            (mine / "info/attributes").write_bytes(NEUTRAL.encode() + b"".join(_pattern(name) + b" -diff\n" for name in odd))
+            no_text = b"".join(_pattern(name) + b" -diff\n" for name in odd)
+            (mine / "info/attributes").write_bytes(NEUTRAL.encode() + no_text)
             sections = list(zip(changed, await parts(), strict=True))
         return sections
 

@@ -23,7 +23,7 @@ _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 _MACHINE = re.compile("No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|unable to write|Too many open files")
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
-_VARIABLES = {
+VARIABLES = {
     "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/nonexistent", "LC_ALL": "C", "TZ": "UTC",
     "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0",
     **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _NAME.items()},
@@ -33,7 +33,7 @@ _VARIABLES = {
 async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: bytes = b"", **variables: str) -> tuple[int, bytes, str]:
     """(exit code, stdout, stderr). Runs no hook, reads no configuration but git_dir's own."""
     place, enter = (checkout.path, checkout.enter) if isinstance(checkout, Worktree) else (checkout, ())
-    environment = _VARIABLES | {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(place)} | variables
+    environment = VARIABLES | {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(place)} | variables
     code, out, err = await capture([*enter, "git", "-C", str(place), *arguments], environment=environment, cwd="/", stdin=stdin)
     return code, out, err.decode(errors="replace").strip()
 

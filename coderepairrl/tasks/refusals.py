@@ -24,14 +24,16 @@ def check_texts(task: Task, where: str) -> None:
     for field, text in _texts(asdict(task)):
         if half := next((letter for letter in text if "\ud800" <= letter <= "\udfff"), ""):
             where = where.encode(errors="backslashreplace").decode()
-            raise TaskError(f"{where}, field {field}: holds {ascii(half)}, half of a character (a lone surrogate): write the row again")
+            raise TaskError(f"{where}, field {field}: holds {ascii(half)}, half of a character (a lone surrogate): "
+                            "write the row again")
 
 
 def check(task: Task, where: str) -> None:
     """What a task must hold to be judged, wherever it comes from. Raises TaskError that names the field."""
     check_texts(task, where)
     if not task.fail_to_pass:
-        raise TaskError(f"{where}, field fail_to_pass: empty: nothing would show that the bug is repaired: name a test, or leave the row out")
+        raise TaskError(f"{where}, field fail_to_pass: empty: nothing would show that the bug is repaired: "
+                        "name a test, or leave the row out")
     parser = task.environment.log_parser
     if parser is not None and (problem := log_parsers.problem(parser, task.task_id, task.metadata.get("version", ""))):
         raise TaskError(f"{where}, field log_parser: {problem}: correct the row or leave it out")
@@ -41,7 +43,8 @@ def check_base(task: Task, where: str) -> None:
     """Raises TaskError where the checkout is not on this machine."""
     base = task.environment.base
     if base is not None and not Path(base).is_dir():
-        raise TaskError(f"{where}, field environment.base: folder {base} does not exist: correct the path, or prepare the environment first")
+        raise TaskError(f"{where}, field environment.base: folder {base} does not exist: correct the path, "
+                        "or prepare the environment first")
 
 
 def _texts(value: Any, field: str = "") -> Iterable[tuple[str, str]]:
