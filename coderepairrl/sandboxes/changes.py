@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, git, ignore_rules, init, must, refuse_machine, untracked
+from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, differences, git, ignore_rules, init, must, refuse_machine
 from coderepairrl.sandboxes.overlay import Worktree
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
@@ -55,11 +55,14 @@ class Judge:
             shutil.copyfile(self.git_dir / "index", mine / "index")
             (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
             rules = f"--exclude-from={self.git_dir}/info/exclude"
-            names, nested = await untracked(rules, index=mine / "index", tracked=("-m", "-d"), **where)
-            everything, _ = await untracked(index=mine / "index", **where)
-            left_out = self._hidden(checkout.view, set(everything) - set(names))
+            changed, new, nested = await differences(index=mine / "index", **where)
+            seen = set(new) - self._of_base()
+            if seen:  # which of them are ignored; mostly there are none
+                _, visible, nested = await differences(rules, index=mine / "index", **where)
+                seen = set(new) & set(visible)
+            left_out = self._hidden(checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(nested, NESTED)
-            kept = _choose(checkout.view, names, set(everything), left_out)
+            kept = _choose(checkout.view, [*changed, *seen], set(new), left_out)
             sections = await self._sections(checkout, mine, kept) if kept else []
         texts = []
         for name, section in sections:
@@ -69,9 +72,12 @@ class Judge:
                 left_out[name] = "git's patch of it is not UTF-8"
         return "".join(texts), {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
 
+    def _of_base(self) -> set[bytes]:
+        return {name for name in (self.git_dir / "hidden").read_bytes().split(b"\0") if name}
+
     def _hidden(self, view: Path, ignored: set[bytes]) -> dict[bytes, str]:
         """The ignored files that are new or not as the base has them."""
-        of_base = {name for name in (self.git_dir / "hidden").read_bytes().split(b"\0") if name}
+        of_base = self._of_base()
         found = {name: IGNORED for name in ignored - of_base}
         for name in of_base:
             path = os.path.join(os.fsencode(view), name)
@@ -82,17 +88,17 @@ class Judge:
         return found
 
     async def _sections(self, checkout: Worktree, mine: Path, kept: list[bytes]) -> list[tuple[bytes, bytes]]:
-        """(name, its part of the diff), of a name whose kind changed its two parts as one."""
+        """(name where it is needed, its part of the diff), of a name whose kind changed its two parts as one. Each call of git costs as much
+        as the rest of a small diff, so none is made for what isn't there."""
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
-        gone = [name for name in kept if _is_gone(checkout.view, name)]
-        await must("update-index", "-z", "--index-info", stdin=b"".join(_GONE + name + b"\0" for name in gone), **where)
-        there = sorted(set(kept) - set(gone))
-        names = b"".join(name + b"\0" for name in there)
-        await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
+        if gone := [name for name in kept if _is_gone(checkout.view, name)]:
+            rows = b"".join(_GONE + name + b"\0" for name in gone)
+            await must("update-index", "-z", "--index-info", stdin=rows, **where)
+        if there := sorted(set(kept) - set(gone)):
+            names = b"".join(name + b"\0" for name in there)
+            await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
         what = ["--cached", "--no-renames", (self.git_dir / "tree").read_text()]
-        listed = await must("diff-index", "--name-only", "-z", *what, **where)
-        changed = [name for name in listed.split(b"\0") if name]
 
         async def parts() -> list[bytes]:
             plainly = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
@@ -100,13 +106,15 @@ class Judge:
             found = [b"diff --git " + part for part in re.split(rb"(?m)^diff --git ", out)[1:]]
             return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
 
-        sections = list(zip(changed, await parts(), strict=True))
-        odd = [name for name, section in sections if not _is_utf8(section)]
-        if odd:
-            no_text = b"".join(_pattern(name) + b" -diff\n" for name in odd)
-            (mine / "info/attributes").write_bytes(NEUTRAL.encode() + no_text)
-            sections = list(zip(changed, await parts(), strict=True))
-        return sections
+        found = await parts()
+        if all(map(_is_utf8, found)):
+            return [(b"", section) for section in found]
+        listed = await must("diff-index", "--name-only", "-z", *what, **where)
+        changed = [name for name in listed.split(b"\0") if name]
+        odd = [name for name, section in zip(changed, found, strict=True) if not _is_utf8(section)]
+        no_text = b"".join(_pattern(name) + b" -diff\n" for name in odd)
+        (mine / "info/attributes").write_bytes(NEUTRAL.encode() + no_text)
+        return list(zip(changed, await parts(), strict=True))
 
     async def apply(self, checkout: Worktree, diff: str) -> str:
         """Empty, or why the diff does not apply. `git apply` refuses paths outside, beyond symlinks and in .git by itself."""

@@ -68,9 +68,9 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/attributes").write_text(NEUTRAL)
 
 
-async def untracked(*rules: str, git_dir: Path, checkout: Path | Worktree, index: Path,
-                    tracked: tuple[str, ...] = ()) -> tuple[list[bytes], list[bytes]]:
-    """(names that `index` does not hold, those in nested repositories included, and what `tracked` asks for; such
+async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree,
+                      index: Path) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included; such
     repositories). Git lists one by its folder alone as long as the index knows no file in it, so a copy of the index gets
     a name in each that is nowhere on the disk."""
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
@@ -79,14 +79,16 @@ async def untracked(*rules: str, git_dir: Path, checkout: Path | Worktree, index
         where = {"git_dir": git_dir, "checkout": checkout, "GIT_INDEX_FILE": f"{own}/index"}
         place, nested = secrets.token_hex(8).encode(), []
         while True:
-            listed = await must("ls-files", "-z", "-o", *tracked, *rules, **where)
-            names = {name for name in listed.split(b"\0") if name}
-            found = [name for name in names if name.endswith(b"/")]
+            listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, **where)
+            rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
+            new = [name for is_new, name in rows if is_new]
+            found = [name for name in new if name.endswith(b"/")]
             if not found:
-                return sorted(name for name in names if not name.endswith(place)), nested
+                changed = (name for is_new, name in rows if not is_new and not name.endswith(place))
+                return sorted(changed), sorted(new), nested
             nested += found
-            rows = b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
-            await must("update-index", "-z", "--index-info", stdin=rows, **where)
+            made = b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
+            await must("update-index", "-z", "--index-info", stdin=made, **where)
 
 
 async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
@@ -96,8 +98,8 @@ async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignor
     init(git_dir)
     where = {"git_dir": git_dir, "checkout": checkout}
     rules = [f"--exclude-from={git_dir}/info/exclude"] if ignored else ["--exclude-standard"]
-    names, _ = await untracked(*rules, index=git_dir / "index", **where)
-    names = {*names, *map(os.fsencode, forced)}
+    _, new, _ = await differences(*rules, index=git_dir / "index", **where)
+    names = {*new, *map(os.fsencode, forced)}
     at = {name: os.path.join(os.fsencode(checkout), name) for name in sorted(names)}
     plain = [name for name, path in at.items() if os.path.islink(path) or os.path.isfile(path)]
     await must("update-index", "--add", "-z", "--stdin", stdin=b"".join(name + b"\0" for name in plain), **where)
