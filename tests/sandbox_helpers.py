@@ -1,6 +1,7 @@
 """A tiny task, and a sandbox of it that leaves nothing behind: for test_sandboxes.py and test_sandbox_diffs.py."""
 import asyncio
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,13 @@ def use(tmp_path):
             assert str(tmp_path) not in Path("/proc/mounts").read_text()
             assert running(str(tmp_path)) == []
     return run
+
+
+@pytest.fixture
+def sleeping():
+    """A command that sleeps five minutes, and that no other test has: `running(sleeping)` looks at the whole machine, where other tests run
+    at the same time."""
+    return f"sleep 300.{secrets.randbelow(10 ** 12):012}"
 
 
 def running(marker):

@@ -68,10 +68,18 @@ def below(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def mounts_of_images() -> set[str]:
-    """What the kernel and FUSE hold of images, with the ids that tell one mount from the next."""
-    fuse = {f"squashfuse {process.pid}" for process in psutil.process_iter(["name"]) if process.info["name"].startswith("squashfuse")}
-    return fuse | {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "squash" in line}
+def mounts_of(image: Path) -> set[str]:
+    """What FUSE and the kernel hold of this image, with the ids that tell one mount from the next. Other tests' images come and go meanwhile."""
+    fuse = {f"squashfuse {process.pid}" for process in psutil.process_iter(["name"])
+            if process.info["name"].startswith("squashfuse") and opened(process, image)}
+    return fuse | {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(image) in line}
+
+
+def opened(process: psutil.Process, path: Path) -> bool:
+    try:
+        return any(found.path == str(path) for found in process.open_files())
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
 
 
 def lives(process: psutil.Process) -> bool:
@@ -142,26 +150,26 @@ def test_process_sees_the_image_and_not_the_node(image):
 @needs_apptainer
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_sigterm_reaches_what_is_inside(image, start, whole_group):
-    before = mounts_of_images()
+    before = mounts_of(image)
     process = start(in_image(str(image), ["bash", "-c", TREE]))
     tree = below(process)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert output == "asked to end\n" and process.returncode == 7  # once, and its own exit code
-    assert not any(found.is_running() for found in tree) and not mounts_of_images() - before
+    assert not any(found.is_running() for found in tree) and not mounts_of(image) - before
 
 
 @needs_apptainer
 @pytest.mark.parametrize("options", [[], ["--userns"]], ids=["as this user", "as a user who may not mount"])
 @pytest.mark.parametrize("victim", ["caller's child", "its group", "apptainer", "first inside", "parent"])
 def test_sigkill_leaves_nothing(image, start, victim, options):
-    before = mounts_of_images()
+    before = mounts_of(image)
     argv = [*ends_with_parent(signal.SIGKILL), *in_image(str(image), ["bash", "-c", TREE], options=options)]
     parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if victim == "parent" else []
     process = start([*parent, *argv])
     tree = below(process)
     assert len(tree) >= 6  # keeper, Apptainer, its init, shells; the sleeps may still be to come
-    assert not options or mounts_of_images() - before  # by FUSE, whose process is not in Apptainer's group
+    assert not options or mounts_of(image) - before  # by FUSE, whose process is not in Apptainer's group
     if victim == "its group":
         os.killpg(process.pid, signal.SIGKILL)
     elif victim == "apptainer":
@@ -172,7 +180,7 @@ def test_sigkill_leaves_nothing(image, start, victim, options):
         process.kill()
     assert process.wait(60) in (-9, 137)
     assert not living(tree)
-    assert not mounts_of_images() - before
+    assert not mounts_of(image) - before
 
 
 @needs_apptainer

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import both, checkouts, isolated, make_task, running, sandbox_config, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import both, checkouts, isolated, make_task, running, sandbox_config, sleeping, use  # noqa: F401 - some are fixtures
 
 from coderepairrl import contents
 from coderepairrl.errors import SandboxError, TaskError
@@ -145,7 +145,7 @@ def test_a_broken_sandbox_is_an_infrastructure_error(use):
 
 
 @isolated
-def test_a_killed_program_leaves_no_process_and_no_mount(tmp_path, kind):
+def test_a_killed_program_leaves_no_process_and_no_mount(tmp_path, kind, sleeping):
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -153,19 +153,19 @@ from test_sandboxes import *
 store.OVERLAY_FROM = -1 if {kind!r} == "overlay" else 40
 async def main():
     async with start_sandbox(sandbox_config({kind!r}, {str(tmp_path)!r}), make_task()) as sandbox:
-        await sandbox.run("echo up > up; setsid sleep 304 & sleep 304")
+        await sandbox.run("echo up > up; setsid {sleeping} & {sleeping}")
 asyncio.run(main())
 """
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1])
     deadline = time.monotonic() + 60
-    while not running("sleep 304") and time.monotonic() < deadline:
+    while not running(sleeping) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert running("sleep 304")
+    assert running(sleeping)
     process.kill()
     process.wait()
-    while (running("sleep 304") or running(str(tmp_path))) and time.monotonic() < deadline:
+    while (running(sleeping) or running(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert running("sleep 304") == [] and running(str(tmp_path)) == [] and str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert running(sleeping) == [] and running(str(tmp_path)) == [] and str(tmp_path) not in Path("/proc/mounts").read_text()
     check(sandbox_config("local", tmp_path))
     assert list(tmp_path.glob("*/live/*")) == []
 

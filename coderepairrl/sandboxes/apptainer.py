@@ -30,6 +30,7 @@ from coderepairrl.types import Task
 _INSTALL = "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set sandbox.kind=bubblewrap"
 _BROKEN = 125  # the exit code of the set-up inside, which no command's can be mistaken for: the line below goes with it
 _SAID = "sandbox set-up failed"
+_IN_MEMORY = ("/tmp/", "/var/tmp/")  # folders that are mounted anew inside, over what is bound below them
 
 
 class ApptainerSandbox(Checkout):
@@ -56,7 +57,7 @@ class ApptainerSandbox(Checkout):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
         binds = [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
         self.binds, self.system = [*binds, "--bind", f"{self.worktree.path}:{self.inside}"], system
-        self.hidden = [path for path in sorted(shown) if path.startswith("/tmp/")]
+        self.hidden = [path for path in sorted(shown) if path.startswith(_IN_MEMORY)]
 
     def _inside(self, shared: Path) -> str:
         return f"/{shared.name}"
@@ -65,7 +66,7 @@ class ApptainerSandbox(Checkout):
         shared = [part for host, inside in self.shared.items() for part in ("--bind", f"{host}:{inside}")]
         shown = sorted({path for path in self.shown if not path.startswith("/usr/")})
         shared += [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
-        hidden = sorted({*self.hidden, *(path for path in shown if path.startswith("/tmp/"))})
+        hidden = sorted({*self.hidden, *(path for path in shown if path.startswith(_IN_MEMORY))})
         become = _become(self.config, command_variables(self.task.environment, "/tmp", variables), self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
         start, seen = proc.start_of(process.pid), set()
@@ -108,17 +109,21 @@ def _container() -> list[str]:
     if apptainer is None:
         raise SandboxError(f"'apptainer' is not on this machine: {_INSTALL}")
     rights = ["--add-caps", "CAP_SETUID,CAP_SETGID"] if os.getuid() == 0 else []
-    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths,devpts", "--net", "--network", "none",
-            "--hostname", "sandbox", "--pwd", "/", *rights]
+    # /dev/full is the one device that Apptainer's own /dev lacks beside bubblewrap's
+    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths", "--bind", "/dev/full",
+            "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
 
 
 def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidden: list[str]) -> list[str]:
-    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp, to be seen in the new one."""
+    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or /var/tmp, to be seen
+    in the new ones."""
     drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
-    size = f"size={config.tmp_mib}m,mode=1777"
-    kept = ["mkdir /dev/shm/tmp", "mount --rbind /tmp /dev/shm/tmp"] if hidden else []
+    memory = f"mount -t tmpfs -o size={config.tmp_mib}m,mode=1777 tmpfs"
+    over = [root for root in _IN_MEMORY if any(path.startswith(root) for path in hidden)]
+    kept = [f"mkdir -p /dev/shm{root} && mount --rbind {root} /dev/shm{root}" for root in over]
     again = [f"mkdir -p {path} && mount --rbind /dev/shm{path} {path}" for path in map(shlex.quote, hidden)]
-    steps = [*kept, f"mount -t tmpfs -o {size} tmpfs /tmp", *again, f"mount -t tmpfs -o {size} tmpfs /dev/shm", 'cd "$0"', 'exec "$@"']
+    var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"  # an image may have a link to /tmp, or none
+    steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", 'cd "$0"', 'exec "$@"']
     script = f'{" && ".join(steps)}; echo "{_SAID}"; exit {_BROKEN}'
     limits = ["prlimit", f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}", "--core=0", "--"]
     return [*drop, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, workdir, "unshare", "--user", f"--map-user={AGENT}",
