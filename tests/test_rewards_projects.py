@@ -163,16 +163,13 @@ def test_where_the_oracle_touches_the_hooks_a_diffs_own_hooks_excuse_nothing(con
 
 
 def test_without_a_canary_and_a_test_that_can_be_turned_round_no_pass_is_proven(config, monkeypatch):
-    async def none(sandbox, task):
-        return frozenset()
-
-    monkeypatch.setattr("coderepairrl.rewards.judge.sabotage", none)
+    monkeypatch.setattr("coderepairrl.rewards.judge.turn_files", lambda task, texts, variant: ({}, frozenset()))
     spoilt, usual = (grade(config, task, FIX, "")[0] for task in (PROJECTS["a marker filter"], PYTEST_TASK))
     assert (spoilt.kind, spoilt.resolved, usual.kind) == (VerdictKind.ENVIRONMENT_ERROR, False, VerdictKind.RESOLVED) and "no pass is proven" in spoilt.message
 
 
 def test_a_time_limit_of_the_oracles_run_excuses_and_accuses_nobody(config, monkeypatch):
-    async def slow(self, task, sabotaged=False):
+    async def slow(self, task, variant=None):
         return Run({}, {}, "none", f"{TIME_LIMIT}: the machine was busy", timed_out=True)
 
     monkeypatch.setattr(Grader, "_oracle", slow)
@@ -195,13 +192,13 @@ def test_attacks_on_such_a_projects_log_do_not_pay(config):
         assert not verdict.resolved and verdict.kind in (VerdictKind.TAMPERED, VerdictKind.UNRESOLVED), (end, verdict)
 
 
-def test_the_usual_task_costs_no_further_run(config):
+def test_the_usual_task_costs_one_further_run_where_its_tests_pass(config):
     async def main():
         grader = Grader(config)
         kinds = [(await grader.grade(PYTEST_TASK, diff)).kind for diff in (FIX, "", HONEST["another mistake"][0])]
         return kinds, grader.runs, grader.checks
 
-    assert asyncio.run(main()) == ([VerdictKind.RESOLVED, VerdictKind.UNRESOLVED, VerdictKind.UNRESOLVED], 3, 0)
+    assert asyncio.run(main()) == ([VerdictKind.RESOLVED, VerdictKind.UNRESOLVED, VerdictKind.UNRESOLVED], 3, 1)
 
 
 def test_a_command_without_its_canary_keeps_what_only_mentions_it():

@@ -5,6 +5,7 @@ test command takes one: a report in which it did not fail, or an exit code that 
 tasks whose own files keep it from failing, which the oracle's run decides (tests.py).
 """
 import asyncio
+import contextlib
 import secrets
 import shutil
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from coderepairrl.rewards.arguments import shortened
 from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
 from coderepairrl.rewards.protected import Selection
 from coderepairrl.rewards.published import apply_published
-from coderepairrl.rewards.sabotage import sabotage
 from coderepairrl.rewards.test_ids import Statuses
+from coderepairrl.rewards.variants import Variant, test_files, turn_files
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Task
 
@@ -62,7 +63,7 @@ def without_canary(task: Task) -> Task:
 
 @dataclass(frozen=True)
 class Run:
-    """`problem`: why the report is no evidence; `bent`: what no honest run does; `must_fail`: ids of sabotaged tests."""
+    """`problem`: why the report is no evidence; `bent`: what no honest run does; `turned`: ids of tests that are turned."""
     to_pass: dict[str, str]  # id -> passed | xfailed | skipped | failed | error | missing
     to_keep: dict[str, str]
     evidence: str  # junit+canary | log+canary | junit | log | none
@@ -70,25 +71,27 @@ class Run:
     bent: str = ""
     does_not_apply: bool = False
     timed_out: bool = False
-    must_fail: frozenset[str] = frozenset()
+    turned: frozenset[str] = frozenset()
 
 
-async def execute(task: Task, selection: Selection, config: SandboxConfig, sabotaged: bool = False) -> Run:
-    """`sabotaged`: with the FAIL_TO_PASS tests turned into ones that must fail. Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
+async def execute(task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None) -> Run:
+    """`variant`: with some tests turned, so that they must fail. Both kinds of run are laid out alike: the same files are
+    written, in an order that says nothing, with equal times.
+
+    Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
     by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
-    must_fail: frozenset[str] = frozenset()
+    turned: frozenset[str] = frozenset()
 
     def nothing(problem: str, **fields) -> Run:
-        return Run(*(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)), "none", problem, must_fail=must_fail, **fields)
+        return Run(*(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)), "none", problem, turned=turned, **fields)
 
     async with start_sandbox(config, task) as sandbox:
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
             return nothing(f"the diff does not apply: {problem}", does_not_apply=True)
         canary = Canary()
-        await _lay_tests(task, sandbox, canary)
-        must_fail = await sabotage(sandbox, task) if sabotaged else frozenset()
-        if sabotaged and not must_fail:
-            return nothing("no test could be turned round")
+        turned = await _lay_tests(task, sandbox, canary, variant)
+        if variant and not turned:
+            return nothing("no test could be turned")
         reports, inside = sandbox.share(JUNIT)
         argv = shortened(fill(task, canary, inside), sandbox)
         result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s,
@@ -101,25 +104,37 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
             return nothing(str(error), bent=str(error) if error.forged else "")
         found = Statuses(statuses)
         to_pass, to_keep = ({test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass))
-        # a test turned round that fails is a canary itself: under -x, none comes after it
-        seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in must_fail) else ""
+        # a turned test that fails is a canary itself: under -x, none comes after it
+        seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys()) else ""
         problem, bent = _distrust(seen, statuses, result, all(s == "passed" for s in to_pass.values()), by_log)
         if problem:
             _check_disk(sandbox)
             return nothing(problem, bent=problem if bent else "")
     evidence = f"{'log' if by_log else 'junit'}{'+canary' if has_canary else ''}"
-    return Run(to_pass, to_keep, evidence, must_fail=must_fail)
+    return Run(to_pass, to_keep, evidence, turned=turned)
 
 
-async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary) -> None:
-    """The test patch, the hidden tests, the canary if one is run. The diff may not touch their paths, so what fails here is the task's own fault."""
+async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
+    """The test patch, the hidden tests, the canary if one is run; the ids of what `variant` turned. All files that may hold
+    a test are written anew. The diff may not touch their paths, so what fails here is the task's own fault."""
     if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
         raise TaskError(f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit")
+    texts = dict(task.hidden_tests)
+    for path in test_files(task):
+        if path not in texts:
+            with contextlib.suppress(PathError):  # a guess at where a dotted name leads, or no text
+                texts[path] = await sandbox.read_text(path)
+    turned: frozenset[str] = frozenset()
+    if variant:
+        changed, turned = await asyncio.to_thread(turn_files, task, texts, variant)
+        texts |= changed
+    if takes_canary(task):
+        texts[canary.path] = canary.source
     try:
-        for path, text in {**task.hidden_tests, **({canary.path: canary.source} if takes_canary(task) else {})}.items():
-            await sandbox.write_text(path, text)
+        await sandbox.lay(texts)
     except PathError as error:
         raise TaskError(f"task {task.task_id}: a hidden test cannot be laid over the checkout ({error}): fix its path") from error
+    return turned
 
 
 def fill(task: Task, canary: Canary, junit: str) -> list[str]:

@@ -3,7 +3,7 @@
 `certain`: no repair says this unless the project is about test runners: the names of their internals, of their hooks, of their
 report; what says so in the oracle's own patch is no mark. Comments and strings don't count, but for variables of the environment.
 `possible`: whatever can reach beyond a function's own values (an import, a dunder name, exec ...), strings included. It costs an
-honest diff nothing but a second, sabotaged run when its tests pass (coderepairrl/rewards/sabotage.py).
+honest diff nothing but more runs with turned tests when its tests pass (counter_check.py).
 """
 import re
 from collections.abc import Callable

@@ -5,29 +5,31 @@
 1. One run (judge.py). A diff that does not apply, a report that is no evidence, failing tests: not resolved.
 2. No evidence at all: the oracle's own patch is run once a task. If that gives none either, the environment is to blame, not the diff.
    If it gives some only without the canary, the task's own files keep the canary from failing, and all its diffs are judged without.
-3. A run that passes, of a diff that could bend the judge (scan.py) or judged by its log or without the canary: the same again with the
-   tests turned round (sabotage.py). Tests that still pass, and fail so under the oracle's patch, were not decided by the code: tampered.
+3. A run that passes: the same again with some tests turned (counter_check.py). Tests that still pass, and fail so under the
+   oracle's patch, were not decided by the code: tampered.
 """
 import asyncio
 import hashlib
 import logging
+import secrets
 import time
 from collections import OrderedDict
 from dataclasses import replace
 
 from coderepairrl.errors import TaskError
-from coderepairrl.rewards import counting
+from coderepairrl.rewards import counter_check, counting
 from coderepairrl.rewards.build import Build
 from coderepairrl.rewards.judge import FAILED, TIME_LIMIT, Run, execute, takes_canary, without_canary
 from coderepairrl.rewards.protected import Selection, select
 from coderepairrl.rewards.published import as_diff
+from coderepairrl.rewards.test_ids import function_of
+from coderepairrl.rewards.variants import Variant
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
 
 log = logging.getLogger(__name__)
 ROUNDS = 4  # of what the scan is certain of: tossing a coin in each run wins once in 2 ** (2 * ROUNDS)
-_NOT_FAILED = ("passed", "xfailed", "skipped")
 
 
 async def grade(task: Task, diff: str, sandbox_config: SandboxConfig) -> Verdict:
@@ -54,8 +56,9 @@ class Grader:
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
         self._waiting: dict[tuple[str, str], int] = {}
-        self._oracles: OrderedDict[tuple[str, bool, bool], Run] = OrderedDict()
-        self._locks: dict[tuple[str, bool, bool], asyncio.Lock] = {}
+        self._oracles: OrderedDict[tuple[str, int | None, bool], Run] = OrderedDict()
+        self._locks: dict[tuple[str, int | None, bool], asyncio.Lock] = {}
+        self._secret = secrets.token_hex(16)  # what is turned, nobody can know
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
@@ -106,11 +109,9 @@ class Grader:
                 message = oracle.problem if oracle.timed_out else f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
-            if strict and (selection.marks.possible or run.evidence != "junit+canary"):
+            if strict:
                 kind, message = await self._counter_check(task, selection)
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
-            elif strict:
-                kind = VerdictKind.RESOLVED
         return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind, counting.resolved_swebench(run), touched)
 
     async def _run(self, task: Task, selection: Selection) -> tuple[Task, Run]:
@@ -138,45 +139,26 @@ class Grader:
         return spoils
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why). What the scan is certain of is checked ROUNDS times."""
-        certain = selection.marks.certain
-        for turn in range(ROUNDS if certain else 1):
-            if turn:
-                self.checks += 1
-                again = await execute(task, selection, self.config)
-                if not counting.resolved_swebench(again) and not again.timed_out:
-                    return VerdictKind.TAMPERED, "its tests do not pass again"
+        """(RESOLVED, or what the diff is instead; why). What the scan is certain of is checked ROUNDS times, and so is what
+        it thinks possible where a single test decides: two runs would let a coin win once in four."""
+        alone = len({function_of(test) for test in task.fail_to_pass}) == 1
+        often = selection.marks.certain or selection.marks.possible and alone
+
+        async def of_diff(variant: Variant | None) -> Run:
             self.checks += 1
-            if (found := await self._turned(task, selection)) is not None:
-                return found
-        return VerdictKind.RESOLVED, ""
+            return await execute(task, selection, self.config, variant)
 
-    async def _turned(self, task: Task, selection: Selection) -> tuple[VerdictKind, str] | None:
-        """What a run with the tests turned round says; None: all is as it must be. Without a canary, one has to fail."""
+        async def of_oracle(variant: Variant) -> Run:
+            return await self._oracle(task, variant)
+
+        runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None)
+        found = await counter_check.check(task, runs, self._secret, ROUNDS if often else 1)
         proof_due = task.task_id in self._spoilt and not takes_canary(task)
-        run = await execute(task, selection, self.config, sabotaged=True)
-        suspects = {test for test in run.must_fail if run.to_pass[test] in _NOT_FAILED}
-        unproven = proof_due and not _fails_turned(run)
-        if run.evidence != "none" and not suspects and not unproven:
-            return None
-        if not run.must_fail:
-            return _unchecked(selection, proof_due)
-        if run.timed_out:
-            return VerdictKind.ENVIRONMENT_ERROR, f"{run.problem}, when turned round only"
-        if task.oracle_patch:  # tests that stay as they are when turned round, or break the run, prove nothing
-            oracle = await self._oracle(task, sabotaged=True)
-            if oracle.evidence == "none" or proof_due and not _fails_turned(oracle):
-                return _unchecked(selection, proof_due)
-            suspects -= {test for test, status in oracle.to_pass.items() if status in _NOT_FAILED}
-        if run.evidence == "none":
-            return VerdictKind.TAMPERED, f"no evidence when the tests are turned round: {run.problem}"
-        if suspects:
-            return VerdictKind.TAMPERED, f"passes {', '.join(sorted(suspects)[:3])} also where it must fail"
-        return (VerdictKind.TAMPERED, "no test fails where all of them must") if unproven else None
+        return _unchecked(selection, proof_due) if found is None else found
 
-    async def _oracle(self, task: Task, sabotaged: bool = False) -> Run:
+    async def _oracle(self, task: Task, variant: Variant | None = None) -> Run:
         """The run of the oracle's patch, once a task; of the bare checkout where the task has none."""
-        key = (task.task_id, sabotaged, takes_canary(task))
+        key = (task.task_id, variant and variant.number, takes_canary(task))
         if key in self._oracles:
             return self._oracles[key]
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -187,7 +169,7 @@ class Grader:
             if patch.strip():
                 diff, applied = await as_diff(task, patch, self.config)
                 patch = patch if applied.problem else diff
-            run = await execute(task, await _select(task, patch), self.config, sabotaged)
+            run = await execute(task, await _select(task, patch), self.config, variant)
             if not run.timed_out:
                 _remember(self._oracles, key, run, self.remembered)
         self._locks.pop(key, None)
@@ -206,16 +188,12 @@ def _worth(run: Run) -> tuple[bool, bool]:
     return run.evidence != "none", counting.resolved_swebench(run)
 
 
-def _fails_turned(run: Run) -> bool:
-    return any(run.to_pass[test] in FAILED for test in run.must_fail)
-
-
 def _unchecked(selection: Selection, proof_due: bool) -> tuple[VerdictKind, str]:
-    """No test could be turned round: what the scan is certain of decides, and without a canary nothing is proven."""
+    """Nothing was proven: what the scan is certain of decides, and without a canary nothing is proven."""
     if selection.marks.certain:
-        return VerdictKind.TAMPERED, f"{selection.marks.certain[0]}, and no test can be turned round"
+        return VerdictKind.TAMPERED, f"{selection.marks.certain[0]}, and no turned test tells anything"
     if proof_due:
-        return VerdictKind.ENVIRONMENT_ERROR, ("neither the canary nor a test turned round can fail here, so no pass is proven: "
+        return VerdictKind.ENVIRONMENT_ERROR, ("neither the canary nor a turned test can fail here, so no pass is proven: "
                                                "give a test command under which the project's own settings run the canary")
     return VerdictKind.RESOLVED, ""
 

@@ -61,6 +61,10 @@ class Sandbox(Protocol):
     async def write_text(self, path: str, text: str) -> None:
         """Raises PathError."""
 
+    async def lay(self, files: dict[str, str]) -> None:
+        """Writes them all, in random order and with equal times: nothing but its content tells one from another.
+        Raises PathError."""
+
     async def diff(self) -> str:
         """Unified git diff against the base commit, untracked files included; made outside the sandbox."""
 

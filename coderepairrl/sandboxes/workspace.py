@@ -3,13 +3,14 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import stat
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult, PathError, SandboxConfig
 from coderepairrl.sandboxes.changes import Judge
-from coderepairrl.sandboxes.git import GitError
+from coderepairrl.sandboxes.git import EPOCH_S, GitError
 from coderepairrl.sandboxes.limits import DiskWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
@@ -19,6 +20,7 @@ from coderepairrl.types import Task
 log = logging.getLogger(__name__)
 MAX_COMMAND_BYTES = 100_000  # below the kernel's limit for one argument and Apptainer's for all, 128 KiB
 MAX_READ_BYTES = 4 << 20
+LAID_S = EPOCH_S + 1  # time of files that are laid over a checkout: no bytecode of the base's own files is taken for theirs
 MAX_LINKS = 40  # that a path may lead over, as in the kernel
 _AGENTS_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
@@ -81,6 +83,12 @@ class Checkout:
                 raise PathError(f"{path}: the text is not valid Unicode: leave out lone surrogates") from None
             except OSError as error:
                 raise _path_error(path, error) from error
+
+    async def lay(self, files: dict[str, str]) -> None:
+        for path in random.sample(sorted(files), len(files)):
+            await self.write_text(path, files[path])
+        for path in files:
+            os.utime(self._resolve(path), (LAID_S, LAID_S))
 
     async def diff(self) -> str:
         async with self.lock:
