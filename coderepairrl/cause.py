@@ -119,7 +119,7 @@ def of_log(log: Path, since: int = 0, code: int | None = None) -> str:
     number = -code if code and code < 0 else code - 128 if code and code > 128 else 0
     if number in set(signal.Signals):  # it said so itself, or a shell or a container's runtime did: 128 + n
         crash = CRASH.findall(text)
-        return _by_signal(number) + (f": {_one_line(crash[-1])}" if crash else "")
+        return by_signal(number) + (f": {_one_line(crash[-1])}" if crash else "")
     return of_text(text, guess=False) or "no error in its log"
 
 
@@ -133,10 +133,10 @@ def of_text(text: str, guess: bool = True) -> str:
     if not table and not any(line.source.startswith("rank") for line in lines):
         ours.reverse()  # of one process its last word counts; of several that of the first
     tracebacks = [] if ours else sorted(_tracebacks(lines), key=lambda each: each.at)
-    signals = [f"rank {rank}: {_by_signal(-code)}" for rank, code in table if code < 0 and code != -signal.SIGTERM]
+    signals = [f"rank {rank}: {by_signal(-code)}" for rank, code in table if code < 0 and code != -signal.SIGTERM]
     outlived = [each.said for each in tracebacks if each.outlived]
     codes = [
-        f"rank {rank} ended with exit code {code} and said nothing" if code > 0 else f"rank {rank}: {_by_signal(-code)}"
+        f"rank {rank} ended with exit code {code} and said nothing" if code > 0 else f"rank {rank}: {by_signal(-code)}"
         for rank, code in table[:-2:-1]
     ]
     tools = [line.text for form in TOOL for line in lines if form.match(line.text) and not line.mild]
@@ -146,12 +146,18 @@ def of_text(text: str, guess: bool = True) -> str:
     return _one_line(OUR.sub("", found, count=1) if found in ours else found) or (_guess(lines) if guess else "")
 
 
+def tracebacks(text: str) -> list[Ended]:
+    """All that were printed, in order."""
+    return sorted(_tracebacks(list(_lines(text))), key=lambda each: each.at)
+
+
 def is_echo(cause: str) -> bool:
     """Whether it only says that another process failed."""
     return bool(ECHO.search(cause))
 
 
-def _by_signal(number: int) -> str:
+def by_signal(number: int) -> str:
+    """What a signal that ended a process says of why."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return f"ended by {name}" + (
         ", from outside: where nobody sent it, the kernel did, for want of memory" if number == signal.SIGKILL else ""

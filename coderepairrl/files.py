@@ -12,8 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder; in a job 
 
 def write_json(path: Path, value: Any) -> None:
     """Several processes may write it at once: the last one's is there, whole. ValueError for NaN, which is no JSON."""
+    write_text(path, json.dumps(value, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of a text. Halves of characters, which no file holds, are question marks in it."""
     temporary = _temporary(path)
-    temporary.write_text(json.dumps(value, allow_nan=False))
+    temporary.write_text(text, encoding="utf-8", errors="replace")
     temporary.rename(path)
 
 

@@ -120,7 +120,7 @@ class Verdict:
     evidence: str
     fail_to_pass: dict[str, str]  # id -> passed | xfailed | failed | error | skipped | missing
     pass_to_pass: dict[str, str]
-    dropped_paths: tuple[str, ...]  # parts of the diff that were protected, and not applied
+    dropped_paths: tuple[str, ...]  # parts of the diff that were not applied, "path: why"
     message: str  # empty, or why the report cannot be trusted ("canary passed", "no report", "time limit" ...)
     seconds: float
     kind: VerdictKind = VerdictKind.UNRESOLVED
@@ -151,7 +151,7 @@ class Trajectory:
     def dropped_paths(self) -> tuple[str, ...]:
         """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were not applied."""
         of_diff = (f"{event['path']}: {event['why']}" for event in self.events if event["kind"] == LEFT_OUT)
-        return (*of_diff, *(f"{path}: protected" for path in (self.verdict.dropped_paths if self.verdict else ())))
+        return (*of_diff, *(self.verdict.dropped_paths if self.verdict else ()))
 
 
 @dataclass(frozen=True)

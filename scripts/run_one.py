@@ -127,8 +127,8 @@ def show_verdict(console: Console, verdict: Verdict | None) -> None:
         bad = {test: status for test, status in statuses.items() if status != "passed"}
         console.print(f"{kind}: {len(statuses) - len(bad)} of {len(statuses)}" +
                       "".join(f"\n    {status:8} {visible(test)}" for test, status in bad.items()), markup=False)
-    if verdict.dropped_paths:
-        console.print(f"not applied: {', '.join(map(visible, verdict.dropped_paths))}", markup=False)
+    for line in verdict.dropped_paths:
+        console.print(f"not applied: {visible(line)}", markup=False)
 
 
 def show(console: Console, tokenizer, task: Task, trajectory: Trajectory) -> None:

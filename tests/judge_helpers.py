@@ -83,6 +83,13 @@ def judge(config, runner, diff, **changes):
     return asyncio.run(grade(replace(TASKS[runner], **changes), diff, config))
 
 
+def paths(dropped):
+    """Of lines "path: why", each of which says why."""
+    parts = [line.partition(": ") for line in dropped]
+    assert all(path and why for path, _, why in parts), dropped
+    return tuple(path for path, _, _ in parts)
+
+
 def source(code: str, rest: str = WRONG) -> str:
     """The diff that puts `code` above lib.py's unrepaired functions."""
     return change("lib.py", WRONG, code + rest)

@@ -6,7 +6,7 @@ import venv
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config, judge  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config, judge, paths  # noqa: F401
 
 from coderepairrl.rewards import Grader
 from coderepairrl.rewards.protected import select
@@ -78,14 +78,14 @@ def test_what_hides_nothing_is_applied(name):
 def test_scratch_that_nothing_imports_is_left_out_and_no_attack(name):
     path, text = SCRATCH[name]
     selection = chosen(PYTEST_TASK, change(path, None, text) + FIX)
-    assert (selection.dropped_paths, selection.touched, selection.applied) == ((path,), (), FIX)
+    assert (paths(selection.dropped_paths), selection.touched, selection.applied) == ((path,), (), FIX)
 
 
 @pytest.mark.parametrize("name", SHADOWS)
 def test_what_hides_a_module_that_is_imported_is_left_out_and_told(name):
     task, path, more = SHADOWS[name]
     selection = chosen(task, change(path, None, "x = 1\n") + more)
-    assert path in selection.dropped_paths and path not in selection.applied_paths
+    assert path in selection.left_out and path not in selection.applied_paths
     assert any(told.startswith(path) for told in selection.touched), selection.touched
 
 
@@ -121,7 +121,7 @@ def test_a_flood_of_names_and_folders_is_read_in_time(tmp_path):
     imports = ("import " + "a, " * 50_000 + "\n") * 3 + "from" + " " * 50_000 + "\n" + "from " + "a" * 100_000 + "\n"
     began = time.monotonic()
     selection = chosen(task, scratch + change("pyproject.toml", None, words) + change("long.py", None, imports))
-    assert time.monotonic() - began < 20 and "wave.py" in selection.dropped_paths
+    assert time.monotonic() - began < 20 and "wave.py" in selection.left_out
 
 
 def test_verdicts_of_attempts_that_leave_such_files(config):
@@ -134,7 +134,7 @@ def test_verdicts_of_attempts_that_leave_such_files(config):
                 assert (verdict.kind, verdict.tampered) == (kind, ()), (more, verdict)
         for path in ("json.py", "unittest/__init__.py", "traceback.py", "pytest.py", "tests/json.py"):
             verdict = await grader.grade(PYTEST_TASK, change(path, None, PASS_ALL) + ATTEMPT)
-            assert verdict.kind == VerdictKind.TAMPERED and verdict.dropped_paths == (path,), verdict
+            assert verdict.kind == VerdictKind.TAMPERED and paths(verdict.dropped_paths) == (path,), verdict
 
     asyncio.run(main())
 

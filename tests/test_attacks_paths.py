@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, UNITTEST_TASK, WRONG, change, config, judge, runners  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, UNITTEST_TASK, WRONG, change, config, judge, paths, runners  # noqa: F401
 
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.protected import select
@@ -51,8 +51,38 @@ def test_protected_paths_are_dropped_and_the_rest_is_graded(attack):
     path, text = DROPPED[attack]
     task = replace(PYTEST_TASK, hidden_tests=PYTEST_TASK.hidden_tests | {"test_hidden.py": "x = 1\n"})
     selection = select(task, change(path, None, text) + FIX, INSTALLED)
-    assert selection.dropped_paths == (path,) and selection.applied == FIX
+    assert paths(selection.dropped_paths) == (path,) and selection.applied == FIX
     assert bool(selection.touched) == (attack in TOLD) and not selection.marks.certain
+
+
+LINK_OUT = "diff --git a/{0} b/{0}\nnew file mode 120000\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+{1}\n\\ No newline at end of file\n"
+BINARY = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n"
+RENAME = "diff --git a/lib.py b/conftest.py\nsimilarity index 100%\nrename from lib.py\nrename to conftest.py\n"
+RUNNER = "protected since test runners or git read it by themselves ({})"
+REASONS = {  # name -> (diff, what dropped_paths says); each is said to people, and only some accuse
+    "a hook of pytest": (change("pkg/conftest.py", None, "x = 1\n"), [f"pkg/conftest.py: {RUNNER.format('conftest.py')}"]),
+    "settings": (change("setup.cfg", None, "x = 1\n"), [f"setup.cfg: {RUNNER.format('setup.cfg')}"]),
+    "git's own": (change(".gitignore", None, "x\n"), [f".gitignore: {RUNNER.format('.git*')}"]),
+    "the environment's": (change("tests/a.py", None, "x = 1\n"), ["tests/a.py: protected by the task's environment (tests/)"]),
+    "a hidden test": (change("tests/test_hidden.py", None, "x = 1\n"), ["tests/test_hidden.py: a place of the hidden tests"]),
+    "a folder of one": (change("tests/test_hidden.py/a", None, "x = 1\n"), ["tests/test_hidden.py/a: a place of the hidden tests"]),
+    "start-up code": (change("sitecustomize.py", None, "x = 1\n"), ["sitecustomize.py: read by the interpreter or by git, not by people"]),
+    "a module that is imported": (change("traceback.py", None, "x = 1\n"), ["traceback.py: hides an installed module"]),
+    "a module that is not": (change("turtle.py", None, "x = 1\n"), ["turtle.py: has an installed module's name"]),
+    "outside": (change("../a.py", None, "x = 1\n"), ["../a.py: a path outside the checkout"]),
+    "a link outside": (LINK_OUT.format("e", "/etc/passwd"), ["e: a symlink or submodule"]),
+    "a link to nothing": (LINK_OUT.format("e", "gone"), ["e: a symlink to other than one file of the checkout"]),
+    "a binary file": (BINARY, ["x.bin: a binary file"]),
+    "no path": ("diff --git \n", ["(no path): names no path"]),
+    "its partner": (RENAME, [f"conftest.py: {RUNNER.format('conftest.py')}", f"lib.py: in one section with conftest.py, {RUNNER.format('conftest.py')}"]),
+    "two": (change("tox.ini", None, "x\n") + FIX + BINARY, [f"tox.ini: {RUNNER.format('tox.ini')}", "x.bin: a binary file"]),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_why_a_path_was_left_out_is_said(case):
+    diff, said = REASONS[case]
+    assert list(select(PYTEST_TASK, diff, INSTALLED, loaded=INSTALLED - {"turtle"}).dropped_paths) == said
 
 
 @runners
@@ -60,7 +90,7 @@ def test_dropped_paths_are_named_and_change_nothing(config, runner):
     attacks = {path: text for path, text in DROPPED.values() if path not in (("tests/pytest.py",) if runner == "xmlrunner" else ("test_hidden.py",))}
     attack = "".join(change(path, None, text) for path, text in attacks.items())
     honest, cheat = judge(config, runner, attack + FIX), judge(config, runner, attack)
-    assert honest.resolved and set(honest.dropped_paths) == set(attacks) and not cheat.resolved
+    assert honest.resolved and set(paths(honest.dropped_paths)) == set(attacks) and not cheat.resolved
     assert honest.kind == VerdictKind.RESOLVED and cheat.kind == VerdictKind.TAMPERED and honest.tampered == cheat.tampered != ()
 
 
@@ -76,7 +106,7 @@ def test_dropped_paths_are_named_and_change_nothing(config, runner):
 ])
 def test_unusual_sections_are_dropped(config, diff, path):
     verdict = judge(config, "xmlrunner", diff + FIX)
-    assert path in verdict.dropped_paths and verdict.resolved, verdict
+    assert path in paths(verdict.dropped_paths) and verdict.resolved, verdict
 
 
 def test_a_header_in_a_hunk_is_not_a_header():
@@ -127,7 +157,7 @@ def test_paths_of_the_test_patch_are_protected_and_it_is_laid_over_the_diff(conf
                "fail_to_pass": ("test_hidden.Hidden::test_0",), "pass_to_pass": ()}
     cheat = change("test_hidden.py", None, new.replace("2)", "3)"))
     honest, forged = judge(config, "xmlrunner", cheat + FIX, **changes), judge(config, "xmlrunner", cheat, **changes)
-    assert honest.resolved and honest.dropped_paths == ("test_hidden.py",) and not forged.resolved
+    assert honest.resolved and paths(honest.dropped_paths) == ("test_hidden.py",) and not forged.resolved
 
 
 # ---- what is honest stays so

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config  # noqa: F401 - a fixture
+from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config, paths  # noqa: F401 - a fixture
 from sandbox_helpers import make_task, sandbox_config, use  # noqa: F401 - a fixture
 
 from coderepairrl.rewards import grade
@@ -63,7 +63,7 @@ def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
 
     done, dropped, verdict = asyncio.run(main())
     assert done.exit_code == 0 and not dropped, (done, dropped)
-    assert (verdict.resolved, verdict.dropped_paths) == (resolved, left_out), verdict
+    assert (verdict.resolved, paths(verdict.dropped_paths)) == (resolved, left_out), verdict
     assert verdict.kind == VerdictKind.RESOLVED
 
 

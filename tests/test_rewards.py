@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_helpers import FIX, RIGHT, TASKS, UNITTEST_TASK, WRONG, XMLRUNNER_ENVIRONMENT, change, config, judge, runners  # noqa: F401
+from judge_helpers import FIX, RIGHT, TASKS, UNITTEST_TASK, WRONG, XMLRUNNER_ENVIRONMENT, change, config, judge, paths, runners  # noqa: F401
 from pydantic import ValidationError
 
 from coderepairrl.config import load
@@ -107,7 +107,7 @@ def test_the_same_patch_is_run_once(config):
     first, again = asyncio.run(main())
     assert [verdict.resolved for verdict in first] == [True, True, True, False, False] and again.resolved
     assert (grader.runs, grader.hits) == (2, 4)
-    assert [verdict.dropped_paths for verdict in first] == [(), (), ("conftest.py",), (), ()]
+    assert [paths(verdict.dropped_paths) for verdict in first] == [(), (), ("conftest.py",), (), ()]
 
 
 def test_a_cancelled_waiter_does_not_stop_the_others(config, tmp_path):

@@ -3,7 +3,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, config, source  # noqa: F401
+from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, config, paths, source  # noqa: F401
 
 from coderepairrl.rewards import Grader, tests
 from coderepairrl.rewards.judge import TIME_LIMIT, Run, takes_canary, without_canary
@@ -149,7 +149,7 @@ def forge""".replace("( |$)", "[.]py")) + "import atexit\natexit.register(forge)
     ("tests/conftest.py", "import pytest\n\n\n@pytest.fixture(autouse=True)\ndef skip():\n    pytest.skip('slow')\n")])
 def test_settings_of_a_diff_are_left_out_and_excuse_nothing(config, path, text):
     cheat, honest = grade(config, PYTEST_TASK, change(path, None, text), change(path, None, text) + FIX)
-    assert not cheat.resolved and cheat.dropped_paths == honest.dropped_paths == (path,)
+    assert not cheat.resolved and cheat.dropped_paths == honest.dropped_paths and paths(honest.dropped_paths) == (path,)
     assert (honest.kind, honest.evidence) == (VerdictKind.RESOLVED, "junit+canary")
 
 

@@ -49,7 +49,7 @@ def episode():
     first = call(0, None, None, ids_of("the whole prompt"), "größer 日本 \x1b[2J")
     second = call(1, 0, "completion", first.prompt_ids + first.completion_ids + ids_of("only this is new"), "second", logprob=-3.0)
     third = call(2, None, None, ids_of("another root"), "third", rerendered=True)
-    verdict = Verdict(False, "junit+canary", {"t::a": "passed", "t::b": "failed"}, {"t::c": "passed"}, ("test_lib.py",), "", 0.4)
+    verdict = Verdict(False, "junit+canary", {"t::a": "passed", "t::b": "failed"}, {"t::c": "passed"}, ("test_lib.py: protected by the task's environment (test_*)",), "", 0.4)
     events = (event(0, tool=("shell", '{"command": "ls [bold]"}')), event(1, answers=["lib.py [red]x[/red]"]), event(2, why="no recorded turn in the history"),
               {"kind": "closed", "at_s": 0.5, "reason": "turn_limit", "detail": "3 calls were made"})
     return Trajectory("x", "x", TASK.task_id, "heldout", 0, (first, second, third), TASK.oracle_patch, Outcome.TURN_LIMIT, "3 calls were made", verdict,
@@ -67,7 +67,7 @@ def test_an_episode_is_shown_with_calls_tokens_tools_diff_verdict_and_end(run_on
     text = shown(run_one, episode())
     for part in ("the whole prompt", "größer 日本 ", 'call    shell {"command": "ls [bold]"}', "answer  lib.py [red]x[/red]",
                  "call 1: after the completion of call 0", "call 2: root (no recorded turn in the history)", "reason=turn_limit", "not resolved",
-                 "must pass now: 1 of 2", "failed   t::b", "must still pass: 1 of 1", "not applied: test_lib.py",
+                 "must pass now: 1 of 2", "failed   t::b", "must still pass: 1 of 1", "not applied: test_lib.py: protected by the task's environment (test_*)",
                  "outcome   turn_limit: 3 calls were made", "reward    0", "version 3"):
         assert part in text, part
     assert text.count("the whole prompt") == text.count("only this is new") == 1  # of a continuation only what is new

@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config, paths  # noqa: F401 - a fixture
 
 from coderepairrl.rewards import grade
 from coderepairrl.tasks.build import resolve_patches
@@ -72,4 +72,4 @@ def test_the_tests_find_what_the_test_patch_makes(config, tmp_path, base, case):
 
     gold, empty, honest = asyncio.run(main())
     assert gold.resolved and not gold.dropped_paths and not empty.resolved, gold
-    assert honest.resolved and (not honest.dropped_paths or honest.dropped_paths == ("tests/plain",)), honest
+    assert honest.resolved and (not honest.dropped_paths or paths(honest.dropped_paths) == ("tests/plain",)), honest

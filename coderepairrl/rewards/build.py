@@ -31,7 +31,7 @@ class BuildVerdict:
     """`weaker`: what validates less than before, a sentence each; `message`: why the command did not succeed."""
     succeeded: bool  # the command, after the fix
     weaker: tuple[str, ...]
-    dropped_paths: tuple[str, ...]
+    dropped_paths: tuple[str, ...]  # "path: why"
     message: str
     seconds: float
 
@@ -68,7 +68,7 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
     after = await _build(task, selection, config)
     if after.applies:
         return BuildVerdict(False, (), selection.dropped_paths, f"the diff does not apply: {after.applies}", time.monotonic() - started)
-    found = [*after.findings, *(f"{path}: dropped" for path in selection.dropped_paths), *selection.marks.certain]
+    found = [*after.findings, *selection.dropped_paths, *selection.marks.certain]
     succeeded = after.exit_code == 0
     if succeeded and "build_command" not in task.metadata:
         found += _fewer((await once("base", "")).tests, after.tests)

@@ -9,8 +9,9 @@ a hidden test. A glob without a slash is matched against every part of a path, o
 crosses slashes; "tests/" means all that is in it. pyproject.toml is not in the list, since repairs change it: environments whose
 test command reads pytest's options from it name it themselves.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.published import LINK
@@ -28,9 +29,25 @@ ALWAYS = (*JUDGE, "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".p
 class Selection:
     applied: str  # the sections that go into the grading sandbox
     applied_paths: frozenset[str]
-    dropped_paths: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)  # path -> why; of the sections that don't
     marks: Marks = Marks()  # of the applied sections
     touched: tuple[str, ...] = ()  # what the whole diff touches of the judge's own, with certainty
+
+    @property
+    def dropped_paths(self) -> tuple[str, ...]:
+        """The same in words, "path: why"."""
+        return tuple(f"{path}: {why}" for path, why in self.left_out.items())
+
+
+class Reason(NamedTuple):
+    """`accuses`: no repair does this, so that it is told in Verdict.tampered; of the others an honest diff may have some."""
+    why: str
+    accuses: bool = False
+    path: str = ""  # whose reason it is, where it is not the whole section's
+
+    def of(self, path: str) -> str:
+        """Of a path of that section."""
+        return self.why if self.path in ("", path) else f"in one section with {self.path}, {self.why}"
 
 
 def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS,
@@ -38,11 +55,11 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
     """`installed`: top-level module names of the environment's interpreter, `loaded` those that its test runner loads
     (None: all of them); `always`: globs that are protected in every environment. Reads the base: call it in a thread."""
     kept: list[FileChange] = []
-    dropped: list[str] = []
-    marks, left_out = Marks(), Marks()
+    left_out: dict[str, str] = {}
+    marks, dropped = Marks(), Marks()
     changes = split_diff(diff)
     if not changes and diff.strip():  # not a diff at all: git says so, and the verdict repeats it
-        return Selection(diff, frozenset(), ())
+        return Selection(diff, frozenset())
     shadowing = Shadowing(task, changes, installed, installed if loaded is None else loaded)
     rules = _Rules(task, shadowing, always + task.environment.protected)
 
@@ -51,22 +68,18 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
 
     reasons = [rules.why_protected(change, changes) for change in changes]
     # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the other
-    lost = {frozenset(change.paths): why for change, why in zip(changes, reasons, strict=True) if why}
+    lost = {frozenset(change.paths): reason for change, reason in zip(changes, reasons, strict=True) if reason}
     for change in changes:
-        why = lost.get(frozenset(change.paths))
-        if why:
-            dropped += sorted(change.paths) or ["(no path)"]
-            left_out |= Marks() if rules.is_test(change) else scan(change, task.oracle_patch, before)
-            left_out |= Marks((f"{change.path}: {why}",) if why != _PROTECTED else ())
+        if reason := lost.get(frozenset(change.paths)):
+            left_out |= {path: reason.of(path) for path in sorted(change.paths) or ["(no path)"]}
+            dropped |= Marks() if rules.is_test(change) else scan(change, task.oracle_patch, before)
+            dropped |= Marks((f"{change.path}: {reason.why}",) if reason.accuses else ())
         else:
             kept.append(change)
             relaxed = any(_matches_any(path, rules.globs) for path in change.paths) or LINK in change.made
             marks |= scan(change, task.oracle_patch, before) | Marks(possible=relaxed)
     applied_paths = frozenset(path for change in kept for path in change.paths)
-    return Selection("".join(change.text for change in kept), applied_paths, tuple(dict.fromkeys(dropped)), marks, (marks | left_out).certain)
-
-
-_PROTECTED = "protected"
+    return Selection("".join(change.text for change in kept), applied_paths, left_out, marks, (marks | dropped).certain)
 
 
 class _Rules:
@@ -74,46 +87,52 @@ class _Rules:
 
     def __init__(self, task: Task, shadowing: Shadowing, globs: tuple[str, ...]):
         self.task, self.shadowing, self.globs = task, shadowing, globs
+        self.own = frozenset(task.environment.protected)
         self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
         oracle = split_diff(task.oracle_patch)
         self.oracle = {path: change for change in oracle for path in change.paths}
         self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
         self.binary = {path for change in oracle for path in change.paths if change.binary}
 
-    def why_protected(self, change: FileChange, changes: list[FileChange]) -> str:
-        """Empty, or why the section, one of `changes`, is not applied."""
+    def why_protected(self, change: FileChange, changes: list[FileChange]) -> Reason | None:
+        """Why the section, one of `changes`, is not applied; None where it is."""
         if not change.paths:
-            return "names no path"
-        reasons = [reason for path in sorted(change.paths) if (reason := self._why(path))]
+            return Reason("names no path", accuses=True)
+        reasons = [reason._replace(path=path) for path in sorted(change.paths) if (reason := self._why(path))]
         if any(not mode.startswith("100") and (path, mode, *change.added) not in self.made for mode in change.made for path in change.paths):
             target = link_target(change)
             if target is None or self._is_hidden(target):
-                reasons.append("a symlink or submodule")
+                reasons.append(Reason("a symlink or submodule", accuses=True))
             elif not is_one_file(self.task, target, changes):
-                reasons.append(_PROTECTED)
+                reasons.append(Reason("a symlink to other than one file of the checkout"))
         elif change.binary and not self.binary.issuperset(change.paths) and not as_text(self.task, change):
-            reasons.append(_PROTECTED)
-        return next((reason for reason in reasons if reason != _PROTECTED), reasons[0] if reasons else "")
+            reasons.append(Reason("a binary file"))
+        return next((reason for reason in reasons if reason.accuses), reasons[0] if reasons else None)
 
     def is_test(self, change: FileChange) -> bool:
         """All its paths are hidden tests or in the environment's own globs: an agent that writes tests does what it should."""
         return all(self._is_hidden(path) or _matches_any(path, self.task.environment.protected) for path in change.paths) and \
             not any(_matches_any(path, ALWAYS) for path in change.paths)
 
-    def _why(self, path: str) -> str:
+    def _why(self, path: str) -> Reason | None:
         parts = path.split("/")
         if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
-            return "a path outside the checkout"
+            return Reason("a path outside the checkout", accuses=True)
         if self._is_hidden(path):
-            return _PROTECTED
+            return Reason("a place of the hidden tests")
         if path in self.oracle:
-            return ""
+            return None
         if _matches_any(path, JUDGE):
-            return "read by the interpreter or by git, not by people"
+            return Reason("read by the interpreter or by git, not by people", accuses=True)
         hidden = self.shadowing.hidden_by(path)
         if any(map(self.shadowing.is_imported, hidden)):
-            return "hides an installed module"
-        return _PROTECTED if hidden or _matches_any(path, self.globs) else ""
+            return Reason("hides an installed module", accuses=True)
+        if hidden:
+            return Reason("has an installed module's name")
+        if found := next((glob for glob in self.globs if _matches_any(path, (glob,))), None):
+            by = "by the task's environment" if found in self.own else "since test runners or git read it by themselves"
+            return Reason(f"protected {by} ({found})")
+        return None
 
     def _is_hidden(self, path: str) -> bool:
         return any(path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden)

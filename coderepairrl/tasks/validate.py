@@ -88,7 +88,7 @@ def _judge(base: list[Verdict], gold: list[Verdict], flaky: tuple[str, ...], los
         return "the empty diff resolves it", ""
     if not gold[0].resolved:
         failing = [f"{test} {status}" for test, status in (gold[0].fail_to_pass | gold[0].pass_to_pass).items() if status != "passed"]
-        names = [*(f"{path} ({why})" for path, why in lost.items()), *gold[0].dropped_paths]
+        names = [*(f"{path}: {why}" for path, why in lost.items()), *gold[0].dropped_paths]
         said = gold[0].message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
         return UNRESOLVED, "; ".join(part for part in (said, f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}") if part)
     return "", ""
