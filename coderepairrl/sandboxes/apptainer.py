@@ -110,19 +110,20 @@ def _container() -> list[str]:
         raise SandboxError(f"'apptainer' is not on this machine: {_INSTALL}")
     rights = ["--add-caps", "CAP_SETUID,CAP_SETGID"] if os.getuid() == 0 else []
     # /dev/full is the one device that Apptainer's own /dev lacks beside bubblewrap's
-    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths", "--bind", "/dev/full",
-            "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
+    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths",
+            "--bind", "/dev/full", "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
 
 
 def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidden: list[str]) -> list[str]:
-    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or /var/tmp, to be seen
-    in the new ones."""
+    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or
+    /var/tmp, to be seen in the new ones."""
     drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     memory = f"mount -t tmpfs -o size={config.tmp_mib}m,mode=1777 tmpfs"
     over = [root for root in _IN_MEMORY if any(path.startswith(root) for path in hidden)]
     kept = [f"mkdir -p /dev/shm{root} && mount --rbind {root} /dev/shm{root}" for root in over]
     again = [f"mkdir -p {path} && mount --rbind /dev/shm{path} {path}" for path in map(shlex.quote, hidden)]
-    var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"  # an image may have a link to /tmp, or none
+    # an image may have a link to /tmp, or none
+    var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"
     steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", 'cd "$0"', 'exec "$@"']
     script = f'{" && ".join(steps)}; echo "{_SAID}"; exit {_BROKEN}'
     limits = ["prlimit", f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}", "--core=0", "--"]
