@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sandbox_helpers import make_task, sandbox_config
 
 from coderepairrl.sandboxes import start_sandbox
+from coderepairrl.sandboxes.git import NEUTRAL
 
 EXAMPLES = int(os.environ.get("DIFF_EXAMPLES", "40"))
 PLAIN = ["a.py", "b.txt", "d", "d/a.py", "d/b", "d/e", "d/e/f.py", "n/f.py", "n/m/g.py"]
@@ -47,6 +48,7 @@ ODD = [
 ]
 HIDDEN = ["x.log", "d/x.log", "build/o", "build/deep/o", "__pycache__/a.pyc", "d/c.pyc", ".coverage"]
 OF_GIT = [".gitmodules", "d/.gitignore", "d/.gitattributes", ".mailmap", "git", ".github/x", ".gitx"]
+OF_GIT += ["git~1", "d/.git ", ".GIT/x"]  # which git takes for .git
 NAMES = st.one_of(st.sampled_from(PLAIN), st.sampled_from(ODD), st.sampled_from(HIDDEN), st.sampled_from(OF_GIT))
 TEXTS = [
     b"",
@@ -203,6 +205,8 @@ def test_base_and_diff_are_the_tree_or_the_difference_is_named(
         (base / name).write_bytes(data)
     if has_git:  # what it tracks is its commit, and what its rules do not ignore
         git(base, "init", "-q")
+        (base / ".git/info").mkdir(exist_ok=True)
+        (base / ".git/info/attributes").write_text(NEUTRAL)
         inside = tuple(f"{name}/" for name in nested[0])
         tracked = [name for name in sorted(tree_of(base))[::2] if not name.startswith(inside)]
         git(

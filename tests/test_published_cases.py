@@ -22,7 +22,10 @@ CASES = Path(os.environ.get("CODEREPAIRRL_CASES", "nowhere"))
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="CODEREPAIRRL_CASES names no folder of cases")
 
 RESOLVED = ("resolved", "")
+AT_HOME = "tests/test_lib.py::test_home_is_not_tmp"  # the one thing that is not as on most machines, in every sandbox
 GOLD = {  # row -> (what became of it, words of why); all others are resolved
+    "c11_latin1_source mine-1": ("unresolved", ""),  # no oracle: it is an agent's, below
+    "c54_surroundings mine-1": ("unresolved", str([AT_HOME])),
     "c05_latin1_rows": ("left out", "not UTF-8 (byte 0xfc at "),
     "c30b_root_init_host_app mine-1": (
         "left out",
@@ -35,8 +38,8 @@ GOLD = {  # row -> (what became of it, words of why); all others are resolved
 }
 PREDICTIONS = {  # file -> row -> (what became of it, words of why)
     "c02_no_last_newline/predictions.jsonl": {"stripped": ("resolved", "applied by git apply")},
-    "c03_two_predictions/good.jsonl": {"mine-1": ("resolved", "applied")},
-    "c03_two_predictions/bad.jsonl": {"mine-1": ("unresolved", "empty")},
+    "c03_two_predictions/good.jsonl": {"a": ("resolved", "applied")},
+    "c03_two_predictions/bad.jsonl": {"a": ("unresolved", "")},
     "c04_lone_surrogate/predictions.jsonl": {
         "a": ("unresolved", "half of a character (a lone surrogate)"),
         "b": ("resolved", "applied"),
@@ -92,14 +95,9 @@ def evaluate(
             found[row] = "left out", why
     for path in folder.glob(f"{name}_*/results.jsonl"):
         for row in read_jsonl(path):
-            kind = (
-                row["outcome"]
-                if row["outcome"] == "infrastructure_error"
-                else "resolved"
-                if row["resolved"]
-                else "unresolved"
-            )
-            found[row["task"]] = kind, row["detail"]
+            became = "resolved" if row["resolved"] else "unresolved"
+            became = row["outcome"] if row["outcome"] == "infrastructure_error" else became
+            found[row["task"]] = became, f"{row['detail']} {row.get('failing', '')}"
     return found, done
 
 
@@ -122,34 +120,22 @@ def rows_of(case: Path, prefix: bool) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    def make(folder: Path) -> None:
-        (folder / "run-10:00").mkdir()
-        cases = sorted(path.parent for path in CASES.resolve().glob("*/tasks.jsonl"))
-        rows = {case.name: rows_of(case, True) for case in cases}
-        (folder / "all.jsonl").write_bytes(b"".join(line + b"\n" for lines in rows.values() for line in lines))
-        (folder / "names.json").write_text(
-            json.dumps(
-                [
-                    name if line.startswith(b"\xff") or not _is_json(line) else json.loads(line)["task_id"]
-                    for name, lines in rows.items()
-                    for line in lines
-                ]
-            )
-        )
-
-    return once(tmp_path_factory, "cases", make)
+    return once(tmp_path_factory, "cases", lambda folder: (folder / "run-10:00").mkdir())
 
 
-def _is_json(line: bytes) -> bool:
+def names_of(line: bytes, case: Path) -> str:
     try:
-        return bool(json.loads(line))
+        return json.loads(line)["task_id"]
     except ValueError:
-        return False
+        return case.name
 
 
 def test_one_evaluation_of_all_rows_says_of_each_what_became_of_it(whole):
+    cases = sorted(path.parent for path in CASES.resolve().glob("*/tasks.jsonl"))
+    lines = [(case, line) for case in cases for line in rows_of(case, True)]
+    names = [names_of(line, case) for case, line in lines]
+    (whole / "all.jsonl").write_bytes(b"".join(line + b"\n" for _, line in lines))
     found, done = evaluate(whole, whole / "all.jsonl", "gold")
-    names = json.loads((whole / "names.json").read_text())
     numbered = {f"line {number}": name for number, name in enumerate(names, 1)}
     found = {numbered.get(row, row): became for row, became in found.items()}
     expected = {name: GOLD.get(name, RESOLVED) for name in names}
@@ -221,7 +207,8 @@ def test_what_an_agent_does_is_in_its_diff_and_judged(tmp_path, case):
 @needs_apptainer
 def test_a_suite_finds_in_apptainer_what_it_finds_in_bubblewrap(whole):
     found, done = evaluate(whole, CASES / "c54_surroundings/tasks.jsonl", "apptainer", "rollout.sandbox.kind=apptainer")
-    assert {became for became, _ in found.values()} == {"resolved"}, (found, done.stderr)
+    ((became, why),) = found.values()
+    assert became == "unresolved" and why.endswith(str([AT_HOME])), (found, done.stderr)
 
 
 def test_rows_of_r2e_gym_are_loaded_and_their_oracle_applies():
