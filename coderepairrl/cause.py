@@ -42,14 +42,15 @@ RECORD = re.compile(
     + "|".join(LINK)
     + ")"
 )
-# what a process says of another one that failed, in the words of torch, gloo, NCCL, vLLM, Slurm, pip and setuptools
+# what a process says of another one that failed, in the words of torch, gloo, NCCL, vLLM, Slurm, pip, uv and setuptools
 ECHO = re.compile(
     r"connection closed by peer|connection reset by peer|broken pipe|connection refused|remote worker|remote process"
     r"|socket timeout|timed out waiting \d+ms"
     r"|DistNetworkError|DistStoreError|store->|collective operation timeout|ncclRemoteError|ncclSystemError"
     r"|see (root cause|stack trace|the root cause)|EngineDeadError|died unexpectedly|background process"
     r"|ChildFailedError|Exited with exit code|Job step aborted"
-    r"|subprocess-exited-with-error|metadata-generation-failed|command .* failed with exit|Failed to build",
+    r"|subprocess-exited-with-error|metadata-generation-failed|command .* failed with exit|Failed to build"
+    r"|build backend returned an error|Call to `.*` failed \(exit",
     re.IGNORECASE,
 )
 FAILED = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"  # torchrun's last words begin so
@@ -66,6 +67,7 @@ TOOL = (
     re.compile(r"[\w./ :-]+: (fatal )?error: "),
     re.compile(r"ERROR ?: "),
     re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception): "),
+    re.compile(r" +error: "),  # of a build backend, as uv and pip quote it
 )
 
 
@@ -143,7 +145,7 @@ def of_text(text: str, guess: bool = True) -> str:
     echoes = [*ours, *(each.said for each in tracebacks)]
     told = [*ours, *_ends(tracebacks), *signals, *outlived, *tools, *codes]
     found = next((line for line in told if not ECHO.search(line)), None) or next(iter([*echoes, *tools]), "")
-    return _one_line(OUR.sub("", found, count=1) if found in ours else found) or (_guess(lines) if guess else "")
+    return _one_line(re.sub(r"^\s*error: ", "", found)) or (_guess(lines) if guess else "")
 
 
 def tracebacks(text: str) -> list[Ended]:

@@ -31,6 +31,7 @@ from coderepairrl import inputs, intervals, skill, store
 from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
 from coderepairrl.contents import model_folder
+from coderepairrl.environments import instead
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.evaluations import is_done, own_names
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
@@ -120,7 +121,8 @@ def evaluated(run: Path) -> set[str]:
 
 
 async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
-    """Those that are not evaluated yet, built; environments.jsonl says of all what could not be, and why."""
+    """Those that are not evaluated yet, built; environments.jsonl says of all what could not be, and why, and what was
+    done otherwise than the recipe says."""
     over = evaluated(run)
     known = {row["task"]: row for row in read_jsonl(run / "environments.jsonl") if row["task"] in over} if over else {}
     left = [task for task in tasks if task.task_id not in known]
@@ -134,8 +136,12 @@ async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> 
     built, failures = await build_all(left, config.rollout.environments, done)
     bar.close()
     locks = {task.task_id: task.environment.lock for task in built}
+    otherwise = {task.task_id: said for task in built if (said := instead(task.environment))}
+    for name, said in otherwise.items():
+        print(f"{name}: {said}", flush=True)
     new = {task.task_id: {"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
-                          "cause": failures.get(task.task_id, "")} for task in left}
+                          "cause": failures.get(task.task_id, ""), "instead": otherwise.get(task.task_id, "")}
+           for task in left}
     write_jsonl(run / "environments.jsonl", [(known | new)[task.task_id] for task in tasks])
     if not built and not known:
         raise TaskError(f"not one of {len(left)} environments can be built, the first: {next(iter(failures.values()))}")

@@ -85,7 +85,8 @@ async def prepare(config: PrepareConfig, tasks: list[Task], record: Path, done: 
             done[task.task_id] = decision
             with record.open("a") as file:
                 file.write(json.dumps(asdict(decision)) + "\n")
-            said = f"refused, {decision.reason}: {decision.detail}"[:300].rstrip(": ") if decision.reason else f"admitted ({max(decision.gold_s):.1f} s)"
+            decided = f"refused, {decision.reason}" if decision.reason else f"admitted ({max(decision.gold_s):.1f} s)"
+            said = f"{decided}: {decision.detail}"[:300].rstrip(": ")
             print(f"{task.task_id}: {said} [{waiting} left]", flush=True)
 
     await asyncio.gather(*map(one, tasks))

@@ -297,6 +297,11 @@ TEXTS = {
         + "\nhint: x\n",
         "ModuleNotFoundError: No module named 'numpy'",
     ),
+    "uv, whose words come first": (
+        "error: The build backend returned an error\n  cause: Call to `x.y` failed (exit status: 1)\n\n         [stderr]\n"
+        "         error: Multiple top-level modules discovered\n\n         To avoid accidents:\n",
+        "Multiple top-level modules discovered",
+    ),
 }
 
 

@@ -14,13 +14,15 @@ A folder appears by one rename, complete; `record.json` is in it. Deleting one i
 """
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
-from coderepairrl.environments.base import BuildError, EnvironmentsConfig
+from coderepairrl.environments.base import RECORD, BuildError, EnvironmentsConfig
 from coderepairrl.environments.images import build_image
 from coderepairrl.environments.recipes import build_recipe
+from coderepairrl.files import read_json
 from coderepairrl.types import Environment
 
-__all__ = ["BuildError", "EnvironmentsConfig", "build"]
+__all__ = ["BuildError", "EnvironmentsConfig", "build", "instead"]
 
 
 async def build(environment: Environment, config: EnvironmentsConfig) -> Environment:
@@ -38,3 +40,9 @@ async def build(environment: Environment, config: EnvironmentsConfig) -> Environ
         return replace(environment, base=str(folder / "checkout"), python=record["python"], lock=record["lock"], image=record["image"],
                        workdir=record["workdir"], variables=record["variables"] | environment.variables)
     return environment
+
+
+def instead(environment: Environment) -> str:
+    """What the build of this environment did instead of what its recipe says, and why; empty for most. Milliseconds."""
+    record = read_json(Path(environment.base).parent / RECORD) if environment.recipe and environment.base else None
+    return record.get("instead", "") if record else ""

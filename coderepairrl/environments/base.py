@@ -47,7 +47,11 @@ class BuildError(TaskError):
 
 
 class StepError(Exception):
-    """A step of a build failed; becomes a BuildError where the log's final path is known."""
+    """A step of a build failed; becomes a BuildError where the log's final path is known. `output`: what it said."""
+
+    def __init__(self, message: str, output: str = ""):
+        super().__init__(message)
+        self.output = output
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,13 @@ class Steps:
         with self.log.open("a") as file:
             file.write(f"{done.stdout}{done.stderr}== exit {done.returncode} after {time.monotonic() - started:.1f} s\n")
         if done.returncode:
-            raise StepError(f"{what}: {cause.of_text(done.stdout + done.stderr) or f'exit code {done.returncode}'}")
+            said = done.stdout + done.stderr
+            raise StepError(f"{what}: {cause.of_text(said) or f'exit code {done.returncode}'}", said)
         return done.stdout
+
+    def note(self, text: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"== {text}\n")
 
 
 def default_cache() -> Path:

@@ -3,7 +3,8 @@
 Three steps. The source: one commit, nothing else. The pinned packages: exact pins without their dependencies, or `requirements` resolved as of
 a day and frozen into pins; installed once for all tasks that pin the same. The project: the pinned environment is copied (its files are
 hard links: they cost no space and may not be written), and the recipe's build commands run in it without network. What they change is the
-task's own.
+task's own. A project that no tool can install, because it does not say what it consists of, is put on the path instead
+(undescribed.py); the log and the record's `instead` say so.
 """
 import os
 import re
@@ -17,6 +18,7 @@ from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps,
 from coderepairrl.environments.mount import BuildMount, build_variables
 from coderepairrl.environments.pythons import find_python, uv
 from coderepairrl.environments.sources import fetch_commit, fetch_distribution
+from coderepairrl.environments.undescribed import is_undescribed, put_on_path, requirements_of
 from coderepairrl.types import Environment, Recipe
 
 LAYOUT = 1  # part of every name: raise it when what is built changes
@@ -42,26 +44,57 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
         fetch_distribution(source, recipe.revision, recipe.keep, own / "checkout")
     else:
         raise StepError(f"source {recipe.source!r}: write git:OWNER/NAME or sdist:NAME==VERSION")
-    pins = list(recipe.pins) or _resolve(environment, python, own, config, steps)
+    instead: list[str] = []
+    pins = list(recipe.pins) or _resolve(environment, python, own, config, steps, instead)
     layer = _pinned(pins, recipe, python, version, config)
     venv = folder / "venv"
     _copy(layer / "venv", own / "venv", venv)
     variables = _variables(environment, str(venv))
     mount = BuildMount(steps, cache_of(config), {own / "venv": str(venv), own / "checkout": workdir}, _readable(python), workdir)
     for command in recipe.build:
-        mount.run("build", ["/bin/bash", "-euc", command], variables, network=False)
+        try:
+            mount.run("build", ["/bin/bash", "-euc", command], variables, network=False)
+        except StepError as error:
+            if not is_undescribed(error):
+                raise
+            put_on_path(own / "checkout", workdir, own / "venv")
+            _note(instead, steps, f"{command!r} failed ({error}): the checkout is on Python's path instead")
     frozen = _freeze(own / "venv", steps)
     (own / "lock.txt").write_text(frozen)
-    return {"lock": digest(frozen, version, recipe.source, recipe.revision, recipe.build, absent), "python": version, "source": recipe.source,
-            "revision": recipe.revision, "packages": str(layer), "workdir": workdir, "absent": absent}
+    made_of = [frozen, version, recipe.source, recipe.revision, recipe.build, absent]
+    lock = digest(*made_of, *([len(instead)] if instead else []))
+    return {"lock": lock, "python": version, "source": recipe.source, "revision": recipe.revision, "packages": str(layer),
+            "workdir": workdir, "absent": absent, "instead": "; ".join(instead)}
 
 
-def _resolve(environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps) -> list[str]:
-    """`requirements`, and what the project is built with, as exact pins as of the recipe's day."""
-    recipe, workdir = environment.recipe, environment.workdir
-    wanted = [*recipe.requirements, *_build_requirements(own / "checkout")] if recipe.requirements else []
+def _note(instead: list[str], steps: Steps, text: str) -> None:
+    steps.note(text)
+    instead.append(text)
+
+
+def _resolve(environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps,
+             instead: list[str]) -> list[str]:
+    """`requirements`, and what the project is built with, as exact pins as of the recipe's day. `instead`: gets a line
+    where the project is left out of them."""
+    wanted = environment.recipe.requirements
     if not wanted:
         return []
+    tools = _build_requirements(own / "checkout")
+    try:
+        return _compile([*wanted, *tools], environment, python, own, config, steps)
+    except StepError as error:
+        rest = requirements_of(wanted, own / "checkout") if is_undescribed(error) else None
+        if rest is None:
+            raise
+        _note(instead, steps, f"{error}: resolved without the project, but with what it declares: {', '.join(rest)}")
+        return _compile([*rest, *tools], environment, python, own, config, steps)
+
+
+def _compile(wanted: list[str], environment: Environment, python: str, own: Path, config: EnvironmentsConfig,
+             steps: Steps) -> list[str]:
+    """Exact pins. Raises StepError where there are none."""
+    recipe, workdir = environment.recipe, environment.workdir
+    wanted = list(wanted)
     date = ["--exclude-newer", recipe.exclude_newer] if recipe.exclude_newer else []
     mount = BuildMount(steps, cache_of(config), {own / "checkout": workdir, **_uv_cache()}, _readable(python), workdir)
     argv = [uv(), "pip", "compile", "-q", "--no-header", "--no-annotate", *_uv_config(), "--python", python, *date, "-"]

@@ -7,7 +7,9 @@ What stops it: the first process of the container is killed, the kernel kills al
 `setpriv`, `unshare`, `prlimit` (util-linux), `mount` and `env` must be in the image.
 """
 import asyncio
+import csv
 import functools
+import io
 import os
 import shlex
 import shutil
@@ -55,17 +57,17 @@ class ApptainerSandbox(Checkout):
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
-        binds = [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
-        self.binds, self.system = [*binds, "--bind", f"{self.worktree.path}:{self.inside}"], system
+        binds = [part for path in shown for part in _bind(path, path, "ro")]
+        self.binds, self.system = [*binds, *_bind(self.worktree.path, self.inside)], system
         self.hidden = [path for path in sorted(shown) if path.startswith(_IN_MEMORY)]
 
     def _inside(self, shared: Path) -> str:
         return f"/{shared.name}"
 
     async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
-        shared = [part for host, inside in self.shared.items() for part in ("--bind", f"{host}:{inside}")]
+        shared = [part for host, inside in self.shared.items() for part in _bind(host, inside)]
         shown = sorted({path for path in self.shown if not path.startswith("/usr/")})
-        shared += [part for path in shown for part in ("--bind", f"{path}:{path}:ro")]
+        shared += [part for path in shown for part in _bind(path, path, "ro")]
         hidden = sorted({*self.hidden, *(path for path in shown if path.startswith(_IN_MEMORY))})
         become = _become(self.config, command_variables(self.task.environment, "/tmp", variables), self.inside, hidden)
         process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
@@ -110,19 +112,27 @@ def _container() -> list[str]:
         raise SandboxError(f"'apptainer' is not on this machine: {_INSTALL}")
     rights = ["--add-caps", "CAP_SETUID,CAP_SETGID"] if os.getuid() == 0 else []
     # /dev/full is the one device that Apptainer's own /dev lacks beside bubblewrap's
-    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths", "--bind", "/dev/full",
-            "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
+    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths",
+            *_bind("/dev/full", "/dev/full"), "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
+
+
+def _bind(source: str | Path, inside: str, *options: str) -> list[str]:
+    """`--bind` takes no path with a colon or a comma; this is a row of CSV."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(["type=bind", f"source={source}", f"destination={inside}", *options])
+    return ["--mount", row.getvalue()]
 
 
 def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidden: list[str]) -> list[str]:
-    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or /var/tmp, to be seen
-    in the new ones."""
+    """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or
+    /var/tmp, to be seen in the new ones."""
     drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     memory = f"mount -t tmpfs -o size={config.tmp_mib}m,mode=1777 tmpfs"
     over = [root for root in _IN_MEMORY if any(path.startswith(root) for path in hidden)]
     kept = [f"mkdir -p /dev/shm{root} && mount --rbind {root} /dev/shm{root}" for root in over]
     again = [f"mkdir -p {path} && mount --rbind /dev/shm{path} {path}" for path in map(shlex.quote, hidden)]
-    var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"  # an image may have a link to /tmp, or none
+    # an image may have a link to /tmp, or none
+    var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"
     steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", 'cd "$0"', 'exec "$@"']
     script = f'{" && ".join(steps)}; echo "{_SAID}"; exit {_BROKEN}'
     limits = ["prlimit", f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}", "--core=0", "--"]
@@ -134,7 +144,7 @@ def _root(image: str | None, root: Path) -> list[str]:
     """The image with our users in it, or this machine's own system: a folder of empty places with /usr bound into it."""
     etc = own_etc(root)
     if image is not None:
-        return ["--bind", f"{etc}/passwd:/etc/passwd:ro", "--bind", f"{etc}/group:/etc/group:ro", image]
+        return [*_bind(etc / "passwd", "/etc/passwd", "ro"), *_bind(etc / "group", "/etc/group", "ro"), image]
     links = {name: os.readlink(f"/{name}") for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink(f"/{name}")}
 
     places = ("usr", "proc", "dev", "tmp", "var/tmp")
@@ -146,7 +156,7 @@ def _root(image: str | None, root: Path) -> list[str]:
             (own / name).symlink_to(target)
         shutil.copytree(etc, own / "etc", symlinks=True)
 
-    return ["--bind", "/usr:/usr:ro", str(made_once(root, "system", [str(etc), links, places], fill))]
+    return [*_bind("/usr", "/usr", "ro"), str(made_once(root, "system", [str(etc), links, places], fill))]
 
 
 def _outside() -> dict[str, str]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, differences, git, ignore_rules, init, must, refuse_machine
+from coderepairrl.sandboxes.git import (
+    EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
 from coderepairrl.sandboxes.overlay import Worktree
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
@@ -25,6 +26,7 @@ MAX_FILES = 2000  # new files of one diff; changes of the base's own files come 
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
+REFUSED = "a name that git does not take"
 _GONE = b"0 " + b"0" * 40 + b"\t"
 
 
@@ -41,8 +43,9 @@ class Judge:
         tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
         (git_dir / "tree").write_bytes(tree.strip())
         (git_dir / "info/exclude").write_text(await ignore_rules(checkout / ".git", checkout), errors="surrogateescape")
-        hidden = await must("ls-files", "-z", "-o", git_dir=git_dir, checkout=checkout)
-        (git_dir / "hidden").write_bytes(hidden)  # files of the base that are not in its commit
+        _, hidden, nested = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
+        for name, names in (("hidden", hidden), ("nested", nested)):  # of the base, and not in its commit
+            (git_dir / name).write_bytes(b"".join(entry + b"\0" for entry in names))
         return cls(git_dir)
 
     async def diff(self, checkout: Worktree, scratch: Path) -> tuple[str, dict[str, str]]:
@@ -56,14 +59,14 @@ class Judge:
             (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
             rules = f"--exclude-from={self.git_dir}/info/exclude"
             changed, new, nested = await differences(index=mine / "index", **where)
-            seen = set(new) - self._of_base()
+            seen = set(new) - self._of_base("hidden")
             if seen:  # which of them are ignored; mostly there are none
                 _, visible, nested = await differences(rules, index=mine / "index", **where)
                 seen = set(new) & set(visible)
             left_out = self._hidden(checkout.view, set(new) - seen)
-            left_out |= dict.fromkeys(nested, NESTED)
+            left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
             kept = _choose(checkout.view, [*changed, *seen], set(new), left_out)
-            sections = await self._sections(checkout, mine, kept) if kept else []
+            sections = await self._sections(checkout, mine, kept, left_out) if kept else []
         texts = []
         for name, section in sections:
             try:
@@ -72,12 +75,12 @@ class Judge:
                 left_out[name] = "git's patch of it is not UTF-8"
         return "".join(texts), {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
 
-    def _of_base(self) -> set[bytes]:
-        return {name for name in (self.git_dir / "hidden").read_bytes().split(b"\0") if name}
+    def _of_base(self, what: str) -> set[bytes]:
+        return {name for name in (self.git_dir / what).read_bytes().split(b"\0") if name}
 
     def _hidden(self, view: Path, ignored: set[bytes]) -> dict[bytes, str]:
         """The ignored files that are new or not as the base has them."""
-        of_base = self._of_base()
+        of_base = self._of_base("hidden")
         found = {name: IGNORED for name in ignored - of_base}
         for name in of_base:
             path = os.path.join(os.fsencode(view), name)
@@ -87,7 +90,8 @@ class Judge:
                 found[name] = "changed, but hidden by the base's .gitignore"
         return found
 
-    async def _sections(self, checkout: Worktree, mine: Path, kept: list[bytes]) -> list[tuple[bytes, bytes]]:
+    async def _sections(self, checkout: Worktree, mine: Path, kept: list[bytes],
+                        left_out: dict[bytes, str]) -> list[tuple[bytes, bytes]]:
         """(name where it is needed, its part of the diff), of a name whose kind changed its two parts as one. Each call of git costs as much
         as the rest of a small diff, so none is made for what isn't there."""
         where = {"git_dir": mine, "checkout": checkout}
@@ -97,7 +101,9 @@ class Judge:
             await must("update-index", "-z", "--index-info", stdin=rows, **where)
         if there := sorted(set(kept) - set(gone)):
             names = b"".join(name + b"\0" for name in there)
-            await must("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
+            _, said = await answered("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
+            if "Ignoring path " in said:
+                left_out |= {name: REFUSED for name in there if f"Ignoring path {name.decode()}\n" in f"{said}\n"}
         what = ["--cached", "--no-renames", (self.git_dir / "tree").read_text()]
 
         async def parts() -> list[bytes]:

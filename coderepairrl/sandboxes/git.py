@@ -40,11 +40,16 @@ async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: 
 
 async def must(*arguments: str, **keywords) -> bytes:
     """Like `git`, for commands that fail only by the machine (SandboxError) or by what they read (GitError)."""
+    return (await answered(*arguments, **keywords))[0]
+
+
+async def answered(*arguments: str, **keywords) -> tuple[bytes, str]:
+    """Like `must`: (stdout, stderr)."""
     code, out, err = await git(*arguments, **keywords)
     if code:
         refuse_machine(f"git {arguments[0]}", err)
         raise GitError(f"git {arguments[0]} failed ({cause.of_text(err) or f'exit {code}'})")
-    return out
+    return out, err
 
 
 class GitError(CodeRepairError):

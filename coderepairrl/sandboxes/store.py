@@ -31,7 +31,7 @@ from coderepairrl.sandboxes.process import capture, in_thread
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
-LAYOUT = 5  # part of a template's key: raise it when what a template holds changes
+LAYOUT = 6  # part of a template's key: raise it when what a template holds changes
 OVERLAY_FROM = 40  # files and folders; fewer are copied faster than an overlay is mounted
 SMALL = 300  # fewer are copied faster by this process than by starting cp
 _REMEDIES = {  # by the error's number

@@ -16,7 +16,7 @@ from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines, write_jsonl
 from coderepairrl.tasks.pytest_options import OPTIONS
-from coderepairrl.tasks.refusals import check, check_base, check_texts, refuse
+from coderepairrl.tasks.refusals import check, check_place, check_texts, refuse
 from coderepairrl.types import Environment, Recipe, Task
 
 PYTEST = ("{python}", "-m", "pytest", *OPTIONS, "--rootdir=.", "{tests}", "{canary_path}")
@@ -38,8 +38,10 @@ def load(config: JsonlConfig, refused: list[str] | None = None) -> dict[str, lis
     paths = {"train": config.train, "heldout": config.heldout}
     if not any(paths.values()):
         raise TaskError("tasks: neither `train` nor `heldout` names a file: give the path of at least one")
-    return {split: [replace(task, metadata=task.metadata | {"split": split}) for task in usable(Path(path), refused, (check, check_base))[:config.limit]]
-            if path else [] for split, path in paths.items()}
+    checks = (check, check_place)
+    return {split: [replace(task, metadata=task.metadata | {"split": split})
+                    for task in usable(Path(path), refused, checks)[:config.limit]] if path else []
+            for split, path in paths.items()}
 
 
 def usable(path: Path, refused: list[str] | None = None, checks: tuple[Callable[[Task, str], None], ...] = (check,)) -> list[Task]:

@@ -3,6 +3,7 @@
 A task set is loaded by `load_tasks(config, refused)`. Without `refused` the first wrong row is an error; with it each is left out and
 noted there, in one line, and the others are loaded: programs count and name them, and their exit code says so.
 """
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -39,12 +40,15 @@ def check(task: Task, where: str) -> None:
         raise TaskError(f"{where}, field log_parser: {problem}: correct the row or leave it out")
 
 
-def check_base(task: Task, where: str) -> None:
-    """Raises TaskError where the checkout is not on this machine."""
-    base = task.environment.base
+def check_place(task: Task, where: str) -> None:
+    """Raises TaskError where the checkout or the interpreter is not on this machine."""
+    base, python = task.environment.base, task.environment.python
     if base is not None and not Path(base).is_dir():
         raise TaskError(f"{where}, field environment.base: folder {base} does not exist: correct the path, "
                         "or prepare the environment first")
+    if python and not task.environment.image and shutil.which(python) is None:
+        raise TaskError(f"{where}, field environment.python: {python} is no program of this machine: "
+                        "give the absolute path of a Python 3 interpreter")
 
 
 def _texts(value: Any, field: str = "") -> Iterable[tuple[str, str]]:

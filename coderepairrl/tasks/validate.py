@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 
 from coderepairrl import contents
-from coderepairrl.environments import BuildError, EnvironmentsConfig
+from coderepairrl.environments import BuildError, EnvironmentsConfig, instead
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.tests import grade
@@ -25,7 +25,8 @@ NAMED = 5  # tests that a refusal names
 
 @dataclass(frozen=True)
 class Decision:
-    """What was found, as a row of the admission record. `reason` is empty for an admitted task, else one of a few phrases; `detail` says more."""
+    """What was found, as a row of the admission record. `reason` is empty for an admitted task, else one of a few
+    phrases; `detail` says more, also what the build did instead of what its recipe says."""
     task_id: str
     fingerprint: str  # of the task as it was loaded, with its base folder: another row of the same id is validated anew
     repo: str
@@ -69,7 +70,8 @@ async def validate(task: Task, environments: EnvironmentsConfig, sandbox: Sandbo
         return replace(decision, reason="the row is wrong", detail=str(error))
     decision = replace(decision, gold_s=_seconds(gold), flaky=tuple(sorted({*decision.flaky, *differing(gold)})), evidence=gold[0].evidence)
     reason, detail = _judge(base, gold, decision.flaky, applied.left_out)
-    return replace(decision, reason=reason, detail=detail)
+    parts = (detail, instead(built.environment))
+    return replace(decision, reason=reason, detail="; ".join(part for part in parts if part))
 
 
 def differing(verdicts: list[Verdict]) -> tuple[str, ...]:
