@@ -16,7 +16,8 @@ from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.published import LINK
 from coderepairrl.rewards.scan import Marks, scan
 from coderepairrl.rewards.shadowing import Shadowing, base_text
-from coderepairrl.rewards.unusual import as_text, is_one_file, link_target
+from coderepairrl.rewards.unusual import as_texts, at_or_below, is_one_file, link_target
+from coderepairrl.sandboxes.bounds import why_no_path
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
@@ -44,12 +45,12 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
     if not changes and diff.strip():  # not a diff at all: git says so, and the verdict repeats it
         return Selection(diff, frozenset(), ())
     shadowing = Shadowing(task, changes, installed, installed if loaded is None else loaded)
-    rules = _Rules(task, shadowing, always + task.environment.protected)
+    rules = _Rules(task, changes, shadowing, always + task.environment.protected)
 
     def before(path: str) -> str:
         return base_text(task, path)
 
-    reasons = [rules.why_protected(change, changes) for change in changes]
+    reasons = [rules.why_protected(change) for change in changes]
     # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the other
     lost = {frozenset(change.paths): why for change, why in zip(changes, reasons, strict=True) if why}
     for change in changes:
@@ -70,18 +71,20 @@ _PROTECTED = "protected"
 
 
 class _Rules:
-    """The rules of one task, so that the oracle's patch is read once a diff."""
+    """The rules of one task for one diff, so that the oracle's patch is read once."""
 
-    def __init__(self, task: Task, shadowing: Shadowing, globs: tuple[str, ...]):
+    def __init__(self, task: Task, changes: list[FileChange], shadowing: Shadowing, globs: tuple[str, ...]):
         self.task, self.shadowing, self.globs = task, shadowing, globs
         self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
         oracle = split_diff(task.oracle_patch)
         self.oracle = {path: change for change in oracle for path in change.paths}
         self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
         self.binary = {path for change in oracle for path in change.paths if change.binary}
+        self.texts = as_texts(task, (change for change in changes if change.binary and not self.binary.issuperset(change.paths)))
+        self.at_targets = at_or_below({target for change in changes if (target := link_target(change))}, changes)
 
-    def why_protected(self, change: FileChange, changes: list[FileChange]) -> str:
-        """Empty, or why the section, one of `changes`, is not applied."""
+    def why_protected(self, change: FileChange) -> str:
+        """Empty, or why the section, one of the diff's, is not applied."""
         if not change.paths:
             return "names no path"
         reasons = [reason for path in sorted(change.paths) if (reason := self._why(path))]
@@ -89,9 +92,9 @@ class _Rules:
             target = link_target(change)
             if target is None or self._is_hidden(target):
                 reasons.append("a symlink or submodule")
-            elif not is_one_file(self.task, target, changes):
+            elif not is_one_file(self.task, target, self.at_targets[target]):
                 reasons.append(_PROTECTED)
-        elif change.binary and not self.binary.issuperset(change.paths) and not as_text(self.task, change):
+        elif change.binary and not self.binary.issuperset(change.paths) and not self.texts.issuperset(change.paths):
             reasons.append(_PROTECTED)
         return next((reason for reason in reasons if reason != _PROTECTED), reasons[0] if reasons else "")
 
@@ -102,8 +105,10 @@ class _Rules:
 
     def _why(self, path: str) -> str:
         parts = path.split("/")
-        if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        if path.startswith("/") or any(part in ("", ".", "..") for part in parts) :
             return "a path outside the checkout"
+        if why := why_no_path(path):
+            return why
         if self._is_hidden(path):
             return _PROTECTED
         if path in self.oracle:
