@@ -1,13 +1,19 @@
 """Reading a unified diff the way `git apply` does: one FileChange a file, hunks by their counted lines.
 
-Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a/x`, not a header.
+Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a/x`, not a header. Whatever git accepts must be seen here,
+or it reaches the tests unread: numbers are read as C's strtoul reads them, quoted names as git's unquote_c_style does.
 """
 import re
 from dataclasses import dataclass, field
 
-_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
+from coderepairrl.sandboxes.bounds import too_large
+
+_HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]+))? \+[0-9]+(?:,([0-9]+))? @@")
+_QUOTED = re.compile(r'"((?:[^"\\]++|\\(?:[abfnrtv"\\]|[0-3][0-7][0-7]))*+)"')
+_ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
+_NAMES = re.compile(r"(?:rename|copy) (?:from|to|old|new) (.*)")
+_MODE = re.compile(r"(new file mode|deleted file mode|old mode|new mode)\s+\+?([0-9]+)|(index) \S+\s+\+?([0-9]+)")
+_DIGITS = 18  # of a number: more than that are more lines than there are
 _SINGLE = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v", b'"': b'"', b"\\": b"\\"}
 
 
@@ -29,7 +35,10 @@ class FileChange:
 
 
 def split_diff(diff: str) -> list[FileChange]:
-    """Text that belongs to no file is left out; a diff without any section gives an empty list."""
+    """Text that belongs to no file is left out. A diff without any section gives an empty list, as does one that is beyond what one may be:
+    it applies nowhere, and what tries to apply it says why."""
+    if too_large(diff):
+        return []
     lines = diff.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -49,7 +58,7 @@ def split_diff(diff: str) -> list[FileChange]:
         hunk = _HUNK.match(line)
         if hunk:
             in_header = False
-            i = _read_hunk(lines, i + 1, changes[-1], *(int(n) if n is not None else 1 for n in hunk.groups()))
+            i = _read_hunk(lines, i + 1, changes[-1], *(1 if n is None else _number(n) for n in hunk.groups()))
             continue
         if in_header:
             _read_header(line, changes[-1])
@@ -80,27 +89,31 @@ def _read_hunk(lines: list[str], i: int, change: FileChange, old: int, new: int)
 
 def _read_header(line: str, change: FileChange) -> None:
     if line.startswith("diff --git "):
-        change.paths |= _both(line.removeprefix("diff --git "))
+        change.paths |= _both(line.removeprefix("diff --git ").rstrip("\r"))
     elif line.startswith(("--- ", "+++ ")):
         name = _name(line[4:].split("\t")[0])
         if name != "/dev/null":
             change.paths.add(_strip(name))
-    elif match := re.match(r"(?:rename|copy) (?:from|to) (.*)", line):
+    elif match := _NAMES.match(line):
         change.paths.add(_name(match[1]))
-    elif match := re.match(r"(?:new file mode|deleted file mode|old mode|new mode) (\d+)|index \S+ (\d+)", line):
-        change.modes.add(match[1] or match[2])
+    elif match := _MODE.match(line):
+        mode = (match[2] or match[4]).lstrip("0") or "0"
+        change.modes.add(mode)
         if not line.startswith(("deleted", "old")):
-            change.made.add(match[1] or match[2])
+            change.made.add(mode)
     elif line.startswith("GIT binary patch") or re.match(r"Binary files .* differ", line):
         change.binary, change.content = True, line.startswith("GIT")
 
 
 def _both(rest: str) -> set[str]:
-    """The two names of a `diff --git` line. Unquoted names with spaces are told apart only when both are the same."""
-    quoted = _QUOTED.findall(rest)
-    if quoted:
-        plain = _QUOTED.sub("", rest).split()
-        return {_strip(name) for name in [*map(_name, quoted), *plain]}
+    """The two names of a `diff --git` line. Names with spaces of which none is quoted are told apart only when both are the same: of others
+    each word is taken for a name, which is too many rather than too few."""
+    if rest.startswith('"') and (first := _QUOTED.match(rest)):
+        second = rest[first.end():].strip()
+        return {_strip(_name(first[0])), _strip(_name(second))} if second else {_strip(_name(first[0]))}
+    plain, quote, quoted = rest.partition(' "')
+    if quote and _QUOTED.fullmatch(f'"{quoted.rstrip()}'):
+        return {_strip(plain), _strip(_name(f'"{quoted.rstrip()}'))}
     half = (len(rest) - 1) // 2
     if len(rest) % 2 and rest[half] == " " and _strip(rest[:half]) == _strip(rest[half + 1:]):
         return {_strip(rest[:half])}
@@ -113,8 +126,21 @@ def _strip(name: str) -> str:
 
 
 def _name(name: str) -> str:
-    """Undoes git's C-style quoting."""
-    if not (len(name) >= 2 and name[0] == name[-1] == '"'):
-        return name.rstrip("\r")
-    data = _ESCAPE.sub(lambda m: _SINGLE.get(m[1]) or (bytes([int(m[1], 8) & 255]) if m[1].isdigit() else m[1]), name[1:-1].encode(errors="surrogateescape"))
-    return data.decode(errors="surrogateescape")
+    """Undoes git's C-style quoting; what is not so quoted is a name as it stands, quotes included."""
+    name = name.rstrip("\r")
+    quoted = _QUOTED.match(name)
+    if not quoted:
+        return name
+    # half of a character is in no name: git gets to read no diff that holds one
+    data = quoted[1].encode(errors="surrogateescape" if is_unicode(quoted[1]) else "replace")
+    plain = _ESCAPE.sub(lambda m: _SINGLE.get(m[1]) or bytes([int(m[1], 8)]), data)
+    return plain.decode(errors="surrogateescape")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be bytes. Those that are no UTF-8 are read as lone surrogates of a range of their own, others are none of a file's."""
+    return not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
+
+
+def _number(digits: str) -> int:
+    return int(digits.lstrip("0")[:_DIGITS] or "0")

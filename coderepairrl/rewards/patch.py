@@ -19,7 +19,8 @@ MAX_TOKENS = 20_000  # changed tokens of one file beyond which a diff is no repa
 _HASH = {".py", ".pyi", ".pyx", ".sh", ".rb", ".toml", ".yaml", ".yml", ".cfg", ".ini", ".mk", ".r", ".pl", ""}
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 # a string is matched first, so that a comment sign inside it stays
-_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+# nor begins an escaped quote one, or each in a long row of them would be tried
+_STRING = r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|\\."
 _COMMENT = {True: re.compile(rf"({_STRING})|#.*"), False: re.compile(rf"({_STRING})|//.*|/\*.*?(?:\*/|$)")}
 _INSIDE_BLOCK = re.compile(r"^\s*\*(?:\s|/|$)")  # a line in the middle or at the end of a /* */ comment
 

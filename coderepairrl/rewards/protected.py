@@ -17,7 +17,8 @@ from coderepairrl.rewards.diffs import FileChange, split_diff
 from coderepairrl.rewards.published import LINK
 from coderepairrl.rewards.scan import Marks, scan
 from coderepairrl.rewards.shadowing import Shadowing, base_text
-from coderepairrl.rewards.unusual import as_text, is_one_file, link_target
+from coderepairrl.rewards.unusual import as_texts, at_or_below, is_one_file, link_target
+from coderepairrl.sandboxes.bounds import why_no_path
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
@@ -61,12 +62,12 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
     if not changes and diff.strip():  # not a diff at all: git says so, and the verdict repeats it
         return Selection(diff, frozenset())
     shadowing = Shadowing(task, changes, installed, installed if loaded is None else loaded)
-    rules = _Rules(task, shadowing, always + task.environment.protected)
+    rules = _Rules(task, changes, shadowing, always + task.environment.protected)
 
     def before(path: str) -> str:
         return base_text(task, path)
 
-    reasons = [rules.why_protected(change, changes) for change in changes]
+    reasons = [rules.why_protected(change) for change in changes]
     # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the other
     lost = {frozenset(change.paths): reason for change, reason in zip(changes, reasons, strict=True) if reason}
     for change in changes:
@@ -83,9 +84,9 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
 
 
 class _Rules:
-    """The rules of one task, so that the oracle's patch is read once a diff."""
+    """The rules of one task for one diff, so that the oracle's patch is read once."""
 
-    def __init__(self, task: Task, shadowing: Shadowing, globs: tuple[str, ...]):
+    def __init__(self, task: Task, changes: list[FileChange], shadowing: Shadowing, globs: tuple[str, ...]):
         self.task, self.shadowing, self.globs = task, shadowing, globs
         self.own = frozenset(task.environment.protected)
         self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
@@ -93,9 +94,11 @@ class _Rules:
         self.oracle = {path: change for change in oracle for path in change.paths}
         self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
         self.binary = {path for change in oracle for path in change.paths if change.binary}
+        self.texts = as_texts(task, (change for change in changes if change.binary and not self.binary.issuperset(change.paths)))
+        self.at_targets = at_or_below({target for change in changes if (target := link_target(change))}, changes)
 
-    def why_protected(self, change: FileChange, changes: list[FileChange]) -> Reason | None:
-        """Why the section, one of `changes`, is not applied; None where it is."""
+    def why_protected(self, change: FileChange) -> Reason | None:
+        """Why the section, one of the diff's, is not applied; None where it is."""
         if not change.paths:
             return Reason("names no path", accuses=True)
         reasons = [reason._replace(path=path) for path in sorted(change.paths) if (reason := self._why(path))]
@@ -103,9 +106,9 @@ class _Rules:
             target = link_target(change)
             if target is None or self._is_hidden(target):
                 reasons.append(Reason("a symlink or submodule", accuses=True))
-            elif not is_one_file(self.task, target, changes):
+            elif not is_one_file(self.task, target, self.at_targets[target]):
                 reasons.append(Reason("a symlink to other than one file of the checkout"))
-        elif change.binary and not self.binary.issuperset(change.paths) and not as_text(self.task, change):
+        elif change.binary and not self.binary.issuperset(change.paths) and not self.texts.issuperset(change.paths):
             reasons.append(Reason("a binary file"))
         return next((reason for reason in reasons if reason.accuses), reasons[0] if reasons else None)
 
@@ -116,8 +119,10 @@ class _Rules:
 
     def _why(self, path: str) -> Reason | None:
         parts = path.split("/")
-        if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
             return Reason("a path outside the checkout", accuses=True)
+        if why := why_no_path(path):
+            return Reason(why, accuses=True)
         if self._is_hidden(path):
             return Reason("a place of the hidden tests")
         if path in self.oracle:

@@ -3,8 +3,8 @@
 A patch is read as SWE-bench's harness reads it, by its three tries in its order. Other than there, each try starts from the
 same checkout: one that failed leaves nothing behind. What has no content is left out and named: "Binary files differ".
 """
+import asyncio
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.rewards.diffs import is_unicode, split_diff
 from coderepairrl.sandboxes import Sandbox, SandboxConfig, start_sandbox
+from coderepairrl.sandboxes.bounds import exceeded, limited, too_large
 from coderepairrl.sandboxes.git import VARIABLES
 from coderepairrl.types import Task
 
@@ -41,13 +42,15 @@ class Applied:
 
 async def apply_published(sandbox: Sandbox, patch: str) -> Applied:
     """All or nothing. `sandbox` is as it was started, or has changes that the patch does not meet."""
-    text, left_out = carried(patch)
+    if problem := await asyncio.to_thread(too_large, patch):
+        return Applied("", problem, {})
+    text, left_out = await asyncio.to_thread(carried, patch)
     if not text.strip():
         return Applied(STRICT, "" if left_out else "it holds no change", left_out)
     problem = await sandbox.apply(text)
     if not problem:
         return Applied(STRICT, "", left_out)
-    if not _is_unicode(text):
+    if not is_unicode(text):
         return Applied("", problem, left_out)
     for how, argv in LAXER.items():
         diff, lost = await _by_command(sandbox, argv, text)
@@ -72,8 +75,12 @@ async def _by_command(sandbox: Sandbox, argv: tuple[str, ...], text: str) -> tup
         (folder / "patch.diff").write_bytes(_bytes(text))
         result = await other.run([*argv, f"{inside}/patch.diff"])
         diff = "" if result.exit_code else await other.diff()
-    own = [change.text for change in split_diff(diff) if change.path in text or not change.path.endswith(_LEFTOVERS)]
-    return "".join(own), other.left_out
+    return await asyncio.to_thread(_less_leftovers, diff, text), other.left_out
+
+
+def _less_leftovers(diff: str, text: str) -> str:
+    own = (change for change in split_diff(diff) if not change.path.endswith(_LEFTOVERS) or change.path in text)
+    return "".join(change.text for change in own)
 
 
 def carried(patch: str) -> tuple[str, dict[str, str]]:
@@ -81,7 +88,7 @@ def carried(patch: str) -> tuple[str, dict[str, str]]:
     changes = split_diff(patch)
     without = [change for change in changes if change.binary and not change.content]
     if without:
-        patch = "".join(change.text for change in changes if change not in without)
+        patch = "".join(change.text for change in changes if not change.binary or change.content)
     paths = (path for change in without for path in sorted(change.paths))
     left_out = dict.fromkeys(paths, "the patch does not hold the content of this binary file")
     return patch if patch.endswith("\n") else f"{patch}\n", left_out
@@ -119,10 +126,12 @@ def _lay_out(root: Path, files: dict[str, Entry]) -> None:
 def applied_in_folder(files: dict[str, Entry], patch: str,
                       tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
     """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for
-    ONLY_STRICT, and `patch` is kept from running a data set's as a script (-u)."""
+    ONLY_STRICT, and `patch` is kept from running a data set's as a script (-u). Blocks: call it in a thread."""
+    if problem := too_large(patch):
+        yield None, problem
+        return
     text, _ = carried(patch)
-    problem = ""
-    if not _is_unicode(text):
+    if not is_unicode(text):
         yield None, "it is not valid Unicode: it holds a lone surrogate"
         return
     with tempfile.TemporaryDirectory(prefix="patch-") as own:
@@ -132,18 +141,14 @@ def applied_in_folder(files: dict[str, Entry], patch: str,
             root = Path(own, how.replace(" ", "-"))
             root.mkdir()
             _lay_out(root, files)
-            argv = [tool, *(("-u",) if tool == "patch" else ()), *options, str(diff)]
+            argv = limited(tool, *(("-u",) if tool == "patch" else ()), *options, str(diff))
             done = subprocess.run(argv, cwd=root, capture_output=True, env=VARIABLES | {"GIT_CEILING_DIRECTORIES": own})
             if not done.returncode or not text.strip():
                 yield root, ""
                 return
-            problem = problem or (done.stderr.decode(errors="replace").strip().splitlines() or [f"{tool} failed"])[0]
+            err = done.stderr.decode(errors="replace").strip()
+            problem = problem or exceeded(done.returncode, err) or err.split("\n")[0] or f"{tool} failed"
         yield None, problem
-
-
-def _is_unicode(text: str) -> bool:
-    """Bytes that are no UTF-8 are read as lone surrogates of a range of their own, others are none of a file's."""
-    return not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
 
 
 def _bytes(text: str) -> bytes:

@@ -14,7 +14,8 @@ from coderepairrl.rewards.diffs import FileChange
 
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
 _PYTHON = {".py", ".pyi", ".pyx"}
-_STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|#.*")
+# an escaped character outside of strings is taken as it is, or each quote in a long row of them would be tried as a string's beginning
+_STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|#.*|(\\.)")
 _CERTAIN = {
     "the test runner's internals": re.compile(r"\b(?:_pytest|pluggy|xmlrunner|junitxml|junit_xml|_xml_runner)\b"),
     "a hook of the test runner": re.compile(r"\bdef\s+pytest_\w+|\bhookimpl\b|\bhookwrapper\b|\bload_tests\b|\bpytest_plugins\b"),
@@ -53,7 +54,7 @@ def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda 
     if suffix not in _PYTHON:
         named = any(map(_RUNNER_OPTIONS.search, change.added)) and not _RUNNER_OPTIONS.search(oracle)
         return Marks((f"{change.path} names options of the test runner",) if named else (), possible=True)
-    code = _STRING_OR_COMMENT.sub(" ", raw)
+    code = _STRING_OR_COMMENT.sub(lambda match: match[1] or " ", raw)
     named = [what for patterns, text in ((_CERTAIN, code), (_CERTAIN_RAW, raw)) for what, pattern in patterns.items()
              if pattern.search(text) and not pattern.search(oracle) and not pattern.search(before(change.path))]
     return Marks(tuple(f"{change.path} names {what}" for what in named), bool(named) or _POSSIBLE.search(raw) is not None)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from coderepairrl.rewards.diffs import FileChange
+from coderepairrl.sandboxes.bounds import why_no_path
 from coderepairrl.types import Task
 
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd", ".dll", ".dylib")
@@ -82,7 +83,7 @@ class Shadowing:
 
 def base_text(task: Task, path: str) -> str:
     """The file at the base commit; empty when there is none, or when its path leads outside."""
-    if path in task.files or task.environment.base is None:
+    if path in task.files or task.environment.base is None or why_no_path(path):
         return task.files.get(path, "")
     root = Path(task.environment.base).resolve()
     file = (root / path).resolve()
@@ -92,7 +93,7 @@ def base_text(task: Task, path: str) -> str:
 def _in_base(task: Task, path: str) -> bool:
     base = task.environment.base
     laid = any(name == path or name.startswith(path + "/") for name in task.files)
-    return laid or (base is not None and Path(base, path).exists())
+    return laid or (base is not None and not why_no_path(path) and Path(base, path).exists())
 
 
 def _imports(*texts: str) -> frozenset[str]:

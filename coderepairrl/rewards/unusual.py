@@ -5,27 +5,36 @@ stands for one file of the checkout: then it is that file under another name, an
 Binary files that the oracle's patch does not make are left out: nobody can read what they hold.
 """
 import posixpath
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from coderepairrl.rewards.diffs import FileChange
 from coderepairrl.rewards.published import LINK, ONLY_STRICT, Entry, applied_in_folder
+from coderepairrl.sandboxes.bounds import why_no_path
 from coderepairrl.types import Task
 
 
-def as_text(task: Task, change: FileChange) -> bool:
-    """Whether a binary section is text in another encoding on both sides; then its removed and added lines are filled in."""
-    [path, *more] = sorted(change.paths)
-    if more or not change.content:
-        return False
-    before = base_bytes(task, path)
-    with applied_in_folder({path: Entry(before)} if before is not None else {}, change.text, ONLY_STRICT) as (root, _):
-        file = root / path if root else None
-        if file is None or file.is_symlink():
-            return False
-        texts = [_decoded(before or b""), _decoded(file.read_bytes() if file.is_file() else b"")]
+def as_texts(task: Task, changes: Iterable[FileChange]) -> set[str]:
+    """The paths of the binary sections that are text in another encoding on both sides, whose removed and added lines are filled in.
+    None where git does not take all of them. Git is asked once, whatever their number."""
+    single = {change.path: change for change in changes if change.content and len(change.paths) == 1 and not why_no_path(change.path)}
+    if not single:
+        return set()
+    before = {path: base_bytes(task, path) for path in single}
+    patch = "".join(change.text for change in single.values())
+    there = {path: Entry(data) for path, data in before.items() if data is not None}
+    with applied_in_folder(there, patch, ONLY_STRICT) as (root, _):
+        if root is None:
+            return set()
+        return {path for path, change in single.items() if _read(change, before[path] or b"", root / path)}
+
+
+def _read(change: FileChange, before: bytes, file: Path) -> bool:
+    texts = [None if file.is_symlink() else _decoded(data) for data in (before, file.read_bytes() if file.is_file() else b"")]
     if None in texts:
         return False
-    old, new = (text.splitlines() for text in texts)
+    old, new = ([line.removesuffix("\r") for line in text.split("\n")] for text in texts)
     set_old, set_new = set(old), set(new)
     change.removed = [line for line in old if line not in set_new]
     change.added = [line for line in new if line not in set_old]
@@ -58,9 +67,18 @@ def link_target(change: FileChange) -> str | None:
     return None if outside or ".git" in map(str.lower, parts) else path
 
 
-def is_one_file(task: Task, target: str, changes: list[FileChange]) -> bool:
-    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one."""
-    own = [change for change in changes if any(path == target or path.startswith(target + "/") for path in change.paths)]
+def at_or_below(targets: set[str], changes: Iterable[FileChange]) -> dict[str, list[FileChange]]:
+    """Of each target the sections that name it or a path below it."""
+    found: dict[str, list[FileChange]] = {target: [] for target in targets}
+    for change in changes if targets else ():
+        above = {path[:end] for path in change.paths for end in (*(slash.start() for slash in re.finditer("/", path)), len(path))}
+        for target in above & targets:
+            found[target].append(change)
+    return found
+
+
+def is_one_file(task: Task, target: str, own: list[FileChange]) -> bool:
+    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one. `own`: the diff's sections at or below it."""
     if any(path != target or LINK in change.made for change in own for path in change.paths):
         return False
     return base_bytes(task, target) is not None or any(change.added and not change.removed for change in own)
@@ -70,7 +88,7 @@ def base_bytes(task: Task, path: str) -> bytes | None:
     """The file at the base commit; None when there is none, or when a link leads to it."""
     if path in task.files:
         return task.files[path].encode()
-    if task.environment.base is None:
+    if task.environment.base is None or why_no_path(path):
         return None
     root = Path(task.environment.base).resolve()
     file = root / path

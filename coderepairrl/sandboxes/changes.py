@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import tempfile
 from collections import Counter
@@ -15,9 +16,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+<<<<<<< HEAD
 from coderepairrl.sandboxes.git import (
     EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
+=======
+from coderepairrl.errors import SandboxError
+from coderepairrl.sandboxes.bounds import MAX_PATH_BYTES, exceeded, limited, too_large, too_many
+from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, differences, git, ignore_rules, init, must, refuse_machine
+>>>>>>> wc
 from coderepairrl.sandboxes.overlay import Worktree
+from coderepairrl.sandboxes.process import in_thread
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
 MAX_BINARY_BYTES = 512 << 10  # what no source is, and agents leave behind: builds, archives, core files
@@ -123,14 +131,18 @@ class Judge:
         return list(zip(changed, await parts(), strict=True))
 
     async def apply(self, checkout: Worktree, diff: str) -> str:
-        """Empty, or why the diff does not apply. `git apply` refuses paths outside, beyond symlinks and in .git by itself."""
+        """Empty, or why the diff, which `touched` found nothing wrong with, does not apply."""
         return (await self._git_apply(checkout, diff))[1]
 
     async def touched(self, checkout: Worktree, diff: str) -> tuple[list[str], str]:
-        """(paths that `git apply` would write, why it cannot read the diff): git's own reading, not ours."""
-        out, problem = await self._git_apply(checkout, diff, "--numstat", "-z")
-        rows = [row.split(b"\t", 2) for row in out.split(b"\0") if row.count(b"\t") >= 2]
-        return [os.fsdecode(path) for _, _, path in rows], problem
+        """(paths that `git apply` would write, why it cannot): git's own reading, not ours, with all that it does but the writing.
+        Git refuses paths outside, beyond symlinks and in .git by itself."""
+        if problem := await in_thread(too_large, diff):
+            return [], problem
+        out, problem = await self._git_apply(checkout, diff, "--numstat", "-z", "--check")
+        rows = (row.split(b"\t", 2) for row in out.split(b"\0") if row.count(b"\t") >= 2)
+        paths = [os.fsdecode(path) for _, _, path in rows]
+        return paths, problem or await in_thread(too_many, paths)
 
     async def _git_apply(self, checkout: Worktree, diff: str, *options: str) -> tuple[bytes, str]:
         """The one reading of a diff. Its last line may lack its end, as in patches that somebody stripped."""
@@ -139,11 +151,15 @@ class Judge:
         except UnicodeEncodeError:
             return b"", "the diff is not valid Unicode: it holds a lone surrogate"
         words = ("apply", "-p1", "--whitespace=nowarn", *options, "-")
-        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data)
+        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data, under=limited())
         if not code:
             return out, ""
+        if problem := exceeded(code, err):
+            return b"", problem
+        if code == -signal.SIGKILL:
+            raise SandboxError("git apply was killed by this machine: free some memory")
         refuse_machine("git apply", err)
-        return out, (err.splitlines() or [f"git apply: exit {code}"])[0][:300]
+        return out, err.split("\n")[0][:300] or f"git apply: exit {code}"
 
 
 def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[bytes, str]) -> list[bytes]:
@@ -168,6 +184,8 @@ def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[byte
 def _why_not(view: Path, name: bytes) -> tuple[str, int]:
     """(empty, or why a diff cannot hold it; its size)."""
     path = os.path.join(os.fsencode(view), name)
+    if len(name) > MAX_PATH_BYTES:
+        return f"a name of more than {MAX_PATH_BYTES} bytes", 0
     try:
         name.decode()
     except UnicodeDecodeError:

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
@@ -112,12 +113,8 @@ class Checkout:
             if allowed is not None and not allowed.issuperset(paths):
                 problem = f"git reads other paths in it than its headers name: {', '.join(sorted(set(paths) - allowed))[:200]}"
             problem = problem or await self.judge.apply(self.worktree, diff)
-            if not problem:
-                for path in paths:
-                    for made in (self.root / path, *(self.root / path).parents):
-                        if made == self.root:
-                            break
-                        self._own(made)
+            if not problem and self.owner is not None:
+                await in_thread(self._own_all, paths)
         return problem
 
     def share(self, name: str) -> tuple[Path, str]:
@@ -142,6 +139,16 @@ class Checkout:
 
     async def close(self) -> None:
         await in_thread(self.live.remove)
+
+    def _own_all(self, paths: Iterable[str]) -> None:
+        """These files and the folders on the way to them."""
+        entries: set[str] = set()
+        for path in paths:
+            while path and path not in entries:
+                entries.add(path)
+                path = path.rpartition("/")[0]
+        for path in entries:
+            self._own(self.root / path)
 
     def _own(self, path: Path) -> None:
         if self.owner is not None and path.exists() and not path.is_symlink():

@@ -8,6 +8,7 @@ from pathlib import Path
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.published import LAXER, LINK, ONLY_STRICT, REGULAR, Entry, applied_in_folder, carried, entry_of
+from coderepairrl.sandboxes.bounds import too_large, why_no_path
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:
@@ -39,12 +40,15 @@ def patched_files(task_id: str, field: str, base: str | None, files: dict[str, s
 
 def patched(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> Patched:
     """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises TaskError."""
+    if problem := too_large(patch):
+        raise TaskError(f"{task_id}, field {field}: {problem}: leave the row out")
     text, _ = carried(patch)
     changes = split_diff(text)
     paths = sorted({path for change in changes for path in change.paths})
     for path in paths:
-        if os.path.isabs(path) or ".." in Path(path).parts:
-            raise TaskError(f"{task_id}, field {field}: path {path!r} is outside the checkout: leave the row out")
+        outside = "outside the checkout" if os.path.isabs(path) or ".." in Path(path).parts else ""
+        if why := outside or why_no_path(path):
+            raise TaskError(f"{task_id}, field {field}: path {ascii(path[:60])} is {why}: leave the row out")
     before = {path: _entry(base, files, path) for path in paths}
     there = {path: entry for path, entry in before.items() if entry is not None}
     with applied_in_folder(there, text, ONLY_STRICT | LAXER) as (root, problem):
