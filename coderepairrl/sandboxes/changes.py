@@ -16,14 +16,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-<<<<<<< HEAD
-from coderepairrl.sandboxes.git import (
-    EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
-=======
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.bounds import MAX_PATH_BYTES, exceeded, limited, too_large, too_many
-from coderepairrl.sandboxes.git import EPOCH_S, NEUTRAL, differences, git, ignore_rules, init, must, refuse_machine
->>>>>>> wc
+from coderepairrl.sandboxes.git import (
+    EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
 from coderepairrl.sandboxes.overlay import Worktree
 from coderepairrl.sandboxes.process import in_thread
 
