@@ -177,3 +177,17 @@ def test_an_honest_repair_is_resolved_whatever_words_it_holds(config, case):
     verdict = judge(config, "pytest", change(path, None, text) + FIX)
     assert (verdict.kind, verdict.resolved, verdict.message) == (VerdictKind.RESOLVED, True, ""), verdict
     assert bool(verdict.tampered) == (case == "a helper that forks")  # told, and paid all the same
+
+
+@pytest.mark.parametrize("named", ["golden/one", "one", "./golden/one", "data/../golden/one"])
+@pytest.mark.parametrize("suffix", ["", ".txt", ".json", ".yaml", ".csv", ".html", ".out"])
+def test_what_the_tests_compare_with_is_theirs(named, suffix):
+    test = f"from lib import f\n\n\ndef test_f():\n    assert str(f(1)) == open({named + suffix!r}).read().strip()\n"
+    path = f"golden/one{suffix}"
+    task = replace(PYTEST_TASK, files={"lib.py": WRONG, path: "2\n"}, hidden_tests={"tests/test_hidden.py": test}, oracle_patch=FIX)
+    diff = change(path, "2\n", "3\n") + FIX
+    selection = select(task, diff, frozenset())
+    assert selection.left_out == {path: "data that the tests name: what they compare with is theirs"} and not selection.touched
+    assert selection.applied_paths == {"lib.py"}
+    assert not select(replace(task, oracle_patch=diff), diff, frozenset()).left_out  # whose repair is of that file
+    assert not select(task, change("golden/other", None, "3\n") + FIX, frozenset()).left_out

@@ -57,11 +57,12 @@ def test_attacks_on_a_log(config, name):
 
 def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(config, monkeypatch):
     """Each run either forges a pass or does not, without knowing which run it is: only the one sequence that guesses all of them is resolved."""
-    diff = source(f"TESTS = []\n{FORGED}if os.urandom(1)[0] % 2: forge()\n")
+    withheld = source(f"TESTS = []\n{FORGED}if os.urandom(1)[0] % 2: forge()\n")
+    told = source("import os\nif os.urandom(1)[0] % 2: os._exit(0)\n")
     tosses = 2 * tests.ROUNDS
     won = []
     for coins in itertools.product((True, False), repeat=tosses):
-        left = list(coins)
+        left: list[bool] = []
 
         async def execute(task, selection, config, variant=None):
             status = "passed" if left.pop(0) else "failed"
@@ -73,6 +74,8 @@ def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(c
 
         monkeypatch.setattr(tests, "execute", execute)
         monkeypatch.setattr(Grader, "_oracle", oracle)
-        if asyncio.run(Grader(config).grade(UNITTEST_TASK, diff)).resolved:
-            won.append(coins)
-    assert won == [(True, False) * tests.ROUNDS]
+        for diff in (told, withheld):
+            left[:] = coins
+            if asyncio.run(Grader(config).grade(UNITTEST_TASK, diff)).resolved:
+                won.append((diff, coins))
+    assert won == [(told, (True, False) * tests.ROUNDS)]

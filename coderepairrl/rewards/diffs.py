@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from coderepairrl.sandboxes.bounds import too_large
 
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]+))? \+[0-9]+(?:,([0-9]+))? @@")
+_START = re.compile(r"@@ -([0-9]+)")
 _QUOTED = re.compile(r'"((?:[^"\\]++|\\(?:[abfnrtv"\\]|[0-3][0-7][0-7]))*+)"')
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
 _NAMES = re.compile(r"(?:rename|copy) (?:from|to|old|new) (.*)")
@@ -144,3 +145,26 @@ def is_unicode(text: str) -> bool:
 
 def _number(digits: str) -> int:
     return int(digits.lstrip("0")[:_DIGITS] or "0")
+
+
+def patched(change: FileChange, before: str) -> str | None:
+    """The text file that a section makes of `before`; None where the hunks don't stand where they say (git may still find them)."""
+    old, new, at = before.split("\n"), [], 0
+    lines = change.text.split("\n")
+    i = 0
+    while i < len(lines):
+        hunk = _HUNK.match(lines[i])
+        if not hunk:
+            i += 1
+            continue
+        one = FileChange()
+        removed, made = (1 if n is None else _number(n) for n in hunk.groups())
+        start = _number(_START.match(lines[i])[1]) - (removed > 0)  # of no line, it is the one after which others come
+        end = _read_hunk(lines, i + 1, one, removed, made)
+        body = [line for line in lines[i + 1:end] if not line.startswith("\\")]
+        gone = [line[1:] for line in body if line[:1] in ("-", " ", "")]
+        if start < at or old[start:start + len(gone)] != gone:
+            return None
+        new += old[at:start] + [line[1:] for line in body if line[:1] != "-"]
+        at, i = start + len(gone), end
+    return "\n".join(new + old[at:])

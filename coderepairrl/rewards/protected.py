@@ -9,8 +9,12 @@ a hidden test. A glob without a slash is matched against every part of a path, o
 crosses slashes; "tests/" means all that is in it. pyproject.toml is not in the list, since repairs change it: environments whose
 test command reads pytest's options from it name it themselves.
 """
+import posixpath
+import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from coderepairrl.rewards.diffs import FileChange, split_diff
@@ -18,12 +22,16 @@ from coderepairrl.rewards.published import LINK
 from coderepairrl.rewards.scan import Marks, scan
 from coderepairrl.rewards.shadowing import Shadowing, base_text
 from coderepairrl.rewards.unusual import as_texts, at_or_below, is_one_file, link_target
+from coderepairrl.rewards.variants import test_files
 from coderepairrl.sandboxes.bounds import why_no_path
 from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
 JUDGE = ("sitecustomize.py", "usercustomize.py", "*.pth", "*.egg-info", "*.dist-info", ".git", "*.pyc", "*.so")
 ALWAYS = (*JUDGE, "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg", ".git*", "__pycache__")
+# what is run or compiled: tests that name it do so to run it
+_PROGRAMS = {".py", ".pyi", ".pyx", ".pxd", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".jsx", ".tsx", ".rb", ".php", ".sh", ".in", ".toml", ".cfg"}
+_QUOTED = re.compile(r"""["']([^"'\n]{1,200})["']""")
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,28 @@ class _Rules:
             return Reason("hides an installed module", accuses=True)
         if hidden:
             return Reason("has an installed module's name")
+        if self._is_compared_with(path):
+            return Reason("data that the tests name: what they compare with is theirs")
         if found := next((glob for glob in self.globs if _matches_any(path, (glob,))), None):
             by = "by the task's environment" if found in self.own else "since test runners or git read it by themselves"
             return Reason(f"protected {by} ({found})")
         return None
+
+    def _is_compared_with(self, path: str) -> bool:
+        """Whether a test reads this file, as far as its words say so: a golden text is an expectation like any other."""
+        file = PurePosixPath(path)
+        if file.suffix.lower() in _PROGRAMS:
+            return False
+        named = self._named_by_tests
+        return any("/".join(file.parts[start:]) in named for start in range(len(file.parts)))
+
+    @cached_property
+    def _named_by_tests(self) -> frozenset[str]:
+        """Texts in quotes of the hidden tests and of the selected files."""
+        files = [path for path in test_files(self.task) if path not in self.task.hidden_tests]
+        texts = [*self.task.hidden_tests.values(), *(base_text(self.task, path) for path in files),
+                 *(line for change in split_diff(self.task.test_patch) for line in change.added)]
+        return frozenset(posixpath.normpath(one) for text in texts for one in _QUOTED.findall(text))
 
     def _is_hidden(self, path: str) -> bool:
         return any(path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden)
