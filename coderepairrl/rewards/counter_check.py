@@ -26,10 +26,10 @@ class Runs:
     oracle: Callable[[Variant], Awaitable[Run]] | None  # None: the task has none
 
 
-async def check(task: Task, runs: Runs, secret: str, rounds: int) -> tuple[VerdictKind, str] | None:
+async def check(task: Task, runs: Runs, secret: str, rounds: int, silent: set[int]) -> tuple[VerdictKind, str] | None:
     """(RESOLVED, or what the diff is instead; why). None: no turn tells anything, so nothing is proven.
 
-    rounds: how often; tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
+    silent: numbers of variants that tell nothing of this task; those that turn out so are added. rounds: how often; tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
     proven = False
     for turn in range(rounds):
         if turn:
@@ -38,10 +38,11 @@ async def check(task: Task, runs: Runs, secret: str, rounds: int) -> tuple[Verdi
                 return VerdictKind.TAMPERED, "its tests do not pass again"
         first = random.sample(FIRST, len(FIRST))
         for number in (*first, *range(len(FIRST), VARIANTS)):
-            found = await _once(task, runs, Variant(number, secret))
+            found = None if number in silent else await _once(task, runs, Variant(number, secret))
             if found is not None:
                 proven = True
                 break
+            silent.add(number)
         else:
             break
         if found[0] != VerdictKind.RESOLVED:
@@ -56,7 +57,8 @@ async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, 
         return None
     passing = {test for test in run.turned if _status(run, test) in NOT_FAILED}
     broken = {test for test in task.fail_to_pass if test not in run.turned and run.to_pass[test] in FAILED}
-    telling = {test for test in run.turned if test in run.to_pass}
+    # where none of FAIL_TO_PASS is a function that could be found, the others show a bent runner at least
+    telling = {test for test in run.turned if test in run.to_pass} or set(run.turned)
     if run.evidence == "none" or passing or broken or not _fails(run, telling):
         if runs.oracle is not None:
             given = await runs.oracle(variant)
@@ -64,7 +66,7 @@ async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, 
                 return None
             passing -= {test for test in passing if _status(given, test) in NOT_FAILED}
             broken -= {test for test in broken if given.to_pass[test] in FAILED}
-            telling -= {test for test in telling if given.to_pass[test] not in FAILED}
+            telling -= {test for test in telling if _status(given, test) not in FAILED}
         elif passing and variant.number < VARIANTS - 1:
             return None  # nobody says whether this turn tells: the last one does whatever is asserted
         if run.timed_out:
@@ -83,7 +85,7 @@ def _status(run: Run, test: str) -> str:
 
 
 def _fails(run: Run, tests: set[str]) -> bool:
-    return any(run.to_pass[test] in FAILED for test in tests)
+    return any(_status(run, test) in FAILED for test in tests)
 
 
 def _list(tests: set[str]) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from coderepairrl import cause
@@ -18,7 +19,7 @@ from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
 from coderepairrl.rewards.protected import Selection
 from coderepairrl.rewards.published import apply_published
 from coderepairrl.rewards.test_ids import Statuses
-from coderepairrl.rewards.variants import Variant, test_files, turn_files
+from coderepairrl.rewards.variants import Variant, helpers_of, test_files, turn_files
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Task
 
@@ -120,10 +121,15 @@ async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Vari
     if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
         raise TaskError(f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit")
     texts = dict(task.hidden_tests)
-    for path in test_files(task):
-        if path not in texts:
-            with contextlib.suppress(PathError):  # a guess at where a dotted name leads, or no text
-                texts[path] = await sandbox.read_text(path)
+
+    async def read(paths: Iterable[str]) -> None:
+        for path in paths:
+            if path not in texts:
+                with contextlib.suppress(PathError):  # a guess at where a name leads, or no text
+                    texts[path] = await sandbox.read_text(path)
+
+    await read(test_files(task))
+    await read([helper for path, text in list(texts.items()) for helper in await asyncio.to_thread(helpers_of, path, text)])
     turned: frozenset[str] = frozenset()
     if variant:
         changed, turned = await asyncio.to_thread(turn_files, task, texts, variant)

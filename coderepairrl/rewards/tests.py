@@ -59,6 +59,7 @@ class Grader:
         self._oracles: OrderedDict[tuple[str, int | None, bool], Run] = OrderedDict()
         self._locks: dict[tuple[str, int | None, bool], asyncio.Lock] = {}
         self._secret = secrets.token_hex(16)  # what is turned, nobody can know
+        self._silent: dict[str, set[int]] = {}  # task -> variants of its tests that tell nothing
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
@@ -153,7 +154,7 @@ class Grader:
             return await self._oracle(task, variant)
 
         runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None)
-        found = await counter_check.check(task, runs, self._secret, rounds)
+        found = await counter_check.check(task, runs, self._secret, rounds, self._silent.setdefault(task.task_id, set()))
         proof_due = task.task_id in self._spoilt and not takes_canary(task)
         kind, why = _unchecked(proof_due) if found is None else found
         if kind == VerdictKind.RESOLVED and marks.withheld:  # the runs can be told apart by whoever knows what is tested

@@ -246,10 +246,17 @@ class _Test:
         if not isinstance(table, ast.List | ast.Tuple | ast.Set):
             return
         wanted = {place for place, name in enumerate(columns) if name in self.compared}
+        edits = []  # of every row one: each may be a test of its own
         for row in table.elts:
-            cells = row.elts if len(columns) > 1 and isinstance(row, ast.List | ast.Tuple) else [row]
-            for place, cell in enumerate(cells):
-                yield from self._constants(cell, TABLE if place in wanted else ANY, shared=shared)
+            row = row.args[0] if isinstance(row, ast.Call) and _called(row) == "param" and len(columns) == 1 and row.args else row
+            several = row.args if isinstance(row, ast.Call) else getattr(row, "elts", [row])
+            cells = several if len(columns) > 1 else [row]
+            of_row = [turn for place, cell in enumerate(cells) for turn in self._constants(cell, TABLE) if place in wanted]
+            edits += self.rng.choice(of_row).edits if of_row else ()
+            for cell in cells:
+                yield from self._constants(cell, ANY, shared=shared)
+        if edits:
+            yield Turn(tuple(edits), TABLE, shared)
 
     def _constants(self, node: ast.AST, rank: int, shared: bool = False) -> Iterator[Turn]:
         for constant in _constants(node):

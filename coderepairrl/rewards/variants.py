@@ -1,4 +1,5 @@
 """Which of a task's tests are turned (turns.py) in a counter-check, and the files that say so."""
+import ast
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from coderepairrl.rewards.turns import ORDER, Turn, turned, turns
 from coderepairrl.types import Task
 
 FIRST = (0, 1)  # variants that are drawn from first; the others where these tell nothing
-VARIANTS = 5
+VARIANTS = 4
 SAMPLE = 24  # tests of PASS_TO_PASS that are looked at
 KEPT = 8  # ... of which so many may be turned
 
@@ -25,7 +26,7 @@ class Variant:
 
     def pick(self, found: Sequence[Turn]) -> Turn:
         """The likeliest; in later variants another one, and in the last what fails whatever the code does."""
-        return found[min((0, 0, 1, len(found) // 2, len(found) - 1)[self.number], len(found) - 1)]
+        return found[min((0, 0, 1, len(found) - 1)[self.number], len(found) - 1)]
 
 
 def turn_files(task: Task, texts: Mapping[str, str], variant: Variant) -> tuple[dict[str, str], frozenset[str]]:
@@ -53,6 +54,30 @@ def _some(names: list[str], rng: random.Random) -> set[str]:
         return set(names)
     chosen = {name for name in names if rng.random() < 0.5}
     return chosen if 0 < len(chosen) < len(names) else {rng.choice(names)}
+
+
+def helpers_of(path: str, text: str) -> list[str]:
+    """Files beside a test file that it takes classes and functions from, tests of a base class among them: its package's
+    own, and what it imports by a name that leads there."""
+    folder = PurePosixPath(path).parent
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            up = folder.parents[node.level - 2] if 1 < node.level <= len(folder.parents) + 1 else folder
+            start = up.parts if node.level else ()
+            modules += [(*start, *(node.module or "").split(".")), *((*start, *(node.module or "").split("."), name.name) for name in node.names)]
+        elif isinstance(node, ast.Import):
+            modules += [tuple(name.name.split(".")) for name in node.names]
+    found = []
+    for parts in modules:
+        parts = tuple(part for part in parts if part)
+        beside = [parts] if parts[:1] == folder.parts[:1] and folder.parts else [(*folder.parts, *parts)]
+        found += [form for inside in beside if inside for form in (f"{'/'.join(inside)}.py", f"{'/'.join(inside)}/__init__.py")]
+    return list(dict.fromkeys([f"{folder}/__init__.py" if folder.parts else "__init__.py", *found]))
 
 
 def test_files(task: Task) -> list[str]:
