@@ -186,8 +186,14 @@ def _result(t: Trajectory, greedy: bool) -> dict:
                      "disagreement": disagreement(v), "failing": failing(v)[:20], "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward, "greedy": greedy,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
-            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | (
+            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | _said(t) | (
         {name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
+
+
+def _said(t: Trajectory) -> dict:
+    """What the tests printed, of an episode that is not resolved."""
+    tail, file = t.test_output
+    return ({"test_output": tail} if tail else {}) | ({"test_output_file": file} if file else {})
 
 
 def broken_by(row: dict) -> str | None:

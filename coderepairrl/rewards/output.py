@@ -8,6 +8,7 @@ Any of it may hold what hidden tests say: it goes into verdicts, results and fil
 """
 
 import hashlib
+import itertools
 import re
 import shlex
 import signal
@@ -29,7 +30,7 @@ ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 BREAK = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")  # where other programs would end a line
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-KILLED = re.compile(r"^\[killed: (.*)\]$", re.MULTILINE)  # sandboxes/process.py says why
+KILLED = re.compile(r"\[killed: (.*)\]$")  # sandboxes/process.py says why, at the end
 PREFIX = re.compile(r"INTERNALERROR> ?|\[ERROR\] +|npm (?:ERR!|error) +")  # after which the line itself begins
 
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Failed|NotFound)\b(?:: |$)")
@@ -77,10 +78,10 @@ def tail(text: str, most: int = TAIL_CHARACTERS) -> str:
 def first_error(text: str, exit_code: int = 1) -> str:
     """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the signal that ended it, or
     else what sounds like one; "no output" where there is none."""
-    killed = KILLED.findall(text)
     lines = plain(text).split("\n")
-    found = (killed[-1] if killed else "") or next(_errors(lines), "") or _signal(exit_code) or _sounds_like_one(lines) or "no output"
-    return " ".join(found.split())[:ERROR_CHARACTERS]
+    killed = [match[1] for match in map(KILLED.match, lines[-2:]) if match]
+    candidates = (*killed, *itertools.islice(_errors(lines), 1), _signal(exit_code), _sounds_like_one(lines), "no output")
+    return next(filter(None, (" ".join(found.split()) for found in candidates)))[:ERROR_CHARACTERS]
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
@@ -123,7 +124,7 @@ class Outputs:
 
     def write(self, task_id: str, run: str, argv: list[str], result: CommandResult, output: str) -> Path:
         """Bytes that are no UTF-8 are U+FFFD in it."""
-        name = re.sub(r"[^\w.+-]", "_", task_id)[:100]
+        name = re.sub(r"^\.|^$|[^\w.+-]", "_", task_id, flags=re.ASCII)[:100]
         if name != task_id:  # so that no two are one
             name += f".{hashlib.sha256(task_id.encode(errors='surrogatepass')).hexdigest()[:8]}"
         path = self.folder / name / f"{run}.log"
