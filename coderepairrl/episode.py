@@ -47,7 +47,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
-            further += [{"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why} for path, why in sandbox.left_out.items()]
+            further += [{"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why}
+                        for path, why in sandbox.left_out.items()]
             edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
@@ -56,7 +57,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
                 reward = 0.0
             seen = await _edits_seen(edits, task, diff, verdict, services.grader)
             if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
-                further.append({"kind": TEST_OUTPUT, "at_s": time.monotonic() - started, "tail": verdict.output, "file": verdict.output_file})
+                further.append({"kind": TEST_OUTPUT, "at_s": time.monotonic() - started, "tail": verdict.output,
+                                "file": verdict.output_file})
                 outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
     except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()

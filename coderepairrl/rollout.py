@@ -64,7 +64,7 @@ class RolloutConfig(Config):
     infrastructure_retries: NonNegativeInt = 2  # of an episode that a broken machine ended
     max_infrastructure_share: float = Field(0.5, ge=0, le=1)  # of the last 64 episodes that may end as infrastructure errors: with more the run stops
     try_environments: bool = True  # before the first step: the oracle's patch must resolve a task of each environment
-    # of what each test command prints, kept in RUN/test_outputs, half of it from the end; 0: the last lines in the results are all
+    # of what each test command prints, kept in RUN/test_outputs, half of it from the end; 0: the last lines are all
     keep_test_output_mib: NonNegativeInt = 0
     engine_wait_s: PositiveFloat = 600.0  # how long a model call waits for a vLLM that is away
     seed: NonNegativeInt = 0  # of the order of tasks

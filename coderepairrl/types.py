@@ -127,7 +127,8 @@ class Verdict:
     kind: VerdictKind = VerdictKind.UNRESOLVED
     resolved_swebench: bool = False  # as SWE-bench counts it, which is laxer: `resolved` asks for the canary, for no tampering, for no missing test
     tampered: tuple[str, ...] = ()  # what the diff touched of the judge's own
-    output: str = ""  # unless resolved: the last lines of what the test command printed, for people: it may quote hidden tests
+    # unless resolved: the last lines of what the test command printed, for people: it may quote hidden tests
+    output: str = ""
     output_file: str = ""  # in which all of it is kept, where it is (rollout.keep_test_output_mib)
 
 

@@ -7,9 +7,10 @@
     python scripts/evaluate.py CONFIG --predictions FILE                     grades somebody else's patches, in SWE-bench's format
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one
-a chunk of tasks, with every token; results.jsonl, a row an episode; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
-environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
-the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
+a chunk of tasks, with every token; results.jsonl, a row an episode; test_outputs/, if rollout.keep_test_output_mib asks
+for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose environment is there are counted. The same
+command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json: the model's weights,
+tasks, scaffold, predictions, settings) are refused.
 
 Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong task ended are left
 out, named and counted; the rest goes on, and the exit code is 1.

@@ -63,7 +63,7 @@ def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(c
     for coins in itertools.product((True, False), repeat=tosses):
         left = list(coins)
 
-        async def execute(task, selection, config, sabotaged=False):
+        async def execute(task, selection, config, sabotaged=False, keep=None):
             status = "passed" if left.pop(0) else "failed"
             return Run(dict.fromkeys(task.fail_to_pass, status), dict.fromkeys(task.pass_to_pass, "passed"), "junit+canary",
                        must_fail=frozenset(task.fail_to_pass) if sabotaged else frozenset())

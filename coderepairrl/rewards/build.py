@@ -79,7 +79,8 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
         found = [finding for finding in found if finding not in allowed]
     said = first_error(after.output, after.exit_code)
     message = "" if succeeded else f"{TIME_LIMIT}: {said}" if after.exit_code == 124 else f"the command failed with exit code {after.exit_code}: {said}"
-    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started, "" if succeeded else tail(after.output))
+    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started,
+                        "" if succeeded else tail(after.output))
 
 
 def reward(task: Task, diff: str, verdict: BuildVerdict | None) -> float:

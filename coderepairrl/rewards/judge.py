@@ -83,7 +83,8 @@ class Keep:
     run: str  # the file's name, such as "oracle"
 
 
-async def execute(task: Task, selection: Selection, config: SandboxConfig, sabotaged: bool = False, keep: Keep | None = None) -> Run:
+async def execute(task: Task, selection: Selection, config: SandboxConfig, sabotaged: bool = False,
+                  keep: Keep | None = None) -> Run:
     """`sabotaged`: with the FAIL_TO_PASS tests turned into ones that must fail. Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
     by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
     must_fail: frozenset[str] = frozenset()
@@ -109,7 +110,8 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
         output = await _printed(reports / LOG, result, most) if by_log else result.output
         printed["tail"] = tail(output)
         if keep:
-            printed["file"] = str(await asyncio.to_thread(keep.outputs.write, task.task_id, keep.run, argv, result, output))
+            write = keep.outputs.write
+            printed["file"] = str(await asyncio.to_thread(write, task.task_id, keep.run, argv, result, output))
         if result.timed_out:
             return nothing(f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True)
         try:
@@ -121,7 +123,8 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, sabot
         # a test turned round that fails is a canary itself: under -x, none comes after it
         seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in must_fail) else ""
         said = f"exit code {result.exit_code}: {first_error(output, result.exit_code)}"
-        problem, bent = _distrust(seen, statuses, result.exit_code, said, all(s == "passed" for s in to_pass.values()), by_log)
+        claimed = all(status == "passed" for status in to_pass.values())
+        problem, bent = _distrust(seen, statuses, result.exit_code, said, claimed, by_log)
         if problem:
             _check_disk(sandbox)
             return nothing(problem, bent=problem if bent else "")
@@ -178,16 +181,18 @@ async def _printed(path: Path, result: CommandResult, most: int) -> str:
     return data.decode(errors="replace") + result.output
 
 
-def _distrust(canary: str, statuses: dict[str, str], exit_code: int, said: str, claimed: bool, by_log: bool) -> tuple[str, bool]:
-    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes none, `said` is the
-    first error of what the command printed."""
+def _distrust(canary: str, statuses: dict[str, str], exit_code: int, said: str, claimed: bool,
+              by_log: bool) -> tuple[str, bool]:
+    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes
+    none, `said` is the first error of what the command printed."""
     if not statuses:
         # with a canary that fails, or a report to write, no runner ends with success: the process was left early
         honest = exit_code != 0 or (by_log and not canary)
         return f"no report: the test command reported no test ({said})", not honest
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
-        return f"the canary test, which must fail, is {canary}: the report is not the test runner's own ({said})", canary == "passed" or claimed
+        problem = f"the canary test, which must fail, is {canary}: the report is not the test runner's own ({said})"
+        return problem, canary == "passed" or claimed
     if canary and exit_code == 0:
         return "the exit code is 0 although the canary failed: the test runner did not end by itself", True
     # a report may come with a rule of the project's own, such as a threshold of coverage: the counter-check proves it

@@ -115,8 +115,8 @@ class Grader:
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
             elif strict:
                 kind = VerdictKind.RESOLVED
-        return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind, counting.resolved_swebench(run), touched,
-                       "" if kind == VerdictKind.RESOLVED else run.tail, run.file)
+        return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind,
+                       counting.resolved_swebench(run), touched, "" if kind == VerdictKind.RESOLVED else run.tail, run.file)
 
     async def _execute(self, task: Task, selection: Selection, name: str = "", sabotaged: bool = False) -> Run:
         """`name`: of the run's file of output; "" is the diff's."""
@@ -137,8 +137,8 @@ class Grader:
         return bare, await self._execute(bare, selection)
 
     async def _spoils_canary(self, task: Task) -> bool:
-        """Whether the oracle's own run is worth more without the canary, each of the two runs twice: the mark is for the rest of the run. The diff
-        that is judged has no say in it."""
+        """Whether the oracle's own run is worth more without the canary, each of the two runs twice: the mark is for the
+        rest of the run. The diff that is judged has no say in it."""
         given, bare = await self._oracle(task), without_canary(task)
         if given.timed_out or _worth(given) == (True, True) or _worth(await self._oracle(bare)) <= _worth(given):
             return False
@@ -199,8 +199,8 @@ class Grader:
         return (VerdictKind.TAMPERED, "no test fails where all of them must") if unproven else None
 
     async def _oracle(self, task: Task, sabotaged: bool = False) -> Run:
-        """The run of the oracle's patch, of the bare checkout where the task has none. It is remembered if it is as it must be, else once a second
-        run has said the same; of two that differ the better one is the answer."""
+        """The run of the oracle's patch, of the bare checkout where the task has none. It is remembered if it is as it must
+        be, else once a second run has said the same; of two that differ the better one is the answer."""
         key = _key(task, sabotaged)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if key in self._oracles:
