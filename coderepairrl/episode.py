@@ -10,7 +10,7 @@ from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
-from coderepairrl.types import HELD_OUT, LEFT_OUT, Outcome, Task, Trajectory, Verdict, VerdictKind
+from coderepairrl.types import HELD_OUT, LEFT_OUT, TEST_OUTPUT, Outcome, Task, Trajectory, Verdict, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     started, started_at = time.monotonic(), time.time()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
     outcome, detail, diff, verdict, parts, reward, seen = Outcome.SUBMITTED, "", "", None, {}, 0.0, {}
-    left_out: tuple[dict, ...] = ()
+    further: list[dict] = []  # events beside the gateway's
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
             edits = Edits(sandbox)
@@ -47,7 +47,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
-            left_out = tuple({"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why} for path, why in sandbox.left_out.items())
+            further += [{"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why}
+                        for path, why in sandbox.left_out.items()]
             edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
@@ -56,6 +57,8 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
                 reward = 0.0
             seen = await _edits_seen(edits, task, diff, verdict, services.grader)
             if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
+                further.append({"kind": TEST_OUTPUT, "at_s": time.monotonic() - started, "tail": verdict.output,
+                                "file": verdict.output_file})
                 outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
     except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()
@@ -66,7 +69,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     reward = discounted(reward, len(session.calls), services.rewards.discount_per_call)
     return Trajectory(
         trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
-        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=(*session.events, *left_out),
+        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=(*session.events, *further),
         stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated} | seen
               | {k: float(v) for k, v in session.counters.items()})
 

@@ -41,7 +41,8 @@ ROLLOUT = (
     "rollout.environments.timeout_s",
     "rollout.sandbox.scratch", "rollout.sandbox.overlay",
     "rollout.concurrent_episodes", "rollout.infrastructure_retries", "rollout.engine_wait_s", "rollout.evaluation.share",
-    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound")
+    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound",
+    "rollout.keep_test_output_mib")
 ENGINE = (  # memory and speed: the same sums in another order
     "engine.checkpointed_share", "engine.offload_activations", "engine.offload_optimizer", "engine.bucket_elements",
     "engine.sequence_ranks", "engine.leaf_modules", "engine.persistence_threshold")

@@ -31,6 +31,7 @@ from coderepairrl.infrastructure import InfrastructureErrors, detail_of, refuse_
 from coderepairrl.policy import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.probe import unproven_versions
 from coderepairrl.rewards import Grader, RewardConfig
+from coderepairrl.rewards.output import Outputs
 from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.scaffolds import Scaffold, ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.retry import Retry
@@ -63,6 +64,8 @@ class RolloutConfig(Config):
     infrastructure_retries: NonNegativeInt = 2  # of an episode that a broken machine ended
     max_infrastructure_share: float = Field(0.5, ge=0, le=1)  # of the last 64 episodes that may end as infrastructure errors: with more the run stops
     try_environments: bool = True  # before the first step: the oracle's patch must resolve a task of each environment
+    # of what each test command prints, kept in RUN/test_outputs, half of it from the end; 0: the last lines are all
+    keep_test_output_mib: NonNegativeInt = 0
     engine_wait_s: PositiveFloat = 600.0  # how long a model call waits for a vLLM that is away
     seed: NonNegativeInt = 0  # of the order of tasks
 
@@ -97,7 +100,8 @@ class Rollout:
         self.tasks = load_tasks(config.tasks) if tasks is None else tasks
         if trains and not self.tasks["train"]:
             raise ConfigError("no training tasks: load some (rollout.tasks)")
-        self.grader = Grader(config.sandbox)
+        kept = config.keep_test_output_mib
+        self.grader = Grader(config.sandbox, outputs=Outputs(run / "test_outputs", kept << 20) if kept else None)
         self._scaffold = make_scaffold(config.scaffold, self.grader)
         self._training = Way(config.sampling, config.limits, self._scaffold)
         self._broken = InfrastructureErrors(run, config.max_infrastructure_share)

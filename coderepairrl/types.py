@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+TEST_OUTPUT = "test_output"  # the kind of event that has what the tests printed in a run that became no verdict
 LEFT_OUT = "left_out"  # the kind of event that names, with the reason, what the agent did and its diff cannot hold
 HELD_OUT = "heldout"  # the split that is evaluated and never trained
 
@@ -126,6 +127,9 @@ class Verdict:
     kind: VerdictKind = VerdictKind.UNRESOLVED
     resolved_swebench: bool = False  # as SWE-bench counts it, which is laxer: `resolved` asks for the canary, for no tampering, for no missing test
     tampered: tuple[str, ...] = ()  # what the diff touched of the judge's own
+    # unless resolved: the last lines of what the test command printed, for people: it may quote hidden tests
+    output: str = ""
+    output_file: str = ""  # in which all of it is kept, where it is (rollout.keep_test_output_mib)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,14 @@ class Trajectory:
         """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were not applied."""
         of_diff = (f"{event['path']}: {event['why']}" for event in self.events if event["kind"] == LEFT_OUT)
         return (*of_diff, *(self.verdict.dropped_paths if self.verdict else ()))
+
+
+    @property
+    def test_output(self) -> tuple[str, str]:
+        """(the last lines of what the test command printed, the file with all of it); empty where it resolved or none ran."""
+        if self.verdict is not None:
+            return self.verdict.output, self.verdict.output_file
+        return next(((event["tail"], event["file"]) for event in self.events if event["kind"] == TEST_OUTPUT), ("", ""))
 
 
 @dataclass(frozen=True)

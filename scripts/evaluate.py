@@ -7,9 +7,10 @@
     python scripts/evaluate.py CONFIG --predictions FILE                     grades somebody else's patches, in SWE-bench's format
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one
-a chunk of tasks, with every token; results.jsonl, a row an episode; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
-environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
-the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
+a chunk of tasks, with every token; results.jsonl, a row an episode; test_outputs/, if rollout.keep_test_output_mib asks
+for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose environment is there are counted. The same
+command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json: the model's weights,
+tasks, scaffold, predictions, settings) are refused.
 
 Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong task ended are left
 out, named and counted; the rest goes on, and the exit code is 1.
@@ -192,8 +193,14 @@ def _result(t: Trajectory, greedy: bool) -> dict:
                      "disagreement": disagreement(v), "failing": failing(v)[:20], "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
     return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward, "greedy": greedy,
             "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
-            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | (
+            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | _said(t) | (
         {name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
+
+
+def _said(t: Trajectory) -> dict:
+    """What the tests printed, of an episode that is not resolved."""
+    tail, file = t.test_output
+    return ({"test_output": tail} if tail else {}) | ({"test_output_file": file} if file else {})
 
 
 def broken_by(row: dict) -> str | None:

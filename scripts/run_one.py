@@ -30,7 +30,7 @@ from coderepairrl.files import write_json
 from coderepairrl.intervals import NOTHING
 from coderepairrl.program import program
 from coderepairrl.rollout import Rollout
-from coderepairrl.types import Call, Task, Trajectory, Verdict
+from coderepairrl.types import TEST_OUTPUT, Call, Task, Trajectory, Verdict
 
 SURE, UNSURE = (215, 215, 215), (235, 60, 40)  # red, green, blue of a token of probability 1 and of one that was a surprise
 SURPRISE_NATS = 4.0  # from this much on a token has the full colour
@@ -109,6 +109,7 @@ def show_end(console: Console, trajectory: Trajectory) -> None:
     console.print(Syntax(visible(trajectory.diff).rstrip("\n"), "diff", background_color="default") if trajectory.diff else Text("no change", READ))
     console.print(Rule("verdict", align="left"))
     show_verdict(console, trajectory.verdict)
+    show_test_output(console, *trajectory.test_output)
     console.print(Rule("end", align="left"))
     sampled_tokens = sum(len(call.completion_ids) for call in trajectory.calls)
     console.print(f"outcome   {trajectory.outcome}" + (f": {trajectory.outcome_detail}" if trajectory.outcome_detail else ""), markup=False)
@@ -131,13 +132,21 @@ def show_verdict(console: Console, verdict: Verdict | None) -> None:
         console.print(f"not applied: {visible(line)}", markup=False)
 
 
+def show_test_output(console: Console, tail: str, file: str) -> None:
+    if tail:
+        console.print(Rule("what the tests printed last", align="left"))
+        console.print(Text(visible(tail), READ))
+    if file:
+        console.print(f"all of it: {file}", markup=False)
+
+
 def show(console: Console, tokenizer, task: Task, trajectory: Trajectory) -> None:
     console.print(Rule(f"{task.task_id}: the oracle's patch", align="left"))
     console.print(Syntax(visible(task.oracle_patch).rstrip("\n"), "diff", background_color="default"))
     for event in trajectory.events:
         if event["kind"] == "call":
             show_call(console, tokenizer, trajectory, event)
-        else:
+        elif event["kind"] != TEST_OUTPUT:  # which comes with the verdict
             console.print(Text(f"{event['at_s']:.2f} s  " + " ".join(f"{k}={v}" for k, v in event.items() if k != "at_s"), Style(dim=True)))
     show_end(console, trajectory)
 

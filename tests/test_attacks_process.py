@@ -64,7 +64,7 @@ def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(c
     for coins in itertools.product((True, False), repeat=tosses):
         left: list[bool] = []
 
-        async def execute(task, selection, config, variant=None):
+        async def execute(task, selection, config, variant=None, keep=None):
             status = "passed" if left.pop(0) else "failed"
             return Run(dict.fromkeys(task.fail_to_pass, status), dict.fromkeys(task.pass_to_pass, "passed"), "junit+canary",
                        turned=frozenset(task.fail_to_pass) if variant else frozenset())

@@ -56,10 +56,14 @@ def rows(path: Path) -> list[dict]:
 
 def test_gold_resolves_and_less_of_it_does_not(tmp_path, refused):
     for scaffold, wanted in (("gold", True), ("empty", False), ("gold_less_one_hunk", False)):  # one hunk each
-        done = evaluate(tmp_path, f"scaffold={scaffold}")
+        keep = scaffold == "empty"
+        done = evaluate(tmp_path, f"scaffold={scaffold}", f"rollout.keep_test_output_mib={int(keep)}")
         assert done.returncode == 0, done.stderr
         folder = tmp_path / f"e_{scaffold}"
         results = rows(folder / "results.jsonl")
+        assert all("AssertionError" in row.get("test_output", "") for row in results) if not wanted else not any("test_output" in row for row in results)
+        assert all(("test_output_file" in row) == keep for row in results) and (folder / "test_outputs").exists() == keep
+        assert not keep or all("AssertionError" in Path(row["test_output_file"]).read_text() for row in results)
         assert [row["resolved"] for row in results] == [row["resolved_swebench"] for row in results] == [wanted] * COUNT
         assert all(row["graded"] and row["calls"] == 0 for row in results) and all(row["built"] for row in rows(folder / "environments.jsonl"))
         summary = json.loads((folder / "summary.json").read_text())

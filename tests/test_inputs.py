@@ -38,7 +38,8 @@ FREE_IN_TRAINING = {
     "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay",
     "training.evaluate_every", "training.keep_checkpoints", "training.max_gap", "rollout.evaluation.tasks", "rollout.evaluation.share",
     "rollout.evaluation.greedy", "rollout.evaluation.retry", "rollout.evaluation.max_turns",
-    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound"}
+    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound",
+    "rollout.keep_test_output_mib"}
 
 
 def configuration(program: str, monkeypatch) -> Any:

@@ -79,6 +79,17 @@ def test_an_episode_without_calls_and_verdict_is_shown_too(run_one):
     assert "no change" in text and "no test was run" in text and "infrastructure_error" in text
 
 
+def test_what_the_tests_printed_is_shown_with_or_without_a_verdict(run_one):
+    printed = "E   ModuleNotFoundError: No module named 'gone' [bold]\n\x1b[31m1 error"
+    verdict = replace(episode().verdict, output=printed, output_file="runs/x/test_outputs/t/a.log")
+    event = {"kind": "test_output", "at_s": 1.0, "tail": printed, "file": "runs/x/test_outputs/t/a.log"}
+    for trajectory in (replace(episode(), verdict=verdict), replace(episode(), verdict=None, events=(event,))):
+        text = shown(run_one, trajectory)
+        assert "No module named 'gone' [bold]\n\\x1b[31m1 error" in text and "all of it: runs/x/test_outputs/t/a.log" in text
+        assert text.count("ModuleNotFoundError") == 1
+    assert "what the tests printed" not in shown(run_one, episode())
+
+
 def test_what_a_model_samples_cannot_steer_the_terminal(run_one):
     assert "\x1b" not in shown(run_one, episode()) and r"\x1b[2J" in shown(run_one, episode())
     assert run_one.visible("a\tb\r\n\x07é日") == "a\\tb\\r\n\\x07é日"

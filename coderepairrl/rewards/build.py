@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill, without_canary
 from coderepairrl.rewards.junit import ReportError, read_reports
+from coderepairrl.rewards.output import first_error, tail
 from coderepairrl.rewards.protected import JUDGE, Selection, select
 from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.test_ids import function_of
@@ -34,6 +34,7 @@ class BuildVerdict:
     dropped_paths: tuple[str, ...]  # "path: why"
     message: str
     seconds: float
+    output: str = ""  # unless it succeeded: the last lines of what the command printed
 
     @property
     def valid(self) -> bool:
@@ -76,9 +77,10 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
         oracle = await once("oracle", task.oracle_patch)
         allowed = {*oracle.findings, *(_fewer((await once("base", "")).tests, oracle.tests) if "build_command" not in task.metadata else ())}
         found = [finding for finding in found if finding not in allowed]
-    said = cause.of_text(after.output)[:200] or "no output"
+    said = first_error(after.output, after.exit_code)
     message = "" if succeeded else f"{TIME_LIMIT}: {said}" if after.exit_code == 124 else f"the command failed with exit code {after.exit_code}: {said}"
-    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started)
+    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started,
+                        "" if succeeded else tail(after.output))
 
 
 def reward(task: Task, diff: str, verdict: BuildVerdict | None) -> float:

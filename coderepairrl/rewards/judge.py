@@ -10,12 +10,13 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.rewards import log_parsers
 from coderepairrl.rewards.arguments import shortened
-from coderepairrl.rewards.junit import ReportError, read_regular, read_reports
+from coderepairrl.rewards.junit import ReportError, read_ends, read_regular, read_reports
+from coderepairrl.rewards.output import Outputs, first_error, tail
 from coderepairrl.rewards.protected import Selection
 from coderepairrl.rewards.published import apply_published
 from coderepairrl.rewards.test_ids import Statuses
@@ -73,20 +74,33 @@ class Run:
     does_not_apply: bool = False
     timed_out: bool = False
     turned: frozenset[str] = frozenset()
+    tail: str = ""  # of what the test command printed; empty where none ran
+    file: str = ""  # in which all of it is kept, where it is
 
 
-async def execute(task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None) -> Run:
+@dataclass(frozen=True)
+class Keep:
+    """Where all that a run's test command prints is kept."""
+    outputs: Outputs
+    run: str  # the file's name, such as "oracle"
+
+
+async def execute(task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None,
+                  keep: Keep | None = None) -> Run:
     """`variant`: with some tests turned, so that they must fail. Both kinds of run are laid out alike: the same files are
     written, in an order that says nothing, with equal times.
 
     Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
     by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
     turned: frozenset[str] = frozenset()
+    printed: dict[str, str] = {}
 
     def nothing(problem: str, **fields) -> Run:
-        return Run(*(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)), "none", problem, turned=turned, **fields)
+        return Run(*(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)), "none", problem,
+                   turned=turned, **printed, **fields)
 
-    async with start_sandbox(config, task) as sandbox:
+    most = max(config.output_kib << 10, keep.outputs.most if keep else 0)
+    async with start_sandbox(config.model_copy(update={"output_kib": most >> 10}), task) as sandbox:
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
             return nothing(f"the diff does not apply: {problem}", does_not_apply=True)
         canary = Canary()
@@ -97,6 +111,11 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
         argv = shortened(fill(task, canary, inside), sandbox)
         result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s,
                                    variables=plain_terminal(task.environment))
+        output = await _printed(reports / LOG, result, most) if by_log else result.output
+        printed["tail"] = tail(output)
+        if keep:
+            write = keep.outputs.write
+            printed["file"] = str(await asyncio.to_thread(write, task.task_id, keep.run, argv, result, output))
         if result.timed_out:
             return nothing(f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True)
         try:
@@ -107,12 +126,14 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
         to_pass, to_keep = ({test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass))
         # a turned test that fails is a canary itself: under -x, none comes after it
         seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys()) else ""
-        problem, bent = _distrust(seen, statuses, result, all(s == "passed" for s in to_pass.values()), by_log)
+        said = f"exit code {result.exit_code}: {first_error(output, result.exit_code)}"
+        claimed = all(status == "passed" for status in to_pass.values())
+        problem, bent = _distrust(seen, statuses, result.exit_code, said, claimed, by_log)
         if problem:
             _check_disk(sandbox)
             return nothing(problem, bent=problem if bent else "")
     evidence = f"{'log' if by_log else 'junit'}{'+canary' if has_canary else ''}"
-    return Run(to_pass, to_keep, evidence, turned=turned)
+    return Run(to_pass, to_keep, evidence, turned=turned, **printed)
 
 
 async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
@@ -172,22 +193,32 @@ async def _read_log(task: Task, path) -> dict[str, str]:
     return statuses
 
 
-def _distrust(canary: str, statuses: dict[str, str], result: CommandResult, claimed: bool,
+async def _printed(path: Path, result: CommandResult, most: int) -> str:
+    """Of a command whose output went into a file: its ends, `most` bytes of them, and what the sandbox said."""
+    try:
+        data = await asyncio.to_thread(read_ends, path, most)
+    except ReportError:  # no file, or none of ours: reading the report says so
+        data = b""
+    return data.decode(errors="replace") + result.output
+
+
+def _distrust(canary: str, statuses: dict[str, str], exit_code: int, said: str, claimed: bool,
               by_log: bool) -> tuple[str, bool]:
-    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes none."""
+    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes
+    none, `said` is the first error of what the command printed."""
     if not statuses:
-        said = cause.of_text(result.output)[:200] or "no output"
         # with a canary that fails, or a report to write, no runner ends with success: the process was left early
-        honest = result.exit_code != 0 or (by_log and not canary)
-        return f"no report: the test command reported no test (exit code {result.exit_code}: {said})", not honest
+        honest = exit_code != 0 or (by_log and not canary)
+        return f"no report: the test command reported no test ({said})", not honest
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
-        return f"the canary test, which must fail, is {canary}: the report is not the test runner's own", canary == "passed" or claimed
-    if canary and result.exit_code == 0:
+        problem = f"the canary test, which must fail, is {canary}: the report is not the test runner's own ({said})"
+        return problem, canary == "passed" or claimed
+    if canary and exit_code == 0:
         return "the exit code is 0 although the canary failed: the test runner did not end by itself", True
     # a report may come with a rule of the project's own, such as a threshold of coverage: the counter-check proves it
-    if not canary and by_log and result.exit_code != 0 and not set(FAILED) & set(statuses.values()):
-        return f"the exit code is {result.exit_code}, but the log names no failure: it does not describe the run", False
+    if not canary and by_log and exit_code != 0 and not set(FAILED) & set(statuses.values()):
+        return f"the log names no failure, so it does not describe the run ({said})", False
     return "", False
 
 

@@ -1,7 +1,10 @@
 """Reading JUnit XML that untrusted code may have written: bounded, no symlinks, no entities, the worst status wins."""
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from xml.parsers import expat
 
 MAX_REPORT_BYTES = 32 << 20  # of all reports together
@@ -67,6 +70,25 @@ def parse(data: bytes) -> list[tuple[str, str]]:
 
 def read_regular(path: Path, most: int) -> bytes:
     """The file's bytes. A symlink would lead out of the sandbox, a pipe would block: neither is opened."""
+    with _opened(path) as (file, size):
+        if size > most:
+            raise ReportError(f"the reports are larger than {MAX_REPORT_BYTES >> 20} MiB")
+        return file.read(most)
+
+
+def read_ends(path: Path, most: int) -> bytes:
+    """The same of a file of any size: all of it, or its head and tail, `most` bytes of them together."""
+    with _opened(path) as (file, size):
+        if size <= most:
+            return file.read(most)
+        head = file.read(most // 2)
+        file.seek(size - most // 2)
+        return head + f"\n[... {size - 2 * (most // 2)} bytes cut ...]\n".encode() + file.read(most // 2)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """(the file, its size in bytes)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -75,9 +97,7 @@ def read_regular(path: Path, most: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ReportError(f"{path.name} is not a regular file", forged=True)
-        if status.st_size > most:
-            raise ReportError(f"the reports are larger than {MAX_REPORT_BYTES >> 20} MiB")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
+            yield file, status.st_size
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ Any of it may hold what hidden tests say: it goes into verdicts, results and fil
 """
 
 import hashlib
+import itertools
 import re
 import shlex
 import signal
@@ -29,20 +30,21 @@ ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 BREAK = re.compile(r"[\x0b\x0c\x85\u2028\u2029]")  # where other programs would end a line
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-KILLED = re.compile(r"^\[killed: (.*)\]$", re.MULTILINE)  # sandboxes/process.py says why
+KILLED = re.compile(r"\[killed: (.*)\]$")  # sandboxes/process.py says why, at the end
 PREFIX = re.compile(r"INTERNALERROR> ?|\[ERROR\] +|npm (?:ERR!|error) +")  # after which the line itself begins
 
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Failed|NotFound)\b(?:: |$)")
 ERROR = (  # of a tool, a runner or a shell, in the words that each puts at the beginning of a line
-    re.compile(r"E {1,8}(?=(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*: |(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)$|fixture '.*' not found)"),
+    re.compile(r"E {1,8}(?=(?:[A-Za-z_]\w*\.)*(?:[A-Za-z_]\w*: |\w*(?:Error|Exception)$)|fixture '.*' not found)"),
     re.compile(r"(?i)(?=(?:php )?(?:parse |fatal )?error(?:\[\w+\])?: )"),
-    re.compile(r"(?i)(?=fatal: |panic: |fatal python error: |segmentation fault\b|killed$|aborted\b|bus error\b|terminate called )"),
+    re.compile(r"(?i)(?=fatal: |panic: |fatal python error: |segmentation fault\b|killed$|aborted\b|bus error\b)"),
+    re.compile(r"(?=terminate called )"),
     re.compile(r"(?=[^\s:][^:]{0,200}:(?: line)?(?: ?\d+:)?(?: ?\d+:)? (?:fatal |syntax )?error(?: \w+)?: )"),  # prog: error: x
     re.compile(r"(?=\S+\.(?:go|rs|c|cc|cpp|h|java|kt|ts|cs):(?:\[?\d+[,:]?\d*\]?:? ?)(?! in ))"),  # where a compiler stops
-    re.compile(r"(?i)(?=\S.{0,200}: (?:command not found|not found|no such file or directory|permission denied|cannot execute)\b)"),
-    re.compile(r"(?i)(?=\S.{0,200}: (?:no module named|can't open file|cannot open|failed to run command|unrecognized|invalid option|"
-               r"unknown option|no rule to make))"),
-    re.compile(r"(?=make(?:\[\d+\])?: \*\*\* |go: (?!downloading |finding |extracting )|no Go files |Missing script: |Cannot find module )"),
+    re.compile(r"(?i)(?=\S.{0,200}: (?:(?:command )?not found|no such file or directory|permission denied|cannot execute)\b)"),
+    re.compile(r"(?i)(?=\S.{0,200}: (?:no module named|can't open file|cannot open|failed to run command|unrecognized|"
+               r"invalid option|unknown option|no rule to make))"),
+    re.compile(r"(?=make(?:\[\d+\])?: \*\*\* |go: (?!downloading |finding |extracting )|no Go files |Missing script: )"),
     re.compile(r"(?i)(?=.{0,200}\bcannot find (?:module|symbol|package|main module|value)\b)"),
 )
 # What only announces an error, repeats a usage, or says that something else failed.
@@ -50,8 +52,9 @@ ANNOUNCED = re.compile(
     r"ERROR: usage: |usage: "
     r"|ERROR: \S+ \([\w.<>]+\)"  # the header of unittest
     r"|ImportError: Failed to import test module"
-    r"|(?:code|errno|syscall|path|command|signal|cwd) |COMPILATION ERROR|BUILD FAILURE|To see the full stack|Re-run Maven|For more information|\[Help 1\]"
-    r"|A complete log|Test failed\.|-> \[Help|Tests run: |Failed to execute goal|Lifecycle script|This is probably not a problem"
+    r"|(?:code|errno|syscall|path|command|signal|cwd) |A complete log|Test failed\.|Lifecycle script"  # npm
+    r"|COMPILATION ERROR|BUILD FAILURE|To see the full stack|Re-run Maven|For more information|(?:-> )?\[Help"  # Maven
+    r"|Tests run: |Failed to execute goal|This is probably not a problem"
     r"|ERROR: InvocationError|make(?:\[\d+\])?: \*\*\* .* Error \d+"
 )
 
@@ -75,12 +78,12 @@ def tail(text: str, most: int = TAIL_CHARACTERS) -> str:
 
 
 def first_error(text: str, exit_code: int = 1) -> str:
-    """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the signal that ended it, or
-    else what sounds like one; "no output" where there is none."""
-    killed = KILLED.findall(text)
+    """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the signal
+    that ended it, or else what sounds like one; "no output" where there is none."""
     lines = plain(text).split("\n")
-    found = (killed[-1] if killed else "") or next(_errors(lines), "") or _signal(exit_code) or _sounds_like_one(lines) or "no output"
-    return " ".join(found.split())[:ERROR_CHARACTERS]
+    killed = [match[1] for match in map(KILLED.match, lines[-2:]) if match]
+    candidates = (*killed, *itertools.islice(_errors(lines), 1), _signal(exit_code), _sounds_like_one(lines), "no output")
+    return next(filter(None, (" ".join(found.split()) for found in candidates)))[:ERROR_CHARACTERS]
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
@@ -107,8 +110,8 @@ def _signal(exit_code: int) -> str:
 
 def _sounds_like_one(lines: list[str]) -> str:
     said = [line for line in lines if line.strip()]
-    named = (line for line in said if cause.NAMED.search(line[:LONGEST_LINE]) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line))
-    return next(named, said[-1] if said else "")
+    fits = lambda line: cause.NAMED.search(line) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line)  # noqa: E731
+    return next((line for line in said if fits(line[:LONGEST_LINE])), said[-1] if said else "")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Outputs:
 
     def write(self, task_id: str, run: str, argv: list[str], result: CommandResult, output: str) -> Path:
         """Bytes that are no UTF-8 are U+FFFD in it."""
-        name = re.sub(r"[^\w.+-]", "_", task_id)[:100]
+        name = re.sub(r"^\.|^$|[^\w.+-]", "_", task_id, flags=re.ASCII)[:100]
         if name != task_id:  # so that no two are one
             name += f".{hashlib.sha256(task_id.encode(errors='surrogatepass')).hexdigest()[:8]}"
         path = self.folder / name / f"{run}.log"

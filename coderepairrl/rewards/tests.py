@@ -3,8 +3,9 @@
     verdict = await Grader(sandbox_config).grade(task, diff)
 
 1. One run (judge.py). A diff that does not apply, a report that is no evidence, failing tests: not resolved.
-2. No evidence at all: the oracle's own patch is run once a task. If that gives none either, the environment is to blame, not the diff.
+2. No evidence at all: the oracle's own patch is run. If that gives none either, the environment is to blame, not the diff.
    If it gives some only without the canary, the task's own files keep the canary from failing, and all its diffs are judged without.
+   A test may fail by chance: what speaks against a task counts for its further diffs only once two runs have said the same.
 3. A run that passes: the same again with some tests turned (counter_check.py). Tests that still pass, and fail so under the
    oracle's patch, were not decided by the code: tampered.
 """
@@ -19,7 +20,8 @@ from dataclasses import replace
 from coderepairrl.errors import TaskError
 from coderepairrl.rewards import counter_check, counting
 from coderepairrl.rewards.build import Build
-from coderepairrl.rewards.judge import FAILED, TIME_LIMIT, Run, execute, takes_canary, without_canary
+from coderepairrl.rewards.judge import FAILED, TIME_LIMIT, Keep, Run, execute, takes_canary, without_canary
+from coderepairrl.rewards.output import Outputs
 from coderepairrl.rewards.protected import Selection, select
 from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.test_ids import function_of
@@ -48,16 +50,18 @@ class Grader:
     Valid because a verdict depends on nothing else: each run has a fresh sandbox without network, fixed variables and the
     environment's fixed command. Not remembered: time limits, which depend on the machine's load, and errors.
     `runs` counts diffs that were executed, `hits` answers without, `checks` further runs: counter-checks and the oracle's.
+    `outputs`: where all that test commands print is kept; None: nowhere.
     """
 
-    def __init__(self, sandbox_config: SandboxConfig, remembered: int = 10_000):
+    def __init__(self, sandbox_config: SandboxConfig, remembered: int = 10_000, outputs: Outputs | None = None):
         self.config, self.remembered, self.runs, self.hits, self.checks = sandbox_config, remembered, 0, 0, 0
+        self.outputs = outputs
         self.builds: dict[tuple[str, str], Build] = {}  # of bare checkouts and oracles (build.py)
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
         self._waiting: dict[tuple[str, str], int] = {}
         self._oracles: OrderedDict[tuple[str, int | None, bool], Run] = OrderedDict()
-        self._locks: dict[tuple[str, int | None, bool], asyncio.Lock] = {}
+        self._locks: dict[tuple, asyncio.Lock] = {}
         self._secret = secrets.token_hex(16)  # what is turned, nobody can know
         self._silent: dict[str, set[int]] = {}  # task -> variants of its tests that tell nothing
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
@@ -113,31 +117,51 @@ class Grader:
             if strict:
                 kind, message = await self._counter_check(task, selection)
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
-        return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind, counting.resolved_swebench(run), touched)
+        return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind,
+                       counting.resolved_swebench(run), touched, "" if kind == VerdictKind.RESOLVED else run.tail, run.file)
+
+    async def _execute(self, task: Task, selection: Selection, name: str = "", variant: Variant | None = None) -> Run:
+        """`name`: of the run's file of output; "" is the diff's."""
+        name = name or hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest()[:12]
+        name += ".turned" * (variant is not None) + ".without_canary" * (not takes_canary(task))
+        return await execute(task, selection, self.config, variant, Keep(self.outputs, name) if self.outputs else None)
 
     async def _run(self, task: Task, selection: Selection) -> tuple[Task, Run]:
         """The first run, and the task as it was run: without its canary where that proves nothing of this task."""
         if not takes_canary(task) and task.environment.log_parser is None:
             raise TaskError(f"task {task.task_id}: its test command takes no canary test: add {{canary_path}} or {{canary_module}} to it")
         if task.task_id not in self._spoilt:
-            run = await execute(task, selection, self.config)
+            run = await self._execute(task, selection)
             if not (takes_canary(task) and _doubtful(run) and await self._spoils_canary(task)):
                 return task, run
             self.checks += 1
         bare = without_canary(task)
-        return bare, await execute(bare, selection, self.config)
+        return bare, await self._execute(bare, selection)
 
     async def _spoils_canary(self, task: Task) -> bool:
-        """Whether the oracle's own run is worth more without the canary. The diff that is judged has no say in it."""
-        given = await self._oracle(task)
-        if given.timed_out or _worth(given) == (True, True):
+        """Whether the oracle's own run is worth more without the canary, each of the two runs twice: the mark is for the
+        rest of the run. The diff that is judged has no say in it."""
+        given, bare = await self._oracle(task), without_canary(task)
+        if given.timed_out or _worth(given) == (True, True) or _worth(await self._oracle(bare)) <= _worth(given):
             return False
-        spoils = _worth(await self._oracle(without_canary(task))) > _worth(given)
-        if spoils:
-            self._spoilt.add(task.task_id)
-            log.warning("task %s: its project's own settings keep the canary from failing: the counter-check "
-                        "judges its diffs", task.task_id)
-        return spoils
+        async with self._locks.setdefault((task.task_id, "mark"), asyncio.Lock()):
+            if task.task_id in self._spoilt:
+                return True
+            # a run with the canary that is worth less was repeated before it was remembered
+            proven = _key(task) in self._oracles and await self._repeats(bare)
+            if proven:
+                self._spoilt.add(task.task_id)
+                log.warning("task %s: its project's own settings keep the canary from failing: the counter-check "
+                            "judges its diffs", task.task_id)
+        return proven
+
+    async def _repeats(self, task: Task) -> bool:
+        """Whether the oracle's run that is remembered comes out the same again; one that doesn't is forgotten."""
+        before = self._oracles.get(_key(task))
+        if before is not None and _agree(before, await self._run_oracle(task)):
+            return True
+        self._oracles.pop(_key(task), None)
+        return False
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
         """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something, and where it
@@ -148,7 +172,7 @@ class Grader:
 
         async def of_diff(variant: Variant | None) -> Run:
             self.checks += 1
-            return await execute(task, selection, self.config, variant)
+            return await self._execute(task, selection, variant=variant)
 
         async def of_oracle(variant: Variant) -> Run:
             return await self._oracle(task, variant)
@@ -162,23 +186,49 @@ class Grader:
         return kind, why
 
     async def _oracle(self, task: Task, variant: Variant | None = None) -> Run:
-        """The run of the oracle's patch, once a task; of the bare checkout where the task has none."""
-        key = (task.task_id, variant and variant.number, takes_canary(task))
-        if key in self._oracles:
-            return self._oracles[key]
+        """The run of the oracle's patch, of the bare checkout where the task has none. It is remembered if it is as it must
+        be, else once a second run has said the same; of two that differ the better one is the answer."""
+        key = _key(task, variant)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if key in self._oracles:
                 return self._oracles[key]
-            self.checks += 1
-            patch = task.oracle_patch
-            if patch.strip():
-                diff, applied = await as_diff(task, patch, self.config)
-                patch = patch if applied.problem else diff
-            run = await execute(task, await _select(task, patch), self.config, variant)
-            if not run.timed_out:
-                _remember(self._oracles, key, run, self.remembered)
-        self._locks.pop(key, None)
+            run = await self._run_oracle(task, variant)
+            if run.timed_out:
+                return run
+            if not _as_it_must(run, variant):
+                again = await self._run_oracle(task, variant)
+                if not _agree(run, again):
+                    log.warning("task %s: two runs of the oracle's patch differ: %s; %s", task.task_id, _described(run), _described(again))
+                    return max(run, again, key=lambda one: (_as_it_must(one, variant), _worth(one)))
+            _remember(self._oracles, key, run, self.remembered)
         return run
+
+    async def _run_oracle(self, task: Task, variant: Variant | None = None) -> Run:
+        self.checks += 1
+        patch = task.oracle_patch
+        if patch.strip():
+            diff, applied = await as_diff(task, patch, self.config)
+            patch = patch if applied.problem else diff
+        return await self._execute(task, await _select(task, patch), "oracle", variant)
+
+
+def _key(task: Task, variant: Variant | None = None) -> tuple[str, int | None, bool]:
+    return task.task_id, variant and variant.number, takes_canary(task)
+
+
+def _as_it_must(run: Run, variant: Variant | None) -> bool:
+    """Whether an oracle's run is one: it resolves; with turned tests, of which some may tell nothing, it gives evidence."""
+    return run.evidence != "none" if variant else _worth(run) == (True, True)
+
+
+def _agree(run: Run, again: Run) -> bool:
+    return (run.evidence, run.to_pass, run.to_keep, bool(run.bent), run.timed_out) == (
+        again.evidence, again.to_pass, again.to_keep, bool(again.bent), again.timed_out)
+
+
+def _described(run: Run) -> str:
+    bad = [f"{test} {status}" for test, status in (run.to_pass | run.to_keep).items() if status != "passed"]
+    return run.problem or ", ".join(bad[:5]) or "all pass"
 
 
 def _doubtful(run: Run) -> bool:

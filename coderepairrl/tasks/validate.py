@@ -39,6 +39,7 @@ class Decision:
     base_s: tuple[float, ...] = ()  # of the runs without a repair, and with the oracle patch
     gold_s: tuple[float, ...] = ()
     flaky: tuple[str, ...] = ()  # tests whose status differed between equal runs
+    output: str = ""  # of a refused task: the last lines of what its tests printed, under the oracle patch if that failed
 
     @property
     def admitted(self) -> bool:
@@ -71,7 +72,8 @@ async def validate(task: Task, environments: EnvironmentsConfig, sandbox: Sandbo
     decision = replace(decision, gold_s=_seconds(gold), flaky=tuple(sorted({*decision.flaky, *differing(gold)})), evidence=gold[0].evidence)
     reason, detail = _judge(base, gold, decision.flaky, applied.left_out)
     parts = (detail, instead(built.environment))
-    return replace(decision, reason=reason, detail="; ".join(part for part in parts if part))
+    printed = next((verdict.output for verdict in (*gold, *base) if verdict.output), "") if reason else ""
+    return replace(decision, reason=reason, detail="; ".join(part for part in parts if part), output=printed)
 
 
 def differing(verdicts: list[Verdict]) -> tuple[str, ...]:
