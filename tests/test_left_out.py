@@ -74,6 +74,13 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "a large file": ("head -c 5M /dev/urandom > big", {"big": "4 MiB"}),
     "a large binary file": ("head -c 600000 /dev/zero > big", {"big": "512 KiB"}),
     "a name that is not UTF-8": ("touch $'\\xff'", {"?": "UTF-8"}),
+    "a file in the place of a folder with hidden files": (
+        "rm -r logs; echo > logs", {"logs": "hides", "logs/local.log": "removed"}),
+    "a link in its place": ("rm -r logs; ln -s lib.py logs", {"logs": "hides", "logs/local.log": "removed"}),
+    "names that git takes for its own": (
+        "mkdir .GIT; touch .GIT/x 'git~1' '.git '; ln -s lib.py .gitmodules",
+        {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")}),
+    "an empty repository of the base": ("echo > empty/x", {}),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }
 
@@ -82,7 +89,9 @@ NAMED = {  # name -> (command, path -> a word of the reason)
 def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
     command, expected = NAMED[case]
     base = tmp_path / "base"
-    _write(base, {"lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
+    _write(base, {"lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n",
+                  "logs/local.log": b"built\n", "empty/.git/HEAD": b"ref: refs/heads/main\n", "empty/.git/objects/x": b"",
+                  "empty/.git/refs/x": b"", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
 
     async def body(sandbox):
         untouched = await sandbox.diff(), sandbox.left_out

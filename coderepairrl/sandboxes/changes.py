@@ -30,6 +30,7 @@ MAX_FILES = 2000  # new files of one diff; changes of the base's own files come 
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
+BLOCKED = "in the place of what the base's .gitignore hides, which no diff can remove"
 REFUSED = "a name that git does not take"
 _GONE = b"0 " + b"0" * 40 + b"\t"
 
@@ -69,7 +70,9 @@ class Judge:
                 seen = set(new) & set(visible)
             left_out = self._hidden(checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
-            kept = _choose(checkout.view, [*changed, *seen], set(new), left_out)
+            blocked = _blocked(seen, self._of_base("hidden")) if seen else set()
+            left_out |= dict.fromkeys(blocked, BLOCKED)
+            kept = _choose(checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
         texts = []
         for name, section in sections:
@@ -156,6 +159,16 @@ class Judge:
             raise SandboxError("git apply was killed by this machine: free some memory")
         refuse_machine("git apply", err)
         return out, err.split("\n")[0][:300] or f"git apply: exit {code}"
+
+
+def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
+    """Those that cannot be written where the hidden files are: a folder with one became a file, or one became a folder."""
+    folders: set[bytes] = set()
+    for name in hidden:
+        while (name := os.path.dirname(name)) and name not in folders:
+            folders.add(name)
+    above = {name: [name[:at.start()] for at in re.finditer(b"/", name)] for name in names}
+    return {name for name in names if name in folders or not hidden.isdisjoint(above[name])}
 
 
 def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[bytes, str]) -> list[bytes]:

@@ -21,7 +21,10 @@ EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of 
 ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")
 NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
 _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-_MACHINE = re.compile("No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|unable to write|Too many open files")
+_MACHINE = re.compile(
+    "No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|Too many open files"
+    # of what stands in the way the disk knows nothing
+    "|unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))")
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
 VARIABLES = {
@@ -37,7 +40,8 @@ async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: 
     place, enter = (checkout.path, checkout.enter) if isinstance(checkout, Worktree) else (checkout, ())
     environment = VARIABLES | {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(place)} | variables
     code, out, err = await capture([*enter, *under, "git", "-C", str(place), *arguments], environment=environment, cwd="/", stdin=stdin)
-    return code, out, err.decode(errors="replace").strip()
+    return code, out, err.decode(errors="replace").strip("
+")  # a name may end in a space
 
 
 async def must(*arguments: str, **keywords) -> bytes:
