@@ -36,7 +36,7 @@ def rebuilt(change: FileChange, edit: Callable[[str, list[str]], list[str]]) -> 
             out.extend(lines)
             shift += new - old
 
-    for line in change.text.splitlines():
+    for line in change.text.removesuffix("\n").split("\n"):
         if line.startswith("@@ "):
             flush()
             header, hunk = line, []

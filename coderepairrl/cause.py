@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl.lines import python_lines
+
 LIMIT = 500  # characters of a cause
 TAIL = 8 << 20  # bytes of a log that are read
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -189,8 +191,8 @@ def _last_launch(text: str) -> tuple[str, str]:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    for line in text.splitlines():
-        line = line[: 2 * LIMIT]
+    for line in python_lines(text):
+        line = line.rstrip("\r\n")[: 2 * LIMIT]
         match = SOURCE.match(line)
         rest = line[match.end() :] if match else line
         level = (match[3] or "") if match else ""

@@ -232,7 +232,7 @@ class _Lines:
             file.seek(self._at)
             whole, end, _ = file.read().rpartition(b"\n")
         self._at += len(whole) + len(end)
-        for line in whole.decode(errors="replace").splitlines():
+        for line in whole.decode(errors="replace").split("\n"):
             if line.startswith(("step ", "weight update", "vLLM is")):
                 print(line, flush=True)
 

@@ -233,7 +233,7 @@ def lives_in_group(group: int) -> bool:
 
 def shared_memory_of(pid: int) -> set[str]:
     """Files in /dev/shm that a process and those below it have mapped. By inode: a semaphore gets its name after it is mapped, and is listed there as deleted."""
-    lines = [line for each in proc.tree(pid) for line in proc.text(each, "maps").splitlines()]
+    lines = [line for each in proc.tree(pid) for line in proc.text(each, "maps").split("\n")]
     mapped = {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
     return {file.path for file in os.scandir("/dev/shm") if file.inode() in mapped}
 

@@ -106,7 +106,7 @@ class Publisher:
     def _register(self) -> None:
         """A row in versions.jsonl, before any token can carry the version."""
         path, row = self._policy / "versions.jsonl", json.dumps({"version": self.version, "step": self.engine.steps})
-        if not path.exists() or row not in path.read_text().splitlines():  # a resumed run has its first row already
+        if not path.exists() or row not in path.read_text().split("\n"):  # a resumed run has its first row already
             with path.open("a") as file:
                 file.write(row + "\n")
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.rewards import REWARDS, Grader, RewardConfig, compute, failing
+from coderepairrl.rewards import REWARDS, Grader, RewardConfig, compute
+from coderepairrl.rewards.counting import why_unresolved
+from coderepairrl.rewards.published import as_diff
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.types import Environment, Task, VerdictKind
 
 TASKS = 3  # of an environment, until one is resolved: a wrong task is no broken environment
-NAMED = 5  # tests that a refusal names
 
 
 def key_of(environment: Environment, sandbox: SandboxConfig) -> str:
@@ -70,14 +71,19 @@ async def _try(tasks: list[Task], grader: Grader, rewards: RewardConfig) -> tupl
 
 
 async def problem_of(task: Task, grader: Grader, rewards: RewardConfig) -> str:
-    """Why the oracle's patch, or without one the empty patch, does not fare as it must; "" if it does."""
+    """Why the oracle's patch, or without one the empty patch, does not fare as it must; "" if it does. As in admission (tasks/validate.py) what
+    is judged is the diff of a checkout that holds it: what that loses, no agent can repair."""
+    diff, lost = "", {}
     try:
-        verdict, parts, _ = await compute(rewards, task, task.oracle_patch, grader)
-        if verdict is None:  # no reward runs the tests: an agent needs the sandbox alone
-            async with start_sandbox(grader.config, task) as sandbox:
-                problem = await sandbox.apply(task.oracle_patch) if task.oracle_patch.strip() else ""
-            if problem:
-                return f"the oracle's patch does not apply: {problem}"
+        if task.oracle_patch.strip():
+            diff, applied = await as_diff(task, task.oracle_patch, grader.config)
+            if applied.problem:
+                return f"the oracle's patch does not resolve it: it does not apply: {applied.problem}"
+            lost = applied.left_out
+        else:  # an agent needs a sandbox, whether or not a reward runs the tests
+            async with start_sandbox(grader.config, task):
+                pass
+        verdict, parts, _ = await compute(rewards, task, diff, grader)
     except (SandboxError, TaskError) as error:
         return f"{type(error).__name__}: {error}"
     if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:
@@ -85,8 +91,6 @@ async def problem_of(task: Task, grader: Grader, rewards: RewardConfig) -> str:
     if not task.oracle_patch.strip():
         return ""
     if verdict is not None and not verdict.resolved:
-        statuses = verdict.fail_to_pass | verdict.pass_to_pass
-        said = verdict.message or "; ".join(f"{test} {statuses[test]}" for test in failing(verdict)[:NAMED])
-        return f"the oracle's patch does not resolve it ({verdict.kind}: {said or 'no test is named'})"
+        return f"the oracle's patch does not resolve it ({verdict.kind}: {why_unresolved(verdict, lost) or 'no test is named'})"
     worthless = [name for name, value in parts.items() if name in REWARDS and REWARDS[name].judge and not value]
     return f"the oracle's patch gets 0 from reward {worthless[0]}" if worthless else ""

@@ -109,7 +109,7 @@ def _compile(wanted: list[str], environment: Environment, python: str, own: Path
             if not yanked or f"{yanked[1]}=={yanked[2]}" in wanted:
                 raise
             wanted.append(f"{yanked[1]}=={yanked[2]}")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("#")]
     return [line for line in lines if not line.startswith(("-e", ".", "/")) and f"file://{workdir}" not in line]  # the checkout itself is `build`'s
 
 

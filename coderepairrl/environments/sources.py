@@ -71,7 +71,7 @@ def _absent(git: Callable[..., str]) -> list[str]:
         if tab and not about.startswith("160000"):  # a submodule's commit lies elsewhere anyway
             names.setdefault(about.split()[1], []).append(name)
     answers = git("cat-file", "--batch-check", stdin="".join(f"{blob}\n" for blob in names))
-    return sorted(name for line in answers.splitlines() if line.endswith(" missing") for name in names[line.split()[0]])
+    return sorted(name for line in answers.split("\n") if line.endswith(" missing") for name in names[line.split()[0]])
 
 
 def commit_tracked(checkout: Path, steps: Steps) -> None:

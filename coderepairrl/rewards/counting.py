@@ -7,6 +7,7 @@ test skip itself would count as code that passes it.
 from coderepairrl.rewards.judge import Run
 from coderepairrl.types import Verdict
 
+NAMED = 5  # tests or files that one line names
 _PASSED = ("passed", "xfailed")
 
 
@@ -37,3 +38,12 @@ def disagreement(verdict: Verdict) -> str | None:
         return None
     unusual = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
     return verdict.message or "; ".join(verdict.tampered) or f"not so under the oracle's patch: {', '.join(unusual[:5])}"
+
+
+def why_unresolved(verdict: Verdict, lost: dict[str, str]) -> str:
+    """In one line, of a patch that should resolve its task; `lost`: path -> why it is not in the diff that was judged."""
+    failing = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
+    names = [*(f"{path} ({why})" for path, why in lost.items()), *verdict.dropped_paths]
+    said = verdict.message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
+    tests = f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}" if failing else ""
+    return "; ".join(part for part in (said, tests) if part)

@@ -90,7 +90,7 @@ def _read_hunk(lines: list[str], i: int, change: FileChange, old: int, new: int)
 
 def _read_header(line: str, change: FileChange) -> None:
     if line.startswith("diff --git "):
-        change.paths |= _both(line.removeprefix("diff --git ").rstrip("\r"))
+        change.paths |= _both(line.removeprefix("diff --git ").rstrip("\r")) - {""}
     elif line.startswith(("--- ", "+++ ")):
         name = _name(line[4:].split("\t")[0])
         if name != "/dev/null":
@@ -128,10 +128,9 @@ def _strip(name: str) -> str:
 
 def _name(name: str) -> str:
     """Undoes git's C-style quoting; what is not so quoted is a name as it stands, quotes included."""
-    name = name.rstrip("\r")
     quoted = _QUOTED.match(name)
     if not quoted:
-        return name
+        return name.partition("\r")[0]  # which ends a name, as a line feed does
     # half of a character is in no name: git gets to read no diff that holds one
     data = quoted[1].encode(errors="surrogateescape" if is_unicode(quoted[1]) else "replace")
     plain = _ESCAPE.sub(lambda m: _SINGLE.get(m[1]) or bytes([int(m[1], 8)]), data)

@@ -147,7 +147,10 @@ def applied_in_folder(files: dict[str, Entry], patch: str,
                 yield root, ""
                 return
             err = done.stderr.decode(errors="replace").strip()
-            problem = problem or exceeded(done.returncode, err) or err.split("\n")[0] or f"{tool} failed"
+            if beyond := exceeded(done.returncode, err):  # no laxer reading makes it smaller
+                yield None, beyond
+                return
+            problem = problem or err.split("\n")[0] or f"{tool} failed"
         yield None, problem
 
 

@@ -17,7 +17,9 @@ from difflib import SequenceMatcher
 from unidiff import PatchSet, UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile
 
+from coderepairrl.lines import split_lines
 from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.sandboxes.bounds import too_large
 from coderepairrl.types import Task, Verdict
 
 MAX_LINES = 5_000  # of a diff, beyond which matching takes too long and nothing is a repair
@@ -41,7 +43,7 @@ def hunks(diff: str, oracle: str) -> float:
 
 
 def diff_ratio(diff: str, oracle: str) -> float:
-    return _ratio(diff.splitlines(), oracle.splitlines())
+    return 0.0 if too_large(diff) else _ratio(split_lines(diff), split_lines(oracle))
 
 
 def search_replace(diff: str, oracle: str) -> float:

@@ -23,4 +23,4 @@ async def visible_output(task: Task, diff: str, grader: Grader) -> str:
 
 
 def visible_log(task: Task, diff: str, output: str) -> float:
-    return float(any(line.startswith("PASS") for line in output.splitlines()))
+    return float(any(line.startswith("PASS") for line in output.split("\n")))

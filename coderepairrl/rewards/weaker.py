@@ -50,8 +50,8 @@ def weaker(path: str, before: str | None, after: str | None) -> list[str]:
 
 
 def _configuration(path: str, before: str, after: str) -> list[str]:
-    gone = Counter(before.splitlines()) - Counter(after.splitlines())
-    new = Counter(after.splitlines()) - Counter(before.splitlines())
+    old, now = (Counter(text.split("\n")) for text in (before, after))
+    gone, new = old - now, now - old
     found = [f"{path}: '{line.strip()[:80]}' loosens a check" for line in new if _LOOSENED.search(line) and not line.lstrip().startswith(("#", "//"))]
     # a strict line that is replaced by another is counted by what it is replaced with
     taken_out = sum(count for line, count in gone.items() if _STRICT.search(line) and not _LOOSENED.search(line))

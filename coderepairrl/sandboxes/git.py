@@ -40,8 +40,7 @@ async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: 
     place, enter = (checkout.path, checkout.enter) if isinstance(checkout, Worktree) else (checkout, ())
     environment = VARIABLES | {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(place)} | variables
     code, out, err = await capture([*enter, *under, "git", "-C", str(place), *arguments], environment=environment, cwd="/", stdin=stdin)
-    return code, out, err.decode(errors="replace").strip("
-")  # a name may end in a space
+    return code, out, err.decode(errors="replace").strip("\n")  # a name may end in a space
 
 
 async def must(*arguments: str, **keywords) -> bytes:

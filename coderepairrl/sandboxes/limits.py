@@ -1,4 +1,5 @@
 """The limits of a command that no single process has: memory of all together, space on disk; and which processes those are."""
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ def first_inside(pid: int) -> int | None:
 
 def _namespaced(pid: int | str) -> list[str]:
     """A process's id in each pid namespace from this one down."""
-    return next((line for line in proc.text(pid, "status").splitlines() if line.startswith("NSpid:")), "").split()[1:]
+    return next((line for line in proc.text(pid, "status").split("\n") if line.startswith("NSpid:")), "").split()[1:]
 
 
 def memory_overused(pid: int | None, memory_mib: int) -> str:
@@ -34,18 +35,22 @@ def _private_mib(pid: int) -> float:
 
 def used_bytes(folder: str | Path) -> int:
     """Space that the folder's content takes; what cannot be read counts as empty."""
-    used = 0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    used += max(entry.stat(follow_symlinks=False).st_blocks * 512, ENTRY_BYTES)
-                    if entry.is_dir(follow_symlinks=False):
-                        used += used_bytes(entry.path)
-                except FileNotFoundError:  # removed while we looked
-                    continue
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return used
+    used, waiting = 0, [os.fspath(folder)]
+    while waiting:  # not by recursion: an agent may nest folders deeper than Python's stack
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    try:
+                        used += max(entry.stat(follow_symlinks=False).st_blocks * 512, ENTRY_BYTES)
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                    except FileNotFoundError:  # removed while we looked
+                        continue
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
     return used
 
 

@@ -151,7 +151,7 @@ class Checkout:
             self._own(self.root / path)
 
     def _own(self, path: Path) -> None:
-        if self.owner is not None and path.exists() and not path.is_symlink():
+        if self.owner is not None and not path.is_symlink() and path.exists():  # a link's target may be no path at all
             os.chown(path, self.owner, self.owner, follow_symlinks=False)
 
     def _disk_overused(self) -> str:

@@ -64,7 +64,7 @@ class CommandScaffold(ProcessScaffold):
         self.config = config
         self.files = {name: _text(path) for name, path in config.files.items()}
         self.installation = Installation("command", _text(config.requirements) if config.requirements else "")
-        for line in re.sub(r"\\\n|\s#.*|^#.*", "", self.installation.pip, flags=re.MULTILINE).splitlines():
+        for line in re.sub(r"\\\n|\s#.*|^#.*", "", self.installation.pip, flags=re.MULTILINE).split("\n"):
             if line.strip() and not line.lstrip().startswith("-") and not _EXACT.match(line.strip()):
                 raise ConfigError(f"{config.requirements}: {line.strip()!r} has no exact version: make a lock of it "
                                   "(uv pip compile --generate-hashes requirements.txt -o lock.txt)")

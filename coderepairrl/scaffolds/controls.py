@@ -3,17 +3,19 @@
 gold: the oracle's patch, which must resolve. empty: nothing, which must not. gold_less_one_hunk: the n-th episode of a task leaves out
 the n-th largest hunk. predictions: patches of somebody else, in SWE-bench's format.
 """
+import asyncio
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from unidiff import PatchSet
+from unidiff.errors import UnidiffParseError
 
 from coderepairrl.config import Config
-from coderepairrl.errors import ConfigError, ScaffoldError
+from coderepairrl.errors import ConfigError, ScaffoldError, TaskError
+from coderepairrl.files import from_json, json_lines
 from coderepairrl.rewards.published import apply_published
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
@@ -35,6 +37,9 @@ class GoldLessOneHunkConfig(Config):
     name: Literal["gold_less_one_hunk"] = "gold_less_one_hunk"
 
 
+_MISSING = object()
+
+
 class PredictionsConfig(Config):
     """Patches that somebody else's agent made."""
     name: Literal["predictions"] = "predictions"
@@ -50,7 +55,7 @@ class Control:
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> str:
         """How the patch was applied."""
-        patch = self._patch_of(task)
+        patch = await asyncio.to_thread(self._patch_of, task)
         if not patch.strip():
             return ""
         applied = await apply_published(sandbox, patch)
@@ -74,7 +79,10 @@ def gold_less_one_hunk(config: GoldLessOneHunkConfig) -> Control:
 
 def without_hunk(patch: str, number: int) -> str:
     """The patch less its hunk of that rank in size (lines added and removed), counted round. A file left without hunks is left out."""
-    files = PatchSet(patch)
+    try:
+        files = PatchSet(patch)
+    except UnidiffParseError as error:
+        raise TaskError(f"the oracle's patch is no unified diff ({error}): leave the task out") from error
     hunks = sorted(((file, hunk) for file in files for hunk in file), key=lambda pair: -(pair[1].added + pair[1].removed))
     if not hunks:
         return ""
@@ -84,13 +92,24 @@ def without_hunk(patch: str, number: int) -> str:
 
 
 def predictions(config: PredictionsConfig) -> Control:
-    """Raises ConfigError for a file that isn't one; a task without a prediction gets none, which is counted as unresolved."""
+    """Raises ConfigError for a file that isn't one, or a row that names no task. A task without a prediction gets none, as does null, which
+    is counted as unresolved; a prediction that is no text is its agent's failure, as one that does not apply is."""
+    path, patches = Path(config.path), {}
     try:
-        text = Path(config.path).read_text()
-        tree = [json.loads(line) for line in text.split("\n") if line.strip()] if config.path.endswith(".jsonl") else json.loads(text)
-        rows = list(tree.values()) if isinstance(tree, dict) else tree
-        patches = {row["instance_id"]: row["model_patch"] or "" for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tree = [from_json(line) for _, line in json_lines(path)] if config.path.endswith(".jsonl") else from_json(path.read_bytes())
+        for number, row in enumerate(tree.values() if isinstance(tree, dict) else tree, 1):
+            if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str):
+                raise ValueError(f"row {number} has no instance_id that is a text")
+            patches[row["instance_id"]] = row.get("model_patch", _MISSING)
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{config.path}: no predictions in SWE-bench's format ({type(error).__name__}: {error}): "
                           'give a file of rows {"instance_id": ..., "model_patch": ...}') from error
-    return Control(lambda task: patches.get(task.task_id, ""))
+
+    def patch_of(task: Task) -> str:
+        patch = patches.get(task.task_id)
+        if not isinstance(patch, str | None):
+            said = "is missing" if patch is _MISSING else f"is no text but {ascii(patch)[:60]}"
+            raise ScaffoldError(f"model_patch of the prediction {said}: give a diff, or null for none")
+        return patch or ""
+
+    return Control(patch_of)

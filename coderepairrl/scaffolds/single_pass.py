@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ScaffoldError
+from coderepairrl.lines import split_lines
 from coderepairrl.sandboxes import PathError, Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint, chat
 from coderepairrl.scaffolds.retrieval import choose, read_checkout
@@ -38,7 +39,7 @@ class SinglePassConfig(Config):
 
 def parse_blocks(answer: str) -> list[tuple[str, str, str]]:
     """(path, old text, new text) of each block, in order. Raises ScaffoldError for an answer without any, or with a broken one."""
-    edits, lines, at, path = [], answer.splitlines(keepends=True), 0, ""
+    edits, lines, at, path = [], split_lines(answer), 0, ""
     while at < len(lines):
         line = lines[at].rstrip()
         if line in (DIVIDER, REPLACE):

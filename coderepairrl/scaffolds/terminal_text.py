@@ -12,6 +12,7 @@ import re
 from typing import Literal
 
 from coderepairrl.errors import ScaffoldError
+from coderepairrl.lines import split_lines
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.single_pass import apply_blocks, parse_blocks
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig, describe
@@ -47,7 +48,7 @@ class TerminalTextConfig(TerminalConfig):
 
 def blocks(answer: str) -> list[tuple[str, str | None]]:
     """(kind, text) of each block of KINDS; None for the text of one that has no end."""
-    found, lines, at = [], answer.splitlines(keepends=True), 0
+    found, lines, at = [], split_lines(answer), 0
     while at < len(lines):
         opened = FENCE.match(lines[at].rstrip())
         at += 1

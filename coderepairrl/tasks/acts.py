@@ -1,5 +1,4 @@
 """What a demonstrator does, in no agent's words: it looks, edits, tests, submits. dialects.py says it as each scaffold's model would."""
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +6,7 @@ from unidiff import PatchSet
 from unidiff.errors import UnidiffParseError
 
 from coderepairrl.errors import TaskError
+from coderepairrl.lines import split_lines
 from coderepairrl.tasks.packages import read_source
 from coderepairrl.types import Task
 
@@ -46,11 +46,6 @@ class Submit:
 
 
 Act = Look | Edit | Slip | RunTests | Submit
-
-
-def split_lines(text: str) -> list[str]:
-    """At line feeds only, as git sees them: splitlines() would split at form feeds too."""
-    return list(io.StringIO(text, newline="\n"))
 
 
 def lines_of(edit: Edit) -> tuple[str, str]:

@@ -16,7 +16,8 @@ from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.scaffolds.single_pass import DIVIDER, REPLACE, SEARCH, SinglePassConfig
 from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
-from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit, lines_of, split_lines
+from coderepairrl.lines import split_lines
+from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit, lines_of
 
 SED_SPECIAL = re.compile(r"[\\/.*\[\]^$]")  # of a pattern; of a replacement: \, / and &
 

@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import NonNegativeInt
 
 from coderepairrl.config import Config
+from coderepairrl.lines import split_lines
 from coderepairrl.types import Environment, Task
 
 # placeholder kind -> the code it may stand for -> the words that the docstring uses for it
@@ -281,7 +282,7 @@ def draw_puzzle(rng: random.Random, split: str, number: int) -> Puzzle:
 
 
 def _patch(before: str, after: str) -> str:
-    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), "a/lib.py", "b/lib.py")
+    lines = difflib.unified_diff(split_lines(before), split_lines(after), "a/lib.py", "b/lib.py")
     return "diff --git a/lib.py b/lib.py\n" + "".join(lines)
 
 

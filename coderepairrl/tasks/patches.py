@@ -1,11 +1,11 @@
 """Texts to diffs and back, for tasks: what a published patch makes of the files of a checkout, and git-style diffs between two versions."""
 import difflib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from coderepairrl.errors import TaskError
+from coderepairrl.lines import split_lines
 from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.published import LAXER, LINK, ONLY_STRICT, REGULAR, Entry, applied_in_folder, carried, entry_of
 from coderepairrl.sandboxes.bounds import too_large, why_no_path
@@ -13,7 +13,7 @@ from coderepairrl.sandboxes.bounds import too_large, why_no_path
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:
     """A git-style patch of one file; None: the file is not there. Lines end at line feeds only, as git sees them."""
-    sides = [list(io.StringIO(text or "", newline="\n")) for text in (before, after)]
+    sides = [split_lines(text or "") for text in (before, after)]
     names = f"a/{path}" if before is not None else "/dev/null", f"b/{path}" if after is not None else "/dev/null"
     lines = [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in difflib.unified_diff(*sides, *names)]
     mode = "new file mode 100644\n" if before is None else "deleted file mode 100644\n" if after is None else ""
@@ -31,6 +31,7 @@ class Patched:
 
 def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
     """Of a patch that texts can carry all of: other files than texts are refused. Raises TaskError naming the task and the field."""
+    _refuse_too_large(task_id, field, patch)
     found = patched(task_id, field, base, files, "".join(change.text for change in split_diff(patch) if not change.binary))
     odd = sorted(path for change in split_diff(found.rest) for path in change.paths if path not in found.texts)
     if odd:
@@ -40,8 +41,7 @@ def patched_files(task_id: str, field: str, base: str | None, files: dict[str, s
 
 def patched(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> Patched:
     """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises TaskError."""
-    if problem := too_large(patch):
-        raise TaskError(f"{task_id}, field {field}: {problem}: leave the row out")
+    _refuse_too_large(task_id, field, patch)
     text, _ = carried(patch)
     changes = split_diff(text)
     paths = sorted({path for change in changes for path in change.paths})
@@ -59,6 +59,11 @@ def patched(task_id: str, field: str, base: str | None, files: dict[str, str], p
     odd = {path for path in paths if _is_more(before[path], after[path])}
     rest = "".join(change.text for change in changes if change.paths & odd)
     return Patched({path: text for path, text in texts.items() if text is not None or after[path] is None}, rest)
+
+
+def _refuse_too_large(task_id: str, field: str, patch: str) -> None:
+    if problem := too_large(patch):
+        raise TaskError(f"{task_id}, field {field}: {problem}: leave the row out")
 
 
 def _is_more(before: Entry | None, after: Entry | None) -> bool:

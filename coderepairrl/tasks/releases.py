@@ -151,7 +151,7 @@ def statement(name: str, version: str, package: ReleasedPackage, before: Path, a
 
 def _notes(root: Path, globs: tuple[str, ...]) -> list[str]:
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and any(fnmatchcase(path.relative_to(root).as_posix(), glob) for glob in globs)]
-    return [line.rstrip() for path in files for line in path.read_text(errors="replace").splitlines()]
+    return [line.rstrip() for path in files for line in path.read_text(errors="replace").split("\n")]
 
 
 def pack(tests: list[str]) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from coderepairrl.lines import python_lines
 from coderepairrl.tasks.edits import Mutation
 from coderepairrl.tasks.packages import read_source
 
@@ -32,8 +33,8 @@ def lines_until(path: Path, line: int) -> list[str]:
         return []
     innermost = nodes[-1]  # ast.walk goes breadth first
     stop = line if hasattr(innermost, "body") and not isinstance(innermost, ast.With) else innermost.end_lineno
-    body = text.split("\n")[functions[-1].body[0].lineno - 1 : stop]
-    shown = [row[:160] for row in textwrap.dedent("\n".join(body)).split("\n") if row.strip() and not row.strip().startswith("#")]
+    body = python_lines(text)[functions[-1].body[0].lineno - 1 : stop]
+    shown = [row[:160] for row in textwrap.dedent("\n".join(row.rstrip("\r\n") for row in body)).split("\n") if row.strip() and not row.strip().startswith("#")]
     return shown[-8:] if len(shown) <= 8 else ["...", *shown[-7:]]
 
 
@@ -43,7 +44,7 @@ def describe(package: str, folders: tuple[str, ...], base: Path, test: str, deta
     `folders` hold the suite's tests, `names` are the package's public names, `failing` is the number of failing tests."""
     detail = CHAINED.split(detail)[-1]
     frames = [(path, int(line)) for path, line in FRAME.findall(detail) if path.startswith(folders)]
-    errors = [line[1:].removeprefix("   ").rstrip()[:160] for line in detail.splitlines() if re.match("E {3}", line)]
+    errors = [line[1:].removeprefix("   ").rstrip()[:160] for line in detail.split("\n") if re.match("E {3}", line)]
     errors = [line for line in errors if line.strip() and "Use -v to get" not in line and "Full diff" not in line][:4]
     shown = lines_until(base / frames[-1][0], frames[-1][1]) if frames else []
     if not shown or not errors:
@@ -67,7 +68,7 @@ def describe(package: str, folders: tuple[str, ...], base: Path, test: str, deta
 def changed_lines(text: str, start: int, end: int) -> list[str]:
     """The lines that [start, end) touches, stripped, without the empty ones."""
     begin, stop = text.rfind("\n", 0, start) + 1, text.find("\n", end)
-    return [line.strip() for line in text[begin : stop if stop >= 0 else len(text)].splitlines() if line.strip()]
+    return [line.strip() for line in text[begin : stop if stop >= 0 else len(text)].split("\n") if line.strip()]
 
 
 def gives_away(statement: str, original: str, mutation: Mutation, path: str) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from coderepairrl import contents
 from coderepairrl.environments import BuildError, EnvironmentsConfig, instead
 from coderepairrl.errors import TaskError
+from coderepairrl.rewards.counting import NAMED, why_unresolved
 from coderepairrl.rewards.published import as_diff
 from coderepairrl.rewards.tests import grade
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
@@ -20,7 +21,6 @@ from coderepairrl.types import Task, Verdict
 
 REPEATS = 3
 UNRESOLVED = "the oracle patch does not resolve it"
-NAMED = 5  # tests that a refusal names
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,7 @@ def _judge(base: list[Verdict], gold: list[Verdict], flaky: tuple[str, ...], los
     if base[0].resolved:
         return "the empty diff resolves it", ""
     if not gold[0].resolved:
-        failing = [f"{test} {status}" for test, status in (gold[0].fail_to_pass | gold[0].pass_to_pass).items() if status != "passed"]
-        names = [*(f"{path}: {why}" for path, why in lost.items()), *gold[0].dropped_paths]
-        said = gold[0].message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
-        return UNRESOLVED, "; ".join(part for part in (said, f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}") if part)
+        return UNRESOLVED, why_unresolved(gold[0], lost)
     return "", ""
 
 
