@@ -43,7 +43,7 @@ def disagreement(verdict: Verdict) -> str | None:
 def why_unresolved(verdict: Verdict, lost: dict[str, str]) -> str:
     """In one line, of a patch that should resolve its task; `lost`: path -> why it is not in the diff that was judged."""
     failing = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
-    names = [*(f"{path} ({why})" for path, why in lost.items()), *verdict.dropped_paths]
+    names = [*(f"{path}: {why}" for path, why in lost.items()), *verdict.dropped_paths]
     said = verdict.message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
     tests = f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}" if failing else ""
     return "; ".join(part for part in (said, tests) if part)
