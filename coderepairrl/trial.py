@@ -71,8 +71,8 @@ async def _try(tasks: list[Task], grader: Grader, rewards: RewardConfig) -> tupl
 
 
 async def problem_of(task: Task, grader: Grader, rewards: RewardConfig) -> str:
-    """Why the oracle's patch, or without one the empty patch, does not fare as it must; "" if it does. As in admission (tasks/validate.py) what
-    is judged is the diff of a checkout that holds it: what that loses, no agent can repair."""
+    """Why the oracle's patch, or without one the empty patch, does not fare as it must; "" if it does. As in admission
+    (tasks/validate.py) what is judged is the diff of a checkout that holds it: what that loses, no agent can repair."""
     diff, lost = "", {}
     try:
         if task.oracle_patch.strip():
@@ -91,6 +91,7 @@ async def problem_of(task: Task, grader: Grader, rewards: RewardConfig) -> str:
     if not task.oracle_patch.strip():
         return ""
     if verdict is not None and not verdict.resolved:
-        return f"the oracle's patch does not resolve it ({verdict.kind}: {why_unresolved(verdict, lost) or 'no test is named'})"
+        said = why_unresolved(verdict, lost) or "no test is named"
+        return f"the oracle's patch does not resolve it ({verdict.kind}: {said})"
     worthless = [name for name, value in parts.items() if name in REWARDS and REWARDS[name].judge and not value]
     return f"the oracle's patch gets 0 from reward {worthless[0]}" if worthless else ""

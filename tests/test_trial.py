@@ -4,13 +4,16 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from judge_helpers import FIX, PYTEST_TASK, RIGHT, change
 from rollout_helpers import TASKS, folder, rollout_of
 
+from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import SandboxConfig
-from coderepairrl.trial import key_of, try_environments
+from coderepairrl.tasks.validate import validate
+from coderepairrl.trial import key_of, problem_of, try_environments
 
 FIRST, SECOND, *_ = TASKS["train"]
 WRONG = replace(FIRST, task_id="wrong", oracle_patch=SECOND.oracle_patch)
@@ -80,3 +83,26 @@ def test_a_training_run_starts_with_it_unless_it_is_told_not_to(tmp_path):
     asyncio.run(start(try_environments=False))
     with pytest.raises(ConfigError, match="no training tasks"):
         rollout_of(folder(tmp_path), {"train": [], "heldout": TASKS["heldout"]})
+
+
+NEEDS_FUZZ = FIX.replace(" def f(a):", " def f(b):")
+LOST = replace(PYTEST_TASK, files=PYTEST_TASK.files | {".gitignore": "gen.py\n", "lib.py": "from gen import f, g\n"}, oracle_patch=change("gen.py", None, RIGHT))
+AS_ADMISSION = {  # an oracle -> what keeps it from resolving its task, if anything does
+    "as it is": (PYTEST_TASK, ""), "needs fuzz": (replace(PYTEST_TASK, oracle_patch=NEEDS_FUZZ), ""), "stripped": (replace(PYTEST_TASK, oracle_patch=FIX.strip()), ""),
+    "does not apply": (replace(PYTEST_TASK, oracle_patch=FIX.replace("a + 2", "b + 2")), "does not apply"), "its diff loses the repair": (LOST, "gen.py"),
+    "does not repair": (replace(PYTEST_TASK, oracle_patch=FIX.replace("a + 1", "a + 3")), "test_f")}
+
+
+@pytest.mark.parametrize("case", AS_ADMISSION)
+def test_the_trial_admits_what_admission_admits(tmp_path, case):
+    task, said = AS_ADMISSION[case]
+    config = SandboxConfig(scratch=str(tmp_path))
+
+    async def main():
+        decision = await validate(task, EnvironmentsConfig(cache=str(tmp_path / "cache")), config, repeats=1)
+        return decision, await problem_of(task, Grader(config), RewardConfig()), await problem_of(task, Grader(config), RewardConfig(weights={"random": 1.0}))
+
+    decision, problem, without_tests = asyncio.run(main())
+    assert decision.admitted == (not problem) == (not said), (decision, problem)
+    assert not said or said in decision.detail and said in problem and decision.reason == "the oracle patch does not resolve it"
+    assert bool(without_tests) == (said == "does not apply")

@@ -41,8 +41,9 @@ def disagreement(verdict: Verdict) -> str | None:
 
 
 def why_unresolved(verdict: Verdict, lost: dict[str, str]) -> str:
-    """In one line, of a patch that should resolve its task; `lost`: path -> why it is not in the diff that was judged."""
-    failing = [f"{test} {status}" for test, status in (verdict.fail_to_pass | verdict.pass_to_pass).items() if status != "passed"]
+    """In one line, of a patch that should resolve its task; `lost`: path -> why the diff that was judged lacks it."""
+    statuses = verdict.fail_to_pass | verdict.pass_to_pass
+    failing = [f"{test} {status}" for test, status in statuses.items() if status != "passed"]
     names = [*(f"{path}: {why}" for path, why in lost.items()), *verdict.dropped_paths]
     said = verdict.message or ("it drops " + ", ".join(names[:NAMED]) if names else "")
     tests = f"{len(failing)} of its tests: {', '.join(failing[:NAMED])}" if failing else ""

@@ -102,7 +102,8 @@ class _Rules:
         self.oracle = {path: change for change in oracle for path in change.paths}
         self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
         self.binary = {path for change in oracle for path in change.paths if change.binary}
-        self.texts = as_texts(task, (change for change in changes if change.binary and not self.binary.issuperset(change.paths)))
+        unknown = (change for change in changes if change.binary and not self.binary.issuperset(change.paths))
+        self.texts = as_texts(task, unknown)
         self.at_targets = at_or_below({target for change in changes if (target := link_target(change))}, changes)
 
     def why_protected(self, change: FileChange) -> Reason | None:

@@ -19,7 +19,7 @@ from coderepairrl.rewards.diffs import FileChange, patched
 
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
 _PYTHON = {".py", ".pyi", ".pyx"}
-# an escaped character outside of strings is taken as it is, or each quote in a long row of them would be tried as a string's beginning
+# an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's beginning
 _STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|#.*|(\\.)")
 ENDS = "the end of the process"  # which programs have good reasons to name: told, never held against a diff whose tests pass
 _CERTAIN = {

@@ -16,9 +16,10 @@ from coderepairrl.types import Task
 
 
 def as_texts(task: Task, changes: Iterable[FileChange]) -> set[str]:
-    """The paths of the binary sections that are text in another encoding on both sides, whose removed and added lines are filled in.
-    None where git does not take all of them. Git is asked once, whatever their number."""
-    single = {change.path: change for change in changes if change.content and len(change.paths) == 1 and not why_no_path(change.path)}
+    """The paths of the binary sections that are text in another encoding on both sides, whose removed and added lines are
+    filled in; no path where git does not take all of them. Git is asked once, whatever their number."""
+    whole = (change for change in changes if change.content and len(change.paths) == 1)
+    single = {change.path: change for change in whole if not why_no_path(change.path)}
     if not single:
         return set()
     before = {path: base_bytes(task, path) for path in single}
@@ -31,7 +32,9 @@ def as_texts(task: Task, changes: Iterable[FileChange]) -> set[str]:
 
 
 def _read(change: FileChange, before: bytes, file: Path) -> bool:
-    texts = [None if file.is_symlink() else _decoded(data) for data in (before, file.read_bytes() if file.is_file() else b"")]
+    if file.is_symlink():
+        return False
+    texts = [_decoded(data) for data in (before, file.read_bytes() if file.is_file() else b"")]
     if None in texts:
         return False
     old, new = ([line.removesuffix("\r") for line in text.split("\n")] for text in texts)
@@ -71,14 +74,15 @@ def at_or_below(targets: set[str], changes: Iterable[FileChange]) -> dict[str, l
     """Of each target the sections that name it or a path below it."""
     found: dict[str, list[FileChange]] = {target: [] for target in targets}
     for change in changes if targets else ():
-        above = {path[:end] for path in change.paths for end in (*(slash.start() for slash in re.finditer("/", path)), len(path))}
+        above = {path[:end.start()] for path in change.paths for end in re.finditer("/|$", path)}
         for target in above & targets:
             found[target].append(change)
     return found
 
 
 def is_one_file(task: Task, target: str, own: list[FileChange]) -> bool:
-    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one. `own`: the diff's sections at or below it."""
+    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one. `own`: the diff's sections
+    at or below it."""
     if any(path != target or LINK in change.made for change in own for path in change.paths):
         return False
     return base_bytes(task, target) is not None or any(change.added and not change.removed for change in own)

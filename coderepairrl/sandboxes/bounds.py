@@ -1,14 +1,15 @@
 """How large a diff may be: by its words before git reads it, by what git takes while it does.
 
-What a diff says of its sizes may be a lie, and sixty bytes of it can stand for gigabytes (a delta of copies, a file copied a thousand
-times). So its words are counted first, which costs one look at its text, and git then runs under limits of the kernel. `git apply` holds
-all results in memory before it writes the first one: the limit of its memory is that of the whole result, and nothing is half-written.
+What a diff says of its sizes may be a lie, and sixty bytes of it can stand for gigabytes (a delta of copies, a file copied a
+thousand times). So its words are counted first, which costs one look at its text, and git then runs under limits of the kernel.
+`git apply` holds all results in memory before it writes the first one: the limit of its memory is that of the whole result.
+It is asked twice, the first time to write nothing and in half of the time, so nothing is half-written.
 Whatever is beyond is the diff's own fault, never the machine's.
 """
 import re
 import signal
 
-MAX_DIFF_BYTES = 64 << 20  # of its text: twice what the files of one diff may hold together, for their old and their new side
+MAX_DIFF_BYTES = 64 << 20  # of its text: twice what the files of one diff may hold together, for both of their sides
 MAX_LINES = 2_000_000
 MAX_SECTIONS = 20_000
 MAX_HEADER_BYTES = 8 << 20  # of the lines that name its files
@@ -19,7 +20,8 @@ MAX_ENTRIES = 100_000  # files, and the folders on the way to them
 MEMORY_BYTES = 512 << 20  # of git, which holds the patch and its results
 CPU_S = 30  # of git: a second is much for the largest honest diff
 _HEADER = re.compile(r"^(?:(?:diff --git|rename|copy) .*|--- .*\n\+\+\+ .*\n(?=@@ -))", re.MULTILINE)
-_BINARY = re.compile(r"^(?:literal|delta) *([+-]?)([0-9]+)", re.MULTILINE)  # as strtoul reads it, by which a minus is a very large number
+# as strtoul reads it, by which a minus makes a very large number
+_BINARY = re.compile(r"^(?:literal|delta) *([+-]?)([0-9]+)", re.MULTILINE)
 _DIGITS = 19  # more are beyond every limit, and beyond what int() reads
 
 
@@ -38,7 +40,9 @@ def too_large(diff: str) -> str:
     for sign, digits in _BINARY.findall(diff) if "GIT binary patch" in diff else ():
         digits = digits.lstrip("0")
         declared += MAX_DECLARED_BYTES + 1 if len(digits) > _DIGITS or sign == "-" and digits else int(digits or 0)
-    return f"its binary parts come to more than the {_mib(MAX_DECLARED_BYTES)} of one diff" if declared > MAX_DECLARED_BYTES else ""
+    if declared > MAX_DECLARED_BYTES:
+        return f"its binary parts come to more than the {_mib(MAX_DECLARED_BYTES)} of one diff"
+    return ""
 
 
 def too_many(paths: list[str]) -> str:
@@ -66,9 +70,11 @@ def why_no_path(path: str) -> str:
     return "a path with a NUL" if b"\0" in name else ""
 
 
-def limited(*argv: str) -> list[str]:
-    """The command under the limits; `prlimit` becomes it, so that exit code and signals are its own."""
-    return ["prlimit", f"--data={MEMORY_BYTES}", f"--cpu={CPU_S}:{CPU_S + 1}", "--core=0", "--", *argv]
+def limited(*argv: str, writes: bool = False) -> list[str]:
+    """The command under the limits; `prlimit` becomes it, so that exit code and signals are its own. `writes`: what was found
+    to be within them without, and may not be stopped halfway."""
+    cpu_s = 2 * CPU_S if writes else CPU_S
+    return ["prlimit", f"--data={MEMORY_BYTES}", f"--cpu={cpu_s}:{cpu_s + 1}", "--core=0", "--", *argv]
 
 
 def exceeded(code: int, err: str) -> str:

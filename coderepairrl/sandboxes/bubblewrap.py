@@ -26,6 +26,7 @@ from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import publish
 from coderepairrl.proc import tree
+from coderepairrl.sandboxes import seccomp
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.limits import memory_overused
@@ -79,14 +80,16 @@ class BubblewrapSandbox(Checkout):
     async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in ("--bind", str(host), inside)]
         read_end, write_end = os.pipe()
+        rules = seccomp.opened(self.folder)
         status = _Status(read_end)
-        command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(write_end), *self.mounts, *self._also_shown(), *shared,
+        command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(write_end), "--seccomp", str(rules), *self.mounts, *self._also_shown(), *shared,
                    "--remount-ro", "/", "--chdir", self.inside, *_limits(self.config), *argv]
         try:
             try:
-                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp", variables), cwd="/", pass_fds=(write_end,))
+                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp", variables), cwd="/", pass_fds=(write_end, rules))
             finally:
                 os.close(write_end)
+                os.close(rules)
             try:
                 result = await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10,
                                          overused=lambda: memory_overused(status.read().pid, self.config.memory_mib) or self._disk_overused())

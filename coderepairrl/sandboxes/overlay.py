@@ -117,6 +117,7 @@ def remove(folder: Path) -> None:
             shutil.rmtree(folder, onerror=unlock)
     except RecursionError:  # folders may be nested deeper than Python's stack, or than any path can say
         subprocess.run(["chmod", "-R", "u+rwx", "--", str(folder)], capture_output=True, cwd="/")
-        removed = subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, text=True, errors="replace", cwd="/")
+        removed = subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, cwd="/")
         if removed.returncode:
-            raise SandboxError(f"{folder} cannot be removed ({cause.of_text(removed.stderr)}): remove it by hand") from None
+            said = cause.of_text(removed.stderr.decode(errors="replace"))
+            raise SandboxError(f"{folder} cannot be removed ({said}): remove it by hand") from None

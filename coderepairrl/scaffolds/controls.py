@@ -92,11 +92,12 @@ def without_hunk(patch: str, number: int) -> str:
 
 
 def predictions(config: PredictionsConfig) -> Control:
-    """Raises ConfigError for a file that isn't one, or a row that names no task. A task without a prediction gets none, as does null, which
-    is counted as unresolved; a prediction that is no text is its agent's failure, as one that does not apply is."""
+    """Raises ConfigError for a file that isn't one, or a row that names no task. A task without a prediction gets none, as does
+    null, which is counted as unresolved; a prediction that is no text is its agent's failure, as one that does not apply is."""
     path, patches = Path(config.path), {}
     try:
-        tree = [from_json(line) for _, line in json_lines(path)] if config.path.endswith(".jsonl") else from_json(path.read_bytes())
+        by_line = config.path.endswith(".jsonl")
+        tree = [from_json(line) for _, line in json_lines(path)] if by_line else from_json(path.read_bytes())
         for number, row in enumerate(tree.values() if isinstance(tree, dict) else tree, 1):
             if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str):
                 raise ValueError(f"row {number} has no instance_id that is a text")

@@ -34,7 +34,8 @@ def lines_until(path: Path, line: int) -> list[str]:
     innermost = nodes[-1]  # ast.walk goes breadth first
     stop = line if hasattr(innermost, "body") and not isinstance(innermost, ast.With) else innermost.end_lineno
     body = python_lines(text)[functions[-1].body[0].lineno - 1 : stop]
-    shown = [row[:160] for row in textwrap.dedent("\n".join(row.rstrip("\r\n") for row in body)).split("\n") if row.strip() and not row.strip().startswith("#")]
+    rows = textwrap.dedent("\n".join(row.rstrip("\r\n") for row in body)).split("\n")
+    shown = [row[:160] for row in rows if row.strip() and not row.strip().startswith("#")]
     return shown[-8:] if len(shown) <= 8 else ["...", *shown[-7:]]
 
 
