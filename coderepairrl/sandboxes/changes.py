@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from coderepairrl.sandboxes.git import (
-    EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
+    EPOCH_S, GONE, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
 from coderepairrl.sandboxes.overlay import Worktree
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
@@ -26,9 +26,8 @@ MAX_FILES = 2000  # new files of one diff; changes of the base's own files come 
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
-BLOCKED = "in the place of what the base's .gitignore hides, which no diff can remove"
+BLOCKED = "in the place of what the base's .gitignore hides, or of a repository, which no diff can remove"
 REFUSED = "a name that git does not take"
-_GONE = b"0 " + b"0" * 40 + b"\t"
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,9 @@ class Judge:
         tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
         (git_dir / "tree").write_bytes(tree.strip())
         (git_dir / "info/exclude").write_text(await ignore_rules(checkout / ".git", checkout), errors="surrogateescape")
-        _, hidden, nested = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
-        for name, names in (("hidden", hidden), ("nested", nested)):  # of the base, and not in its commit
+        _, hidden, _ = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
+        # of the base, and not in its commit: files, and the folders with a repository of their own
+        for name, names in (("hidden", hidden), ("nested", _repositories(os.fsencode(checkout)))):
             (git_dir / name).write_bytes(b"".join(entry + b"\0" for entry in names))
         return cls(git_dir)
 
@@ -66,7 +66,8 @@ class Judge:
                 seen = set(new) & set(visible)
             left_out = self._hidden(checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
-            blocked = _blocked(seen, self._of_base("hidden")) if seen else set()
+            stays = self._of_base("hidden") | {folder + b".git" for folder in self._of_base("nested")}
+            blocked = _blocked(seen, stays) if seen else set()
             left_out |= dict.fromkeys(blocked, BLOCKED)
             kept = _choose(checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
@@ -89,7 +90,7 @@ class Judge:
             path = os.path.join(os.fsencode(view), name)
             if not os.path.lexists(path):
                 found[name] = "removed, but hidden by the base's .gitignore"
-            elif not os.path.isdir(path) and os.lstat(path).st_mtime != EPOCH_S:
+            elif os.lstat(path).st_mtime != EPOCH_S:
                 found[name] = "changed, but hidden by the base's .gitignore"
         return found
 
@@ -100,7 +101,7 @@ class Judge:
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
         if gone := [name for name in kept if _is_gone(checkout.view, name)]:
-            rows = b"".join(_GONE + name + b"\0" for name in gone)
+            rows = b"".join(GONE + name + b"\0" for name in gone)
             await must("update-index", "-z", "--index-info", stdin=rows, **where)
         if there := sorted(set(kept) - set(gone)):
             names = b"".join(name + b"\0" for name in there)
@@ -147,6 +148,12 @@ class Judge:
             return out, ""
         refuse_machine("git apply", err)
         return out, (err.splitlines() or [f"git apply: exit {code}"])[0][:300]
+
+
+def _repositories(root: bytes) -> list[bytes]:
+    """The folders below `root` with a .git of their own, each with a slash at its end."""
+    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root) if b".git" in folders + files]
+    return [name for name in found if name != b"./" and not {b"..", b".git"} & set(name.split(b"/"))]
 
 
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
