@@ -136,7 +136,8 @@ def of_text(text: str, guess: bool = True) -> str:
     ours = [line.text for line in lines if OUR.match(line.text)]
     if not table and not any(line.source.startswith("rank") for line in lines):
         ours.reverse()  # of one process its last word counts; of several that of the first
-    tracebacks = [] if ours else sorted(_tracebacks(lines), key=lambda each: each.at)
+    whole = any(not ECHO.search(line) for line in ours)
+    tracebacks = [] if whole else sorted(_tracebacks(lines), key=lambda each: each.at)
     signals = [f"rank {rank}: {by_signal(-code)}" for rank, code in table if code < 0 and code != -signal.SIGTERM]
     outlived = [each.said for each in tracebacks if each.outlived]
     codes = [

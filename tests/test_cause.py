@@ -302,6 +302,7 @@ TEXTS = {
         "         error: Multiple top-level modules discovered\n\n         To avoid accidents:\n",
         "Multiple top-level modules discovered",
     ),
+    "uv on a traceback": ("error: build backend returned an error\n" + traceback("ValueError: no", before="  "), "ValueError: no"),
 }
 
 

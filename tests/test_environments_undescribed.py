@@ -60,7 +60,7 @@ BROKEN = {  # what cannot be built for another reason, or whose requirements onl
         {"pyproject.toml": PROJECT.replace('dependencies = ["six==1.16.0"]', 'dynamic = ["dependencies"]')},
         "Multiple top-level",
     ),
-    "an error": ({"setup.py": SETUP + "raise ValueError('no compiler')\n"}, "no compiler"),
+    "an error": ({"setup.py": "raise ValueError('no compiler')\n" + SETUP}, "no compiler"),
 }
 
 

@@ -67,6 +67,8 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "an ignored folder": ("mkdir -p build/deep; echo x | tee build/a build/deep/b", {"build/a": "gitignore", "build/deep/b": "gitignore"}),
     "many ignored files": ("mkdir build; for i in $(seq 30); do echo > build/$i; done", {"build/": "30 files"}),
     "an ignored file of the base": ("echo more >> local.log", {"local.log": "changed"}),
+    "an ignored file of the base becomes a link to a folder": ("ln -sf . local.log", {"local.log": "changed"}),
+    "an ignored file of the base becomes a folder": ("rm local.log; mkdir local.log", {"local.log": "changed"}),
     "an ignored file of the base that goes": ("rm local.log", {"local.log": "removed"}),
     "bytecode": ("mkdir __pycache__; echo > __pycache__/a.pyc", {"__pycache__/a.pyc": "artefacts"}),
     "a nested repository": ("git init -q n; echo > n/x", {"n/": "history"}),
@@ -80,6 +82,8 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "names that git takes for its own": (
         "mkdir .GIT; touch .GIT/x 'git~1' '.git '; ln -s lib.py .gitmodules",
         {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")}),
+    "a repository in the place of a file": ("rm lib.py; git init -q lib.py; echo > lib.py/x", {"lib.py/": "history"}),
+    "a file in the place of a repository": ("rm -r empty; echo > empty", {"empty": "repository"}),
     "an empty repository of the base": ("echo > empty/x", {}),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }

@@ -86,7 +86,8 @@ def _resolve(environment: Environment, python: str, own: Path, config: Environme
         rest = requirements_of(wanted, own / "checkout") if is_undescribed(error) else None
         if rest is None:
             raise
-        _note(instead, steps, f"{error}: resolved without the project, but with what it declares: {', '.join(rest)}")
+        why = str(error).rstrip(".")
+        _note(instead, steps, f"{why}: resolved without the project, but with what it declares: {', '.join(rest)}")
         return _compile([*rest, *tools], environment, python, own, config, steps)
 
 

@@ -6,6 +6,7 @@ strings don't count, but for variables of the environment, and letters of other 
 `possible`: whatever can reach beyond a function's own values (an import, a dunder name, exec ...), strings included. It costs an
 honest diff nothing but more runs with turned tests when its tests pass (counter_check.py).
 """
+import ast
 import io
 import re
 import tokenize
@@ -18,6 +19,7 @@ from pathlib import PurePosixPath
 from coderepairrl.rewards.diffs import FileChange, patched
 
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
+MAX_CODE = 400_000  # characters of a file: reading more would keep all else waiting
 _PYTHON = {".py", ".pyi", ".pyx"}
 # an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's beginning
 _STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|#.*|(\\.)")
@@ -77,11 +79,14 @@ def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda 
 
 
 def _code(text: str) -> str | None:
-    """The names, numbers and operators of a Python file, a space between two; None for what is none."""
+    """The names, numbers and operators of a Python file, a space between two; None for what is none, or too long to read."""
+    if len(text) > MAX_CODE:
+        return None
     try:
+        ast.parse(text)  # what is no Python can take the reader of its words a time that grows with the square
         return " ".join(unicodedata.normalize("NFKC", token.string) for token in tokenize.generate_tokens(io.StringIO(text).readline)
                         if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER))
-    except (tokenize.TokenError, SyntaxError, ValueError):
+    except (tokenize.TokenError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 

@@ -19,20 +19,21 @@ from pathlib import Path
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.bounds import MAX_PATH_BYTES, exceeded, limited, too_large, too_many
 from coderepairrl.sandboxes.git import (
-    EPOCH_S, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
+    EPOCH_S, GONE, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
 from coderepairrl.sandboxes.overlay import Worktree
+from coderepairrl.sandboxes.pipes import WHY, unblock
 from coderepairrl.sandboxes.process import in_thread
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
 MAX_BINARY_BYTES = 512 << 10  # what no source is, and agents leave behind: builds, archives, core files
+LOOKED_AT = 8000  # bytes of a file, by which git tells a binary one
 MAX_BYTES = 32 << 20  # of the changed files of one diff together
 MAX_FILES = 2000  # new files of one diff; changes of the base's own files come first and are not counted
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
-BLOCKED = "in the place of what the base's .gitignore hides, which no diff can remove"
+BLOCKED = "in the place of what the base's .gitignore hides, or of a repository, which no diff can remove"
 REFUSED = "a name that git does not take"
-_GONE = b"0 " + b"0" * 40 + b"\t"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,16 @@ class Judge:
         tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
         (git_dir / "tree").write_bytes(tree.strip())
         (git_dir / "info/exclude").write_text(await ignore_rules(checkout / ".git", checkout), errors="surrogateescape")
-        _, hidden, nested = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
-        for name, names in (("hidden", hidden), ("nested", nested)):  # of the base, and not in its commit
+        _, hidden, _ = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
+        # of the base, and not in its commit: files, and the folders with a repository of their own
+        for name, names in (("hidden", hidden), ("nested", _repositories(os.fsencode(checkout)))):
             (git_dir / name).write_bytes(b"".join(entry + b"\0" for entry in names))
         return cls(git_dir)
 
-    async def diff(self, checkout: Worktree, scratch: Path) -> tuple[str, dict[str, str]]:
-        """(unified diff, path left out -> why). No process of the sandbox may run meanwhile."""
+    async def diff(self, checkout: Worktree, scratch: Path, written: Path) -> tuple[str, dict[str, str]]:
+        """(unified diff, path left out -> why). `written`: where what the sandbox's commands wrote lies. No process of the
+        sandbox may run meanwhile."""
+        pipes = await in_thread(unblock, written, checkout.view)
         where = {"git_dir": self.git_dir, "checkout": checkout}
         with tempfile.TemporaryDirectory(prefix="diff-", dir=scratch) as own:
             # new blobs and the changed index go to a git directory of this diff: the judge itself stays as it was built
@@ -70,9 +74,11 @@ class Judge:
                 seen = set(new) & set(visible)
             left_out = self._hidden(checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
-            blocked = _blocked(seen, self._of_base("hidden")) if seen else set()
+            stays = self._of_base("hidden") | {folder + b".git" for folder in self._of_base("nested")}
+            blocked = _blocked(seen, stays) if seen else set()
             left_out |= dict.fromkeys(blocked, BLOCKED)
-            kept = _choose(checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
+            left_out |= dict.fromkeys(pipes, WHY)
+            kept = await in_thread(_choose, checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
         texts = []
         for name, section in sections:
@@ -93,7 +99,7 @@ class Judge:
             path = os.path.join(os.fsencode(view), name)
             if not os.path.lexists(path):
                 found[name] = "removed, but hidden by the base's .gitignore"
-            elif not os.path.isdir(path) and os.lstat(path).st_mtime != EPOCH_S:
+            elif os.lstat(path).st_mtime != EPOCH_S:
                 found[name] = "changed, but hidden by the base's .gitignore"
         return found
 
@@ -104,7 +110,7 @@ class Judge:
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
         if gone := [name for name in kept if _is_gone(checkout.view, name)]:
-            rows = b"".join(_GONE + name + b"\0" for name in gone)
+            rows = b"".join(GONE + name + b"\0" for name in gone)
             await must("update-index", "-z", "--index-info", stdin=rows, **where)
         if there := sorted(set(kept) - set(gone)):
             names = b"".join(name + b"\0" for name in there)
@@ -159,6 +165,12 @@ class Judge:
             raise SandboxError("git apply was killed by this machine: free some memory")
         refuse_machine("git apply", err)
         return out, err.split("\n")[0][:300] or f"git apply: exit {code}"
+
+
+def _repositories(root: bytes) -> list[bytes]:
+    """The folders below `root` with a .git of their own, each with a slash at its end."""
+    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root) if b".git" in folders + files]
+    return [name for name in found if name != b"./" and not {b"..", b".git"} & set(name.split(b"/"))]
 
 
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
@@ -217,7 +229,7 @@ def _why_not(view: Path, name: bytes) -> tuple[str, int]:
 
 def _is_binary(path: bytes) -> bool:
     with open(path, "rb") as file:
-        return b"\0" in file.read()
+        return b"\0" in file.read(LOOKED_AT)
 
 
 def _unsafe(name: bytes, target: bytes) -> str:

@@ -20,6 +20,7 @@ from coderepairrl.sandboxes.process import capture
 EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of a template
 ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")
 NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
+GONE = b"0 " + b"0" * 40 + b"\t"  # before a name, to update-index --index-info
 _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 _MACHINE = re.compile(
     "No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|Too many open files"
@@ -84,22 +85,26 @@ async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree,
                       index: Path) -> tuple[list[bytes], list[bytes], list[bytes]]:
     """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included; such
     repositories). Git lists one by its folder alone as long as the index knows no file in it, so a copy of the index gets
-    a name in each that is nowhere on the disk."""
+    a name in each that is nowhere on the disk; and not at all where the index knows a file of the folder's name, so the
+    copy loses that."""
+    view = os.fsencode(checkout.view if isinstance(checkout, Worktree) else checkout)
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
         if index.exists():
             shutil.copyfile(index, f"{own}/index")
         where = {"git_dir": git_dir, "checkout": checkout, "GIT_INDEX_FILE": f"{own}/index"}
-        place, nested = secrets.token_hex(8).encode(), []
+        place, nested, turned = secrets.token_hex(8).encode(), [], set()
         while True:
             listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, **where)
             rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
             new = [name for is_new, name in rows if is_new]
             found = [name for name in new if name.endswith(b"/")]
-            if not found:
-                changed = (name for is_new, name in rows if not is_new and not name.endswith(place))
-                return sorted(changed), sorted(new), nested
-            nested += found
-            made = b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
+            changed = {name for is_new, name in rows if not is_new and not name.endswith(place)}
+            became = {name for name in changed if os.path.lexists(os.path.join(view, name, b".git"))}
+            if not found and not became:
+                return sorted(changed | turned), sorted(new), nested
+            nested, turned = [*nested, *found], turned | became
+            made = b"".join(GONE + name + b"\0" for name in became)
+            made += b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
             await must("update-index", "-z", "--index-info", stdin=made, **where)
 
 

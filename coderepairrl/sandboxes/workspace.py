@@ -94,7 +94,7 @@ class Checkout:
     async def diff(self) -> str:
         async with self.lock:
             try:
-                text, self.left_out = await self.judge.diff(self.worktree, self.folder)
+                text, self.left_out = await self.judge.diff(self.worktree, self.folder, self.live.written)
             except GitError as error:
                 raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers") from error
             except OSError as error:
