@@ -1,6 +1,7 @@
 """What an agent did and its diff, or the judge, leaves out is named with the reason; what git's format can carry is carried and judged."""
 import asyncio
 import dataclasses
+import os
 
 import pytest
 from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config, paths  # noqa: F401 - a fixture
@@ -84,6 +85,7 @@ NAMED = {  # name -> (command, path -> a word of the reason)
         {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")}),
     "a repository in the place of a file": ("rm lib.py; git init -q lib.py; echo > lib.py/x", {"lib.py/": "history"}),
     "a file in the place of a repository": ("rm -r empty; echo > empty", {"empty": "repository"}),
+    "a file in the place of a link that is not UTF-8": ("rm -r odd; echo > odd", {"odd": "not UTF-8", "odd/link": "not UTF-8"}),
     "an empty repository of the base": ("echo > empty/x", {}),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }
@@ -93,7 +95,7 @@ NAMED = {  # name -> (command, path -> a word of the reason)
 def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
     command, expected = NAMED[case]
     base = tmp_path / "base"
-    _write(base, {"lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n",
+    _write(base, {"odd/link": os.fsdecode(b"\xff"), "lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n",
                   "logs/local.log": b"built\n", "empty/.git/HEAD": b"ref: refs/heads/main\n", "empty/.git/objects/x": b"",
                   "empty/.git/refs/x": b"", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
 

@@ -139,6 +139,8 @@ def test_one_evaluation_of_all_rows_says_of_each_what_became_of_it(whole):
     numbered = {f"line {number}": name for number, name in enumerate(names, 1)}
     found = {numbered.get(row, row): became for row, became in found.items()}
     expected = {name: GOLD.get(name, RESOLVED) for name in names}
+    if b"PYTHON_WITH_PYTEST_7" not in (whole / "all.jsonl").read_bytes():
+        expected["c30b_root_init_host_app mine-1"] = RESOLVED  # its reader has named one
     wrong = {
         name: (found.get(name), expected[name])
         for name in names
@@ -148,7 +150,7 @@ def test_one_evaluation_of_all_rows_says_of_each_what_became_of_it(whole):
     assert len(found) == len(names) and done.returncode == 1, "rows that were not evaluated"
     last = done.stdout.splitlines()[-1]
     assert (
-        f"{sum(became == 'left out' for became, _ in GOLD.values())} rows that cannot be used" in last
+        f"{sum(became == 'left out' for became, _ in expected.values())} rows that cannot be used" in last
         and "ended as infrastructure errors" in last
     )
 

@@ -32,7 +32,8 @@ MAX_FILES = 2000  # new files of one diff; changes of the base's own files come 
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
-BLOCKED = "in the place of what the base's .gitignore hides, or of a repository, which no diff can remove"
+BLOCKED = ("in the place of what no diff can remove: what the base's .gitignore hides, a repository, "
+           "a name or a link that is not UTF-8")
 REFUSED = "a name that git does not take"
 
 
@@ -75,18 +76,18 @@ class Judge:
             left_out = self._hidden(checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
             stays = self._of_base("hidden") | {folder + b".git" for folder in self._of_base("nested")}
+            stays |= {name for name in changed if not _is_utf8(name)}
             blocked = _blocked(seen, stays) if seen else set()
             left_out |= dict.fromkeys(blocked, BLOCKED)
             left_out |= dict.fromkeys(pipes, WHY)
             kept = await in_thread(_choose, checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
-        texts = []
-        for name, section in sections:
-            try:
-                texts.append(section.decode())
-            except UnicodeDecodeError:
-                left_out[name] = "git's patch of it is not UTF-8"
-        return "".join(texts), {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
+        odd = {name for name, section in sections if not _is_utf8(section)}
+        left_out |= dict.fromkeys(odd, "git's patch of it is not UTF-8")
+        blocked = _blocked({name for name, _ in sections} - odd, odd) if odd else set()
+        left_out |= dict.fromkeys(blocked, BLOCKED)
+        text = "".join(section.decode() for name, section in sections if name not in odd | blocked)
+        return text, {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
 
     def _of_base(self, what: str) -> set[bytes]:
         return {name for name in (self.git_dir / what).read_bytes().split(b"\0") if name}
