@@ -14,7 +14,8 @@ from coderepairrl.rewards.diffs import FileChange
 
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
 _PYTHON = {".py", ".pyi", ".pyx"}
-# an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's beginning
+# an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's
+# beginning
 _STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|#.*|(\\.)")
 _CERTAIN = {
     "the test runner's internals": re.compile(r"\b(?:_pytest|pluggy|xmlrunner|junitxml|junit_xml|_xml_runner)\b"),
