@@ -146,7 +146,8 @@ async def episode(scaffold: Scaffold, gateway: Gateway, puzzle: Puzzle, config: 
         await scaffold.run(puzzle.task, sandbox, Endpoint.of(session, http))
         await gateway.close_session(session.key)
         diff = await sandbox.diff()
-    changed, wanted = ([line for line in text.split("\n") if line[:1] in "+-"] for text in (diff, puzzle.task.oracle_patch))
+    texts = (diff, puzzle.task.oracle_patch)
+    changed, wanted = ([line for line in text.split("\n") if line.startswith(("+", "-"))] for text in texts)
     if session.calls and changed != wanted:
         raise ScaffoldError(f"the task is not repaired: {diff!r}")
     return session.calls[0].started_s if session.calls else 0.0, time.perf_counter() - started

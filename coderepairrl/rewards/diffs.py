@@ -1,7 +1,8 @@
 """Reading a unified diff the way `git apply` does: one FileChange a file, hunks by their counted lines.
 
-Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a/x`, not a header. Whatever git accepts must
-be seen here, or it reaches the tests unread: numbers are read as C's strtoul does, quoted names as git's unquote_c_style.
+Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a/x`, not a header. Whatever git accepts
+must be seen here, or it reaches the tests unread: numbers are read as C's strtoul does, quoted names as git's
+unquote_c_style.
 """
 import re
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ class FileChange:
 
 
 def split_diff(diff: str) -> list[FileChange]:
-    """Text that belongs to no file is left out. A diff without any section gives an empty list, as does one that is beyond
-    what one may be (bounds.py): it applies nowhere, and what tries to apply it says why."""
+    """Text that belongs to no file is left out. A diff without any section gives an empty list, as does one that is
+    beyond what one may be (bounds.py): it applies nowhere, and what tries to apply it says why."""
     if too_large(diff):
         return []
     lines = diff.split("\n")
@@ -107,8 +108,8 @@ def _read_header(line: str, change: FileChange) -> None:
 
 
 def _both(rest: str) -> set[str]:
-    """The two names of a `diff --git` line. Names with spaces of which none is quoted are told apart only when both are the
-    same: of others each word is taken for a name, which is too many rather than too few."""
+    """The two names of a `diff --git` line. Names with spaces of which none is quoted are told apart only when both are
+    the same: of others each word is taken for a name, which is too many rather than too few."""
     if rest.startswith('"') and (first := _QUOTED.match(rest)):
         second = rest[first.end():].strip()
         return {_strip(_name(first[0])), _strip(_name(second))} if second else {_strip(_name(first[0]))}
@@ -138,8 +139,8 @@ def _name(name: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be bytes. Those that are no UTF-8 are read as lone surrogates of a range of their own; others are no
-    file's."""
+    """Whether it can be bytes. Those that are no UTF-8 are read as lone surrogates of a range of their own; others are
+    no file's."""
     return not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
 
 

@@ -21,7 +21,8 @@ from coderepairrl.rewards.diffs import FileChange, patched
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
 MAX_CODE = 400_000  # characters of a file: reading more would keep all else waiting
 _PYTHON = {".py", ".pyi", ".pyx"}
-# an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's beginning
+# an escaped character outside of strings is taken as it is, or each quote in a long row would be tried as a string's
+# beginning
 _STRING_OR_COMMENT = re.compile(r"'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"|#.*|(\\.)")
 ENDS = "the end of the process"  # which programs have good reasons to name: told, never held against a diff whose tests pass
 _CERTAIN = {

@@ -16,8 +16,8 @@ from coderepairrl.types import Task
 
 
 def as_texts(task: Task, changes: Iterable[FileChange]) -> set[str]:
-    """The paths of the binary sections that are text in another encoding on both sides, whose removed and added lines are
-    filled in; no path where git does not take all of them. Git is asked once, whatever their number."""
+    """The paths of the binary sections that are text in another encoding on both sides, whose removed and added lines
+    are filled in; no path where git does not take all of them. Git is asked once, whatever their number."""
     whole = (change for change in changes if change.content and len(change.paths) == 1)
     single = {change.path: change for change in whole if not why_no_path(change.path)}
     if not single:
@@ -81,8 +81,8 @@ def at_or_below(targets: set[str], changes: Iterable[FileChange]) -> dict[str, l
 
 
 def is_one_file(task: Task, target: str, own: list[FileChange]) -> bool:
-    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one. `own`: the diff's sections
-    at or below it."""
+    """Whether `target` is a regular file at the base, or one that the diff adds, and stays one. `own`: the diff's
+    sections at or below it."""
     if any(path != target or LINK in change.made for change in own for path in change.paths):
         return False
     return base_bytes(task, target) is not None or any(change.added and not change.removed for change in own)

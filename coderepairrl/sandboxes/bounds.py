@@ -1,10 +1,10 @@
 """How large a diff may be: by its words before git reads it, by what git takes while it does.
 
-What a diff says of its sizes may be a lie, and sixty bytes of it can stand for gigabytes (a delta of copies, a file copied a
-thousand times). So its words are counted first, which costs one look at its text, and git then runs under limits of the kernel.
-`git apply` holds all results in memory before it writes the first one: the limit of its memory is that of the whole result.
-It is asked twice, the first time to write nothing and in half of the time, so nothing is half-written.
-Whatever is beyond is the diff's own fault, never the machine's.
+What a diff says of its sizes may be a lie, and sixty bytes of it can stand for gigabytes (a delta of copies, a file
+copied a thousand times). So its words are counted first, which costs one look at its text, and git then runs under
+limits of the kernel. `git apply` holds all results in memory before it writes the first one: the limit of its memory is
+that of the whole result. It is asked twice, the first time to write nothing and in half of the time, so nothing is
+half-written. Whatever is beyond is the diff's own fault, never the machine's.
 """
 import re
 import signal
@@ -71,8 +71,8 @@ def why_no_path(path: str) -> str:
 
 
 def limited(*argv: str, writes: bool = False) -> list[str]:
-    """The command under the limits; `prlimit` becomes it, so that exit code and signals are its own. `writes`: what was found
-    to be within them without, and may not be stopped halfway."""
+    """The command under the limits; `prlimit` becomes it, so that exit code and signals are its own. `writes`: what was
+    found to be within them without, and may not be stopped halfway."""
     cpu_s = 2 * CPU_S if writes else CPU_S
     return ["prlimit", f"--data={MEMORY_BYTES}", f"--cpu={cpu_s}:{cpu_s + 1}", "--core=0", "--", *argv]
 

@@ -141,8 +141,8 @@ class Judge:
         return (await self._git_apply(checkout, diff))[1]
 
     async def touched(self, checkout: Worktree, diff: str) -> tuple[list[str], str]:
-        """(paths that `git apply` would write, why it cannot): git's own reading, not ours, with all that it does but the
-        writing. Git refuses paths outside, beyond symlinks and in .git by itself."""
+        """(paths that `git apply` would write, why it cannot): git's own reading, not ours, with all that it does but
+        the writing. Git refuses paths outside, beyond symlinks and in .git by itself."""
         if problem := await in_thread(too_large, diff):
             return [], problem
         out, problem = await self._git_apply(checkout, diff, "--numstat", "-z", "--check")
@@ -157,7 +157,8 @@ class Judge:
         except UnicodeEncodeError:
             return b"", "the diff is not valid Unicode: it holds a lone surrogate"
         words = ("apply", "-p1", "--whitespace=nowarn", *options, "-")
-        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data, under=limited(writes=not options))
+        under = limited(writes=not options)
+        code, out, err = await git(*words, git_dir=self.git_dir, checkout=checkout, stdin=data, under=under)
         if not code:
             return out, ""
         if problem := exceeded(code, err):

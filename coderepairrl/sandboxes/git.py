@@ -37,8 +37,8 @@ VARIABLES = {
 
 async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: bytes = b"", under: Sequence[str] = (),
               **variables: str) -> tuple[int, bytes, str]:
-    """(exit code, stdout, stderr). Runs no hook, reads no configuration but git_dir's own. `under`: a command that becomes
-    git."""
+    """(exit code, stdout, stderr). Runs no hook, reads no configuration but git_dir's own. `under`: a command that
+    becomes git."""
     place, enter = (checkout.path, checkout.enter) if isinstance(checkout, Worktree) else (checkout, ())
     environment = VARIABLES | {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(place)} | variables
     argv = [*enter, *under, "git", "-C", str(place), *arguments]

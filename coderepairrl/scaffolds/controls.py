@@ -92,8 +92,9 @@ def without_hunk(patch: str, number: int) -> str:
 
 
 def predictions(config: PredictionsConfig) -> Control:
-    """Raises ConfigError for a file that isn't one, or a row that names no task. A task without a prediction gets none, as does
-    null, which is counted as unresolved; a prediction that is no text is its agent's failure, as one that does not apply is."""
+    """Raises ConfigError for a file that isn't one, or a row that names no task. A task without a prediction gets none,
+    as does null, which is counted as unresolved; a prediction that is no text is its agent's failure, as one that does
+    not apply is."""
     path, patches = Path(config.path), {}
     try:
         by_line = config.path.endswith(".jsonl")
