@@ -1,6 +1,8 @@
 """Lines end where git and Python end them: at form feeds, U+0085, U+2028 and their kin a line goes on, in every place that counts lines."""
 import ast
 import asyncio
+import random
+import re
 
 import pytest
 from judge_helpers import PYTEST_TASK, change, config  # noqa: F401 - a fixture
@@ -8,8 +10,8 @@ from judge_helpers import PYTEST_TASK, change, config  # noqa: F401 - a fixture
 from coderepairrl.lines import python_lines, split_lines
 from coderepairrl.rewards import REWARDS
 from coderepairrl.rewards.diffs import split_diff
-from coderepairrl.rewards.sabotage import sabotage_text
 from coderepairrl.rewards.similarity import diff_ratio
+from coderepairrl.rewards.turns import turned, turns
 from coderepairrl.rewards.unusual import _read
 from coderepairrl.rewards.weaker import weaker
 from coderepairrl.sandboxes import start_sandbox
@@ -76,10 +78,11 @@ def test_an_answer_of_blocks_is_applied_as_it_is_written(config, mark):
 
 @kinds
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_sabotage_finds_its_place(mark, end):
+def test_a_turn_finds_its_place(mark, end):
     text = source(mark).replace("\n", end)
-    changed, found = sabotage_text(text, {"test_f"})
-    assert found == {"test_f"} and changed == text.replace("f() == 1", "f() == 2")
+    found = turns(text, {"test_f"}, random.Random(0))["test_f"]
+    changed = turned(text, found[:1])
+    assert re.sub("f\\(\\) == [2-9]", "f() == 1", changed) == text != changed
 
 
 @kinds

@@ -68,7 +68,7 @@ def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda 
     base = before(change.path)
     whole = patched(change, base)
     if suffix not in _PYTHON:
-        named = any(map(_RUNNER_OPTIONS.search, change.added)) or suffix == ".toml" and whole is not None and _options(whole) != _options(base)
+        named = any(map(_RUNNER_OPTIONS.search, change.added)) or whole is not None and _changes_options(change.path, base, whole)
         named = named and not _RUNNER_OPTIONS.search(oracle)
         return Marks((f"{change.path} names options of the test runner",) if named else (), possible=True)
     code = _code(whole) if whole is not None else None
@@ -91,10 +91,16 @@ def _code(text: str) -> str | None:
         return None
 
 
-def _options(text: str) -> object:
-    """What a TOML file says to pytest, however it is written."""
+def _changes_options(path: str, before: str, after: str) -> bool:
+    """Whether a pyproject.toml says something else to pytest, however it is written. One that nobody can read stops pytest."""
+    if PurePosixPath(path).name != "pyproject.toml":
+        return False
     try:
-        tool = tomllib.loads(text).get("tool", {})
+        return _options(after) != _options(before)
     except (tomllib.TOMLDecodeError, RecursionError):
-        return text
-    return tool.get("pytest") if isinstance(tool, dict) else text
+        return False
+
+
+def _options(text: str) -> object:
+    tool = tomllib.loads(text).get("tool", {})
+    return tool.get("pytest") if isinstance(tool, dict) else tool
