@@ -84,6 +84,7 @@ NAMED = {  # name -> (command, path -> a word of the reason)
         "mkdir .GIT; touch .GIT/x 'git~1' '.git '; ln -s lib.py .gitmodules",
         {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")}),
     "a repository in the place of a file": ("rm lib.py; git init -q lib.py; echo > lib.py/x", {"lib.py/": "history"}),
+    "a repository below the place of a file": ("rm lib.py; git init -q lib.py/deep", {"lib.py/deep/": "history"}),
     "a file in the place of a repository": ("rm -r empty; echo > empty", {"empty": "repository"}),
     "a file in the place of a link that is not UTF-8": ("rm -r odd; echo > odd", {"odd": "not UTF-8", "odd/link": "not UTF-8"}),
     "an empty repository of the base": ("echo > empty/x", {}),

@@ -86,23 +86,24 @@ async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree,
     """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included; such
     repositories). Git lists one by its folder alone as long as the index knows no file in it, so a copy of the index gets
     a name in each that is nowhere on the disk; and not at all where the index knows a file of the folder's name, so the
-    copy loses that."""
+    copy loses that. What was changed counts as the whole index had it."""
     view = os.fsencode(checkout.view if isinstance(checkout, Worktree) else checkout)
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
         if index.exists():
             shutil.copyfile(index, f"{own}/index")
         where = {"git_dir": git_dir, "checkout": checkout, "GIT_INDEX_FILE": f"{own}/index"}
-        place, nested, turned = secrets.token_hex(8).encode(), [], set()
+        place, nested, changed = secrets.token_hex(8).encode(), [], set()
         while True:
             listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, **where)
             rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
             new = [name for is_new, name in rows if is_new]
             found = [name for name in new if name.endswith(b"/")]
-            changed = {name for is_new, name in rows if not is_new and not name.endswith(place)}
-            became = {name for name in changed if os.path.lexists(os.path.join(view, name, b".git"))}
+            held = {name for is_new, name in rows if not is_new and not name.endswith(place)}
+            changed |= held
+            became = {name for name in held if os.path.lexists(os.path.join(view, name, b".git"))}
             if not found and not became:
-                return sorted(changed | turned), sorted(new), nested
-            nested, turned = [*nested, *found], turned | became
+                return sorted(changed), sorted(new), nested
+            nested += found
             made = b"".join(GONE + name + b"\0" for name in became)
             made += b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
             await must("update-index", "-z", "--index-info", stdin=made, **where)
