@@ -6,7 +6,6 @@ strings don't count, but for variables of the environment, and letters of other 
 `possible`: whatever can reach beyond a function's own values (an import, a dunder name, exec ...), strings included. It costs an
 honest diff nothing but more runs with turned tests when its tests pass (counter_check.py).
 """
-import ast
 import io
 import re
 import tokenize
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from coderepairrl import syntax
 from coderepairrl.rewards.diffs import FileChange, patched
 
 _PROSE = {".md", ".rst", ".txt"}  # nothing runs these; all other files that are not Python may steer something
@@ -84,7 +84,7 @@ def _code(text: str) -> str | None:
     if len(text) > MAX_CODE:
         return None
     try:
-        ast.parse(text)  # what is no Python can take the reader of its words a time that grows with the square
+        syntax.parse(text)  # what is no Python can take the reader of its words a time that grows with the square
         return " ".join(unicodedata.normalize("NFKC", token.string) for token in tokenize.generate_tokens(io.StringIO(text).readline)
                         if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER))
     except (tokenize.TokenError, SyntaxError, ValueError, RecursionError, MemoryError):

@@ -17,6 +17,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from coderepairrl import syntax
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ERRORS = ("ValueError", "KeyError", "TypeError", "IndexError", "AttributeError", "RuntimeError", "OSError", "NameError")
 _WARNINGS = ("UserWarning", "DeprecationWarning", "RuntimeWarning", "FutureWarning", "SyntaxWarning")
@@ -67,7 +69,7 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
 
     Functions of one name, in several classes, are turned together: a report's id may stand for any of them."""
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError, RecursionError):  # written for another Python: no function of it is found
         return {}
     source = _Source(text)
@@ -355,7 +357,7 @@ def _near_strings(source: str) -> list[str]:
 
 def _differs(option: str, value: object) -> bool:
     try:
-        found = ast.literal_eval(option)
+        found = syntax.literal(option)
     except (SyntaxError, ValueError):
         return False
     return type(found) is type(value) and found != value

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from coderepairrl import syntax
 from coderepairrl.rewards.test_ids import function_of, to_junit
 from coderepairrl.rewards.turns import ORDER, Turn, turned, turns
 from coderepairrl.types import Task
@@ -63,7 +64,7 @@ def helpers_of(path: str, text: str) -> list[str]:
     own, and what it imports by a name that leads there."""
     folder = PurePosixPath(path).parent
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return []
     modules = []

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from coderepairrl import syntax
+
 _TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|conftest)\.\w+$|(?:^|/)(?:tests?|testing|spec|__tests__)/"
                         r"|[^/]*(?:Test|Tests|Spec|\.test|\.spec)\.\w+$")
 _CONFIG_FILE = re.compile(r"(?:^|/)(?:setup\.cfg|tox\.ini|pyproject\.toml|pytest\.ini|\.?ruff\.toml|\.flake8|\.pylintrc|\.?mypy\.ini|\.coveragerc"
@@ -168,6 +170,6 @@ def _other_language(path: str, before: str, after: str) -> list[str]:
 
 def _parse(text: str) -> ast.Module | None:
     try:
-        return ast.parse(text)
+        return syntax.parse(text)
     except (SyntaxError, ValueError, RecursionError):  # another language, or another Python
         return None
