@@ -137,7 +137,9 @@ def applied_in_folder(files: dict[str, Entry], patch: str,
             if not done.returncode or not text.strip():
                 yield root, ""
                 return
-            problem = problem or (done.stderr.decode(errors="replace").strip().splitlines() or [f"{tool} failed"])[0]
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            said = [line for line in said if not line.startswith("warning: ")]
+            problem = problem or (said or [f"{tool} failed"])[0]
         yield None, problem
 
 

@@ -148,17 +148,19 @@ class Judge:
         if not code:
             return out, ""
         refuse_machine("git apply", err)
-        return out, (err.splitlines() or [f"git apply: exit {code}"])[0][:300]
+        said = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        return out, (said or [f"git apply: exit {code}"])[0][:300]
 
 
 def _repositories(root: bytes) -> list[bytes]:
     """The folders below `root` with a .git of their own, each with a slash at its end."""
-    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root) if b".git" in folders + files]
+    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root)
+             if b".git" in folders + files]
     return [name for name in found if name != b"./" and not {b"..", b".git"} & set(name.split(b"/"))]
 
 
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
-    """Those that cannot be written where the hidden files are: a folder with one became a file, or one became a folder."""
+    """Those that cannot be written where the hidden files are: a folder with one became a file, or one a folder."""
     folders: set[bytes] = set()
     for name in hidden:
         while (name := os.path.dirname(name)) and name not in folders:
