@@ -63,8 +63,8 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
     (own / "lock.txt").write_text(frozen)
     made_of = [frozen, version, recipe.source, recipe.revision, recipe.build, absent]
     lock = digest(*made_of, *([len(instead)] if instead else []))
-    return {"lock": lock, "python": version, "source": recipe.source, "revision": recipe.revision, "packages": str(layer),
-            "workdir": workdir, "absent": absent, "instead": "; ".join(instead)}
+    return {"lock": lock, "python": version, "source": recipe.source, "revision": recipe.revision,
+            "packages": str(layer), "workdir": workdir, "absent": absent, "instead": "; ".join(instead)}
 
 
 def _note(instead: list[str], steps: Steps, text: str) -> None:

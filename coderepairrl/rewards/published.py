@@ -150,7 +150,8 @@ def applied_in_folder(files: dict[str, Entry], patch: str,
             if beyond := exceeded(done.returncode, err):  # no laxer reading makes it smaller
                 yield None, beyond
                 return
-            problem = problem or err.split("\n")[0] or f"{tool} failed"
+            said = [line for line in err.split("\n") if line and not line.startswith("warning: ")]
+            problem = problem or (said or [f"{tool} failed"])[0]
         yield None, problem
 
 

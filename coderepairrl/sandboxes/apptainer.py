@@ -113,7 +113,8 @@ def _container() -> list[str]:
     rights = ["--add-caps", "CAP_SETUID,CAP_SETGID"] if os.getuid() == 0 else []
     # /dev/full is the one device that Apptainer's own /dev lacks beside bubblewrap's
     return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths",
-            *_bind("/dev/full", "/dev/full"), "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/", *rights]
+            *_bind("/dev/full", "/dev/full"), "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/",
+            *rights]
 
 
 def _bind(source: str | Path, inside: str, *options: str) -> list[str]:

@@ -166,17 +166,19 @@ class Judge:
         if code == -signal.SIGKILL:
             raise SandboxError("git apply was killed by this machine: free some memory")
         refuse_machine("git apply", err)
-        return out, err.split("\n")[0][:300] or f"git apply: exit {code}"
+        said = [line for line in err.split("\n") if line and not line.startswith("warning: ")]
+        return out, (said or [f"git apply: exit {code}"])[0][:300]
 
 
 def _repositories(root: bytes) -> list[bytes]:
     """The folders below `root` with a .git of their own, each with a slash at its end."""
-    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root) if b".git" in folders + files]
+    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root)
+             if b".git" in folders + files]
     return [name for name in found if name != b"./" and not {b"..", b".git"} & set(name.split(b"/"))]
 
 
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
-    """Those that cannot be written where the hidden files are: a folder with one became a file, or one became a folder."""
+    """Those that cannot be written where the hidden files are: a folder with one became a file, or one a folder."""
     folders: set[bytes] = set()
     for name in hidden:
         while (name := os.path.dirname(name)) and name not in folders:
