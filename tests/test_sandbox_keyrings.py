@@ -1,11 +1,10 @@
 """No sandbox leaves anything in the kernel's keyrings, which all of a session share."""
 import asyncio
-import ctypes
 import subprocess
 import sys
 
 import pytest
-from sandbox_helpers import make_task, sandbox_config  # noqa: F401 - a fixture
+from sandbox_helpers import make_task, sandbox_config
 
 from coderepairrl.sandboxes import seccomp, start_sandbox
 
@@ -38,4 +37,3 @@ def test_the_program_is_one_that_the_kernel_takes_and_that_ends():
         if kind == 0x15:
             assert place + 1 + max(yes, no) < len(instructions)
     assert instructions[-1][:2] == b"\x06\x00"
-    assert ctypes.sizeof(ctypes.c_uint16) == 2

@@ -30,7 +30,7 @@ async def check(task: Task, runs: Runs, secret: str, rounds: int, silent: set[in
     """(RESOLVED, or what the diff is instead; why). None: no turn tells anything, so nothing is proven.
 
     silent: numbers of variants that tell nothing of this task; those that turn out so are added. rounds: how often; tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
-    proven = False
+    found = None
     for turn in range(rounds):
         if turn:
             again = await runs.diff(None)
@@ -40,14 +40,12 @@ async def check(task: Task, runs: Runs, secret: str, rounds: int, silent: set[in
         for number in (*first, *range(len(FIRST), VARIANTS)):
             found = None if number in silent else await _once(task, runs, Variant(number, secret))
             if found is not None:
-                proven = True
                 break
-            silent.add(number)
-        else:
-            break
-        if found[0] != VerdictKind.RESOLVED:
+            if runs.oracle is not None:  # else it may be this diff's own doing
+                silent.add(number)
+        if found is None or found[0] != VerdictKind.RESOLVED:
             return found
-    return (VerdictKind.RESOLVED, "") if proven else None
+    return found
 
 
 async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, str] | None:
@@ -77,7 +75,11 @@ async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, 
         return VerdictKind.TAMPERED, f"passes {_list(passing)} also where it must fail"
     if broken:
         return VerdictKind.UNRESOLVED, f"{_list(broken)} fails beside turned tests, and not under the oracle's patch"
-    return (VerdictKind.RESOLVED, "") if _fails(run, telling) else None
+    if _fails(run, telling):
+        return VerdictKind.RESOLVED, ""
+    if telling and runs.oracle is not None:
+        return VerdictKind.TAMPERED, f"{_list(telling)} is not told of where it must fail"
+    return None
 
 
 def _status(run: Run, test: str) -> str:
