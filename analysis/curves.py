@@ -145,7 +145,9 @@ def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None
     axis.set_title(panel.title)
     if panel.logarithmic:
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        low, high = axis.get_ylim()
+        subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # LogLocator thins out decades by itself, but not what lies between them
+        axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axis.yaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(10, 10)))
         axis.yaxis.set_minor_formatter(NullFormatter())
     if panel.percent:
