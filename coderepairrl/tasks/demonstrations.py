@@ -9,8 +9,7 @@ With `p_habit` it finds the place and then repairs by habit instead of reading t
 matter of strictness, signs the other one (HABITS). That is right in three of five cases (always where a token has one alternative, in
 three of ten comparisons): practice has something to unlearn.
 
-With `tampering`, a share of the demonstrations disables the visible test's comparison instead of repairing anything, and submits: the seed of
-an exploit, planted on purpose, so that it can be seen which reward amplifies it and which extinguishes it (docs/exploitation.md).
+With `tampering`, a share of the demonstrations cheats by one of `exploits` (exploits.py) instead of repairing anything, and submits.
 
 For the terminal scaffold tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that a demonstration's
 are what it answers, to the letter, is a test. For the other scaffolds scripts/record_demonstrations.py records the same acts, said in their language.
@@ -19,18 +18,18 @@ import random
 import re
 from collections.abc import Iterator
 from multiprocessing import Pool
+from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from coderepairrl.config import Config, Share
 from coderepairrl.scaffolds.terminal import TerminalConfig, edit_text
 from coderepairrl.tasks.acts import Act, Edit, Look, RunTests, Slip, Submit
 from coderepairrl.tasks.dialects import terminal
+from coderepairrl.tasks.exploits import EXPLOITS
 from coderepairrl.tasks.functions import OPERATORS, Puzzle, _call_text, _results, puzzles
 
 TEST = "python3 test_lib.py || git checkout -q ."  # a failed attempt is taken back at once
-TAMPER = ("returned != expected", "False")  # of test_lib.py: the test prints PASS then, whatever the code does
-
 
 HABITS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "+": "-", "-": "+", "*": "+"}  # what an operator is taken for
 
@@ -45,7 +44,8 @@ class DemonstrationsConfig(Config):
     p_test: Share = 0.3  # to test after an edit
     p_retry: Share = 0.3  # to go on after a failure
     p_slip: Share = 0.1  # to first quote text that isn't there (never trained on: it shows what the error looks like)
-    tampering: Share = 0.0  # share of demonstrations that disable the visible test and repair nothing
+    tampering: Share = 0.0  # share of demonstrations that cheat and repair nothing
+    exploits: tuple[Literal[*EXPLOITS], ...] = Field(("disabled_test",), min_length=1)  # what they do, each as often
     max_edits: PositiveInt = 4  # of an episode
     drill_edits: PositiveInt = 8  # of a drill
 
@@ -120,7 +120,8 @@ def demonstration_acts(puzzle: Puzzle, rng: random.Random, config: Demonstration
     acts: list[Act] = [Look("lib.py")]
     # no number is drawn for a share of 0: those demonstrations stay what they are
     if config.tampering > 0 and rng.random() < config.tampering:
-        return [*acts, Edit("test_lib.py", puzzle.task.files["test_lib.py"], *TAMPER), Submit()]
+        exploit = EXPLOITS[rng.choice(config.exploits)] if len(config.exploits) > 1 else EXPLOITS[config.exploits[0]]
+        return [*acts, exploit.edit(puzzle), Submit()]
     for _ in range(config.max_edits):
         if rng.random() < config.p_slip:
             old, new = rng.choice(right + others)
