@@ -67,7 +67,7 @@ class Grader:
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
-        selection = await _select(task, diff)
+        selection = await selected(task, diff)
         key = (task.task_id, hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest())
         if key in self._verdicts:
             self.hits += 1
@@ -76,6 +76,10 @@ class Grader:
         else:
             verdict = await self._join(key, task, selection)
         return _marked(verdict, selection)
+
+    def forget_verdicts(self) -> None:
+        """What is known of the tasks themselves (oracles' runs, variants that tell nothing) stays."""
+        self._verdicts.clear()
 
     async def _join(self, key: tuple[str, str], task: Task, selection: Selection) -> Verdict:
         """Waits for the one run of `key`; the last waiter that is cancelled cancels the run."""
@@ -209,7 +213,7 @@ class Grader:
         if patch.strip():
             diff, applied = await as_diff(task, patch, self.config)
             patch = patch if applied.problem else diff
-        return await self._execute(task, await _select(task, patch), "oracle", variant)
+        return await self._execute(task, await selected(task, patch), "oracle", variant)
 
 
 def _key(task: Task, variant: Variant | None = None) -> tuple[str, int | None, bool]:
@@ -264,6 +268,7 @@ def _remember(memory: OrderedDict, key: tuple, value: Verdict | Run, most: int) 
         memory.popitem(last=False)
 
 
-async def _select(task: Task, diff: str) -> Selection:
+async def selected(task: Task, diff: str) -> Selection:
+    """What of a diff is applied, with the task's own interpreter asked for what it has installed."""
     installed = await asyncio.to_thread(interpreter, task.environment.python, task.environment.image)
     return await asyncio.to_thread(select, task, diff, installed.modules, loaded=installed.loaded)
