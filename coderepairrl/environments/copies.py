@@ -74,7 +74,7 @@ class _Project:
                 self.folders.append((modules, set().union(*(_lines(os.path.join(where, name)) for name in modules))))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _project(checkout):
     return _Project(str(checkout))
 
@@ -131,7 +131,7 @@ class _Index:
             self.files[where] = frozenset(name for name in files if name.endswith(".py"))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _index(folder, skip):
     return _Index(folder, skip)
 
