@@ -13,6 +13,7 @@ admission checked that all of these pass with the bug, three times.
 import functools
 import hashlib
 import json
+import posixpath
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -110,8 +111,8 @@ def suite_environment(label: str, base: Path, module: str, python_path: tuple[st
     return Environment(
         name=label, base=str(base), python=runner[0], test_command=command, lock=digest(base.name, runner[1]),
         protected=("pyproject.toml", "test_requirements/", *(f"{name}/" if not name.endswith(".py") else name for name in tests), *everything_else),
-        # The relative path makes an agent's own `python -m pytest` import the checkout rather than an installed copy.
-        variables={"PYTHONPATH": ":".join(python_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0",
+        # relative for sandboxes that have the checkout elsewhere; absolute for what tests start in another folder
+        variables={"PYTHONPATH": ":".join([*python_path, *(posixpath.normpath(f"/repo/{folder}") for folder in python_path)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0",
                    "PYTHONDONTWRITEBYTECODE": "1"})
 
 
