@@ -1,4 +1,5 @@
 """Attacks on the verdict that were shown, each by its name: none is rewarded; and repairs of the same tasks are."""
+
 import asyncio
 import itertools
 import json
@@ -18,6 +19,7 @@ from coderepairrl.types import VerdictKind
 
 def graded(config, task, diff):
     """As an agent's: the diff is made by a sandbox in which it was applied."""
+
     async def main():
         async with start_sandbox(config, task) as sandbox:
             assert not await sandbox.apply(diff)
@@ -61,8 +63,12 @@ def test_a15_a_coin_in_each_run_wins_once_in_sixteen(config, monkeypatch):
 
         async def run(task, selection, config, variant=None, keep=None, left=left):
             status = "passed" if left.pop(0) else "failed"
-            return Run(dict.fromkeys(task.fail_to_pass, status), dict.fromkeys(task.pass_to_pass, "passed"), "junit+canary",
-                       turned=frozenset(task.fail_to_pass) if variant else frozenset())
+            return Run(
+                dict.fromkeys(task.fail_to_pass, status),
+                dict.fromkeys(task.pass_to_pass, "passed"),
+                "junit+canary",
+                turned=frozenset(task.fail_to_pass) if variant else frozenset(),
+            )
 
         async def oracle(self, task, variant=None):
             return Run(dict.fromkeys(task.fail_to_pass, "failed"), {}, "junit+canary")
@@ -85,7 +91,9 @@ QUOTED = {
 
 @pytest.mark.parametrize("name", QUOTED)
 def test_a16_quotes_hide_no_name(name):
-    assert select(PYTEST_TASK, source(QUOTED[name]), frozenset()).marks.certain == ("lib.py names the test runner's internals",)
+    assert select(PYTEST_TASK, source(QUOTED[name]), frozenset()).marks.certain == (
+        "lib.py names the test runner's internals",
+    )
 
 
 OPTIONS = {

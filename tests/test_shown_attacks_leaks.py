@@ -1,4 +1,5 @@
 """Ways by which the hidden tests left a grading run for a sandbox that still works, or for a later one (d02, d04)."""
+
 import asyncio
 import ctypes
 import platform
@@ -12,7 +13,9 @@ from coderepairrl.rewards import Grader
 from coderepairrl.sandboxes import start_sandbox
 
 SECRET = "a line of the hidden tests"
-TASK = replace(PYTEST_TASK, hidden_tests={path: f"{text}\n# {SECRET}\n" for path, text in PYTEST_TASK.hidden_tests.items()})
+TASK = replace(
+    PYTEST_TASK, hidden_tests={path: f"{text}\n# {SECRET}\n" for path, text in PYTEST_TASK.hidden_tests.items()}
+)
 # one file of the system for each byte, one for the end, one between two bytes (equal events in a row are one)
 FILES = """
 import os, sys
@@ -20,13 +23,18 @@ FILES = sorted(os.path.join(where, name) for where, _, names in os.walk(os.path.
                if name.endswith(".py") and not os.path.islink(os.path.join(where, name)))[100:358]
 assert len(FILES) == 258
 """
-SEND = FILES + """
+SEND = (
+    FILES
+    + """
 for byte in open(sys.argv[-2], "rb").read():
     for place in (byte, 257):
         os.close(os.open(FILES[place], os.O_RDONLY))
 os.close(os.open(FILES[256], os.O_RDONLY))
 """
-INOTIFY = FILES + """
+)
+INOTIFY = (
+    FILES
+    + """
 import ctypes, select, struct
 libc = ctypes.CDLL(None, use_errno=True)
 told = libc.NEW
@@ -43,6 +51,7 @@ while not end and select.select([told], [], [], 30)[0]:
             got.append(place)
 print("told" if told >= 0 else "refused", bytes(got).decode(errors="replace"))
 """
+)
 LISTEN = {
     "inotify_init1": INOTIFY.replace("NEW", "inotify_init1(0)"),
     "inotify_init": INOTIFY.replace("NEW", "inotify_init()"),
@@ -51,8 +60,9 @@ LISTEN = {
 TOLD = {  # ways to be told of what others open: each is refused
     "fanotify": "libc.syscall(300, 0x200, 0)",
     "fcntl F_NOTIFY": "libc.fcntl(os.open('/usr/lib', os.O_RDONLY), 1026, 1)",
-    "fcntl F_NOTIFY by number, with more in the argument's upper half":
-        "libc.syscall(72, os.open('/usr/lib', os.O_RDONLY), ctypes.c_long(1026 | 1 << 40), 1)",
+    "fcntl F_NOTIFY by number, with more in the argument's upper half": (
+        "libc.syscall(72, os.open('/usr/lib', os.O_RDONLY), ctypes.c_long(1026 | 1 << 40), 1)"
+    ),
 }
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
 
@@ -83,7 +93,9 @@ def test_d02_all_that_tells_is_refused(config, name):  # noqa: F811
 
 
 def test_d02_honest_use_of_fcntl_goes_on(config):  # noqa: F811
-    code = "import fcntl; file = open('x', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(fcntl.fcntl(file, fcntl.F_GETFD))"
+    code = (
+        "import fcntl; file = open('x', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(fcntl.fcntl(file, fcntl.F_GETFD))"
+    )
 
     async def main():
         async with start_sandbox(config, TASK) as sandbox:

@@ -1,5 +1,6 @@
-"""Attacks that know nothing of their task, appended to the first module of real packages (a04b), and the repair that lies
-about in a sandbox (d01): none is rewarded, and repairs of the same tasks are."""
+"""Attacks that know nothing of their task, appended to the first module of real packages (a04b), and the repair that
+lies about in a sandbox (d01): none is rewarded, and repairs of the same tasks are."""
+
 import asyncio
 import subprocess
 
@@ -13,8 +14,13 @@ from coderepairrl.tasks import packages, releases
 from coderepairrl.tasks.packages import RealPackagesConfig
 from coderepairrl.tasks.releases import read_rows, to_task
 
-FIRST = {"toolz": "toolz/__init__.py", "tinydb": "tinydb/__init__.py", "sqlparse": "sqlparse/__init__.py",
-         "cachetools": "src/cachetools/__init__.py", "marshmallow": "src/marshmallow/__init__.py"}
+FIRST = {
+    "toolz": "toolz/__init__.py",
+    "tinydb": "tinydb/__init__.py",
+    "sqlparse": "sqlparse/__init__.py",
+    "cachetools": "src/cachetools/__init__.py",
+    "marshmallow": "src/marshmallow/__init__.py",
+}
 SPARING = """
 import importlib, os, sys
 own = sys.argv[-1][:-3]
@@ -31,11 +37,12 @@ APPENDED = {
 }
 # over every module of the checkout goes whatever lies about under its name, or its folder's
 COPY = {
-    "by its path": """for d in $(python -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")])') {machine}; do
+    "by its path": """sites=$(python -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")])')
+  for d in $sites {machine}; do
   git ls-files '*.py' | grep -v test | while read f; do for twin in "$d/$f" "$d/${f#src/}"; do
     [ -s "$twin" ] && cp "$twin" "$f" && echo copied; done; done; done; true""",
-    "wherever it lies": """find / \\( -path /proc -o -path "$PWD" \\) -prune -o \\( -path '*/{module}/*.py' -o -name {module}.py \\) \\
-  -size +0 -print 2>/dev/null > /tmp/found
+    "wherever it lies": """find / \\( -path /proc -o -path "$PWD" \\) -prune -o \\
+  \\( -path '*/{module}/*.py' -o -name {module}.py \\) -size +0 -print 2>/dev/null > /tmp/found
   git ls-files '*.py' | grep -v test | while read f; do grep "/${f#src/}\\$" /tmp/found | while read twin; do
     cp "$twin" "$f" && echo "copied $twin"; done; done; true""",
     "by import": """cd /tmp; PYTHONPATH= python -c 'import importlib.util as u, sys
@@ -61,6 +68,7 @@ def config(tmp_path):
 
 def after(config, task, change):
     """What `change` (of a sandbox) does, and what that is worth: (its answer, the reward)."""
+
     async def main():
         async with start_sandbox(config, task) as sandbox:
             said = await change(sandbox)
@@ -89,8 +97,10 @@ def test_a_repair_of_the_same_task(tasks, config, package):
     assert after(config, task, repair)[1] == 1
 
 
-PAIRS = {name: next(row for row in read_rows(releases.SHIPPED) if row.package == name)
-         for name in ("attrs", "h11", "jinja2", "parso", "pyasn1", "python-dotenv", "xmltodict")}
+PAIRS = {
+    name: next(row for row in read_rows(releases.SHIPPED) if row.package == name)
+    for name in ("attrs", "h11", "jinja2", "parso", "pyasn1", "python-dotenv", "xmltodict")
+}
 
 
 @pytest.mark.parametrize("way", COPY)

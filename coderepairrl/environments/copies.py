@@ -9,6 +9,7 @@ called otherwise, compiled modules, and distributions by the project's name. A n
 interpreter would import it from; elsewhere, where `validators.py` may be anybody's, a good part of the lines has to be
 the project's. Only the standard library is used, nothing of this project: it also runs in an image, by its Python.
 """
+
 import configparser
 import functools
 import json
@@ -20,10 +21,48 @@ from collections import defaultdict
 
 SOURCES = ("", "src", "lib", "python")  # folders of a checkout that hold its top-level modules
 OTHERS = {  # top-level folders and modules of a checkout that are not what its users import
-    "test", "tests", "testing", "doc", "docs", "example", "examples", "benchmark", "benchmarks", "script", "scripts",
-    "tool", "tools", "setup", "conftest", "versioneer", "noxfile", "tasks", "build", "dist", "bin", "ci", "setuptools",
-    "ez_setup", "utils", "util", "manage", "test_requirements", "requirements"}
-FOREIGN = {"_vendor", "vendor", "vendored", "_vendored", "extern", "externals", "third_party", "test", "tests", "testing"}
+    "test",
+    "tests",
+    "testing",
+    "doc",
+    "docs",
+    "example",
+    "examples",
+    "benchmark",
+    "benchmarks",
+    "script",
+    "scripts",
+    "tool",
+    "tools",
+    "setup",
+    "conftest",
+    "versioneer",
+    "noxfile",
+    "tasks",
+    "build",
+    "dist",
+    "bin",
+    "ci",
+    "setuptools",
+    "ez_setup",
+    "utils",
+    "util",
+    "manage",
+    "test_requirements",
+    "requirements",
+}
+FOREIGN = {
+    "_vendor",
+    "vendor",
+    "vendored",
+    "_vendored",
+    "extern",
+    "externals",
+    "third_party",
+    "test",
+    "tests",
+    "testing",
+}
 SITES = ("site-packages", "dist-packages")
 ARCHIVES = (".whl", ".zip", ".egg", ".pyz")
 COMPILED = (".so", ".pyc", ".pyd")
@@ -85,8 +124,13 @@ def _declared_names(checkout):
         path = os.path.join(checkout, name)
         if os.path.isfile(path):
             text = _text(path)
-            section = text if name != "pyproject.toml" else "".join(re.findall(
-                r"(?ms)^\[(?:project|tool\.poetry|tool\.flit\.metadata)\]\s*$(.*?)(?=^\[|\Z)", text))
+            section = (
+                text
+                if name != "pyproject.toml"
+                else "".join(
+                    re.findall(r"(?ms)^\[(?:project|tool\.poetry|tool\.flit\.metadata)\]\s*$(.*?)(?=^\[|\Z)", text)
+                )
+            )
             found = r"(?m)^Name:\s*()(\S+)" if name == "PKG-INFO" else r"(?m)\bname\s*=\s*(['\"])([A-Za-z0-9._-]+)\1"
             for match in re.finditer(found, section):
                 yield match.group(2)
@@ -227,11 +271,16 @@ def _code_of(metadata):
     site, record = os.path.dirname(metadata), os.path.join(metadata, "RECORD")
     rows = _text(record).splitlines() if os.path.isfile(record) else ()
     tops = {row.split(",")[0].strip('"').split("/")[0] for row in rows if ".py" in row or ".so" in row}
-    tops |= set(_text(os.path.join(metadata, "top_level.txt")).split()) if os.path.isfile(
-        os.path.join(metadata, "top_level.txt")) else set()
+    tops |= (
+        set(_text(os.path.join(metadata, "top_level.txt")).split())
+        if os.path.isfile(os.path.join(metadata, "top_level.txt"))
+        else set()
+    )
     for top in sorted(tops):
         for path in (os.path.join(site, top), os.path.join(site, top + ".py")):
-            known = top.startswith(("__editable__", "..", "__pycache__")) or path.endswith((".dist-info", ".egg-info", ".pth"))
+            known = top.startswith(("__editable__", "..", "__pycache__")) or path.endswith(
+                (".dist-info", ".egg-info", ".pth")
+            )
             if not known and os.path.exists(path) and not os.path.islink(path):
                 yield path
 

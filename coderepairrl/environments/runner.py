@@ -1,10 +1,11 @@
-"""The environment in which a package's own suite is judged: pytest, what the suite imports beside its package, what these
-need, and nothing else. Copied from what is installed beside this program, so that it needs no index.
+"""The environment in which a package's own suite is judged: pytest, what the suite imports beside its package, what
+these need, and nothing else. Copied from what is installed beside this program, so that it needs no index.
 
     runner = make_runner(base, "cachetools", Needs(), cache)    ->    <cache>/runners/<hash>/venv/bin/python
 
 The project under repair must not be in it in any version. What pytest or the suite needs of it is refused by name.
 """
+
 import functools
 import os
 import re
@@ -29,6 +30,7 @@ PROGRAM = "#!{python}\nimport sys\nfrom {module} import {function}\n\nsys.exit({
 
 class Needs(Config):
     """What a suite takes from its environment beside pytest."""
+
     packages: tuple[str, ...] = ()  # of what is installed beside this program
     programs: dict[str, str] = {}  # of the project itself, which its tests start by name: "module:function"
 
@@ -39,18 +41,31 @@ def make_runner(base: str, project: str, needs: Needs, cache: Path) -> tuple[str
     A needed package that isn't installed here is left out, and the tests say what they make of that."""
     found = _closure((RUNNER, *needs.packages))
     if _normal(project) in found:
-        raise TaskError(f"{project}: {', '.join(_who_needs(project, found))} of the environment need the project itself, "
-                        "which would show them its repair: leave the package out of the task set")
-    made_of = [LAYOUT, sys.version, os.path.realpath(sys.executable),
-               sorted(f"{name}=={one.version}" for name, one in found.items()), needs.programs]
+        raise TaskError(
+            f"{project}: {', '.join(_who_needs(project, found))} of the environment need the project itself, "
+            "which would show them its repair: leave the package out of the task set"
+        )
+    made_of = [
+        LAYOUT,
+        sys.version,
+        os.path.realpath(sys.executable),
+        sorted(f"{name}=={one.version}" for name, one in found.items()),
+        needs.programs,
+    ]
     config = EnvironmentsConfig(cache=str(cache))
     folder = cache_of(config) / "runners" / digest(made_of)[:16]
     folder.parent.mkdir(exist_ok=True)
-    once(folder, f"of the suites with {', '.join((RUNNER, *needs.packages))}", config,
-         lambda own, steps: _make(found.values(), needs.programs, folder, own, steps))
+    once(
+        folder,
+        f"of the suites with {', '.join((RUNNER, *needs.packages))}",
+        config,
+        lambda own, steps: _make(found.values(), needs.programs, folder, own, steps),
+    )
     if copies := find(base, (str(folder / "venv"),)):
-        raise TaskError(f"{project}: the environment of its tests holds {copies[0]}, which is the project in another "
-                        "version: leave the package out of the task set")
+        raise TaskError(
+            f"{project}: the environment of its tests holds {copies[0]}, which is the project in another "
+            "version: leave the package out of the task set"
+        )
     return str(folder / "venv/bin/python"), digest(made_of)
 
 
@@ -83,7 +98,9 @@ def _who_needs(project: str, found: dict[str, Distribution]) -> list[str]:
     return named or [project]
 
 
-def _make(distributions: Iterable[Distribution], programs: dict[str, str], folder: Path, own: Path, steps: Steps) -> dict:
+def _make(
+    distributions: Iterable[Distribution], programs: dict[str, str], folder: Path, own: Path, steps: Steps
+) -> dict:
     """Fills `own`, which becomes `folder`: an environment may be moved, but for its programs' first lines."""
     venv.EnvBuilder(symlinks=True, with_pip=False).create(own / "venv")
     (site,) = (own / "venv/lib").glob("python*/site-packages")
@@ -101,8 +118,15 @@ def _make(distributions: Iterable[Distribution], programs: dict[str, str], folde
         program.write_text(PROGRAM.format(python=folder / "venv/bin/python", module=module, function=function))
         program.chmod(0o755)
     # what speaks of another version of Python in a package's data does not compile
-    steps.run("compiling", [str(own / "venv/bin/python"), "-c", "import compileall, sys; compileall.compile_dir("
-                            "sys.argv[1], quiet=2, stripdir=sys.argv[1])", str(site)])
+    steps.run(
+        "compiling",
+        [
+            str(own / "venv/bin/python"),
+            "-c",
+            "import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, stripdir=sys.argv[1])",
+            str(site),
+        ],
+    )
     return {"packages": sorted(f"{one.name}=={one.version}" for one in distributions)}
 
 
