@@ -95,6 +95,10 @@ HELD = {  # what lies about -> what of it is found
     ),
     "another module of that name": ({f"{SITE}/schema/lone.py": OTHER, f"{SITE}/schema/thing/core.py": OTHER}, set()),
     "stubs of it": ({f"{SITE}/typeshed/thing/core.pyi": "def f() -> int: ...\n"}, set()),
+    "a source distribution": (
+        {"share/some_thing-2.tar.gz": "x", "share/thing_more-2.tar.gz": "x"},
+        {"share/some_thing-2.tar.gz"},
+    ),
     "its tests' names": ({f"{SITE}/tests/__init__.py": OTHER, f"{SITE}/tests/test_thing.py": OTHER}, set()),
 }
 
@@ -165,11 +169,7 @@ def test_what_a_sandbox_covers(tmp_path, kind):
             return (await sandbox.run(words)).output
 
     said = asyncio.run(main())
-    assert (
-        "[False, True]" in said
-        and "function_" not in said
-        and "lone_" not in said
-    )
+    assert "[False, True]" in said and "function_" not in said and "lone_" not in said
     assert "Read-only file system" in said
 
 

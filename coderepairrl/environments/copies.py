@@ -65,6 +65,7 @@ FOREIGN = {
 }
 SITES = ("site-packages", "dist-packages")
 ARCHIVES = (".whl", ".zip", ".egg", ".pyz")
+TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # source distributions, told by their names
 COMPILED = (".so", ".pyc", ".pyd")
 SHORTEST = 12  # characters of a line that says something
 FEW = 10  # lines that say something; of less no share is worth anything
@@ -73,10 +74,11 @@ MODULES = 3  # of a folder that is recognised by its files' names
 LARGEST = 4 << 20  # bytes of a file that is read
 
 
+@functools.lru_cache(maxsize=4096)  # asked for every sandbox; what is installed does not change under a program
 def find(checkout, folders, skip=()):
     """Paths of folders, with a slash at their end, and of files, none below another. `skip`: is not looked into."""
     project = _project(checkout)
-    found = {path for folder in folders for path in _in_folder(project, _index(folder, tuple(skip)))}
+    found = {path for folder in folders for path in _in_folder(project, _index(folder, skip))}
     outermost = sorted(path for path in found if not any(above in found for above in _above(path)))
     return tuple(path + "/" if os.path.isdir(path) else path for path in outermost)
 
@@ -157,6 +159,7 @@ class _Index:
         self.modules = defaultdict(list)  # import name -> paths of files
         self.files = {}  # folder -> its Python files
         self.archives = []
+        self.tars = []
         self.metadata = []
         for where, folders, files in os.walk(folder):
             folders[:] = [name for name in folders if os.path.join(where, name) not in skip]
@@ -170,6 +173,8 @@ class _Index:
                     self.modules[name.split(".")[0]].append(path)
                 elif name.endswith(ARCHIVES) and not os.path.islink(path):
                     self.archives.append(path)
+                elif name.endswith(TARS):
+                    self.tars.append(path)
                 elif name.endswith(".egg-info"):
                     self.metadata.append(path)
             self.files[where] = frozenset(name for name in files if name.endswith(".py"))
@@ -196,6 +201,9 @@ def _in_folder(project, index):
                 yield where
     for path in index.archives:
         if _holds(project, path):
+            yield path
+    for path in index.tars:
+        if _normal(re.split(r"-\d", os.path.basename(path))[0]) in project.names:
             yield path
     for path in index.metadata:
         if _distribution(path) in project.names:
@@ -323,4 +331,4 @@ def _above(path):
 
 if __name__ == "__main__":  # checkout, folders to skip, folders: as JSON
     _checkout, _skip, _folders = (json.loads(word) for word in sys.argv[1:])
-    print(json.dumps(find(_checkout, _folders, _skip)))
+    print(json.dumps(find(_checkout, tuple(_folders), tuple(_skip))))
