@@ -104,6 +104,8 @@ def task(one: Task) -> str:
     place = row["environment"]
     if place["base"]:
         place["base"] = tree(os.path.abspath(place["base"]))
+    if place["lock"]:  # says what the interpreter is, wherever it lies
+        place["python"] = ""
     if place["python"] == sys.executable:  # wherever the project's environment lies
         place["python"] = platform.python_version()
     return digest(row)[:16]

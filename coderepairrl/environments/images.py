@@ -5,6 +5,7 @@
 doing it, and becomes variables of every command.
 """
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -12,12 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from coderepairrl.environments import copies
 from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
-from coderepairrl.environments.sources import commit_tracked
+from coderepairrl.environments.copies import find
+from coderepairrl.environments.sources import commit_tracked, remove_copies, tracked_of
 from coderepairrl.sandboxes.interpreter import in_image
 from coderepairrl.types import Environment
 
-LAYOUT = 1  # part of every name: raise it when what is built changes
+LAYOUT = 2  # part of every name: raise it when what is built changes
+_NOT_FILES = ("/proc", "/sys", "/dev")
+_PYTHONS = "/opt/miniconda3/bin/python3 python3 /usr/bin/python3"  # that may be newer than the environment's
 WORKDIRS = ("/testbed", "/workspace", "/app")  # where images have their checkout, if not at Environment.workdir
 # Variables that say nothing about the image: the shell's, Apptainer's, those that sandboxes set themselves.
 _PASSING = re.compile(r"(APPTAINER|SINGULARITY)_.*|PWD|OLDPWD|SHLVL|_|HOME|TERM|PS1|PROMPT_COMMAND|USER|LOGNAME|HOSTNAME|LANG|LC_.*|PYTHON_FOUND")
@@ -50,8 +55,11 @@ def _make(image: str, local: bool, wanted: str, folder: Path, own: Path, config:
         raise StepError(f"no checkout in the image at {places}: set the environment's workdir")
     _take_out(run, path, workdir, own / "checkout", steps)
     commit_tracked(own / "checkout", steps)
+    for left in remove_copies(own / "checkout", tracked_of(own / "checkout", steps)):
+        steps.note(f"removed from the checkout: {left}, the project's own code, left by the image's build")
     python, variables = _activate(run, config, steps)
-    return {"image": str(final), "workdir": workdir, "python": python, "variables": variables, "lock": digest(_content(path), python, variables, workdir)}
+    return {"image": str(final), "workdir": workdir, "python": python, "variables": variables,
+            "lock": digest(_content(path), python, variables, workdir), "copies": _copies(run, path, workdir, python, own, steps)}
 
 
 def _convert(image: str, path: Path, own: Path, config: EnvironmentsConfig, steps: Steps) -> None:
@@ -83,6 +91,18 @@ def _activate(run: list[str], config: EnvironmentsConfig, steps: Steps) -> tuple
         raise StepError("the image has no python: correct environments.activation")
     variables = {name: value for name, value in sorted(found.items()) if not _PASSING.fullmatch(name) and not value.startswith("/.singularity.d/")}
     return found["PYTHON_FOUND"], variables
+
+
+def _copies(run: list[str], image: Path, workdir: str, python: str, own: Path, steps: Steps) -> list[str]:
+    """Where in the image other versions of the project are, which sandboxes cover: what conda keeps, what tools vendor."""
+    if image.is_dir():
+        skip = tuple(f"{image}{path}" for path in (workdir, *_NOT_FILES))
+        return [path.removeprefix(str(image)) for path in find(str(own / "checkout"), (str(image),), skip)]
+    arguments = [json.dumps(words) for words in (workdir, [workdir, *_NOT_FILES], ["/"])]
+    look = f'for p in {shlex.quote(python)} {_PYTHONS}; do if "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" 2>/dev/null; ' \
+           'then exec "$p" -I -c "$@"; fi; done; echo "error: no Python of 3.7 or later looks for copies" >&2; exit 9'
+    script = Path(copies.__file__).read_text()
+    return json.loads(steps.run("looking for copies", [*run, "sh", "-c", look, "sh", script, *arguments]))
 
 
 def _content(image: Path) -> str:

@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
+from coderepairrl.environments.copies import SITES, find
 from coderepairrl.environments.mount import BuildMount, build_variables
 from coderepairrl.environments.pythons import find_python, uv
-from coderepairrl.environments.sources import fetch_commit, fetch_distribution
+from coderepairrl.environments.sources import fetch_commit, fetch_distribution, files_of, remove_copies
 from coderepairrl.environments.undescribed import is_undescribed, put_on_path, requirements_of
 from coderepairrl.types import Environment, Recipe
 
-LAYOUT = 1  # part of every name: raise it when what is built changes
+LAYOUT = 1  # part of the name of what is pinned: raise it when that changes
+BUILT = 2  # the same of what is built on it
 
 
 def build_recipe(environment: Environment, config: EnvironmentsConfig) -> tuple[Path, dict[str, Any]]:
     """(folder, record). Raises BuildError."""
     recipe, cache = environment.recipe, cache_of(config)
-    key = digest(LAYOUT, recipe.__dict__, environment.workdir, environment.variables, config.incomplete_mirrors)
+    key = digest(BUILT, recipe.__dict__, environment.workdir, environment.variables, config.incomplete_mirrors)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", recipe.source.partition(":")[2]).strip("-")
     folder = cache / "built" / f"{slug}-{key[:16]}"
     return folder, once(folder, environment.name, config, lambda own, steps: _make(environment, folder, own, config, steps))
@@ -44,6 +46,7 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
         fetch_distribution(source, recipe.revision, recipe.keep, own / "checkout")
     else:
         raise StepError(f"source {recipe.source!r}: write git:OWNER/NAME or sdist:NAME==VERSION")
+    files = files_of(own / "checkout")
     instead: list[str] = []
     pins = list(recipe.pins) or _resolve(environment, python, own, config, steps, instead)
     layer = _pinned(pins, recipe, python, version, config)
@@ -59,12 +62,25 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
                 raise
             put_on_path(own / "checkout", workdir, own / "venv")
             _note(instead, steps, f"{command!r} failed ({error}): the checkout is on Python's path instead")
+    _refuse_itself(own, files, steps)
     frozen = _freeze(own / "venv", steps)
     (own / "lock.txt").write_text(frozen)
     made_of = [frozen, version, recipe.source, recipe.revision, recipe.build, absent]
     lock = digest(*made_of, *([len(instead)] if instead else []))
     return {"lock": lock, "python": version, "source": recipe.source, "revision": recipe.revision,
             "packages": str(layer), "workdir": workdir, "absent": absent, "instead": "; ".join(instead)}
+
+
+def _refuse_itself(own: Path, files: set[str], steps: Steps) -> None:
+    """Whoever works in the environment could copy the repair from another version of the project. Those that can be imported
+    are a wrong recipe's; of others (vendored by a tool) the sandboxes cover the place, see sandboxes/covered.py."""
+    for path in remove_copies(own / "checkout", files):
+        steps.note(f"removed from the checkout: {path}, the project's own code, left by the build")
+    for path in find(str(own / "checkout"), (str(own / "venv"),)):
+        if Path(path).parent.name in SITES:
+            raise StepError(f"its packages hold {Path(path).name}, the project itself in a version of their own: install the "
+                            "checkout editable, or leave out what requires the project")
+        steps.note(f"covered in sandboxes: {path}, a copy of the project")
 
 
 def _note(instead: list[str], steps: Steps, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps
+from coderepairrl.environments.copies import find
 from coderepairrl.errors import TaskError
 from coderepairrl.sandboxes.git import EPOCH_S
 
@@ -89,6 +90,33 @@ def commit_tracked(checkout: Path, steps: Steps) -> None:
         elif present := [name for name in tracked.split("\0") if name and os.path.lexists(checkout / name)]:
             git("--literal-pathspecs", "add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", stdin="\0".join(present))
         git("update-ref", "refs/heads/main", git("commit-tree", "-m", "base", git("write-tree").strip()).strip())
+
+
+def files_of(checkout: Path) -> set[str]:
+    """All paths of files in it."""
+    return {os.path.relpath(os.path.join(where, name), checkout) for where, _, names in os.walk(checkout) for name in names}
+
+
+def tracked_of(checkout: Path, steps: Steps) -> set[str]:
+    """Those that git knows."""
+    with _git(checkout, steps) as git:
+        return {name for name in git("ls-files", "-z").split("\0") if name}
+
+
+def remove_copies(checkout: Path, files: set[str]) -> list[str]:
+    """Removes what a build left in the checkout of the project's own code, beside its `files`: build/lib, bytecode. Where a
+    bug is laid over the checkout, that is the repair. Returns what it was."""
+    kept = {str(parent) for name in files for parent in (Path(name), *Path(name).parents)}
+    bytecode = (str(path) for path in checkout.rglob("__pycache__") if ".git" not in path.relative_to(checkout).parts)
+    found = dict.fromkeys((*find(str(checkout), (str(checkout),), (str(checkout / ".git"),)), *bytecode))
+    left = [path for path in (os.path.relpath(path, checkout) for path in found) if path not in kept]
+    for path in left:
+        target = checkout / path
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)  # bytecode that went with its folder
+    return left
 
 
 @contextmanager

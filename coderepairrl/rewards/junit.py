@@ -14,10 +14,13 @@ _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 class ReportError(ValueError):
-    """The report is not one: the message says why, for Verdict.message. `forged`: no test runner writes this, not even one that was killed."""
+    """The report is not one: the message says why, for Verdict.message. `forged`: no test runner writes this, not even one that was killed.
+
+    The message may name a file, whose name is the code's under test: bytes that are no text, line ends and a terminal's
+    commands are written as escapes, so that whoever stores or shows the verdict can."""
 
     def __init__(self, message: str, forged: bool = False):
-        super().__init__(message)
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
         self.forged = forged
 
 

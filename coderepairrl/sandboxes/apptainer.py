@@ -22,12 +22,13 @@ from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes import reaper
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.bubblewrap import AGENT, END_S, NOBODY, check_user, made_once, own_etc
+from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.limits import first_inside, memory_overused
 from coderepairrl.sandboxes.process import gone, spawn, supervise
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
-from coderepairrl.types import Task
+from coderepairrl.types import Environment, Task
 
 _INSTALL = "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set sandbox.kind=bubblewrap"
 _BROKEN = 125  # the exit code of the set-up inside, which no command's can be mistaken for: the line below goes with it
@@ -53,7 +54,8 @@ class ApptainerSandbox(Checkout):
         root = os.getuid() == 0  # for others an Apptainer inside our user namespace could not mount images
         live = await store.copy(task, NOBODY if root else None, overlay=config.overlay and root)
         shown = [path for path in folders if not (path == "/usr" or path.startswith("/usr/"))]
-        return cls(config, task, live, NOBODY if root else None, shown, system)
+        over = await asyncio.to_thread(_covered, environment, store.root, config.image)
+        return cls(config, task, live, NOBODY if root else None, shown, [*system[:-1], *over, system[-1]])
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
@@ -122,6 +124,12 @@ def _bind(source: str | Path, inside: str, *options: str) -> list[str]:
     row = io.StringIO()
     csv.writer(row, lineterminator="").writerow(["type=bind", f"source={source}", f"destination={inside}", *options])
     return ["--mount", row.getvalue()]
+
+
+def _covered(environment: Environment, root: Path, image: str | None) -> list[str]:
+    prepare(root)
+    found = places(root, covered(environment, machine=image is None))
+    return [part for source, inside in found for part in _bind(source, inside, "ro")]
 
 
 def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidden: list[str]) -> list[str]:

@@ -28,12 +28,13 @@ from coderepairrl.files import publish
 from coderepairrl.proc import tree
 from coderepairrl.sandboxes import seccomp
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
+from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.limits import memory_overused
 from coderepairrl.sandboxes.process import gone, spawn, supervise
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
-from coderepairrl.types import Task
+from coderepairrl.types import Environment, Task
 
 NOBODY, AGENT = 65534, 1000
 END_S = 30.0  # how long the kernel may take to end a killed pid namespace
@@ -66,6 +67,7 @@ class BubblewrapSandbox(Checkout):
         else:
             installed = await asyncio.to_thread(interpreter, environment.python)
             system = [*_machine(store.root), *_fresh(config), *_shown(installed.folders)]
+        system += await asyncio.to_thread(_covered, environment, store.root)
         owner = NOBODY if os.getuid() == 0 else None
         return cls(config, task, await store.copy(task, owner, overlay=config.overlay), owner, system)
 
@@ -245,6 +247,11 @@ def _opened(image: str, paths: list[str]) -> list[str]:
 def _shown(folders: tuple[str, ...]) -> list[str]:
     """The interpreter's own folders, at the paths that they have here."""
     return [part for path in sorted(folders) if not path.startswith("/usr/") and path != "/usr" for part in (*_parents(path), "--ro-bind", path, path)]
+
+
+def _covered(environment: Environment, root: Path) -> list[str]:
+    prepare(root)
+    return [part for place in places(root, covered(environment)) for part in ("--ro-bind", *place)]
 
 
 def _fresh(config: SandboxConfig) -> list[str]:

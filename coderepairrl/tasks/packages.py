@@ -13,7 +13,7 @@ admission checked that all of these pass with the bug, three times.
 import functools
 import hashlib
 import json
-import sys
+import posixpath
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Literal
 from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config, read_yaml
-from coderepairrl.environments.base import default_cache
+from coderepairrl.environments.base import default_cache, digest
+from coderepairrl.environments.runner import Needs, make_runner
 from coderepairrl.environments.sources import Archive, download, unpack
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines, publish
@@ -40,6 +41,7 @@ class Package(Archive):
     tests: tuple[str, ...]  # folders of its suite
     python_path: tuple[str, ...]  # relative to the checkout
     requirements: tuple[Archive, ...] = ()
+    needs: Needs = Needs()
 
 
 class TaskRow(Config):
@@ -92,24 +94,25 @@ def environment(name: str, cache: str | Path | None = None) -> Environment:
     if name not in packages():
         raise TaskError(f"{name!r} is no package of this task set: choose from {', '.join(packages())}, or pin it in packages.yaml")
     package = packages()[name]
-    base = build(package, Path(cache or default_cache()), package.requirements)
-    return suite_environment(f"{name}-{package.version}", base, name, package.python_path, package.tests)
+    place = Path(cache or default_cache())
+    base = build(package, place, package.requirements)
+    runner = make_runner(str(base), name, package.needs, place)
+    return suite_environment(f"{name}-{package.version}", base, name, package.python_path, package.tests, runner)
 
 
 def suite_environment(label: str, base: Path, module: str, python_path: tuple[str, ...], tests: tuple[str, ...],
-                      options: tuple[str, ...] = ()) -> Environment:
-    """An unpacked source distribution, nothing installed: its pytest suite runs in this project's own Python with `python_path` first.
-
-    `options` are pytest's, beside those that every suite gets."""
+                      runner: tuple[str, str], options: tuple[str, ...] = ()) -> Environment:
+    """An unpacked source distribution, nothing installed: its pytest suite runs in `runner`, an interpreter and its hash, with
+    `python_path` first. `options` are pytest's, beside those that every suite gets."""
     everything_else = tuple(glob for folder in python_path if folder == "src" for glob in _all_but(folder, module))
     # -P keeps the checkout off sys.path until pytest itself is imported: a pytest.py in the diff must not replace it.
     command = ("{python}", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "junit_family=xunit1",
                "-o", f"pythonpath={' '.join(python_path)}", *options, "--junitxml={junit}/report.xml", "{tests}", "{canary_path}")
     return Environment(
-        name=label, base=str(base), python=sys.executable, test_command=command,
+        name=label, base=str(base), python=runner[0], test_command=command, lock=digest(base.name, runner[1]),
         protected=("pyproject.toml", "test_requirements/", *(f"{name}/" if not name.endswith(".py") else name for name in tests), *everything_else),
-        # The relative path makes an agent's own `python -m pytest` import the checkout rather than an installed copy.
-        variables={"PYTHONPATH": ":".join(python_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0",
+        # relative for sandboxes that have the checkout elsewhere; absolute for what tests start in another folder
+        variables={"PYTHONPATH": ":".join([*python_path, *(posixpath.normpath(f"/repo/{folder}") for folder in python_path)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0",
                    "PYTHONDONTWRITEBYTECODE": "1"})
 
 
@@ -121,8 +124,8 @@ def _all_but(folder: str, name: str) -> list[str]:
 def build(package: Archive, cache: Path, requirements: tuple[Archive, ...] = (), fetch: Callable[[Archive, Path], Path] = download) -> Path:
     """The unpacked folder. Two processes that build at once each build their own; the first rename wins. `fetch` gives the archive."""
     made_of = {"sha256": package.sha256, "keep": package.keep, "requirements": [requirement.model_dump() for requirement in requirements]}
-    digest = hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()
-    folder = cache / f"{package.name}-{package.version}-{digest[:12]}"
+    key = hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()
+    folder = cache / f"{package.name}-{package.version}-{key[:12]}"
     if folder.is_dir():
         return folder
     try:

@@ -12,6 +12,7 @@ from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config, read_yaml
 from coderepairrl.environments.base import default_cache
+from coderepairrl.environments.runner import Needs, make_runner
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import TaskError
 from coderepairrl.files import json_lines
@@ -33,6 +34,7 @@ class ReleasedPackage(Config):
     notes: tuple[str, ...] = ()  # globs of the change log
     options: tuple[str, ...] = ()  # of pytest
     requirements: tuple[Archive, ...] = ()
+    needs: Needs = Needs()
 
 
 class Release(Config):
@@ -108,15 +110,18 @@ def to_task(row: PairRow, split: str = "train", cache: str | None = None) -> Tas
     """Raises TaskError."""
     package = released()[row.package]
     before, after = checkout(row.package, row.before, cache), checkout(row.package, row.after, cache)
-    return pair_task(row, package, before, after, split)
+    return pair_task(row, package, before, after, split, cache)
 
 
-def pair_task(row: PairRow, package: ReleasedPackage, before: Path, after: Path, split: str) -> Task:
+def pair_task(row: PairRow, package: ReleasedPackage, before: Path, after: Path, split: str,
+              cache: str | None = None) -> Task:
     old, new = texts(before, package.source, package.tests), texts(after, package.source, package.tests)
     tests, new_tests = texts(before, package.tests), texts(after, package.tests)
     return Task(
         task_id=row.task_id, problem_statement=statement(row.package, row.after.version, package, before, after, row.fail_to_pass),
-        environment=suite_environment(f"{row.package}-{row.before.version}", before, package.module, package.python_path, package.tests, package.options),
+        environment=suite_environment(
+            f"{row.package}-{row.before.version}", before, package.module, package.python_path, package.tests,
+            make_runner(str(before), row.package, package.needs, Path(cache or default_cache())), package.options),
         files={}, hidden_tests={path: text for path, text in new_tests.items() if tests.get(path) != text}, test_selection=row.test_selection,
         fail_to_pass=row.fail_to_pass, pass_to_pass=tuple(f"{case}::{name}" for case, names in row.pass_to_pass.items() for name in names),
         oracle_patch="".join(unified_diff(path, old.get(path), new.get(path)) for path in sorted({*old, *new}) if old.get(path) != new.get(path)),
