@@ -58,7 +58,7 @@ def _python(path: str, before: ast.Module | None, after: ast.Module) -> list[str
             found.append(f"{path}: {name} checks less")
     if tests or before is not None and PurePosixPath(path).name == "noxfile.py":
         found += changed_tests(path, before, after)
-    if before and _skips_as_a_whole(after) > _skips_as_a_whole(before):
+    if tests and before and _skips_as_a_whole(after) > _skips_as_a_whole(before):
         found.append(f"{path}: its tests are skipped")
     return found
 
