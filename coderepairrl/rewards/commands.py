@@ -68,7 +68,7 @@ def _same(old: str, new: str, make: bool) -> bool:
         return bool(had)
     targets = _TARGET.match(old), _TARGET.match(new)
     if make and all(targets) and targets[0][1] == targets[1][1]:
-        return set(targets[0][2].split()) <= set(targets[1][2].split())
+        return ";" not in targets[1][2] and set(targets[0][2].split()) <= set(targets[1][2].split())
     words, more = had.split(), has.split()
     if not words or more[:1] != words[:1]:
         return False

@@ -147,7 +147,7 @@ def _is_looser(key: tuple[str, ...], old: Any, new: Any, there: bool, new_file: 
     if key[-1] in ("addopts", "args", "opts"):
         return _options_loosen(_words(old), _words(new))
     if _COMMANDS.search(key[-1]) or any(_COMMANDS.search(part) for part in key[:-1]) and isinstance(new, str):
-        return there and any(lines_loosen("", "\n".join(map(str, _listed(old))), "\n".join(map(str, _listed(new)))))
+        return there and any(lines_loosen("Makefile", _recipe(old), _recipe(new)))
     demands = _demands_first(key) or not _allows(key) and bool(_DEMANDS.search(key[-1]))
     level, was = _severity(new), _severity(old)
     if level is not None and not isinstance(new, bool) and not (_allows(key) and level != 0):
@@ -162,7 +162,7 @@ def _is_looser(key: tuple[str, ...], old: Any, new: Any, there: bool, new_file: 
     if _allows(key) and not demands:
         return bool(set(has) - set(had))
     if demands or key[-1] == "markers":
-        return bool(set(had) - set(has)) if there else not (_GROWS.match(key[-1]) or new_file)
+        return bool(set(had) - set(has)) if there else not has or not (_GROWS.match(key[-1]) or new_file)
     return there or not new_file
 
 
@@ -206,7 +206,8 @@ def _allows(key: tuple[str, ...]) -> bool:
 
 
 def _severity(value: Any) -> int | None:
-    first = value[0] if isinstance(value, list) and value else value
+    with_options = isinstance(value, list) and len(value) > 1 and not isinstance(value[1], str)
+    first = value[0] if with_options or isinstance(value, list) and len(value) == 1 else value
     return _SEVERITY.get(str(first).lower()) if isinstance(first, str) else None
 
 
@@ -219,8 +220,10 @@ def _truth(value: Any) -> bool | None:
     return True if value is True or word in _TRUE else False if value is False or word in _FALSE else None
 
 
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _recipe(value: Any) -> str:
+    """Commands as a Makefile has them: a dash before one forgives it in tox, too."""
+    lines = value if isinstance(value, list) else str(value or "").split("\n")
+    return "\n".join(f"\t{one}" for one in lines if one)
 
 
 def _words(value: Any) -> list[str]:

@@ -5,10 +5,15 @@ import re
 import tokenize
 from collections import Counter
 
-_TOOLS = (r"noqa|nosec|nosemgrep|nopep8|NOSONAR|noinspection|skipcq|type|pyright|basedpyright|pyre|pyre-\w+(?:-\w+)*|pytype|pylint|mypy|ruff|flake8|isort|fmt"
-          r"|yapf|autopep8|bandit|pragma|coverage|doctest|lint|lgtm|semgrep|codespell|cspell|vulture|pydocstyle|pycodestyle|ty|sourcery|deepcode|pyflakes"
-          r"|black|xdoctest|refurb|pycln|nopycln|no-?qa|no-?cover|no-?check|spell-?checker")
-_DIRECTIVE = re.compile(rf"#[\s!]*(?:{_TOOLS})\b(?=\s*(?:[:=\[(#\-]|$|ignore|disable|skip|off|no))[^#]*", re.IGNORECASE)
+from coderepairrl.rewards.assertions import name_of
+
+_ALONE = r"noqa|no-?qa|nosec|nosemgrep|nopep8|NOSONAR|noinspection|skipcq|nopycln|no-?cover|no-?check|pyre-\w+(?:-\w+)*"
+_TOOLS = (r"type|pyright|basedpyright|pyre|pytype|pylint|mypy|ruff|flake8|isort|fmt|yapf|autopep8|bandit|pragma|coverage|doctest|lint"
+          r"|lgtm|semgrep|codespell|cspell|vulture|pydocstyle|pycodestyle|ty|sourcery|deepcode|pyflakes|black|xdoctest|refurb|pycln"
+          r"|spell-?checker")
+# a tool that nobody knows here says what it is told by the word after its colon
+_DIRECTIVE = re.compile(rf"#[\s!]*(?:(?:{_ALONE})\b|(?:{_TOOLS})\s*[:=]|(?:{_TOOLS})\s+(?:ignore|disable|skip|off)\b"
+                        r"|[\w-]+\s*:\s*(?:ignore|disable|skip|off|allow|suppress|exclude)\b)[^#]*", re.IGNORECASE)
 _STRICTER = re.compile(r"#\s*(?:pyright|basedpyright)\s*:\s*strict|#\s*mypy\s*:\s*(?:strict|disallow|warn|check|no-implicit)"
                        r"|#\s*(?:fmt|yapf|isort)\s*:\s*on|#\s*(?:pylint|mypy|ruff)\s*:\s*enable|#\s*type\s*:\s*(?!ignore|Any\b|object\b)\w", re.IGNORECASE)
 _OTHERS = re.compile(r"eslint-disable|@ts-(?:ignore|nocheck|expect-error)|@SuppressWarnings|@Suppress\b|@phpstan-ignore|@psalm-suppress|tslint:disable"
@@ -17,6 +22,7 @@ _OTHERS = re.compile(r"eslint-disable|@ts-(?:ignore|nocheck|expect-error)|@Suppr
                      r"|phpcs:(?:ignore|disable)|#pragma\s+(?:GCC|clang)?\s*(?:diagnostic\s+ignored|warning\s*\(?\s*disable)|swiftlint:disable|ktlint-disable"
                      r"|@unchecked|\bas any\b|:\s*any\b|_Pragma|NOLINTNEXTLINE|NOLINTBEGIN|#\s*shellcheck\s+disable|hadolint ignore", re.IGNORECASE)
 _LOOSE_TYPES = ("Any", "object", "Incomplete", "AnyStr")
+_NONE = 1000
 _UNCHECKED = ("no_type_check", "no_type_check_decorator", "cast", "TYPE_CHECKING")
 
 
@@ -55,19 +61,31 @@ def _comments(text: str) -> list[str] | None:
 def types_say_less(path: str, before: ast.Module | None, after: ast.Module) -> list[str]:
     """An annotation that is gone or became Any, and what takes code out of the checker's sight."""
     old, new = dict(_annotations(before)) if before else {}, dict(_annotations(after))
+    had, has = _loose_names(before) if before else set(), _loose_names(after)
     found = [f"{path}: the type of {name} says less" for name, text in old.items()
-             if name.rpartition("(")[0] in {other.rpartition("(")[0] for other in new} and _looseness(new.get(name, "")) > _looseness(text)]
+             if name in new and _looseness(new[name], has) > _looseness(text, had)]
     more = _uses(after) - (_uses(before) if before else Counter())
     if before is not None:
         found += [f"{path}: {word} keeps a type checker from looking" for word in more]
     return found
 
 
-def _looseness(annotation: str) -> int:
-    """2: none, 1: one that everything has."""
+def _loose_names(tree: ast.Module) -> set[str]:
+    """Any, and what else this file calls it."""
+    found = set(_LOOSE_TYPES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname for alias in node.names if alias.name in found and alias.asname}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute) and name_of(node.value) in found:
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _looseness(annotation: str, loose: set[str]) -> int:
+    """How often it says nothing; where there is none, more often than any."""
     if not annotation:
-        return 1000
-    return sum(annotation.count(f"id='{word}'") + annotation.count(f"attr='{word}'") for word in _LOOSE_TYPES)
+        return _NONE
+    return sum(annotation.count(f"id='{word}'") + annotation.count(f"attr='{word}'") for word in loose)
 
 
 def _annotations(tree: ast.Module):
@@ -84,6 +102,8 @@ def _annotations(tree: ast.Module):
                 yield from visit(child, f"{prefix}{child.name}.")
             elif isinstance(child, ast.AnnAssign):
                 yield f"{prefix}{ast.unparse(child.target)}(is)", _text(child.annotation)
+            elif isinstance(child, ast.Assign):
+                yield from ((f"{prefix}{ast.unparse(target)}(is)", "") for target in child.targets)
             else:
                 yield from visit(child, prefix)
 

@@ -17,7 +17,9 @@ from coderepairrl.rewards.assertions import (Function, called, canonical, is_ass
 
 _LEAVE = ast.Return | ast.Raise | ast.Continue | ast.Break
 _HOOK = re.compile(r"pytest\w*$|load_tests$|collect_ignore(?:_glob)?$|__test__$|set_?[uU]p\w*$|tear_?[dD]own\w*$|asyncSetUp$"
-                   r"|add(?:Module|Class)?Cleanup$|run$|__\w+__$")
+                   r"|add(?:Module|Class)?Cleanup$|run$|failureException$|__\w+__$")
+_REACHES = {"globals", "locals", "vars", "setattr", "delattr", "exec", "eval", "compile", "__import__", "__dict__", "modules",
+            "import_module", "_getframe", "__setattr__", "__builtins__", "builtins"}
 _EMPTY = ast.Module(body=[], type_ignores=[])
 _SHOWN = 60  # characters of a statement
 
@@ -34,9 +36,11 @@ def _scope(old: ast.Module | ast.ClassDef, new: ast.Module | ast.ClassDef, prefi
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for name, nodes in had.items():
         yield from _binding(prefix + name, nodes, has.get(name, []), name in used, tree)
+    read = _read(old)
     for name, nodes in has.items():
         if name not in had:
-            yield from (f"{prefix}{name} is new and steers its tests" for node in nodes if _steers(name, node))
+            yield from (f"{prefix}{name} is new and steers its tests" for node in nodes if _steers(name, node) or name in read)
+            yield from (f"{prefix}{name} is new and reaches for others" for node in nodes if _reaches(node))
     kept = {ast.dump(statement) for statement in _loose(old)}
     for statement in _loose(new):
         if ast.dump(statement) not in kept:
@@ -45,6 +49,30 @@ def _scope(old: ast.Module | ast.ClassDef, new: ast.Module | ast.ClassDef, prefi
     for statement in _loose(old):
         if ast.dump(statement) not in there and not skips(statement):
             yield f"{_shown(statement)!r} is gone"
+
+
+def _read(scope: ast.Module | ast.ClassDef) -> set[str]:
+    """Names that a scope's tests use without binding them: built-in ones, methods that a class inherits."""
+    if isinstance(scope, ast.Module):
+        return {node.id for node in ast.walk(scope) if isinstance(node, ast.Name)}
+    return {node.attr for node in ast.walk(scope) if isinstance(node, ast.Attribute) and name_of(node.value) in ("self", "cls")}
+
+
+def _reaches(node: ast.AST) -> bool:
+    """Whether a definition does more, while it is made, than to bind its name."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return False
+    made = [*getattr(node, "decorator_list", ())]
+    if isinstance(node, Function):
+        made += [one for one in (*node.args.defaults, *node.args.kw_defaults) if one]
+    elif isinstance(node, ast.ClassDef):
+        made += [*node.bases, *(word.value for word in node.keywords), *_loose(node)]
+        if _loose(node) or any(_reaches(one) for one in node.body if isinstance(one, Function | ast.ClassDef | ast.Assign)):
+            return True
+    else:
+        made.append(node)
+    inner = [part for one in made for part in ast.walk(one)]
+    return any(isinstance(part, ast.NamedExpr) or name_of(part) in _REACHES for part in inner)
 
 
 def _binding(name: str, old: list[ast.AST], new: list[ast.AST], used: bool, tree: ast.Module) -> Iterator[str]:
