@@ -1,17 +1,32 @@
-"""What a statement of a Python test expects, and how strongly: 3 an equality, an expected exception, 2 an order, a membership,
-a type, a truth value of a call, 1 what can hardly fail."""
+"""What a statement of a Python test expects, and how strongly: 3 an equality, an expected exception, 2 an order, a
+membership, a type, a truth value of a call, 1 what can hardly fail."""
+
 import ast
 import re
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-_SKIPPED = re.compile(r"(?:skip|skip[iI]f|skipUnless|xfail|expectedFailure|importorskip|SkipTest|skipTest|Disabled|Ignore"
-                      r"|fail_?[iI]f_?[nN]ot|exit|quit|_exit|SystemExit)$")
-_STRONG = re.compile(r"assert(?:Almost|Count|List|Dict|Set|Tuple|Sequence|MultiLine)?Equals?$|assert_\w*equal\w*$"
-                     r"|assert(?:Raises|Warns|Logs)\w*$|assert_allclose$|assert_called\w*$|assertIs$|raises$|warns$")
+_SKIPPED = re.compile(
+    r"(?:skip|skip[iI]f|skipUnless|xfail|expectedFailure|importorskip|SkipTest|skipTest|Disabled"
+    r"|Ignore"
+    r"|fail_?[iI]f_?[nN]ot|exit|quit|_exit|SystemExit)$"
+)
+_STRONG = re.compile(
+    r"assert(?:Almost|Count|List|Dict|Set|Tuple|Sequence|MultiLine)?Equals?$|assert_\w*equal\w*$"
+    r"|assert(?:Raises|Warns|Logs)\w*$|assert_allclose$|assert_called\w*$|assertIs$|raises$|warns$"
+)
 _LOOSE = ("ANY", "approx", "isclose", "allclose", "Any", "Mock", "MagicMock")  # what equals more than itself
 _BROAD = ("Exception", "BaseException", "AssertionError")
-_AS_COMPARE = {"assertEqual": "Eq", "assertEquals": "Eq", "assertIs": "Is", "assertIn": "In", "assertNotEqual": "NotEq",
-               "assertLess": "Lt", "assertGreater": "Gt", "assertLessEqual": "LtE", "assertGreaterEqual": "GtE"}
+_AS_COMPARE = {
+    "assertEqual": "Eq",
+    "assertEquals": "Eq",
+    "assertIs": "Is",
+    "assertIn": "In",
+    "assertNotEqual": "NotEq",
+    "assertLess": "Lt",
+    "assertGreater": "Gt",
+    "assertLessEqual": "LtE",
+    "assertGreaterEqual": "GtE",
+}
 
 
 def name_of(node: ast.AST | None) -> str:
@@ -32,7 +47,11 @@ def skipping(node: ast.AST) -> int:
 
 
 def is_assertion(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Assert) or isinstance(statement, ast.Expr) and called(statement.value).startswith("assert")
+    return (
+        isinstance(statement, ast.Assert)
+        or isinstance(statement, ast.Expr)
+        and called(statement.value).startswith("assert")
+    )
 
 
 def canonical(statement: ast.stmt) -> str:

@@ -1,15 +1,18 @@
 """Build validation: a command must succeed after the fix, and nothing that validates may be weaker than before.
 
-Unlike the judge of hidden tests this one runs the agent's own version of the tests, since they are what it may have weakened. The
-command is Task.metadata["build_command"] (bash, in the checkout), else the environment's test command without canary; it must end with 0
+Unlike the judge of hidden tests this one runs the agent's own version of the tests, since they are what it may have
+weakened. The command is Task.metadata["build_command"] (bash, in the checkout), else the environment's test command
+without canary; it must end with 0
 - with the whole diff, less what only the interpreter or git read;
-- with the diff's product alone under what validated before: the base's tests and configurations, or the oracle's where the base's
-  own are broken (validating.py). What an agent adds or edits there, new files included, can't be what makes it pass;
+- with the diff's product alone under what validated before: the base's tests and configurations, or the oracle's
+  where the base's own are broken (validating.py). What an agent adds or edits there, new files included, can't be
+  what makes it pass;
 - not where an expectation of these is turned (plants.py), as the oracle's own build doesn't.
-No test that ran before, or under the oracle's patch, may be missing or skipped; no changed file may validate less (weaker.py) or
-reach for what bends a build (reach.py), but for what the oracle's own patch does in the same way.
+No test that ran before, or under the oracle's patch, may be missing or skipped; no changed file may validate less
+(weaker.py) or reach for what bends a build (reach.py), but for what the oracle's own patch does in the same way.
 A removed test is weaker even if a better one took its place: whoever repairs a build adds tests and leaves the others.
 """
+
 import asyncio
 import secrets
 import time
@@ -21,6 +24,7 @@ from coderepairrl.rewards.output import first_error, tail
 from coderepairrl.rewards.plants import TRIES, plant
 from coderepairrl.rewards.protected import JUDGE, Selection, select
 from coderepairrl.rewards.published import as_diff
+from coderepairrl.rewards.reach import words
 from coderepairrl.rewards.test_ids import function_of
 from coderepairrl.rewards.validating import BASE, ORACLE, Layer, Measures
 from coderepairrl.sandboxes import SandboxConfig
@@ -35,6 +39,7 @@ _SEED = secrets.token_hex(16)  # what is turned, nobody can know
 @dataclass(frozen=True)
 class BuildVerdict:
     """`weaker`: what validates less than before, a sentence each; `message`: why the command did not succeed."""
+
     succeeded: bool  # the command, after the fix
     weaker: tuple[str, ...]
     dropped_paths: tuple[str, ...]  # "path: why"
@@ -47,9 +52,11 @@ class BuildVerdict:
         return self.succeeded and not self.weaker
 
 
-async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tuple[str, str], Build] | None = None) -> BuildVerdict:
-    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task. `known` remembers, by (task_id, which), the runs
-    that are no diff's: of the bare checkout and of the oracle's patch."""
+async def validate(
+    task: Task, diff: str, config: SandboxConfig, known: dict[tuple[str, str], Build] | None = None
+) -> BuildVerdict:
+    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task. `known` remembers, by (task_id,
+    which), the runs that are no diff's: of the bare checkout and of the oracle's patch."""
     started = time.monotonic()
     selection = await _select(task, diff)
     own = await build(task, (_whole(selection),), config, look=True)
@@ -60,8 +67,14 @@ async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tup
         found = await bench.weaker(own, selection) or await bench.unproven(own, selection)
     elif not own.applies:
         found = [*own.findings, *selection.dropped_paths, *selection.marks.certain]
-    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, _message(own), time.monotonic() - started,
-                        "" if succeeded else tail(own.output))
+    return BuildVerdict(
+        succeeded,
+        tuple(dict.fromkeys(found)),
+        selection.dropped_paths,
+        _message(own),
+        time.monotonic() - started,
+        "" if succeeded else tail(own.output),
+    )
 
 
 def reward(task: Task, diff: str, verdict: BuildVerdict | None) -> float:
@@ -77,7 +90,8 @@ class _Bench:
 
     async def weaker(self, own: Build, selection: Selection) -> list[str]:
         """What the whole diff does less than before, by its text and by the tests that ran."""
-        reported = {} if "build_command" in self.task.metadata else (await self.base()).tests
+        # a command that reports nothing has nothing to be compared
+        reported = {} if "build_command" in self.task.metadata and not own.tests else (await self.base()).tests
         found = [*own.findings, *selection.dropped_paths, *selection.marks.certain, *_fewer(reported, own.tests)]
         if found and self.task.oracle_patch:
             oracle = await self.oracle()
@@ -93,7 +107,9 @@ class _Bench:
             if self.task.oracle_patch and not standard.succeeded and (await self.oracle()).succeeded:
                 continue  # by this measure not even the oracle's build succeeds
             layers = self.measures.layers(measure, selection.applied, await self.oracle_diff())
-            same = sum(len(one.text) for one in layers) == len(selection.applied) and layers[-1].text == selection.applied
+            same = (
+                sum(len(one.text) for one in layers) == len(selection.applied) and layers[-1].text == selection.applied
+            )
             measured = own if same else await build(self.task, layers, self.config)
             if measured.succeeded and not (fewer := _fewer(standard.tests, measured.tests)):
                 told, bent = await self._plants(measure, standard, layers)
@@ -105,16 +121,23 @@ class _Bench:
         """(whether a turned expectation that fails the oracle's build fails this one, findings)."""
         if not standard.succeeded:
             return False, []
+        told = False
         for number in range(TRIES):
             turned = await self._turned(measure, standard, number)
             if turned.exit_code == 0 or not turned.plant:
                 continue
             mine = await build(self.task, layers, self.config, turned.plant)
-            passed = [test for test, status in turned.tests.items() if status not in ("passed", standard.tests.get(test)) and mine.tests.get(test) == "passed"]
+            passed = [
+                test
+                for test, status in turned.tests.items()
+                if status not in ("passed", standard.tests.get(test)) and mine.tests.get(test) == "passed"
+            ]
             if passed or mine.exit_code == 0:
                 return True, [f"{passed[0] if passed else 'the command'} passes with whatever is expected of it"]
-            return True, []
-        return False, []
+            told = True
+            if turned.tests:  # each test has said for itself
+                break
+        return told, []
 
     async def _turned(self, measure: str, standard: Build, number: int) -> Build:
         """The oracle's build with an expectation turned."""
@@ -122,7 +145,15 @@ class _Bench:
         if key not in self.known:
             ran = {function_of(test) for test in standard.tests}
             command = self.task.metadata.get("build_command")
-            made = await asyncio.to_thread(plant, standard.texts, command, number, f"{_SEED} {self.task.task_id}", ran)
+            made = await asyncio.to_thread(
+                plant,
+                standard.texts,
+                command,
+                number,
+                f"{_SEED} {self.task.task_id}",
+                ran,
+                words(self.task.oracle_patch),
+            )
             layers = self.measures.layers(measure, await self.oracle_diff(), await self.oracle_diff())
             self.known[key] = await build(self.task, layers, self.config, made) if made else Build("", 0)
         return self.known[key]
@@ -179,5 +210,8 @@ def _whole(selection: Selection) -> Layer:
 
 def _fewer(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Tests that ran before and don't now."""
-    return [f"{test} is {after.get(test, 'missing')}" for test, status in before.items()
-            if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)]
+    return [
+        f"{test} is {after.get(test, 'missing')}"
+        for test, status in before.items()
+        if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)
+    ]

@@ -1,4 +1,6 @@
-"""One run of a build: the base, layers of diffs over it, perhaps a turned expectation -> how the command ended, which tests ran."""
+"""One run of a build: the base, layers of diffs over it, perhaps a turned expectation -> how the command ended, which
+tests ran."""
+
 import asyncio
 import os
 import stat
@@ -21,7 +23,9 @@ _SKIPPED_FOLDERS = {".git", "node_modules", ".venv", "venv", "__pycache__", ".to
 
 @dataclass(frozen=True)
 class Build:
-    """`tests`: id -> status; empty where the command reports none. `texts`: what validated, where that was asked for."""
+    """`tests`: id -> status; empty where the command reports none. `texts`: what validated, where that was asked
+    for."""
+
     applies: str
     exit_code: int
     tests: dict[str, str] = field(default_factory=dict)
@@ -36,13 +40,19 @@ class Build:
         return not self.applies and self.exit_code == 0
 
 
-async def build(task: Task, layers: tuple[Layer, ...], config: SandboxConfig, plant: Plant | None = None, look: bool = False) -> Build:
+async def build(
+    task: Task, layers: tuple[Layer, ...], config: SandboxConfig, plant: Plant | None = None, look: bool = False
+) -> Build:
     """`look`: find what the layers weaken and reach, and keep the texts that validate."""
     measures = Measures(task)
     async with start_sandbox(config, task) as sandbox:
         paths = sorted({path for one in layers for path in one.paths})
         before = {path: await _text(sandbox, path) for path in paths} if look else {}
-        habits = await asyncio.to_thread(_habits, task, sandbox.root, measures) if look and any(path.endswith(".py") for path in paths) else set()
+        habits = (
+            await asyncio.to_thread(_habits, task, sandbox.root, measures)
+            if look and any(path.endswith(".py") for path in paths)
+            else set()
+        )
         for one in layers:
             if one.text and (problem := await sandbox.apply(one.text, one.paths)):
                 return Build(problem, 1)
@@ -56,7 +66,9 @@ async def build(task: Task, layers: tuple[Layer, ...], config: SandboxConfig, pl
         if plant:
             await _lay(sandbox, plant)
         reports, inside = sandbox.share(JUNIT)
-        result = await sandbox.run(_command(task, inside, plant), timeout_s=task.environment.test_timeout_s)
+        result = await sandbox.run(
+            _command(task, inside, plant), timeout_s=task.environment.test_timeout_s, variables=_report(task, inside)
+        )
         tests = await asyncio.to_thread(_tests, reports)
     return Build("", result.exit_code, tests, tuple(findings), result.output, reached, texts, plant or Plant())
 
@@ -72,6 +84,14 @@ def _command(task: Task, junit: str, plant: Plant | None) -> str | list[str]:
     if "build_command" in task.metadata:
         return plant.command if plant and plant.command is not None else task.metadata["build_command"]
     return fill(without_canary(task), Canary(), junit)
+
+
+def _report(task: Task, junit: str) -> dict[str, str | None]:
+    """Lets a pytest that the project's own command starts say what ran; other commands don't heed it."""
+    if "build_command" not in task.metadata:
+        return {}
+    own = task.environment.variables.get("PYTEST_ADDOPTS", "")
+    return {"PYTEST_ADDOPTS": f"{own} --junitxml={junit}/report.xml -o junit_family=xunit1".strip()}
 
 
 def _tests(reports: Path) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """Which files say what is checked, and what they say: key by key where a format has keys, line by line where it hasn't.
 
-    named    a check that is taken out, or that one line forgives; a value that is looser; a key that nobody knows the direction of
+    named    a check that is taken out, or that one line forgives; a value that is looser; a key that nobody knows the
+             direction of
     not      what is stricter than before, and what belongs to no checker (dependencies, versions, descriptions)
 
-Directions are read from a key's own words (ignore_errors allows, fail_under demands), since each linter has hundreds of keys.
+Directions are read from a key's own words (ignore_errors allows, fail_under demands), since each linter has hundreds
+of keys.
 """
+
 import configparser
 import json
 import re
@@ -18,35 +21,103 @@ import yaml
 from coderepairrl.rewards.commands import lines_loosen, makefile_steers
 
 # a new one of these goes before those that are there, or is read beside them
-_DEDICATED = re.compile(r"(?:^|/)(?:\.?ruff\.toml|\.?mypy\.ini|\.?flake8|\.?pylintrc(?:\.toml)?|\.coveragerc|\.?pytest\.(?:ini|toml)|tox\.(?:ini|toml)"
-                        r"|\.bandit|\.isort\.cfg|\.pycodestyle|\.pydocstyle(?:\.ini)?|\.style\.yapf|pyrightconfig\.json"
-                        r"|\.pyre_configuration|\.yamllint(?:\.ya?ml)?|\.eslintrc[^/]*|eslint\.config\.\w+|biome\.jsonc?|\.stylelintrc[^/]*|\.jshintrc"
-                        r"|jest\.config\.\w+|vitest\.config\.\w+|karma\.conf\.\w+|\.mocharc\.\w+|\.nycrc[^/]*|\.golangci\.\w+|\.?clippy\.toml"
-                        r"|\.rubocop\.yml|phpcs\.xml[^/]*|phpunit\.xml[^/]*|phpstan\.neon[^/]*|checkstyle[^/]*\.xml|\.clang-tidy|\.editorconfig"
-                        r"|GNUmakefile|makefile|BSDmakefile|ty\.toml|\.?vulture[^/]*|\.codespellrc)$")
-_SHARED = re.compile(r"(?:^|/)(?:pyproject\.toml|setup\.cfg|package\.json|Cargo\.toml|tsconfig[^/]*\.json|composer\.json)$")
-_LINES = re.compile(r"(?:^|/)(?:Makefile|[^/]*\.mk|noxfile\.py|tasks\.py|justfile|Justfile|Taskfile\.ya?ml|Rakefile|Gruntfile\.\w+|gulpfile\.\w+"
-                    r"|pom\.xml|build\.gradle[^/]*|CMakeLists\.txt|\.github/(?:workflows|actions)/.*|\.gitlab-ci\.yml|\.travis\.yml|appveyor\.yml"
-                    r"|azure-pipelines[^/]*\.yml|Jenkinsfile|\.circleci/[^/]*|\.pre-commit-config\.yaml|lefthook\.yml|codecov\.yml|\.codecov\.yml"
-                    r"|(?:run_?)?(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|\.husky/[^/]*|\.ci/[^/]*)$")
-_IGNORES = re.compile(r"(?:^|/)\.(?:eslint|prettier|stylelint|ruff|flake8|pylint|git|hg|rg|jshint|npm|coverage)?ignore$")
-_CHECKERS = re.compile(r"(?:pytest|ruff|mypy|flake8|pylint|coverage|black|isort|pyright|basedpyright|bandit|tox|testenv|nox|hatch|pydocstyle"
-                       r"|pycodestyle|pep8|yapf|vulture|interrogate|deptry|codespell|doc8|pyre|pytype|ty|mutmut|poe|taskipy|pdm|lints?|jest|eslint"
-                       r"|scripts?|nyc|mocha|stylelint|xo|standard|vitest|ava|c8|profile|compilerOptions|include|exclude|files|prettier|aliases"
-                       r"|report|run|html|MASTER|MAIN|MESSAGES CONTROL|FORMAT|rules?|extends|overrides|plugins)", re.IGNORECASE)
-_DEMANDS_FIRST = re.compile(r"^(?:warn[_-](?!only)|disallow|no[_-]implicit|strict|check[_-]|enable|extra[_-]checks|require|fail[_-](?!on[_-]none)"
-                            r"|extend[_-]select|xfail_strict|error)")
-_ALLOWS = re.compile(r"ignore|exclu|disable|skip|omit|allow|permit|suppress|silenc|deselect|no[_-]strict|implicit|follow_imports|exit[_-]zero|xfail"
-                     r"|norecurse|unsafe|baseline|max|length|quiet|warn[_-]only|tolerance|silent|noqa|passWithNoTests|todo|lenient|non[_-]blocking"
-                     r"|continue[_-]on", re.IGNORECASE)
-_DEMANDS = re.compile(r"select|enable|strict|fail|disallow|warn|check|error|require|min|testpaths|files|packages|source|include|plugin|branch|forbid"
-                      r"|deny|lint|test|verify|enforce|python_(?:functions|classes)|report|depends|module|load|paths?$|threshold|rules", re.IGNORECASE)
-_GROWS = re.compile(r"^(?:extend[_-]|enable|markers|plugins$|required_plugins|fail[_-]on)")  # lists that are added to what holds without them
+_DEDICATED = re.compile(
+    r"(?:^|/)(?:\.?ruff\.toml|\.?mypy\.ini|\.?flake8|\.?pylintrc(?:\.toml)?|\.coveragerc"
+    r"|\.?pytest\.(?:ini|toml)|tox\.(?:ini|toml)"
+    r"|\.bandit|\.isort\.cfg|\.pycodestyle|\.pydocstyle(?:\.ini)?|\.style\.yapf"
+    r"|pyrightconfig\.json"
+    r"|\.pyre_configuration|\.yamllint(?:\.ya?ml)?|\.eslintrc[^/]*|eslint\.config\.\w+"
+    r"|biome\.jsonc?|\.stylelintrc[^/]*|\.jshintrc"
+    r"|jest\.config\.\w+|vitest\.config\.\w+|karma\.conf\.\w+|\.mocharc\.\w+|\.nycrc[^/]*"
+    r"|\.golangci\.\w+|\.?clippy\.toml"
+    r"|\.rubocop\.yml|phpcs\.xml[^/]*|phpunit\.xml[^/]*|phpstan\.neon[^/]*|checkstyle[^/]*\.xml"
+    r"|\.clang-tidy|\.editorconfig"
+    r"|GNUmakefile|makefile|BSDmakefile|ty\.toml|\.?vulture[^/]*|\.codespellrc)$"
+)
+_SHARED = re.compile(
+    r"(?:^|/)(?:pyproject\.toml|setup\.cfg|package\.json|Cargo\.toml|tsconfig[^/]*\.json"
+    r"|composer\.json)$"
+)
+_LINES = re.compile(
+    r"(?:^|/)(?:Makefile|[^/]*\.mk|noxfile\.py|tasks\.py|justfile|Justfile|Taskfile\.ya?ml|Rakefile"
+    r"|Gruntfile\.\w+|gulpfile\.\w+"
+    r"|pom\.xml|build\.gradle[^/]*|CMakeLists\.txt|\.github/(?:workflows|actions)/.*"
+    r"|\.gitlab-ci\.yml|\.travis\.yml|appveyor\.yml"
+    r"|azure-pipelines[^/]*\.yml|Jenkinsfile|\.circleci/[^/]*|\.pre-commit-config\.yaml"
+    r"|lefthook\.yml|codecov\.yml|\.codecov\.yml"
+    r"|(?:run_?)?(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|\.husky/[^/]*|\.ci/[^/]*)$"
+)
+_IGNORES = re.compile(
+    r"(?:^|/)\.(?:eslint|prettier|stylelint|ruff|flake8|pylint|git|hg|rg|jshint|npm"
+    r"|coverage)?ignore$"
+)
+_CHECKERS = re.compile(
+    r"(?:pytest|ruff|mypy|flake8|pylint|coverage|black|isort|pyright|basedpyright|bandit|tox"
+    r"|testenv|nox|hatch|pydocstyle"
+    r"|pycodestyle|pep8|yapf|vulture|interrogate|deptry|codespell|doc8|pyre|pytype|ty|mutmut|poe"
+    r"|taskipy|pdm|lints?|jest|eslint"
+    r"|scripts?|nyc|mocha|stylelint|xo|standard|vitest|ava|c8|profile|compilerOptions|include"
+    r"|exclude|files|prettier|aliases"
+    r"|report|run|html|MASTER|MAIN|MESSAGES CONTROL|FORMAT|rules?|extends|overrides"
+    r"|plugins)",
+    re.IGNORECASE,
+)
+_DEMANDS_FIRST = re.compile(
+    r"^(?:warn[_-](?!only)|disallow|no[_-]implicit|strict|check[_-]|enable|extra[_-]checks"
+    r"|require|fail[_-](?!on[_-]none)"
+    r"|extend[_-]select|xfail_strict|error)"
+)
+_ALLOWS = re.compile(
+    r"ignore|exclu|disable|skip|omit|allow|permit|suppress|silenc|deselect|no[_-]strict|implicit"
+    r"|follow_imports|exit[_-]zero|xfail"
+    r"|norecurse|unsafe|baseline|max|length|quiet|warn[_-]only|tolerance|silent|noqa"
+    r"|passWithNoTests|todo|lenient|non[_-]blocking"
+    r"|continue[_-]on",
+    re.IGNORECASE,
+)
+_DEMANDS = re.compile(
+    r"select|enable|strict|fail|disallow|warn|check|error|require|min|testpaths|files|packages"
+    r"|source|include|plugin|branch|forbid"
+    r"|deny|lint|test|verify|enforce|python_(?:functions|classes)|report|depends|module|load"
+    r"|paths?$|threshold|rules",
+    re.IGNORECASE,
+)
+_GROWS = re.compile(
+    r"^(?:extend[_-]|enable|markers|plugins$|required_plugins"
+    r"|fail[_-]on)"
+)  # lists that are added to what holds without them
 _COMMANDS = re.compile(r"commands|scripts?$|cmd$|shell$|^run$", re.IGNORECASE)
-_FREE = re.compile(r"^(?:description|name|title|author|log_|cache_dir|junit|color|colour|console_output|show_|pretty|verbos|output[_-]format)")
-_ADDED_OPTION = re.compile(r"--strict[\w-]*|-v+|-q+|-r\w+|--cov[\w-]*(?:=\S*)?|--tb=\w+|--color=\w+|--durations=\d+|-W|error|--doctest-modules|-ra")
-_SEVERITY = {"off": 0, "none": 0, "ignore": 0, "silent": 0, "allow": 0, "0": 0, "skip": 0, "info": 1, "information": 1, "hint": 1, "basic": 1, "warn": 1,
-             "warning": 1, "1": 1, "error": 2, "2": 2, "deny": 2, "standard": 2, "fatal": 3, "strict": 3, "forbid": 3}
+_FREE = re.compile(
+    r"^(?:description|name|title|author|log_|cache_dir|junit|color|colour|console_output|show_"
+    r"|pretty|verbos|output[_-]format)"
+)
+_ADDED_OPTION = re.compile(
+    r"--strict[\w-]*|-v+|-q+|-r\w+|--cov[\w-]*(?:=\S*)?|--tb=\w+|--color=\w+|--durations=\d+"
+    r"|-W|error|--doctest-modules|-ra"
+)
+_SEVERITY = {
+    "off": 0,
+    "none": 0,
+    "ignore": 0,
+    "silent": 0,
+    "allow": 0,
+    "0": 0,
+    "skip": 0,
+    "info": 1,
+    "information": 1,
+    "hint": 1,
+    "basic": 1,
+    "warn": 1,
+    "warning": 1,
+    "1": 1,
+    "error": 2,
+    "2": 2,
+    "deny": 2,
+    "standard": 2,
+    "fatal": 3,
+    "strict": 3,
+    "forbid": 3,
+}
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 
 
@@ -57,7 +128,14 @@ def is_configuration(path: str) -> bool:
 
 def is_shared(path: str) -> bool:
     """... among other things, so that a repair may need it."""
-    return bool(_SHARED.search(path) or re.search(r"(?:^|/)(?:pom\.xml|build\.gradle[^/]*|CMakeLists\.txt|Makefile|[^/]*\.mk)$", path))
+    return bool(
+        _SHARED.search(path)
+        or re.search(
+            r"(?:^|/)(?:pom\.xml|build\.gradle[^/]*|CMakeLists\.txt|Makefile"
+            r"|[^/]*\.mk)$",
+            path,
+        )
+    )
 
 
 def loosened(path: str, before: str | None, after: str) -> list[str]:
@@ -76,7 +154,12 @@ def loosened(path: str, before: str | None, after: str) -> list[str]:
 def _ignored(path: str, before: str, after: str) -> Iterator[str]:
     known = {line.strip() for line in before.split("\n")}
     for line in (line.strip() for line in after.split("\n")):
-        code = not path.endswith((".gitignore", ".hgignore")) or re.search(r"^[*/.]+$|\.(?:py|js|ts|go|rs|java|rb|php|c|cc|cpp)$|^/?(?:src|tests?)\b", line)
+        code = not path.endswith((".gitignore", ".hgignore")) or re.search(
+            r"^[*/.]+$|\.(?:py|js|ts|go|rs|java|rb"
+            r"|php|c|cc|cpp)$|^/?(?:src"
+            r"|tests?)\b",
+            line,
+        )
         if line and not line.startswith(("#", "!")) and line not in known and code:
             yield line
 
@@ -90,7 +173,12 @@ def _read(path: str, text: str | None) -> dict[tuple[str, ...], Any] | None:
         return None
     try:
         found = parser(text)
-    except (ValueError, RecursionError, configparser.Error, yaml.YAMLError):  # what nobody can read is compared by lines
+    except (
+        ValueError,
+        RecursionError,
+        configparser.Error,
+        yaml.YAMLError,
+    ):  # what nobody can read is compared by lines
         return None
     return dict(_flat(found)) if isinstance(found, dict) else None
 
@@ -105,7 +193,16 @@ def _parser(path: str):
         return json.loads
     if suffix in (".yml", ".yaml"):
         return yaml.safe_load
-    if suffix in (".ini", ".cfg") or name in (".flake8", "flake8", ".pylintrc", "pylintrc", ".coveragerc", ".bandit", ".pycodestyle", ".editorconfig"):
+    if suffix in (".ini", ".cfg") or name in (
+        ".flake8",
+        "flake8",
+        ".pylintrc",
+        "pylintrc",
+        ".coveragerc",
+        ".bandit",
+        ".pycodestyle",
+        ".editorconfig",
+    ):
         return _ini
     return None
 
@@ -124,15 +221,25 @@ def _flat(value: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield from _flat(inner, at)
         elif isinstance(inner, list) and inner and all(isinstance(one, dict) for one in inner):
             for one in inner:
-                identity = next((str(one[name]) for name in ("module", "path", "files", "name", "id") if name in one), "")
-                yield from _flat({name: text for name, text in one.items() if str(text) != identity} or {"is": identity}, (*at, identity))
+                identity = next(
+                    (str(one[name]) for name in ("module", "path", "files", "name", "id") if name in one), ""
+                )
+                yield from _flat(
+                    {name: text for name, text in one.items() if str(text) != identity} or {"is": identity},
+                    (*at, identity),
+                )
         else:
             yield at, inner
 
 
 def _compared(path: str, old: dict, new: dict, new_file: bool) -> Iterator[str]:
     for key in dict.fromkeys((*old, *new)):
-        if not _of_checker(path, key) or old.get(key) == new.get(key) and (key in old) == (key in new) or _FREE.match(key[-1]):
+        if (
+            not _of_checker(path, key)
+            or old.get(key) == new.get(key)
+            and (key in old) == (key in new)
+            or _FREE.match(key[-1])
+        ):
             continue
         said = f"{'.'.join(key)} = {_short(new[key])}" if key in new else ".".join(key)
         if key not in new:
@@ -143,7 +250,8 @@ def _compared(path: str, old: dict, new: dict, new_file: bool) -> Iterator[str]:
 
 
 def _is_looser(key: tuple[str, ...], old: Any, new: Any, there: bool, new_file: bool) -> bool:
-    """Whether a value that is new or changed asks for less; of one whose direction is not known: whether it is another."""
+    """Whether a value that is new or changed asks for less; of one whose direction is not known: whether it is
+    another."""
     if key[-1] in ("addopts", "args", "opts"):
         return _options_loosen(_words(old), _words(new))
     if _COMMANDS.search(key[-1]) or any(_COMMANDS.search(part) for part in key[:-1]) and isinstance(new, str):
@@ -187,7 +295,13 @@ def _options_loosen(old: list[str], new: list[str]) -> bool:
 
 
 def _forgiving_option(word: str) -> bool:
-    return bool(re.match(r"--(?:ignore|deselect|exclude|skip|exit-zero|maxfail|exitfirst|no)|-x$|-[kmp]$|no:|-p", word))
+    return bool(
+        re.match(
+            r"--(?:ignore|deselect|exclude|skip|exit-zero|maxfail|exitfirst|no)|-x$|-[kmp]$|no:"
+            r"|-p",
+            word,
+        )
+    )
 
 
 def _of_checker(path: str, key: tuple[str, ...]) -> bool:

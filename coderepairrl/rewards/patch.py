@@ -1,14 +1,14 @@
-"""How near a diff is to the oracle patch, in changed lines only. A dense signal for early training, easily fooled in part:
-what it cannot tell (right place, wrong change) is why it should be weighed below the tests.
+"""How near a diff is to the oracle patch, in changed lines only. A dense signal for early training, easily fooled in
+part: what it cannot tell (right place, wrong change) is why it should be weighed below the tests.
 
     similarity = mean over the union of files of ratio(changed lines) x min(1, ratio(edits) / ENOUGH)
 
-Both ratios are of tokens, the diff's and the oracle's: `changed lines` are all tokens of the lines that are removed or added,
-`edits` those of them that the one has and the other hasn't. A line that comes back with a `pass` before it has all the tokens
-of its oracle and none of its edits, so the lines alone would pay 0.74 for nothing; the edits alone say little of the place.
-Context lines do not count: with them, one comment a hunk scores 0.86 against the gold patch. Comments, blank lines and
-whitespace are taken out first and what is then both removed and added cancels, so an empty, comment-only or
-whitespace-only diff scores 0.
+Both ratios are of tokens, the diff's and the oracle's: `changed lines` are all tokens of the lines that are removed
+or added, `edits` those of them that the one has and the other hasn't. A line that comes back with a `pass` before it
+has all the tokens of its oracle and none of its edits, so the lines alone would pay 0.74 for nothing; the edits alone
+say little of the place. Context lines do not count: with them, one comment a hunk scores 0.86 against the gold patch.
+Comments, blank lines and whitespace are taken out first and what is then both removed and added cancels, so an empty,
+comment-only or whitespace-only diff scores 0.
 """
 import re
 from collections import Counter
@@ -34,7 +34,8 @@ def patch_similarity(diff: str, oracle: str) -> float:
     """In [0, 1]; 1 only for the same changes in the same files. Files that only one of the two touches count 0."""
     mine, gold = _files(diff), _files(oracle)
     if not any(_code(change) for change in gold.values()):  # an oracle of comments or indentation: compare those then
-        return _mean({path: _lines(change) for path, change in mine.items()}, {path: _lines(change) for path, change in gold.items()})
+        return _mean({path: _lines(change) for path, change in mine.items()}, {path: _lines(change) for path, change
+        in gold.items()})
     # a file without a change of code is as if it were not there
     return _mean({path: code for path, change in mine.items() if (code := _code(change))},
                  {path: code for path, change in gold.items() if (code := _code(change))}, _same_edits)

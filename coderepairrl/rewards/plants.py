@@ -1,8 +1,11 @@
-"""A proof that a build's success depends on what the code does: an expectation of the build is turned (turns.py), then it must fail.
+"""A proof that a build's success depends on what the code does: an expectation of the build is turned (turns.py),
+then it must fail.
 
-What ends a process with success, equals everything or bends a runner passes either way. What is turned is chosen at random, in
-the tests and scripts as they were, and by the grader alone; whether a turn tells is asked of the oracle's own build.
+What ends a process with success, equals everything or bends a runner passes either way. What is turned is chosen at
+random, in the tests and scripts as they were, and by the grader alone; whether a turn tells is asked of the oracle's
+own build.
 """
+
 import ast
 import random
 import re
@@ -24,6 +27,7 @@ _INSIDE = "inside"
 @dataclass(frozen=True)
 class Plant:
     """Texts that stand in place of others, and a command that does."""
+
     files: dict[str, str] = field(default_factory=dict)
     command: str | None = None
 
@@ -31,30 +35,72 @@ class Plant:
         return bool(self.files) or self.command is not None
 
 
-def plant(texts: Mapping[str, str], command: str | None, number: int, seed: str, ran: Collection[str] = ()) -> Plant:
-    """`texts`: what validates (path -> text); `number`: another plant for each, from the likeliest on; `ran`: the test
-    functions that did, where that is known."""
+def plant(
+    texts: Mapping[str, str], command: str | None, number: int, seed: str, ran: Collection[str], near: Collection[str]
+) -> Plant:
+    """`texts`: what validates (path -> text); `number`: another plant for each, from the likeliest on; `ran`: the
+    test functions that did, which are all turned, since each has a result of its own. Empty where none is reported:
+    then it is one at a time, those first whose words are `near` the repair."""
     rng = random.Random(f"{seed} {number}")
-    files = {path: changed for path, text in sorted(texts.items()) if (changed := _turned_file(path, text, number, rng, ran)) != text}
+    files = {}
+    for path, text in sorted(texts.items()):
+        if path.endswith(".py") and (tree := _parse(text)):
+            changed = (
+                _turned_script(text, number, rng)
+                if _is_script(path, tree)
+                else _turned_tests(text, tree, ran, number, rng)
+            )
+        else:
+            changed = _turned_lines(text, number, rng)
+        if changed != text:
+            files[path] = changed
+    if not ran and (tests := [path for path in files if is_test_file(path)]):
+        files = {path: text for path, text in files.items() if path not in tests} | _turned_one(
+            texts, tests, number, seed, near
+        )
     changed = _turned_command(command, number, rng) if command is not None else None
     return Plant(files, changed if changed != command else None)
 
 
-def _turned_file(path: str, text: str, number: int, rng: random.Random, ran: Collection[str]) -> str:
-    if not path.endswith(".py"):
-        return _turned_lines(text, number, rng)
+def _turned_tests(text: str, tree: ast.Module, ran: Collection[str], number: int, rng: random.Random) -> str:
+    found = turns(text, {one.name for one in _tests(tree) if not ran or one.name in ran}, rng)
+    return turned(text, [own[min(number, len(own) - 1)] for own in found.values()])
+
+
+def _turned_one(
+    texts: Mapping[str, str], paths: list[str], number: int, seed: str, near: Collection[str]
+) -> dict[str, str]:
+    """One test function of them all: of those that say the same of the repair any, and another one for each number."""
+    rng = random.Random(seed)
+    functions = [
+        (path, one.name, len(set(near) & {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}))
+        for path in paths
+        if (tree := _parse(texts[path]))
+        for one in _tests(tree)
+    ]
+    rng.shuffle(functions)
+    functions.sort(key=lambda found: -found[2])
+    if not functions:
+        return {}
+    path, name, _ = functions[number % len(functions)]
+    found = turns(texts[path], {name}, rng)
+    return {path: turned(texts[path], [found[name][0]])} if found.get(name) else {}
+
+
+def _tests(tree: ast.Module) -> list:
+    return [node for node in ast.walk(tree) if isinstance(node, Function) and node.name.startswith("test")]
+
+
+def _is_script(path: str, tree: ast.Module) -> bool:
+    """Whether it checks outside of test functions."""
+    return not _tests(tree) and (any(isinstance(node, ast.Assert) for node in tree.body) or not is_test_file(path))
+
+
+def _parse(text: str) -> ast.Module | None:
     try:
-        tree = syntax.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return text
-    names = {node.name for node in ast.walk(tree) if isinstance(node, Function) and (
-        node.name in ran if ran else node.name.startswith("test"))}
-    if names:
-        found = turns(text, names, rng)
-        # all of them: one that can't fail is seen by itself, and what fails everywhere has passed none before
-        return turned(text, [own[min(number, len(own) - 1)] for own in found.values()])
-    asserts = any(isinstance(node, ast.Assert) for node in tree.body) or not is_test_file(path)
-    return _turned_script(text, number, rng) if asserts else text
+        return syntax.parse(text)
+    except (SyntaxError, ValueError, RecursionError):  # of another Python: left as it is
+        return None
 
 
 def _turned_script(text: str, number: int, rng: random.Random) -> str:
@@ -70,6 +116,7 @@ def _turned_script(text: str, number: int, rng: random.Random) -> str:
 
 def _turned_lines(text: str, number: int, rng: random.Random) -> str:
     """Each script that a line hands to an interpreter."""
+
     def replaced(match: re.Match) -> str:
         quote, code = match[1][0], match[1][1:-1]
         changed = _turned_script(code, number, rng)
@@ -86,4 +133,4 @@ def _turned_command(command: str, number: int, rng: random.Random) -> str:
     if number >= len(numbers):
         return command
     found = numbers[number]
-    return f"{command[:found.start()]}{int(found[0]) + rng.randint(1, 7)}{command[found.end():]}"
+    return f"{command[: found.start()]}{int(found[0]) + rng.randint(1, 7)}{command[found.end() :]}"

@@ -1,8 +1,8 @@
 """How much of two sequences is the same, in a time that no sequence can stretch.
 
-difflib's matching takes the cube of the length where few elements repeat often (4,000 tokens of two kinds: 95 s). The longest
-common subsequence by whole rows of bits (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004) takes the product of the
-lengths over the size of a machine word, whatever is in them.
+difflib's matching takes the cube of the length where few elements repeat often (4,000 tokens of two kinds: 95 s). The
+longest common subsequence by whole rows of bits (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004) takes
+the product of the lengths over the size of a machine word, whatever is in them.
 """
 from collections import Counter
 from collections.abc import Hashable, Sequence

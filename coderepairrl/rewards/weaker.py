@@ -1,9 +1,10 @@
-"""Does a change validate less than before? Static comparison of each changed file, new ones included: its tests (weaker_tests.py), its
-checks, what it silences (silenced.py), what it configures (configurations.py).
+"""Does a change validate less than before? Static comparison of each changed file, new ones included: its tests
+(weaker_tests.py), its checks, what it silences (silenced.py), what it configures (configurations.py).
 
-Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the same way is
-none (build.py takes those away).
+Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the
+same way is none (build.py takes those away).
 """
+
 import ast
 import re
 from collections.abc import Iterator
@@ -15,13 +16,41 @@ from coderepairrl.rewards.configurations import is_configuration, loosened
 from coderepairrl.rewards.silenced import silenced, types_say_less
 from coderepairrl.rewards.weaker_tests import changed_tests
 
-_TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|tests?|conftest)\.\w+$|(?:^|/)(?:tests?|testing|specs?|__tests__|testdata|__snapshots__)/"
-                        r"|[^/]*(?:Tests?|Spec|IT|\.test|\.spec)\.\w+$", re.ASCII)
-_SKIPPED = re.compile(r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore|ignore|todo|xit|xdescribe|xtest"
-                      r"|only|fit|fdescribe|SkipNow|Skipf?|GTEST_SKIP|DISABLED_\w+|should_panic|markTestSkipped|pending)\b|#\[ignore")
-_CODE = (".java", ".js", ".ts", ".tsx", ".go", ".rs", ".c", ".cc", ".cpp", ".h", ".hpp", ".rb", ".php", ".kt", ".cs", ".py")
+_TEST_FILE = re.compile(
+    r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|tests?|conftest)\.\w+$|(?:^|/)(?:tests?|testing|specs?"
+    r"|__tests__|testdata|__snapshots__)/"
+    r"|[^/]*(?:Tests?|Spec|IT|\.test|\.spec)\.\w+$",
+    re.ASCII,
+)
+_SKIPPED = re.compile(
+    r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore"
+    r"|ignore|todo|xit|xdescribe|xtest"
+    r"|only|fit|fdescribe|SkipNow|Skipf?|GTEST_SKIP|DISABLED_\w+|should_panic|markTestSkipped"
+    r"|pending)\b|#\[ignore"
+)
+_CODE = (
+    ".java",
+    ".js",
+    ".ts",
+    ".tsx",
+    ".go",
+    ".rs",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".h",
+    ".hpp",
+    ".rb",
+    ".php",
+    ".kt",
+    ".cs",
+    ".py",
+)
 _OTHER_TEST = re.compile(r"@Test\b|\b(?:it|test|describe)\s*\(|#\[test\]|func Test\w+|\bTEST(?:_F)?\s*\(|def test_")
-_OTHER_ASSERT = re.compile(r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b|t\.(?:Error|Fatal)f?\(")
+_OTHER_ASSERT = re.compile(
+    r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b"
+    r"|t\.(?:Error|Fatal)f?\("
+)
 _OTHER_CHECK = re.compile(r"\bthrow\b|\braise\b|\bpanic!?\(|\babort\(|\bassert\b")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -67,7 +96,8 @@ def _less_asserted(path: str, name: str, before: ast.AST, after: ast.AST) -> lis
     had, has = strengths(before), strengths(after)
     less = any(sum(one >= level for one in has) < sum(one >= level for one in had) for level in (1, 2, 3))
     return ([f"{path}: {name} asserts less"] if less else []) + (
-        [f"{path}: {name} is skipped"] if skipping(after) > skipping(before) else [])
+        [f"{path}: {name} is skipped"] if skipping(after) > skipping(before) else []
+    )
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
@@ -100,18 +130,34 @@ def _checks(function: ast.AST) -> int:
 def _other_language(path: str, before: str, after: str) -> list[str]:
     """Tests and skips of a test file by number, what it expects by its lines; checks of another by number."""
     if not is_test_file(path):
-        return [f"{path}: checks less"] if PurePosixPath(path).suffix in _CODE and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before)) else []
+        return (
+            [f"{path}: checks less"]
+            if PurePosixPath(path).suffix in _CODE
+            and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before))
+            else []
+        )
     bare = [_COMMENT.sub("", text) if PurePosixPath(path).suffix in _CODE else text for text in (before, after)]
-    found = [f"{path}: {what}" for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
-             if len(pattern.findall(bare[1])) < len(pattern.findall(bare[0]))]
+    found = [
+        f"{path}: {what}"
+        for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
+        if len(pattern.findall(bare[1])) < len(pattern.findall(bare[0]))
+    ]
     lines = {" ".join(line.split()) for line in bare[1].split("\n")}
     # of data every line may be what is expected; a text for people is not
     data = PurePosixPath(path).suffix not in (*_CODE, ".md", ".rst")
-    gone = next((line.strip() for line in bare[0].split("\n") if line.strip() and (data or _OTHER_ASSERT.search(line))
-                 and " ".join(line.split()) not in lines), None)
+    gone = next(
+        (
+            line.strip()
+            for line in bare[0].split("\n")
+            if line.strip() and (data or _OTHER_ASSERT.search(line)) and " ".join(line.split()) not in lines
+        ),
+        None,
+    )
     if gone and len(_SKIPPED.findall(bare[1])) >= len(_SKIPPED.findall(bare[0])):
         found.append(f"{path}: {gone[:60]!r} is gone or changed")
-    return found + ([f"{path}: its tests are skipped"] if len(_SKIPPED.findall(bare[1])) > len(_SKIPPED.findall(bare[0])) else [])
+    return found + (
+        [f"{path}: its tests are skipped"] if len(_SKIPPED.findall(bare[1])) > len(_SKIPPED.findall(bare[0])) else []
+    )
 
 
 def _parse(text: str) -> ast.Module | None:

@@ -2,24 +2,41 @@
 
     added          new tests, new names, further assertions in tests that are there
     strengthened   an assertion that is replaced by a stronger one of the same thing; a skip or a guard that is gone
-    named          all else: another expectation, an assertion under a new condition, a helper or a table that is changed,
-                   a name that means something else, code that runs while the file is loaded
+    named          all else: another expectation, an assertion under a new condition, a helper or a table that is
+                   changed, a name that means something else, code that runs while the file is loaded
 
-Whoever repairs a build adds tests and leaves the others, so what is neither added nor strengthened is a finding: no list of
-ways to weaken a test is complete, that of harmless edits is short.
+Whoever repairs a build adds tests and leaves the others, so what is neither added nor strengthened is a finding: no
+list of ways to weaken a test is complete, that of harmless edits is short.
 """
+
 import ast
 import re
 from collections.abc import Iterator
 
-from coderepairrl.rewards.assertions import (Function, called, canonical, is_assertion, name_of, skips, strength,
-                                             subject, swallows)
+from coderepairrl.rewards.assertions import (
+    Function,
+    called,
+    canonical,
+    is_assertion,
+    name_of,
+    skips,
+    strength,
+    subject,
+    swallows,
+)
 
 _LEAVE = ast.Return | ast.Raise | ast.Continue | ast.Break
-_HOOK = re.compile(r"pytest\w*$|load_tests$|collect_ignore(?:_glob)?$|__test__$|set_?[uU]p\w*$|tear_?[dD]own\w*$|asyncSetUp$"
-                   r"|add(?:Module|Class)?Cleanup$|run$|failureException$|__\w+__$")
-_REACHES = {"globals", "locals", "vars", "setattr", "delattr", "exec", "eval", "compile", "__import__", "__dict__", "modules",
-            "import_module", "_getframe", "__setattr__", "__builtins__", "builtins"}
+_HOOK = re.compile(
+    r"pytest\w*$|load_tests$|collect_ignore(?:_glob)?$|__test__$|set_?[uU]p\w*$|tear_?[dD]own\w*$"
+    r"|asyncSetUp$"
+    r"|add(?:Module|Class)?Cleanup$|run$|failureException$|__\w+__$"
+)
+_REACHES = frozenset(
+    """
+    globals locals vars setattr delattr exec eval compile __import__ __dict__ modules import_module
+    _getframe __setattr__ __builtins__ builtins
+""".split()
+)
 _EMPTY = ast.Module(body=[], type_ignores=[])
 _SHOWN = 60  # characters of a statement
 
@@ -29,17 +46,22 @@ def changed_tests(path: str, before: ast.Module | None, after: ast.Module) -> li
     return [f"{path}: {finding}" for finding in dict.fromkeys(_scope(before or _EMPTY, after, "", after))]
 
 
-def _scope(old: ast.Module | ast.ClassDef, new: ast.Module | ast.ClassDef, prefix: str, tree: ast.Module) -> Iterator[str]:
+def _scope(
+    old: ast.Module | ast.ClassDef, new: ast.Module | ast.ClassDef, prefix: str, tree: ast.Module
+) -> Iterator[str]:
     """Of a module, or of a class that is in both."""
     had, has = _bindings(old), _bindings(new)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
-        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
     for name, nodes in had.items():
         yield from _binding(prefix + name, nodes, has.get(name, []), name in used, tree)
     read = _read(old)
     for name, nodes in has.items():
         if name not in had:
-            yield from (f"{prefix}{name} is new and steers its tests" for node in nodes if _steers(name, node) or name in read)
+            yield from (
+                f"{prefix}{name} is new and steers its tests" for node in nodes if _steers(name, node) or name in read
+            )
             yield from (f"{prefix}{name} is new and reaches for others" for node in nodes if _reaches(node))
     kept = {ast.dump(statement) for statement in _loose(old)}
     for statement in _loose(new):
@@ -55,7 +77,11 @@ def _read(scope: ast.Module | ast.ClassDef) -> set[str]:
     """Names that a scope's tests use without binding them: built-in ones, methods that a class inherits."""
     if isinstance(scope, ast.Module):
         return {node.id for node in ast.walk(scope) if isinstance(node, ast.Name)}
-    return {node.attr for node in ast.walk(scope) if isinstance(node, ast.Attribute) and name_of(node.value) in ("self", "cls")}
+    return {
+        node.attr
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Attribute) and name_of(node.value) in ("self", "cls")
+    }
 
 
 def _reaches(node: ast.AST) -> bool:
@@ -67,7 +93,9 @@ def _reaches(node: ast.AST) -> bool:
         made += [one for one in (*node.args.defaults, *node.args.kw_defaults) if one]
     elif isinstance(node, ast.ClassDef):
         made += [*node.bases, *(word.value for word in node.keywords), *_loose(node)]
-        if _loose(node) or any(_reaches(one) for one in node.body if isinstance(one, Function | ast.ClassDef | ast.Assign)):
+        if _loose(node) or any(
+            _reaches(one) for one in node.body if isinstance(one, Function | ast.ClassDef | ast.Assign)
+        ):
             return True
     else:
         made.append(node)
@@ -98,7 +126,9 @@ def _binding(name: str, old: list[ast.AST], new: list[ast.AST], used: bool, tree
 
 
 def _class(name: str, old: ast.ClassDef, new: ast.ClassDef, tree: ast.Module) -> Iterator[str]:
-    if _dumps(old.bases + [word.value for word in old.keywords]) != _dumps(new.bases + [word.value for word in new.keywords]):
+    if _dumps(old.bases + [word.value for word in old.keywords]) != _dumps(
+        new.bases + [word.value for word in new.keywords]
+    ):
         yield f"{name} has other base classes"
     yield from _decorators(name, old.decorator_list, new.decorator_list)
     yield from _scope(old, new, f"{name}.", tree)
@@ -123,13 +153,17 @@ def _decorators(name: str, old: list[ast.expr], new: list[ast.expr]) -> Iterator
         elif not any(_grown(one, decorator) for one in old):
             yield f"{name} is run in another way: {_shown(decorator)!r}"
     for decorator in old:
-        if ast.dump(decorator) not in has and not skips(decorator) and not any(_grown(decorator, one) for one in tables):
+        if (
+            ast.dump(decorator) not in has
+            and not skips(decorator)
+            and not any(_grown(decorator, one) for one in tables)
+        ):
             yield f"{name} is run without {_shown(decorator)!r}"
 
 
 def _lost(old: list[ast.stmt], new: list[ast.stmt], reads: set[str]) -> str | None:
-    """None where `new` is `old` with further assertions, else what is wrong with it. The old statements must come in their
-    order, each as strong as it was; what is between them may assert and name things that `old` does not read."""
+    """None where `new` is `old` with further assertions, else what is wrong with it. The old statements must come in
+    their order, each as strong as it was; what is between them may assert and name things that `old` does not read."""
     place = 0
     for statement in new:
         while place < len(old) and _is_void(old[place]) and not _stands(old[place], statement, reads):
@@ -139,7 +173,7 @@ def _lost(old: list[ast.stmt], new: list[ast.stmt], reads: set[str]) -> str | No
             continue
         inner = _guarded(old[place]) if place < len(old) else None
         if inner and _stands(inner[0], statement, reads):  # a guard that is gone
-            old, place = [*old[:place], *inner, *old[place + 1:]], place + 1
+            old, place = [*old[:place], *inner, *old[place + 1 :]], place + 1
         elif not _adds(statement, reads):
             expected = f", where it said {_shown(old[place])!r}" if place < len(old) else ""
             return f"it says {_shown(statement)!r}{expected}"
@@ -155,10 +189,17 @@ def _stands(old: ast.stmt, new: ast.stmt, reads: set[str]) -> bool:
         return has > had and subject(old) in ast.dump(new)
     if type(old) is not type(new) or not hasattr(old, "body") or isinstance(old, ast.ClassDef | Function):
         return False
-    heads = [[ast.dump(value) if isinstance(value, ast.AST) else _dumps(value) for field, value in ast.iter_fields(node)
-              if field not in ("body", "orelse", "finalbody") and isinstance(value, ast.AST | list)] for node in (old, new)]
-    return heads[0] == heads[1] and all(_lost(getattr(old, part, []), getattr(new, part, []), reads) is None
-                                        for part in ("body", "orelse", "finalbody"))
+    heads = [
+        [
+            ast.dump(value) if isinstance(value, ast.AST) else _dumps(value)
+            for field, value in ast.iter_fields(node)
+            if field not in ("body", "orelse", "finalbody") and isinstance(value, ast.AST | list)
+        ]
+        for node in (old, new)
+    ]
+    return heads[0] == heads[1] and all(
+        _lost(getattr(old, part, []), getattr(new, part, []), reads) is None for part in ("body", "orelse", "finalbody")
+    )
 
 
 def _guarded(statement: ast.stmt) -> list[ast.stmt] | None:
@@ -172,26 +213,38 @@ def _guarded(statement: ast.stmt) -> list[ast.stmt] | None:
 
 def _takes_failures(item: ast.withitem) -> bool:
     call = item.context_expr
-    return isinstance(call, ast.Call) and name_of(call.func) in ("suppress", "raises", "assertRaises") and any(
-        name_of(one) in ("AssertionError", "Exception", "BaseException") for one in call.args)
+    return (
+        isinstance(call, ast.Call)
+        and name_of(call.func) in ("suppress", "raises", "assertRaises")
+        and any(name_of(one) in ("AssertionError", "Exception", "BaseException") for one in call.args)
+    )
 
 
 def _adds(statement: ast.stmt, reads: set[str]) -> bool:
     """Whether a statement between others can only make the test fail more often."""
-    if any(isinstance(node, _LEAVE | ast.Delete | ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom) or skips(node)
-           for node in ast.walk(statement)):
+    if any(
+        isinstance(node, _LEAVE | ast.Delete | ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom) or skips(node)
+        for node in ast.walk(statement)
+    ):
         return False
-    stored = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    if stored & reads or any(isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load)
-                             for node in ast.walk(statement)):
+    stored = {
+        node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    }
+    if stored & reads or any(
+        isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load)
+        for node in ast.walk(statement)
+    ):
         return False
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) or is_assertion(statement)
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return not {_bound(alias) for alias in statement.names} & reads
     if isinstance(statement, ast.With):
-        return all(called(item.context_expr) in ("raises", "warns", "subTest", "assertRaises", "assertWarns", "assertRaisesRegex")
-                   for item in statement.items)
+        return all(
+            called(item.context_expr)
+            in ("raises", "warns", "subTest", "assertRaises", "assertWarns", "assertRaisesRegex")
+            for item in statement.items
+        )
     if isinstance(statement, ast.For | ast.If):
         return all(_adds(inner, reads) for inner in statement.body + statement.orelse)
     return isinstance(statement, ast.Assert | ast.Assign | ast.AnnAssign | ast.Pass)
@@ -214,12 +267,20 @@ def _bindings(scope: ast.AST) -> dict[str, list[ast.AST]]:
 
 def _loose(scope: ast.AST) -> list[ast.stmt]:
     """Statements that are neither bindings of plain names nor texts: they run for what they do."""
-    return [one for one in scope.body if not isinstance(one, Function | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass)
-            and not (isinstance(one, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(one)))
-            and not (isinstance(one, ast.Assign | ast.AnnAssign) and all(
-                isinstance(target, ast.Name | ast.Tuple | ast.Store) and not any(
-                    isinstance(node, ast.Attribute | ast.Subscript) for node in ast.walk(target))
-                for target in getattr(one, "targets", None) or [one.target]))]
+    return [
+        one
+        for one in scope.body
+        if not isinstance(one, Function | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass)
+        and not (isinstance(one, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(one)))
+        and not (
+            isinstance(one, ast.Assign | ast.AnnAssign)
+            and all(
+                isinstance(target, ast.Name | ast.Tuple | ast.Store)
+                and not any(isinstance(node, ast.Attribute | ast.Subscript) for node in ast.walk(target))
+                for target in getattr(one, "targets", None) or [one.target]
+            )
+        )
+    ]
 
 
 def _meaning(name: str, node: ast.AST) -> str:
@@ -238,7 +299,9 @@ def _grown(old: ast.AST, new: ast.AST) -> bool:
     if not (isinstance(old, ast.Call) and isinstance(new, ast.Call) and len(old.args) == len(new.args) == 2):
         return False
     same = (_dumps([old.func, old.args[0]]), _dumps([word.value for word in old.keywords])) == (
-        _dumps([new.func, new.args[0]]), _dumps([word.value for word in new.keywords]))
+        _dumps([new.func, new.args[0]]),
+        _dumps([word.value for word in new.keywords]),
+    )
     tables = all(isinstance(one.args[1], ast.List | ast.Tuple) for one in (old, new))
     return same and tables and _holds(old.args[1].elts, new.args[1].elts)
 
@@ -252,22 +315,35 @@ def _steers(name: str, node: ast.AST) -> bool:
     """Whether a runner heeds what has this name, or no test has to ask for it."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return bool(re.match(r"pytest_|load_tests$|__test__$|setUp|tearDown|collect_ignore", name)) or any(
-            alias.name == "*" for alias in node.names)
-    uses = any(isinstance(word, ast.keyword) and word.arg == "autouse" for one in getattr(node, "decorator_list", ())
-               for word in ast.walk(one))
+            alias.name == "*" for alias in node.names
+        )
+    uses = any(
+        isinstance(word, ast.keyword) and word.arg == "autouse"
+        for one in getattr(node, "decorator_list", ())
+        for word in ast.walk(one)
+    )
     return bool(_HOOK.match(name)) or uses
 
 
 def _is_test(name: str, node: ast.AST) -> bool:
     last = name.rpartition(".")[2]
-    return isinstance(node, Function) and last.startswith("test") or isinstance(node, ast.ClassDef) and any(
-        _is_test(inner.name, inner) for inner in node.body if isinstance(inner, Function))
+    return (
+        isinstance(node, Function)
+        and last.startswith("test")
+        or isinstance(node, ast.ClassDef)
+        and any(_is_test(inner.name, inner) for inner in node.body if isinstance(inner, Function))
+    )
 
 
 def _is_void(statement: ast.stmt) -> bool:
     """What does nothing, or only leaves: without it no less is asserted."""
-    return isinstance(statement, ast.Pass) or isinstance(statement, ast.Return) and statement.value is None or isinstance(
-        statement, ast.Expr) and (isinstance(statement.value, ast.Constant) or skips(statement))
+    return (
+        isinstance(statement, ast.Pass)
+        or isinstance(statement, ast.Return)
+        and statement.value is None
+        or isinstance(statement, ast.Expr)
+        and (isinstance(statement.value, ast.Constant) or skips(statement))
+    )
 
 
 def _body(function: ast.AST) -> list[ast.stmt]:
@@ -276,8 +352,12 @@ def _body(function: ast.AST) -> list[ast.stmt]:
 
 def _targets(statement: ast.Assign | ast.AnnAssign) -> list[str]:
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    return [node.id for target in targets for node in ast.walk(target)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [
+        node.id
+        for target in targets
+        for node in ast.walk(target)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
 
 
 def _bound(alias: ast.alias) -> str:
