@@ -32,6 +32,7 @@ from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task
 
 __all__ = ["Build", "BuildVerdict", "reward", "validate"]
+_MEASURED = "measured by "
 _RAN = ("passed", "failed", "error")
 _SEED = secrets.token_hex(16)  # what is turned, nobody can know
 
@@ -167,12 +168,13 @@ class _Bench:
     async def standard(self, measure: str) -> Build:
         """The oracle's patch measured so."""
         diff = await self.oracle_diff()
-        return await self._remembered(f"measured by {measure}", self.measures.layers(measure, diff, diff))
+        return await self._remembered(f"{_MEASURED}{measure}", self.measures.layers(measure, diff, diff))
 
     async def _remembered(self, which: str, layers: tuple[Layer, ...]) -> Build:
         key = (self.task.task_id, which)
         if key not in self.known:
-            self.known[key] = await build(self.task, layers, self.config, look=True)
+            keep = which.startswith(_MEASURED)  # what may be turned
+            self.known[key] = await build(self.task, layers, self.config, look=True, keep=keep)
         return self.known[key]
 
     async def oracle_diff(self) -> str:

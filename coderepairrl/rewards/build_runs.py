@@ -41,28 +41,29 @@ class Build:
 
 
 async def build(
-    task: Task, layers: tuple[Layer, ...], config: SandboxConfig, plant: Plant | None = None, look: bool = False
+    task: Task,
+    layers: tuple[Layer, ...],
+    config: SandboxConfig,
+    plant: Plant | None = None,
+    look: bool = False,
+    keep: bool = False,
 ) -> Build:
-    """`look`: find what the layers weaken and reach, and keep the texts that validate."""
+    """`look`: find what the layers weaken and reach; `keep`: the texts that validate."""
     measures = Measures(task)
     async with start_sandbox(config, task) as sandbox:
-        paths = sorted({path for one in layers for path in one.paths})
-        before = {path: await _text(sandbox, path) for path in paths} if look else {}
-        habits = (
-            await asyncio.to_thread(_habits, task, sandbox.root, measures)
-            if look and any(path.endswith(".py") for path in paths)
-            else set()
-        )
+        paths = sorted({path for one in layers for path in one.paths}) if look else []
+        before = {path: await _text(sandbox, path) for path in paths}
+        code = [path for path in paths if path.endswith(".py") and not measures.validates(path)]
+        habits = await asyncio.to_thread(_habits, task, sandbox.root, measures) if code else set()
         for one in layers:
             if one.text and (problem := await sandbox.apply(one.text, one.paths)):
                 return Build(problem, 1)
-        after = {path: await _text(sandbox, path) for path in before}
-        findings = [finding for path in before for finding in weaker(path, before[path], after[path])]
+        after = {path: await _text(sandbox, path) for path in paths}
+        findings = [finding for path in paths for finding in weaker(path, before[path], after[path])]
         reached = Reach()
-        for path in before:
-            if path.endswith(".py") and not measures.validates(path):
-                reached |= reach(path, before[path], after[path], habits)
-        texts = await asyncio.to_thread(_texts, sandbox.root, measures) if look else {}
+        for path in code:
+            reached |= reach(path, before[path], after[path], habits)
+        texts = await asyncio.to_thread(_texts, sandbox.root, measures) if keep else {}
         if plant:
             await _lay(sandbox, plant)
         reports, inside = sandbox.share(JUNIT)
