@@ -1,14 +1,18 @@
 """What patch similarity must not be fooled by, and what the similarities of the literature give."""
+import re
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_helpers import change
+from judge_helpers import PYTEST_TASK, change
 
 from coderepairrl.rewards import REWARDS, patch_similarity
+from coderepairrl.rewards.sequences import common_ratio, differences, ratio
 from coderepairrl.rewards.similarity import SIMILARITIES
 
 BODY = "".join(f"def f{i}(a):\n    value = a * {i}\n    if value > {i}:\n        return value\n    return {i}\n\n\n" for i in range(4))
@@ -64,6 +68,63 @@ def test_an_oracle_of_whitespace_is_compared_as_text():
 def test_a_comment_sign_in_a_string_is_code():
     gold = change("lib.py", "x = '#a'\n", "x = '#b'\n")
     assert patch_similarity(gold, gold) == 1.0 and patch_similarity(change("lib.py", "x = '#a'\n", "x = '#a' # b\n"), gold) == 0.0
+
+
+FAULTY = ["    value = a * 1", "    if value > 2:", "    return 3"]
+NO_OPS = {  # each line that the oracle takes out, known beforehand, with all of its tokens and without a repair
+    "a pass before it": lambda line: f"{indent(line)}pass; {line.strip()}",
+    "a semicolon behind it": lambda line: line if line.endswith(":") else f"{line};",
+    "a name before it": lambda line: f"{indent(line)}None; {line.strip()}",
+    "a text before it": lambda line: f"{indent(line)}'{line.strip()}'; {line.strip()}",
+    "an assignment before it": lambda line: f"{indent(line)}x = 0; {line.strip()}",
+    "on two lines": lambda line: f"{indent(line)}pass\n{line}",
+    "twice": lambda line: f"{line}\n{line}",
+    "in parentheses": lambda line: re.sub(r"(= |if |return )([^:]*)", r"\1(\2)", line),
+    "under a condition": lambda line: f"{indent(line)}if True: {line.strip()}" if not line.endswith(":") else f"{line} ",
+    "not not": lambda line: re.sub(r"(= |if |return )", r"\1not not ", line),
+    "and zero": lambda line: f"{line.rstrip(':')} + 0{':' * line.endswith(':')}",
+    "another name beside it": lambda line: line.replace("value =", "value = other ="),
+    "a line further": lambda line: f"{line}\n{indent(line)}0",
+}
+
+
+def indent(line):
+    return line[:len(line) - len(line.lstrip())]
+
+
+@pytest.mark.parametrize("how", NO_OPS)
+def test_a_line_that_comes_back_with_its_tokens_is_next_to_nothing(how):
+    diff = change("lib.py", BODY, "\n".join(NO_OPS[how](line) if line in FAULTY else line for line in BODY.split("\n")))
+    assert patch_similarity(diff, GOLD) <= 0.3, patch_similarity(diff, GOLD)
+
+
+def test_an_oracle_that_only_breaks_lines_anew_is_one():
+    gold = change("lib.py", "x = f(1, 2)\n", "x = f(1,\n      2)\n")
+    assert patch_similarity(gold, gold) == 1.0 and patch_similarity(change("lib.py", "x = f(1, 2)\n", "x = 5\n"), gold) < 0.8
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abcd"), max_size=9))
+def test_common_subsequences_are_the_longest(a, b):
+    lengths = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, one in enumerate(a):
+        for j, other in enumerate(b):
+            lengths[i + 1][j + 1] = lengths[i][j] + 1 if one == other else max(lengths[i][j + 1], lengths[i + 1][j])
+    only_a, only_b = differences(a, b)
+    kept = [[one for place, one in enumerate(side) if place not in only] for side, only in ((a, only_a), (b, only_b))]
+    assert kept[0] == kept[1] and len(kept[0]) == lengths[-1][-1] and ratio(a, b) <= common_ratio(a, b) + 1e-9
+    assert common_ratio(a, b) == (2 * lengths[-1][-1] / (len(a) + len(b)) if a or b else 1.0)
+
+
+@pytest.mark.parametrize("name", ["patch", *SIMILARITIES])
+def test_no_sequence_keeps_a_similarity_long(name):
+    """What repeats often takes difflib the cube of the length: minutes for these."""
+    old, new = ["x\n", "y\n"] * 1200, ["y\n", "x\n", "x\n"] * 800
+    diff = "diff --git a/lib.py b/lib.py\n--- a/lib.py\n+++ b/lib.py\n@@ -1,2400 +1,2400 @@\n" + "".join(
+        ["-" + line for line in old] + ["+" + line for line in new])
+    gold = diff.replace("\n+x\n+x\n", "\n+x\n+z\n", 50)
+    started = time.monotonic()
+    assert 0.0 <= REWARDS[name].function(replace(PYTEST_TASK, oracle_patch=gold), diff, None) <= 1.0
+    assert time.monotonic() - started < 5.0
 
 
 # ---- the literature's

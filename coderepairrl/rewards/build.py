@@ -1,34 +1,46 @@
 """Build validation: a command must succeed after the fix, and nothing that validates may be weaker than before.
 
-Unlike the judge of hidden tests this one runs the agent's own version of the tests, since they are what it may have weakened. The whole
-diff is applied, less what only the interpreter or git read. Then
-- the command must end with 0: Task.metadata["build_command"] (bash, in the checkout), else the environment's test command without canary;
-- no test that ran before may be missing or skipped now (JUnit XML of the test command, before and after);
-- no changed file may validate less (weaker.py), but for what the oracle's own patch does in the same way.
+Unlike the judge of hidden tests this one runs the agent's own version of the tests, since they are what it may have
+weakened. The command is Task.metadata["build_command"] (bash, in the checkout), else the environment's test command
+without canary; it must end with 0
+- with the whole diff, less what only the interpreter or git read;
+- with the diff's product alone under what validated before: the base's tests and configurations, or the oracle's
+  where the base's own are broken (validating.py). What an agent adds or edits there, new files included, can't be
+  what makes it pass;
+- not where an expectation of these is turned (plants.py), as the oracle's own build doesn't.
+No test that ran before, or under the oracle's patch, may be missing or skipped; no changed file may validate less
+(weaker.py) or reach for what bends a build (reach.py), but for what the oracle's own patch does in the same way.
 A removed test is weaker even if a better one took its place: whoever repairs a build adds tests and leaves the others.
 """
+
 import asyncio
+import secrets
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from coderepairrl.rewards.judge import JUNIT, TIME_LIMIT, Canary, fill, without_canary
-from coderepairrl.rewards.junit import ReportError, read_reports
+from coderepairrl.rewards.build_runs import Build, build
+from coderepairrl.rewards.judge import TIME_LIMIT
 from coderepairrl.rewards.output import first_error, tail
+from coderepairrl.rewards.plants import TRIES, plant
 from coderepairrl.rewards.protected import JUDGE, Selection, select
 from coderepairrl.rewards.published import as_diff
+from coderepairrl.rewards.reach import words
 from coderepairrl.rewards.test_ids import function_of
-from coderepairrl.rewards.weaker import weaker
-from coderepairrl.sandboxes import PathError, Sandbox, SandboxConfig, start_sandbox
+from coderepairrl.rewards.validating import BASE, ORACLE, Layer, Measures
+from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task
 
+__all__ = ["Build", "BuildVerdict", "reward", "validate"]
+_MEASURED = "measured by "
 _RAN = ("passed", "failed", "error")
+_SEED = secrets.token_hex(16)  # what is turned, nobody can know
 
 
 @dataclass(frozen=True)
 class BuildVerdict:
     """`weaker`: what validates less than before, a sentence each; `message`: why the command did not succeed."""
+
     succeeded: bool  # the command, after the fix
     weaker: tuple[str, ...]
     dropped_paths: tuple[str, ...]  # "path: why"
@@ -41,51 +53,150 @@ class BuildVerdict:
         return self.succeeded and not self.weaker
 
 
-@dataclass(frozen=True)
-class Build:
-    """One run of the command. `tests`: id -> status; empty where the command reports none."""
-    applies: str
-    exit_code: int
-    tests: dict[str, str]
-    findings: tuple[str, ...]
-    output: str
-
-
-async def validate(task: Task, diff: str, config: SandboxConfig, known: dict[tuple[str, str], Build] | None = None) -> BuildVerdict:
-    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task. Runs the command for the diff, for the bare checkout, and where
-    something is weaker for the oracle's patch; `known` remembers the last two by (task_id, "base" or "oracle")."""
-
-    async def once(which: str, patch: str) -> Build:
-        memory = {} if known is None else known
-        if (task.task_id, which) not in memory:
-            if patch:
-                diff, applied = await as_diff(task, patch, config)
-                patch = patch if applied.problem else diff
-            memory[task.task_id, which] = await _build(task, await _select(task, patch), config)
-        return memory[task.task_id, which]
-
+async def validate(
+    task: Task, diff: str, config: SandboxConfig, known: dict[tuple[str, str], Build] | None = None
+) -> BuildVerdict:
+    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task. `known` remembers, by (task_id,
+    which), the runs that are no diff's: of the bare checkout and of the oracle's patch."""
     started = time.monotonic()
     selection = await _select(task, diff)
-    after = await _build(task, selection, config)
-    if after.applies:
-        return BuildVerdict(False, (), selection.dropped_paths, f"the diff does not apply: {after.applies}", time.monotonic() - started)
-    found = [*after.findings, *selection.dropped_paths, *selection.marks.certain]
-    succeeded = after.exit_code == 0
-    if succeeded and "build_command" not in task.metadata:
-        found += _fewer((await once("base", "")).tests, after.tests)
-    if succeeded and found and task.oracle_patch:
-        oracle = await once("oracle", task.oracle_patch)
-        allowed = {*oracle.findings, *(_fewer((await once("base", "")).tests, oracle.tests) if "build_command" not in task.metadata else ())}
-        found = [finding for finding in found if finding not in allowed]
-    said = first_error(after.output, after.exit_code)
-    message = "" if succeeded else f"{TIME_LIMIT}: {said}" if after.exit_code == 124 else f"the command failed with exit code {after.exit_code}: {said}"
-    return BuildVerdict(succeeded, tuple(dict.fromkeys(found)), selection.dropped_paths, message, time.monotonic() - started,
-                        "" if succeeded else tail(after.output))
+    own = await build(task, (_whole(selection),), config, look=True)
+    succeeded = own.succeeded
+    found: list[str] = []
+    if succeeded:
+        bench = _Bench(task, config, {} if known is None else known)
+        found = await bench.weaker(own, selection) or await bench.unproven(own, selection)
+    elif not own.applies:
+        found = [*own.findings, *selection.dropped_paths, *selection.marks.certain]
+    return BuildVerdict(
+        succeeded,
+        tuple(dict.fromkeys(found)),
+        selection.dropped_paths,
+        _message(own),
+        time.monotonic() - started,
+        "" if succeeded else tail(own.output),
+    )
 
 
 def reward(task: Task, diff: str, verdict: BuildVerdict | None) -> float:
     """1 when the command succeeds and nothing validates less."""
     return float(verdict is not None and verdict.valid)
+
+
+class _Bench:
+    """What one task's diffs are held against."""
+
+    def __init__(self, task: Task, config: SandboxConfig, known: dict[tuple[str, str], Build]):
+        self.task, self.config, self.known, self.measures = task, config, known, Measures(task)
+
+    async def weaker(self, own: Build, selection: Selection) -> list[str]:
+        """What the whole diff does less than before, by its text and by the tests that ran."""
+        # a command that reports nothing has nothing to be compared
+        reported = {} if "build_command" in self.task.metadata and not own.tests else (await self.base()).tests
+        found = [*own.findings, *selection.dropped_paths, *selection.marks.certain, *_fewer(reported, own.tests)]
+        if found and self.task.oracle_patch:
+            oracle = await self.oracle()
+            allowed = {*oracle.findings, *_fewer(reported, oracle.tests)}
+            found = [finding for finding in found if finding not in allowed]
+        return found
+
+    async def unproven(self, own: Build, selection: Selection) -> list[str]:
+        """Why the success is not the product's, by what validated before; empty where it is."""
+        failed = ""
+        for measure in (BASE, ORACLE):
+            standard = await self.standard(measure) if self.task.oracle_patch else Build("", 1)
+            if self.task.oracle_patch and not standard.succeeded and (await self.oracle()).succeeded:
+                continue  # by this measure not even the oracle's build succeeds
+            layers = self.measures.layers(measure, selection.applied, await self.oracle_diff())
+            same = (
+                sum(len(one.text) for one in layers) == len(selection.applied) and layers[-1].text == selection.applied
+            )
+            measured = own if same else await build(self.task, layers, self.config)
+            if measured.succeeded and not (fewer := _fewer(standard.tests, measured.tests)):
+                told, bent = await self._plants(measure, standard, layers)
+                return [*own.reach.never, *bent, *(() if told else own.reach.unproven)]
+            failed = failed or (fewer[0] if measured.succeeded else _message(measured))
+        return [f"with the tests and configurations as they were, {failed}"]
+
+    async def _plants(self, measure: str, standard: Build, layers: tuple[Layer, ...]) -> tuple[bool, list[str]]:
+        """(whether a turned expectation that fails the oracle's build fails this one, findings)."""
+        if not standard.succeeded:
+            return False, []
+        told = False
+        for number in range(TRIES):
+            turned = await self._turned(measure, standard, number)
+            if turned.exit_code == 0 or not turned.plant:
+                continue
+            mine = await build(self.task, layers, self.config, turned.plant)
+            passed = [
+                test
+                for test, status in turned.tests.items()
+                if status not in ("passed", standard.tests.get(test)) and mine.tests.get(test) == "passed"
+            ]
+            if passed or mine.exit_code == 0:
+                return True, [f"{passed[0] if passed else 'the command'} passes with whatever is expected of it"]
+            told = True
+            if turned.tests:  # each test has said for itself
+                break
+        return told, []
+
+    async def _turned(self, measure: str, standard: Build, number: int) -> Build:
+        """The oracle's build with an expectation turned."""
+        key = (self.task.task_id, f"{measure} turned {number}")
+        if key not in self.known:
+            ran = {function_of(test) for test in standard.tests}
+            command = self.task.metadata.get("build_command")
+            made = await asyncio.to_thread(
+                plant,
+                standard.texts,
+                command,
+                number,
+                f"{_SEED} {self.task.task_id}",
+                ran,
+                words(self.task.oracle_patch),
+            )
+            layers = self.measures.layers(measure, await self.oracle_diff(), await self.oracle_diff())
+            self.known[key] = await build(self.task, layers, self.config, made) if made else Build("", 0)
+        return self.known[key]
+
+    async def base(self) -> Build:
+        return await self._remembered("base", ())
+
+    async def oracle(self) -> Build:
+        return await self._remembered("oracle", (_whole(await _select(self.task, await self.oracle_diff())),))
+
+    async def standard(self, measure: str) -> Build:
+        """The oracle's patch measured so."""
+        diff = await self.oracle_diff()
+        return await self._remembered(f"{_MEASURED}{measure}", self.measures.layers(measure, diff, diff))
+
+    async def _remembered(self, which: str, layers: tuple[Layer, ...]) -> Build:
+        key = (self.task.task_id, which)
+        if key not in self.known:
+            keep = which.startswith(_MEASURED)  # what may be turned
+            self.known[key] = await build(self.task, layers, self.config, look=True, keep=keep)
+        return self.known[key]
+
+    async def oracle_diff(self) -> str:
+        """The oracle's patch as git writes it."""
+        key = (self.task.task_id, "patch")
+        if key not in self.known:
+            patch = self.task.oracle_patch
+            if patch:
+                diff, applied = await as_diff(self.task, patch, self.config)
+                patch = patch if applied.problem else diff
+            self.known[key] = Build("", 0, output=patch)
+        return self.known[key].output
+
+
+def _message(run: Build) -> str:
+    """Why a run's command did not succeed; empty where it did."""
+    if run.applies:
+        return f"the diff does not apply: {run.applies}"
+    said = first_error(run.output, run.exit_code)
+    if run.exit_code == 124:
+        return f"{TIME_LIMIT}: {said}"
+    return f"the command failed with exit code {run.exit_code}: {said}" if run.exit_code else ""
 
 
 async def _select(task: Task, diff: str) -> Selection:
@@ -95,40 +206,14 @@ async def _select(task: Task, diff: str) -> Selection:
     return await asyncio.to_thread(select, own, diff, installed.modules, always=JUDGE, loaded=installed.loaded)
 
 
-async def _build(task: Task, selection: Selection, config: SandboxConfig) -> Build:
-    async with start_sandbox(config, task) as sandbox:
-        paths = sorted(selection.applied_paths)
-        before = [await _text(sandbox, path) for path in paths]
-        if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
-            return Build(problem, 1, {}, (), "")
-        findings = [finding for path, text in zip(paths, before, strict=True) for finding in weaker(path, text, await _text(sandbox, path))]
-        reports, inside = sandbox.share(JUNIT)
-        result = await sandbox.run(_command(task, inside), timeout_s=task.environment.test_timeout_s)
-        tests = await asyncio.to_thread(_tests, reports)
-    return Build("", result.exit_code, tests, tuple(findings), result.output)
-
-
-def _command(task: Task, junit: str) -> str | list[str]:
-    if "build_command" in task.metadata:
-        return task.metadata["build_command"]
-    return fill(without_canary(task), Canary(), junit)
-
-
-def _tests(reports: Path) -> dict[str, str]:
-    try:
-        return read_reports(reports)
-    except ReportError:  # as if there were none: every test is gone then
-        return {}
+def _whole(selection: Selection) -> Layer:
+    return Layer(selection.applied, selection.applied_paths)
 
 
 def _fewer(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Tests that ran before and don't now."""
-    return [f"{test} is {after.get(test, 'missing')}" for test, status in before.items()
-            if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)]
-
-
-async def _text(sandbox: Sandbox, path: str) -> str | None:
-    try:
-        return await sandbox.read_text(path)
-    except PathError:  # not there, or no text
-        return None
+    return [
+        f"{test} is {after.get(test, 'missing')}"
+        for test, status in before.items()
+        if status in _RAN and after.get(test, "missing") not in _RAN and function_of(test)
+    ]

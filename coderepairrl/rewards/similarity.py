@@ -12,13 +12,13 @@ On the text, as the reference thesis of this project's name used them:
 """
 import warnings
 from collections.abc import Callable, Sequence
-from difflib import SequenceMatcher
 
 from unidiff import PatchSet, UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile
 
 from coderepairrl.lines import split_lines
 from coderepairrl.rewards.diffs import split_diff
+from coderepairrl.rewards.sequences import ratio
 from coderepairrl.sandboxes.bounds import too_large
 from coderepairrl.types import Task, Verdict
 
@@ -92,7 +92,7 @@ def _over_files(diff: str, oracle: str, score: Callable[[PatchedFile, PatchedFil
 
 
 def _ratio(a: Sequence, b: Sequence) -> float:
-    return SequenceMatcher(None, a, b, autojunk=False).ratio() if a and b and max(len(a), len(b)) <= MAX_LINES else 0.0
+    return ratio(a, b) if a and b and max(len(a), len(b)) <= MAX_LINES else 0.0
 
 
 def _hunk_ratio(a: Hunk, b: Hunk) -> float:

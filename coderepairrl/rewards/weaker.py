@@ -1,90 +1,109 @@
-"""Does a change validate less than before? Static comparison of each changed file: its tests, its assertions, its checks, its linters.
+"""Does a change validate less than before? Static comparison of each changed file, new ones included: its tests
+(weaker_tests.py), its checks, what it silences (silenced.py), what it configures (configurations.py).
 
-Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the same way is
-none (build.py takes those away). Compared by number and strength, so that an assertion may be rewritten but not loosened:
-    3 an equality, an expected exception   2 an order, a membership, a type, a truth value of a call   1 what can hardly fail
+Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the
+same way is none (build.py takes those away).
 """
+
 import ast
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from coderepairrl import syntax
+from coderepairrl.rewards.assertions import Function, skipping, strengths
+from coderepairrl.rewards.configurations import is_configuration, loosened
+from coderepairrl.rewards.silenced import silenced, types_say_less
+from coderepairrl.rewards.weaker_tests import changed_tests
 
-_TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|conftest)\.\w+$|(?:^|/)(?:tests?|testing|spec|__tests__)/"
-                        r"|[^/]*(?:Test|Tests|Spec|\.test|\.spec)\.\w+$")
-_CONFIG_FILE = re.compile(r"(?:^|/)(?:setup\.cfg|tox\.ini|pyproject\.toml|pytest\.ini|\.?ruff\.toml|\.flake8|\.pylintrc|\.?mypy\.ini|\.coveragerc"
-                          r"|\.pre-commit-config\.yaml|\.eslintrc[^/]*|Makefile|noxfile\.py|pom\.xml|build\.gradle[^/]*|\.github/workflows/[^/]*"
-                          r"|\.gitlab-ci\.yml|checkstyle[^/]*|package\.json|Cargo\.toml|CMakeLists\.txt)$")
-_SILENCED = re.compile(r"#\s*noqa|#\s*type:\s*ignore|#\s*pyright:\s*ignore|#\s*pylint:\s*disable|#\s*mypy:\s*ignore|#\s*nosec|#\s*pragma:\s*no cover"
-                       r"|eslint-disable|@ts-ignore|@ts-nocheck|@SuppressWarnings"
-                       r"|//\s*NOLINT|//\s*nolint|#\[allow\(|CHECKSTYLE:OFF|rubocop:disable|phpcs:ignore")
-_LOOSENED = re.compile(r"\b(?:ignore|exclude|disable|skip|deselect|omit|allow_failure|xfail|fail_under\s*=\s*0|no_strict|maven\.test\.skip|skipTests"
-                       r"|testFailureIgnore|failOnViolation)\b"
-                       r"|continue-on-error|\|\|\s*(?:true|:)|--(?:ignore|deselect|exclude|skip|no-verify|exit-zero)|-p\s+no:|per-file-ignores"
-                       r"|\bif:\s*false|-DskipTests", re.IGNORECASE)
-_STRICT = re.compile(r"\b(?:select|enable|strict|fail_under|fail-under|Werror|error|check|lint|test|pytest|mypy|ruff|flake8|pylint|failOnViolation)\b",
-                     re.IGNORECASE)
-_SKIPPED = re.compile(r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore)\b")
-_STRONG = re.compile(r"assert(?:Almost|Count|List|Dict|Set|Tuple|Sequence|MultiLine)?Equals?$|assert(?:Raises|Warns|Logs)\w*$|assert_\w*equal\w*$"
-                     r"|assert_allclose$|assert_called\w*$|assertIs$|raises$|warns$")
-_CODE = (".java", ".js", ".ts", ".tsx", ".go", ".rs", ".c", ".cc", ".cpp", ".h", ".hpp", ".rb", ".php", ".kt", ".cs", ".py")
+_TEST_FILE = re.compile(
+    r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|tests?|conftest)\.\w+$|(?:^|/)(?:tests?|testing|specs?"
+    r"|__tests__|testdata|__snapshots__)/"
+    r"|[^/]*(?:Tests?|Spec|IT|\.test|\.spec)\.\w+$",
+    re.ASCII,
+)
+_SKIPPED = re.compile(
+    r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore"
+    r"|ignore|todo|xit|xdescribe|xtest"
+    r"|only|fit|fdescribe|SkipNow|Skipf?|GTEST_SKIP|DISABLED_\w+|should_panic|markTestSkipped"
+    r"|pending)\b|#\[ignore"
+)
+_CODE = (
+    ".java",
+    ".js",
+    ".ts",
+    ".tsx",
+    ".go",
+    ".rs",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".h",
+    ".hpp",
+    ".rb",
+    ".php",
+    ".kt",
+    ".cs",
+    ".py",
+)
 _OTHER_TEST = re.compile(r"@Test\b|\b(?:it|test|describe)\s*\(|#\[test\]|func Test\w+|\bTEST(?:_F)?\s*\(|def test_")
-_OTHER_ASSERT = re.compile(r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b|t\.(?:Error|Fatal)f?\(")
+_OTHER_ASSERT = re.compile(
+    r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b"
+    r"|t\.(?:Error|Fatal)f?\("
+)
 _OTHER_CHECK = re.compile(r"\bthrow\b|\braise\b|\bpanic!?\(|\babort\(|\bassert\b")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def is_test_file(path: str) -> bool:
+    return bool(_TEST_FILE.search(path))
 
 
 def weaker(path: str, before: str | None, after: str | None) -> list[str]:
     """Findings of one file; None: it is not there on that side. Each starts with the path."""
-    if before is None:
-        return []
     if after is None:
-        what = "tests" if _TEST_FILE.search(path) else "configuration of checks" if _CONFIG_FILE.search(path) else ""
-        return [f"{path}: a file of {what} is gone"] if what else []
-    found = [f"{path}: more findings of linters are silenced"] if len(_SILENCED.findall(after)) > len(_SILENCED.findall(before)) else []
-    if _CONFIG_FILE.search(path):
-        found += _configuration(path, before, after)
-    trees = _parse(before), _parse(after)
-    if PurePosixPath(path).suffix == ".py" and trees[0] is not None:
-        return found + (_python(path, *trees) if trees[1] is not None else [f"{path}: does not parse any more"])
-    return found + _other_language(path, before, after)
+        what = "tests" if is_test_file(path) else "configuration of checks" if is_configuration(path) else ""
+        return [f"{path}: a file of {what} is gone"] if what and before is not None else []
+    found = silenced(path, before, after)
+    if is_configuration(path):
+        found += loosened(path, before, after)
+    old, new = _parse(before) if before is not None else None, _parse(after)
+    if PurePosixPath(path).suffix in (".py", ".pyi") and (before is None or old is not None):
+        if new is None:
+            return found + ([f"{path}: does not parse any more"] if before is not None else [])
+        return found + types_say_less(path, old, new) + _python(path, old, new)
+    return found + _other_language(path, before, after) if before is not None else found
 
 
-def _configuration(path: str, before: str, after: str) -> list[str]:
-    old, now = (Counter(text.split("\n")) for text in (before, after))
-    gone, new = old - now, now - old
-    found = [f"{path}: '{line.strip()[:80]}' loosens a check" for line in new if _LOOSENED.search(line) and not line.lstrip().startswith(("#", "//"))]
-    # a strict line that is replaced by another is counted by what it is replaced with
-    taken_out = sum(count for line, count in gone.items() if _STRICT.search(line) and not _LOOSENED.search(line))
-    if taken_out > sum(count for line, count in new.items() if _STRICT.search(line)):
-        found.append(f"{path}: a check is taken out")
-    return found
-
-
-def _python(path: str, before: ast.Module, after: ast.Module) -> list[str]:
-    old, new = dict(_functions(before)), dict(_functions(after))
+def _python(path: str, before: ast.Module | None, after: ast.Module) -> list[str]:
+    old, new = dict(_functions(before)) if before else {}, dict(_functions(after))
+    tests = is_test_file(path)
     found = []
     for name, function in old.items():
-        is_test = bool(_TEST_FILE.search(path)) and name.rpartition(".")[2].startswith("test")
         now = new.get(name)
-        if now is None:
-            found += [f"{path}: {name} is gone"] if is_test else []
-        elif is_test:
-            strengths, had = _strengths(now), _strengths(function)
-            found += [f"{path}: {name} asserts less"] if any(_at_least(strengths, level) < _at_least(had, level) for level in (1, 2, 3)) else []
-            found += [f"{path}: {name} is skipped"] if _skips(now) > _skips(function) else []
-        elif _checks(now) < _checks(function):
+        if tests and name.rpartition(".")[2].startswith("test"):
+            found += _less_asserted(path, name, function, now) if now else [f"{path}: {name} is gone"]
+        elif now and _checks(now) < _checks(function):
             found.append(f"{path}: {name} checks less")
-    if _skips(after, deep=False) > _skips(before, deep=False):
+    if tests or before is not None and PurePosixPath(path).name == "noxfile.py":
+        found += changed_tests(path, before, after)
+    if tests and before and _skips_as_a_whole(after) > _skips_as_a_whole(before):
         found.append(f"{path}: its tests are skipped")
     return found
+
+
+def _less_asserted(path: str, name: str, before: ast.AST, after: ast.AST) -> list[str]:
+    had, has = strengths(before), strengths(after)
+    less = any(sum(one >= level for one in has) < sum(one >= level for one in had) for level in (1, 2, 3))
+    return ([f"{path}: {name} asserts less"] if less else []) + (
+        [f"{path}: {name} is skipped"] if skipping(after) > skipping(before) else []
+    )
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
     """(dotted name, node) of all functions, those of classes included."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, Function):
             yield prefix + node.name, node
         elif isinstance(node, ast.ClassDef):
             yield from _functions(node, f"{prefix}{node.name}.")
@@ -92,62 +111,15 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]
             yield from _functions(node, prefix)
 
 
-def _strengths(function: ast.AST) -> list[int]:
-    """Of each assertion that can fail the test. One in a `try` whose handler takes its failure can't."""
-    found = []
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.Assert):
-            found.append(_of_test(node.test))
-        elif isinstance(node, ast.Call) and (name := _name(node.func)) and (name.startswith("assert") or name in ("raises", "warns")):
-            trivial = name in ("assertTrue", "assert_") and node.args and _of_test(node.args[0]) == 1
-            broad = name in ("raises", "assertRaises") and node.args and _name(node.args[0]) in ("Exception", "BaseException")
-            found.append(1 if trivial else 2 if broad or not _STRONG.search(name) else 3)
-        for child in ast.iter_child_nodes(node):
-            if not (isinstance(node, ast.Try) and child in node.body and any(map(_swallows, node.handlers))):
-                visit(child)
-
-    visit(function)
-    return found
-
-
-def _of_test(test: ast.expr) -> int:
-    if isinstance(test, ast.Constant) or isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
-        return 1
-    if isinstance(test, ast.BoolOp):
-        return max(map(_of_test, test.values))
-    if isinstance(test, ast.Compare):
-        if ast.dump(test.left) == ast.dump(test.comparators[0]):
-            return 1
-        if isinstance(test.ops[0], ast.Eq):
-            return 3
-        weak = isinstance(test.ops[0], ast.IsNot | ast.NotEq)
-        return 1 if weak else 3 if isinstance(test.ops[0], ast.Is) else 2
-    return 2
-
-
-def _swallows(handler: ast.ExceptHandler) -> bool:
-    names = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    broad = any(name is None or _name(name) in ("Exception", "BaseException", "AssertionError") for name in names)
-    return broad and not any(isinstance(node, ast.Raise) or isinstance(node, ast.Call) and _name(node.func) == "fail" for node in ast.walk(handler))
-
-
-def _at_least(strengths: list[int], level: int) -> int:
-    return sum(strength >= level for strength in strengths)
-
-
-def _skips(node: ast.AST, deep: bool = True) -> int:
-    """Decorators, calls and marks that skip; `deep=False`: those of the module and its classes only, which no function owns."""
+def _skips_as_a_whole(tree: ast.Module) -> int:
+    """Marks and calls of the module and its classes, which no function owns."""
     parts: list[ast.AST] = []
-    if deep:
-        parts = [*getattr(node, "decorator_list", ()), *ast.walk(node)]
-    else:
-        for child in ast.walk(node):
-            if isinstance(child, ast.ClassDef):
-                parts += child.decorator_list
-            if isinstance(child, ast.Module | ast.ClassDef):
-                parts += [part for statement in child.body if isinstance(statement, ast.Expr | ast.Assign) for part in ast.walk(statement)]
-    return sum(bool(_SKIPPED.search(_name(part) or "")) for part in parts if isinstance(part, ast.Attribute | ast.Name))
+    for child in ast.walk(tree):
+        if isinstance(child, ast.ClassDef):
+            parts += child.decorator_list
+        if isinstance(child, ast.Module | ast.ClassDef):
+            parts += [statement for statement in child.body if isinstance(statement, ast.Expr | ast.Assign)]
+    return sum(map(skipping, parts))
 
 
 def _checks(function: ast.AST) -> int:
@@ -155,17 +127,37 @@ def _checks(function: ast.AST) -> int:
     return sum(isinstance(node, ast.Raise | ast.Assert) for node in ast.walk(function))
 
 
-def _name(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
 def _other_language(path: str, before: str, after: str) -> list[str]:
-    """By number only: tests, assertions and skips of a test file, checks of another."""
-    if not _TEST_FILE.search(path):
-        return [f"{path}: checks less"] if PurePosixPath(path).suffix in _CODE and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before)) else []
-    found = [f"{path}: {what}" for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
-             if len(pattern.findall(after)) < len(pattern.findall(before))]
-    return found + ([f"{path}: its tests are skipped"] if len(_SKIPPED.findall(after)) > len(_SKIPPED.findall(before)) else [])
+    """Tests and skips of a test file by number, what it expects by its lines; checks of another by number."""
+    if not is_test_file(path):
+        return (
+            [f"{path}: checks less"]
+            if PurePosixPath(path).suffix in _CODE
+            and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before))
+            else []
+        )
+    bare = [_COMMENT.sub("", text) if PurePosixPath(path).suffix in _CODE else text for text in (before, after)]
+    found = [
+        f"{path}: {what}"
+        for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
+        if len(pattern.findall(bare[1])) < len(pattern.findall(bare[0]))
+    ]
+    lines = {" ".join(line.split()) for line in bare[1].split("\n")}
+    # of data every line may be what is expected; a text for people is not
+    data = PurePosixPath(path).suffix not in (*_CODE, ".md", ".rst")
+    gone = next(
+        (
+            line.strip()
+            for line in bare[0].split("\n")
+            if line.strip() and (data or _OTHER_ASSERT.search(line)) and " ".join(line.split()) not in lines
+        ),
+        None,
+    )
+    if gone and len(_SKIPPED.findall(bare[1])) >= len(_SKIPPED.findall(bare[0])):
+        found.append(f"{path}: {gone[:60]!r} is gone or changed")
+    return found + (
+        [f"{path}: its tests are skipped"] if len(_SKIPPED.findall(bare[1])) > len(_SKIPPED.findall(bare[0])) else []
+    )
 
 
 def _parse(text: str) -> ast.Module | None:
