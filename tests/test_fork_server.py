@@ -119,18 +119,10 @@ def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
     assert use("bubblewrap", body).output == "alive\n"
 
 
-INNER = """
-import subprocess, time
-child = subprocess.Popen(["unshare", "--user", "--pid", "--fork", "sleep", "60"])
-while not os.path.exists(f"/proc/{child.pid}/ns/pid_for_children") or os.readlink(f"/proc/{child.pid}/ns/pid_for_children") == os.readlink("/proc/self/ns/pid"):
-    time.sleep(0.02)
-if __name__"""
-
-
 def test_a_client_that_names_another_namespace_in_place_of_one_is_refused(server, use, monkeypatch):
-    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox."""
-    inner = CLIENT.replace("\nif __name__", INNER).replace('f"/proc/self/ns/{name}"', 'f"/proc/{child.pid}/ns/pid_for_children" if name == "pid" else f"/proc/self/ns/{name}"')
-    clients = [*(CLIENT.replace(f'"{name}"', '"net"') for name in ("pid", "ipc", "uts")), inner]
+    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox. A namespace of its own it cannot name:
+    it can make none (test_attacks_limits.py)."""
+    clients = [CLIENT.replace(f'"{name}"', '"net"') for name in ("pid", "ipc", "uts")]
 
     async def body(sandbox):
         results = []
@@ -139,8 +131,8 @@ def test_a_client_that_names_another_namespace_in_place_of_one_is_refused(server
             results.append(await task(sandbox, server[1], do="tell"))
         return results
 
-    for result, said in zip(use("bubblewrap", body), ("setns", "setns", "setns", "not of the client's sandbox"), strict=True):
-        assert result.exit_code == fork_server.BROKEN and said in result.output, result.output
+    for result in use("bubblewrap", body):
+        assert result.exit_code == fork_server.BROKEN and "setns" in result.output, result.output
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -1,21 +1,27 @@
-"""A filter of system calls for commands in a sandbox: the kernel's keyrings, which no namespace divides.
+"""A filter of system calls for commands in a sandbox: what no namespace divides, and what holds memory that nobody can count.
 
 A session's or a user's keyring is shared by all that starts in one login session or service, so one sandbox could leave there what another
-one reads: hidden tests, or which run it is in. Nothing that is repaired or tested here needs keys, so these calls are not there (ENOSYS, as
-in kernels that are built without them).
+one reads: hidden tests, or which run it is in. A file in memory without a name (memfd_create), one that not even the kernel sees (memfd_secret),
+pages in a pipe that were a process's (vmsplice), buffers of io_uring and maps of bpf stay when no process has them mapped, where /proc shows
+nothing of them. Programs know that all of these may be missing and do without: they get ENOSYS, as from kernels that are built without them.
 """
 import errno
+import json
 import os
+import platform
 import struct
 from pathlib import Path
 
-# audit architecture -> numbers of add_key, request_key, keyctl (linux/audit.h, and each architecture's unistd.h)
-_CALLS = {
-    0xC000003E: (248, 249, 250, 0x400000F8, 0x400000F9, 0x400000FA),  # x86-64, and its 32-bit pointers
-    0x40000003: (286, 287, 288),  # i386, which an x86-64 kernel runs, too
-    0xC00000B7: (217, 218, 219),  # arm64
-    0x40000028: (309, 310, 311),  # arm
+# each architecture's numbers (its unistd.h), in this order
+NAMES = ("add_key", "request_key", "keyctl", "memfd_create", "memfd_secret", "vmsplice", "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf")
+_X86_64 = (248, 249, 250, 319, 447, 278, 425, 426, 427, 321)
+_CALLS = {  # audit architecture (linux/audit.h) -> numbers
+    0xC000003E: (*_X86_64, *(0x40000000 + number for number in _X86_64), 0x40000000 + 532),  # x32's own vmsplice is the last
+    0x40000003: (286, 287, 288, 356, 447, 316, 425, 426, 427, 357),  # i386, which an x86-64 kernel runs, too
+    0xC00000B7: (217, 218, 219, 279, 447, 75, 425, 426, 427, 280),  # arm64
+    0x40000028: (309, 310, 311, 385, 447, 343, 425, 426, 427, 386),  # arm
 }
+_ARCHITECTURES = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]}
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.ENOSYS
@@ -35,9 +41,19 @@ def program() -> bytes:
 
 def opened(folder: Path) -> int:
     """A descriptor at the beginning of the program, which its reader reads to its end; the caller closes it."""
-    path = folder / "seccomp"
+    return os.open(_written(folder / "seccomp", program()), os.O_RDONLY)
+
+
+def profile(folder: Path) -> Path:
+    """The same rules as Apptainer reads them; it makes a program of them by libseccomp, and answers EPERM whatever they say."""
+    names = {"names": list(NAMES), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
+    rules = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [names], "architectures": _ARCHITECTURES.get(platform.machine(), [])}
+    return _written(folder / "seccomp.json", json.dumps(rules).encode())
+
+
+def _written(path: Path, content: bytes) -> Path:
     if not path.exists():
-        own = path.with_name(f"seccomp.{os.getpid()}.tmp")
-        own.write_bytes(program())
+        own = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        own.write_bytes(content)
         own.rename(path)
-    return os.open(path, os.O_RDONLY)
+    return path
