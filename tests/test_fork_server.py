@@ -14,6 +14,7 @@ import pytest
 from sandbox_helpers import FILES, isolated, make_task, running, use  # noqa: F401
 
 from coderepairrl import proc
+from coderepairrl.sandboxes import seccomp, start_sandbox
 from coderepairrl.sandboxes.bubblewrap import AGENT
 from coderepairrl.scaffolds import fork_client, fork_server
 
@@ -25,7 +26,8 @@ SANDBOX = {"memory_mib": 300, "processes": 40, "file_size_mib": 3}
 
 def start(folder: Path) -> subprocess.Popen:
     folder.chmod(0o755)
-    server = subprocess.Popen([sys.executable, "-s", "-P", fork_server.__file__, str(folder / "socket"), str(PROBE)], stdin=subprocess.PIPE,
+    (folder / "filter").write_bytes(seccomp.program())
+    server = subprocess.Popen([sys.executable, "-s", "-P", fork_server.__file__, str(folder / "socket"), str(PROBE), str(folder / "filter")], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "HOST_SECRET": "s"})
     assert server.stdout.readline() == b"ready\n"
     return server
@@ -145,7 +147,7 @@ def test_a_fork_that_cannot_be_had_is_the_trouble_of_one_task(monkeypatch, gone)
     with theirs:
         if gone:
             theirs.close()
-        fork_server.fork_for(ours, None, None)
+        fork_server.fork_for(ours, None, None, b"", {})
         assert ours.fileno() == -1 and (gone or json.loads(theirs.makefile().readline())["code"] == fork_server.BROKEN)
 
 
@@ -164,7 +166,7 @@ def test_many_at_once_do_not_mix(server, use):
         return None
 
     async def one(number, scratch):
-        from coderepairrl.sandboxes import SandboxConfig, start_sandbox
+        from coderepairrl.sandboxes import SandboxConfig
         async with start_sandbox(SandboxConfig(scratch=str(scratch)), make_task({"number.txt": str(number)})) as sandbox:
             result = await task(sandbox, server[1], do="tell", write=["/repo/x.txt"])
             return json.loads(result.output)["written"], await sandbox.read_text("number.txt"), await sandbox.read_text("x.txt")
@@ -221,3 +223,52 @@ def test_a_server_that_is_killed_takes_its_forks_with_it_and_they_say_so(tmp_pat
         process.wait(20)
         process.stdin.close()
         process.stdout.close()
+
+
+CONNECT = """
+import os, socket, sys, time
+for _ in range({processes}): os.fork()
+all = []
+for n in range(60):
+    one = socket.socket(socket.AF_UNIX); one.settimeout(5)
+    try: one.connect(sys.argv[1]); {then}; all.append(one)
+    except OSError: pass
+time.sleep(3)
+"""
+FLOODS = {
+    "connections that say nothing": (0, "pass"),
+    "of many processes": (2, "pass"),
+    "requests that never end": (0, "one.send(b'\\xff\\0\\0\\0')"),
+    "connections that come again and again": (0, "one.close()"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_sandbox_gets_a_few_forks_and_its_siblings_theirs(server, use, flood, tmp_path):
+    processes, then = FLOODS[flood]
+    process, folder = server
+
+    async def body(sandbox):
+        sandbox.show(str(folder))
+        flooding = asyncio.create_task(sandbox.run([sys.executable, "-c", CONNECT.format(processes=processes, then=then), str(folder / "socket")]))
+        most, answers = 0, []
+        while not flooding.done():
+            most = max(most, len(children(process.pid)))
+            async with start_sandbox(sandbox.config, make_task()) as sibling:
+                answers.append((await task(sibling, folder, do="exit", code=3)).exit_code)
+        return most, answers, (await flooding).exit_code
+
+    most, answers, code = use("bubblewrap", body)
+    assert most <= fork_server.FORKS + 1 and set(answers) == {3} and code == 0  # and the sibling's
+    deadline = time.monotonic() + 20
+    while children(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not children(process.pid)
+
+
+def test_a_fork_has_no_more_system_calls_than_a_command(server, use):
+    async def body(sandbox):
+        return await task(sandbox, server[1], do="tell"), await sandbox.run("grep Seccomp: /proc/self/status")
+
+    told, plain = use("bubblewrap", body)
+    assert json.loads(told.output)["seccomp"] == plain.output.split()[1] == "2"
