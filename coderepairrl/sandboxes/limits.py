@@ -1,6 +1,7 @@
 """How much space a sandbox's folders take on disk."""
 import errno
 import os
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,12 @@ def _pieces(path: str) -> Iterator[str]:
     parts = path.strip("/").split("/")
     for at in range(0, len(parts), FOLDERS_AT_ONCE):
         yield "/".join(parts[at:at + FOLDERS_AT_ONCE])
+
+
+def allow_descriptors() -> None:
+    """As many of this process as the system lets it have: each sandbox takes some, and the usual number is one process's with few files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class DiskWatch:
