@@ -31,9 +31,9 @@ class Services:
 async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
                       sampling: SamplingConfig, cache_salt: str) -> Trajectory:
     """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong task INFRASTRUCTURE_ERROR.
-    So does whatever this program did not foresee (the log has where), since what an agent does decides which of its lines run: one diff must
-    not end a run, and many such errors do (RolloutConfig.max_infrastructure_share). But ConfigError, which is the user's; and
-    GatewayError when the record is gone with a process of the gateway: these end the run.
+    So does whatever this program did not foresee (the log has where), since what an agent does decides which of its
+    lines run: one diff must not end a run, and many such errors do (RolloutConfig.max_infrastructure_share). But
+    ConfigError, which is the user's; and GatewayError when the record is gone with a process of the gateway: these end the run.
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
     """
@@ -72,7 +72,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
         await services.gateway.close_session(session.key)
         raise
     except Exception as error:
-        log.exception("the episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id)
+        log.exception("episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id)
         broke = error
     if broke is not None:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(broke).__name__}: {broke}", time.monotonic()

@@ -1,11 +1,11 @@
 """How long the event loop stands still, measured by itself.
 
-Everything of a rollout process happens in one loop: while one callback computes, no model call is answered, no time limit kept. A task that
-wakes up every TICK_S sees how much later than that it was woken. One number a step: what agents make this program do shows in every run.
+Everything of a rollout process happens in one loop: while one callback computes, no model call is answered, no time
+limit kept. A task that wakes up every TICK_S sees how much later than that it was woken. One number a step: what agents
+make this program do shows in every run.
 """
 import asyncio
 import time
-from types import TracebackType
 
 TICK_S = 0.02
 
@@ -21,7 +21,7 @@ class Standstill:
         self._ticking = asyncio.create_task(self._tick())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_) -> None:
         self._ticking.cancel()
 
     @property

@@ -1,4 +1,5 @@
-"""Memory and space that a command holds where its limits might not see it. Each way takes 600 MiB, of a limit of 128 or 64, and would keep it."""
+"""Memory and space that a command holds where its limits might not see it. Each way takes 600 MiB, of a limit of 128 or
+64, and would keep it."""
 import platform
 import sys
 
@@ -23,12 +24,23 @@ MEMORY = {
     "private, in many processes": f"for _ in range(3): os.fork()\nb = bytearray({TAKEN_MIB} // 8 * M); keep()",
     "shared": f"m = mmap.mmap(-1, {TAKEN_MIB} * M); touch(m); keep()",
     "shared, all but a page unmapped": f"m = mmap.mmap(-1, {TAKEN_MIB} * M); touch(m); cut(m, P); keep()",
-    "shared, no longer in any table": f"m = mmap.mmap(-1, {TAKEN_MIB} * M); touch(m); m.madvise(mmap.MADV_DONTNEED); keep()",
-    "shared, in many pieces": "all = [mmap.mmap(-1, 10 * M) for _ in range(60)]\nfor m in all: touch(m); cut(m, P)\nkeep()",
-    "shared, of a child that has changed its session": f"m = mmap.mmap(-1, {TAKEN_MIB} * M)\nif os.fork() == 0: os.setsid(); touch(m); cut(m, P); keep()\nelse: keep()",
+    "shared, in no table": f"m = mmap.mmap(-1, {TAKEN_MIB} * M); touch(m); m.madvise(mmap.MADV_DONTNEED); keep()",
+    "shared, in many pieces": """
+all = [mmap.mmap(-1, 10 * M) for _ in range(60)]
+for m in all: touch(m); cut(m, P)
+keep()""",
+    "shared, of a child that has changed its session": f"""
+m = mmap.mmap(-1, {TAKEN_MIB} * M)
+if os.fork() == 0: os.setsid(); touch(m); cut(m, P); keep()
+else: keep()""",
     "shared, of /dev/zero": f"m = mmap.mmap(os.open('/dev/zero', os.O_RDWR), {TAKEN_MIB} * M); touch(m); keep()",
-    "files without a name": "fds = [os.memfd_create('x') for _ in range(20)]\nfor fd in fds: os.write(fd, bytes(30 * M))\nkeep()",
-    "secret files": "fd = libc.syscall(447, 0); assert fd >= 0; os.ftruncate(fd, 60 * M); m = mmap.mmap(fd, 60 * M); touch(m); keep()",
+    "files without a name": """
+fds = [os.memfd_create('x') for _ in range(20)]
+for fd in fds: os.write(fd, bytes(30 * M))
+keep()""",
+    "secret files": """
+fd = libc.syscall(447, 0); assert fd >= 0
+os.ftruncate(fd, 60 * M); m = mmap.mmap(fd, 60 * M); touch(m); keep()""",
     "System V, attached to nothing": f"""
 for _ in range({TAKEN_MIB} // 20):
     one = libc.shmget(0, ctypes.c_size_t(20 * M), 0o1600); assert one >= 0
@@ -42,7 +54,9 @@ for _ in range(30000):
     for _ in range(2): libc.msgsnd(queue, ctypes.byref(Message(1)), 8192, 0o4000)
 keep()""",
     "semaphores": "for _ in range(30000): assert libc.semget(0, 32000, 0o1600) >= 0\nkeep()",
-    "folders in memory of its own": "assert not os.system('unshare -Urm sh -c \"mount -t tmpfs -o size=1g t /mnt && head -c 600M /dev/zero > /mnt/x\"'); keep()",
+    "folders in memory of its own": """
+fill = "mount -t tmpfs -o size=1g t /mnt && head -c 600M /dev/zero > /mnt/x"
+assert not os.system(f"unshare -Urm sh -c '{fill}'"); keep()""",
     "user namespaces": "assert not libc.unshare(0x10000000); keep()",
     "empty files in memory": "for n in range(700_000): os.close(os.open(f'/tmp/{n}', os.O_CREAT))\nkeep()",
     "page tables": """
@@ -66,7 +80,10 @@ except OSError: keep()""",
 }
 DISK = {
     "files": "for n in range(20): open(f'f{n}', 'wb').write(bytes(30 * M))\nkeep()",
-    "removed files": "all = [open(f'f{n}', 'wb', 0) for n in range(20)]\nfor n, f in enumerate(all): os.unlink(f'f{n}'); f.write(bytes(30 * M))\nkeep()",
+    "removed files": """
+all = [open(f'f{n}', 'wb', 0) for n in range(20)]
+for n, f in enumerate(all): os.unlink(f'f{n}'); f.write(bytes(30 * M))
+keep()""",
     "removed files that are mapped": """
 all = []
 for n in range(20):
@@ -76,7 +93,8 @@ keep()""",
     "removed files, all but a page unmapped": """
 all = []
 for n in range(20):
-    with open('f', 'w+b', 0) as f: f.write(bytes(30 * M)); all.append(libc.mmap(None, P, 1, 2, f.fileno(), 0)); os.unlink('f')
+    with open('f', 'w+b', 0) as f:
+        f.write(bytes(30 * M)); all.append(libc.mmap(None, P, 1, 2, f.fileno(), 0)); os.unlink('f')
 keep()""",
     "removed files that are on their way in a socket": """
 ours, theirs = socket.socketpair()
@@ -93,6 +111,12 @@ keep()""",
     "files below folders deeper than a path": """
 for n in range(300): os.mkdir('d' * 200); os.chdir('d' * 200)
 for n in range(20): open(f'f{n}', 'wb').write(bytes(30 * M))
+keep()""",
+    "removed files, beside folders that are slow to walk": """
+for n in range(10_000): os.mkdir(f'd{n}')
+time.sleep(1)
+all = [open(f'f{n}', 'wb', 0) for n in range(20)]
+for n, f in enumerate(all): os.unlink(f'f{n}'); f.write(bytes(30 * M))
 keep()""",
     "empty files": "for n in range(200_000): os.close(os.open(f'{n}', os.O_CREAT))\nkeep()",
 }
@@ -122,13 +146,24 @@ def test_space_is_counted_wherever_it_is(use, kind, way):
 
 
 HONEST = {
-    "shared by many processes, once": f"m = mmap.mmap(-1, 60 * M); touch(m)\nfor _ in range(3): os.fork()\nfor at in range(0, 60 * M, P): m[at]\ntime.sleep(2)",
+    "shared by many processes, once": f"""
+m = mmap.mmap(-1, 60 * M); touch(m)
+for _ in range(3): os.fork()
+for at in range(0, 60 * M, P): m[at]
+time.sleep(2)""",
     "of a parent, which its forks share": "b = b'x' * (60 * M)\nfor _ in range(3): os.fork()\ntime.sleep(2)",
-    "/tmp and shared memory, within their own size": "for n in range(4): open(f'/tmp/{n}', 'wb').write(bytes(30 * M))\ntime.sleep(2)",
-    "read, not held": "for n in range(3): open('f', 'wb').write(bytes(20 * M)); open('f', 'rb').read(); os.unlink('f'); time.sleep(0.4)",
-    "a file on its way": "a, b = socket.socketpair()\nfor n in range(30): socket.send_fds(a, [b'x'], [1]); socket.recv_fds(b, 1, 1)[1] and time.sleep(0.05)",
+    "/tmp and shared memory, within their own size": """
+for n in range(4): open(f'/tmp/{n}', 'wb').write(bytes(30 * M))
+time.sleep(2)""",
+    "written again, not held": """
+for n in range(5): open('f', 'wb').write(bytes(20 * M)); open('f', 'rb').read(); os.unlink('f'); time.sleep(0.4)""",
+    "a file on its way": """
+a, b = socket.socketpair()
+for n in range(30): socket.send_fds(a, [b'x'], [1]); socket.recv_fds(b, 1, 1)[1] and time.sleep(0.05)""",
     "many sockets": "all = [socket.socketpair() for _ in range(100)]; time.sleep(2)",
-    "System V": "one = libc.shmget(0, ctypes.c_size_t(20 * M), 0o1600); assert one >= 0 and libc.semget(0, 17, 0o1600) >= 0 and libc.msgget(0, 0o1600) >= 0",
+    "System V": """
+assert libc.shmget(0, ctypes.c_size_t(20 * M), 0o1600) >= 0
+assert libc.semget(0, 17, 0o1600) >= 0 and libc.msgget(0, 0o1600) >= 0""",
 }
 
 

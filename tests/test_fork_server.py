@@ -27,8 +27,8 @@ SANDBOX = {"memory_mib": 300, "processes": 40, "file_size_mib": 3}
 def start(folder: Path) -> subprocess.Popen:
     folder.chmod(0o755)
     (folder / "filter").write_bytes(seccomp.program())
-    server = subprocess.Popen([sys.executable, "-s", "-P", fork_server.__file__, str(folder / "socket"), str(PROBE), str(folder / "filter")], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "HOST_SECRET": "s"})
+    argv = [sys.executable, "-s", "-P", fork_server.__file__, str(folder / "socket"), str(PROBE), str(folder / "filter")]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "HOST_SECRET": "s"})
     assert server.stdout.readline() == b"ready\n"
     return server
 
@@ -122,8 +122,8 @@ def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
 
 
 def test_a_client_that_names_another_namespace_in_place_of_one_is_refused(server, use, monkeypatch):
-    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox. A namespace of its own it cannot name:
-    it can make none (test_attacks_limits.py)."""
+    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox. A namespace of its own it
+    cannot name: it can make none (test_attacks_limits.py)."""
     clients = [CLIENT.replace(f'"{name}"', '"net"') for name in ("pid", "ipc", "uts")]
 
     async def body(sandbox):
@@ -250,7 +250,8 @@ def test_a_sandbox_gets_a_few_forks_and_its_siblings_theirs(server, use, flood, 
 
     async def body(sandbox):
         sandbox.show(str(folder))
-        flooding = asyncio.create_task(sandbox.run([sys.executable, "-c", CONNECT.format(processes=processes, then=then), str(folder / "socket")]))
+        flood = CONNECT.format(processes=processes, then=then)
+        flooding = asyncio.create_task(sandbox.run([sys.executable, "-c", flood, str(folder / "socket")]))
         most, answers = 0, []
         while not flooding.done():
             most = max(most, len(children(process.pid)))

@@ -31,7 +31,8 @@ one.sendall(b"GET /health HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"); print(one.recv(40
 FLOODS = {
     "that say nothing": dict(forks=0, then="pass", stays_s=5),
     "of many processes": dict(forks=3, then="pass", stays_s=5),
-    "that begin a request": dict(forks=0, then="one.sendall(b'POST /v1/completions HTTP/1.1\\r\\nContent-Length: 9999\\r\\n\\r\\n')", stays_s=5),
+    "that begin a request": dict(
+        forks=0, then="one.sendall(b'POST /v1/completions HTTP/1.1\\r\\nContent-Length: 9999\\r\\n\\r\\n')", stays_s=5),
     "that come again and again": dict(forks=1, then="one.close()", stays_s=0),
 }
 
@@ -57,12 +58,14 @@ def test_a_flood_of_connections_is_its_own_sandboxes_trouble(tmp_path, flood):
         async with start_sandbox(config, make_task()) as hostile, start_sandbox(config, make_task()) as sibling:
             for sandbox in (hostile, sibling):
                 sandbox.show(str(socket.parent))
-            flooding = asyncio.create_task(hostile.run([sys.executable, "-c", FLOOD.format(**FLOODS[flood]), str(socket)]))
+            attack = [sys.executable, "-c", FLOOD.format(**FLOODS[flood]), str(socket)]
+            flooding = asyncio.create_task(hostile.run(attack))
             most, answers = 0, []
             while not flooding.done():
                 most = max(most, len(os.listdir("/proc/self/fd")))
                 answers.append((await sibling.run([sys.executable, "-c", ASK, str(socket)])).output)
-            return most, answers, (await flooding).output, (await hostile.run([sys.executable, "-c", ASK, str(socket)])).output
+            said = (await flooding).output
+            return most, answers, said, (await hostile.run([sys.executable, "-c", ASK, str(socket)])).output
 
     most, answers, said, after = asyncio.run(served(tmp_path, body))
     assert "flooded" in said and answers and all("200 OK" in answer for answer in answers)
@@ -85,8 +88,9 @@ def test_all_together_leave_descriptors_for_everything_else(tmp_path, monkeypatc
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await asyncio.sleep(0.2)
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as http, http.get("http://x/health") as answer:
-            return answer.status
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as http:
+            async with http.get("http://x/health") as answer:
+                return answer.status
 
     monkeypatch.setattr(door, "SHARE", 0.2)
     assert asyncio.run(served(tmp_path, body)) == 200

@@ -1,8 +1,10 @@
-"""Who may come in by the gateway's Unix socket, and how often: it is shown to sandboxes, and what comes from there has no key yet.
+"""Who may come in by the gateway's Unix socket, and how often: it is shown to sandboxes, and what comes from there has
+no key yet.
 
-Each connection takes a descriptor of the rollout process, of which that has a number for everything. So a sandbox (its network namespace, of which it can
-make no other) may have some at once, which an honest agent never notices, and all together no more than half of what the process may have
-open. What is beyond is hung up on at once: that is the trouble of whoever opened it.
+Each connection takes a descriptor of the rollout process, of which that has a number for everything. So a sandbox (its
+network namespace, of which it can make no other) may have some at once, which an honest agent never notices, and all
+together no more than half of what the process may have open. What is beyond is hung up on at once: that is the trouble
+of whoever opened it.
 """
 import asyncio
 import logging

@@ -32,8 +32,8 @@ SANDBOXES = {"bubblewrap": BubblewrapSandbox, "apptainer": ApptainerSandbox, "lo
 
 
 def check(config: SandboxConfig) -> None:
-    """Runs one empty command in a sandbox of this kind, removes folders that killed runs of this machine left behind, and lets
-    this process have as many descriptors as it may.
+    """Runs one empty command in a sandbox of this kind, removes folders that killed runs of this machine left behind, and
+    lets this process have as many descriptors as it may.
 
     Raises SandboxError with the cause and the remedy; blocks for some 20 ms, with apptainer 200 ms.
     """

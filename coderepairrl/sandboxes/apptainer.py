@@ -37,7 +37,8 @@ class ApptainerSandbox(Checkout):
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Starts an empty container; raises SandboxError unless a command in it is user 1000."""
-        argv = [*_container(), *_rules(root), *_root(config.image, root), *_become(config, {"PATH": "/usr/bin:/bin"}, "/", [])]
+        become = _become(config, {"PATH": "/usr/bin:/bin"}, "/", [])
+        argv = [*_container(), *_rules(root), *_root(config.image, root), *become]
         check_user("apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux")
 
     @classmethod
@@ -75,7 +76,8 @@ class ApptainerSandbox(Checkout):
             made.given()
             result = await self._supervised(process, timeout_s)
             if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
-                raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
+                raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): "
+                                   "run check() to see why")
         return result
 
     async def _supervised(self, process: asyncio.subprocess.Process, timeout_s: float) -> CommandResult:
@@ -150,7 +152,8 @@ def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidd
     var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"
     steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", *own.steps(config)]
     words = [f"{name}={value}" for name, value in variables.items()]
-    return [*drop, *own.shell("unshare", steps, workdir), *own.agent("unshare"), "env", "-i", *words, *own.limits(config)]
+    return [*drop, *own.shell("unshare", steps, workdir), *own.agent("unshare"), "env", "-i", *words,
+            *own.limits(config)]
 
 
 def _root(image: str | None, root: Path) -> list[str]:

@@ -2,12 +2,13 @@
 
 The system is the machine's own, or the environment's image where that is a folder.
 
-Who a command runs as: user 1000 of a user namespace, with no capability, in which no other one can be made (own.py). Root
-drops to `nobody` first (the kernel exempts root from process limits in any namespace); the checkout then belongs to `nobody`.
+Who a command runs as: user 1000 of a user namespace, with no capability, in which no other one can be made (own.py).
+Root drops to `nobody` first (the kernel exempts root from process limits in any namespace); the checkout then belongs to
+`nobody`.
 What stops it: the first process of the pid namespace dies -> the kernel kills all others.
-What is limited: data segment, file size, processes and descriptors by rlimits, System V memory by its namespace, memory of all
-processes together and what they write to the checkout by a watchdog, /tmp by its size. What would hold memory that none of these
-see is not there (seccomp.py).
+What is limited: data segment, file size, processes and descriptors by rlimits, System V memory by its namespace, memory of
+all processes together and what they write to the checkout by a watchdog, /tmp by its size. What would hold memory that
+none of these see is not there (seccomp.py).
 """
 import asyncio
 import functools
@@ -82,11 +83,14 @@ class BubblewrapSandbox(Checkout):
         with Pipe() as said, Pipe() as made:
             rules = seccomp.opened(self.folder)
             status = _Status(said.read_end)
-            command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(said.write_end), "--seccomp", str(rules),
-                       *self.mounts, *self._also_shown(), *shared, "--remount-ro", "/", *_become(self.config, self.inside), *argv]
+            command = [*self.worktree.enter, *_namespaces(),
+                       "--json-status-fd", str(said.write_end), "--seccomp", str(rules),
+                       *self.mounts, *self._also_shown(), *shared, "--remount-ro", "/",
+                       *_become(self.config, self.inside), *argv]
             try:
-                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp", variables), cwd="/",
-                                      stdin=made.write_end, pass_fds=(said.write_end, rules))
+                environment = command_variables(self.task.environment, "/tmp", variables)
+                process = await spawn(command, environment=environment, cwd="/", stdin=made.write_end,
+                                      pass_fds=(said.write_end, rules))
             finally:
                 os.close(rules)
                 said.given()
@@ -97,7 +101,8 @@ class BubblewrapSandbox(Checkout):
             finally:
                 await self._end(status.read())
             if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
-                raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
+                raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): "
+                                   "run check() to see why")
             return result
 
     def _also_shown(self) -> list[str]:
@@ -194,7 +199,8 @@ def _become(config: SandboxConfig, workdir: str) -> list[str]:
     """What the namespaces' first command becomes, step by step, before it is the agent's."""
     drop = [_tool("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     unshare = _tool("unshare")
-    return ["--", *drop, *own.shell(unshare, own.steps(config), workdir), *own.agent(unshare), *own.limits(config, _tool("prlimit"))]
+    return ["--", *drop, *own.shell(unshare, own.steps(config), workdir), *own.agent(unshare),
+            *own.limits(config, _tool("prlimit"))]
 
 
 def _machine(root: Path) -> list[str]:

@@ -177,8 +177,8 @@ async def _folder(scratch: Path) -> AsyncIterator[str]:
 
 
 def _parts(out: bytes) -> list[bytes]:
-    """One for each file; the two of a file whose kind changed are one. Not by a pattern, which takes a second for tens of
-    megabytes, and lets no thread run meanwhile."""
+    """One for each file; the two of a file whose kind changed are one. Not by a pattern, which takes a second for tens
+    of megabytes, and lets no thread run meanwhile."""
     found = [b"diff --git " + part + b"\n" for part in (b"\n" + out).removesuffix(b"\n").split(b"\ndiff --git ")[1:]]
     return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
 

@@ -1,4 +1,5 @@
-"""Space on disk that no folder shows any more: files that were removed, and that a process still has open, has mapped, or has on its way in a socket."""
+"""Space on disk that no folder shows any more: files that were removed, and that a process still has open, has mapped,
+or has on its way in a socket."""
 import os
 import re
 import stat
@@ -8,9 +9,9 @@ from coderepairrl.proc import GONE
 from coderepairrl.sandboxes.members import folders_in_memory, members
 
 PER_MESSAGE = 253  # descriptors, SCM_MAX_FD
-_DELETED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+) (\d+) +/.*\(deleted\)$", re.M)
+# but what lies in memory
+_DELETED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(?!/dev/zero|/SYSV|/memfd:)/.*\(deleted\)$", re.M)
 _ON_THEIR_WAY = re.compile(r"^scm_fds:\s*(\d+)", re.M)
-_NOT_ON_DISK = ("/dev/zero", "/SYSV", "/memfd:")
 
 
 def held(first: int | None, file_size_mib: int) -> int:
@@ -52,8 +53,8 @@ def _descriptors(name: str) -> list[str]:
 
 def _mapped(name: str) -> list[str]:
     """Of removed files on disk."""
-    found = [match for match in _DELETED.finditer(proc.text(name, "maps")) if not match[0].split(maxsplit=5)[5].startswith(_NOT_ON_DISK)]
-    return [f"/proc/{name}/map_files/{int(match[1], 16):x}-{int(match[2], 16):x}" for match in found]
+    found = _DELETED.findall(proc.text(name, "maps"))
+    return [f"/proc/{name}/map_files/{int(begin, 16):x}-{int(end, 16):x}" for begin, end in found]
 
 
 def _information(descriptor: str) -> str:

@@ -59,28 +59,30 @@ def _pieces(path: str) -> Iterator[str]:
 
 
 def allow_descriptors() -> None:
-    """As many of this process as the system lets it have: each sandbox takes some, and the usual number is one process's with few files."""
+    """As many of this process as the system lets it have: each sandbox takes some, and the usual number is one
+    process's with few files."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class DiskWatch:
-    """Whether what a sandbox has written is over its limit. Looks seldom where looking is slow: at most a twentieth of the time."""
+    """Whether what a sandbox has written is over its limit. Walks its folders for at most a quarter of the time: an agent
+    can make them slow to walk, and write much meanwhile."""
 
     def __init__(self, limit_mib: int):
-        self.limit_mib, self.next_s = limit_mib, 0.0
+        self.limit_mib, self.next_s, self.used = limit_mib, 0.0, 0
         self.allowed, self.killed = limit_mib << 20, False
 
-    def overused(self, folders: Iterable[Path], base_bytes: int) -> str:
-        """Empty, or the limit's name. `base_bytes`: what they held at the start. The command after a killed one may keep what
-        that one left, up to twice the limit, so that it can remove it."""
+    def overused(self, folders: Iterable[Path], base_bytes: int, held_bytes: int = 0) -> str:
+        """Empty, or the limit's name. `base_bytes`: what they held at the start; `held_bytes`: what they no longer show. The
+        command after a killed one may keep what that one left, up to twice the limit, so that it can remove it."""
         started = time.monotonic()
-        if started < self.next_s:
-            return ""
-        used = sum(map(used_bytes, folders)) - base_bytes
-        now = time.monotonic()
-        self.next_s = now + 20 * (now - started)
+        if started >= self.next_s:
+            self.used = sum(map(used_bytes, folders)) - base_bytes
+            now = time.monotonic()
+            self.next_s = now + 3 * (now - started)
         if self.killed:
-            self.allowed, self.killed = max(self.limit_mib << 20, min(used, self.limit_mib << 21)), False
-        self.killed = used > self.allowed
+            self.allowed, self.killed = max(self.limit_mib << 20, min(self.used, self.limit_mib << 21)), False
+        if self.killed := self.used + held_bytes > self.allowed:
+            self.next_s = 0.0  # the next command finds what is there then
         return f"disk limit of {self.limit_mib} MiB" if self.killed else ""

@@ -21,9 +21,9 @@ def _namespaced(pid: int | str) -> list[str]:
 
 
 def members(first: int) -> list[str]:
-    """All processes of a pid namespace, as names below /proc. Its own /proc knows them all; not all descend from its first
-    one: an agent is forked by a server outside (scaffolds/fork_server.py). Where that can't be seen (this user is not root,
-    and nothing inside may be looked into), those that do descend."""
+    """All processes of a pid namespace, as names below /proc. Its own /proc knows them all; not all descend from its
+    first one: an agent is forked by a server outside (scaffolds/fork_server.py). Where that can't be seen (this user is
+    not root, and nothing inside may be looked into), those that do descend."""
     for pid in (below := tree(first)):
         own = f"{pid}/root/proc"
         try:

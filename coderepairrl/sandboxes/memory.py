@@ -1,11 +1,13 @@
 """How much memory all processes of a sandbox hold together, where no cgroup counts it.
 
-Private pages are each process's. Shared ones belong to an object, and stay as long as one page of it is mapped anywhere, seen or not: what
-counts is the object, once, with all its pages (/proc/PID/map_files knows its size; only root may look: for others what is mapped counts). Besides, what
-the kernel holds for them: page tables, the files of folders in memory, whose size counts no empty ones, and sockets, whose buffers no limit of a process knows.
+Private pages are each process's. Shared ones belong to an object, and stay as long as one page of it is mapped
+anywhere, seen or not: what counts is the object, once, with all its pages (/proc/PID/map_files knows its size; only
+root may look: for others what is mapped counts). Besides, what the kernel holds for them: page tables, the files of
+folders in memory, whose size counts no empty ones, and sockets, whose buffers no limit of a process knows.
 """
 import os
 import re
+from collections.abc import Callable
 
 from coderepairrl import proc
 from coderepairrl.proc import GONE
@@ -13,20 +15,31 @@ from coderepairrl.sandboxes.members import folders_in_memory, members
 
 SOCKET_BYTES = 212_992  # that one may keep: net.core.wmem_default
 INODE_BYTES = 1024  # of an empty file in memory, its name included
+_WHOLE = ("VmPTE", "HugetlbPages")  # of a process, whatever it shares
 _SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+) (\d+) +(?:/dev/zero|/SYSV|/memfd:).*\(deleted\)$", re.M)
 
 
-def memory_overused(first: int | None, limit_mib: int) -> str:
-    """Empty, or that all processes of the namespace with this first process are over the limit together."""
-    if first is None:
-        return ""
-    names, limit = members(first), limit_mib << 20
-    beside = _sockets(names) + _inodes(names)
-    # first what is quick to know, and too much rather than too little
-    if beside + sum(map(_private, names)) + _shared_of_machine() <= limit:
-        return ""
-    used = beside + sum(map(_private_exactly, names)) + _shared(names)
-    return f"memory limit of {limit_mib} MiB" if used > limit else ""
+class MemoryWatch:
+    """Whether all processes of a namespace are over the limit together. To be made when the command starts. `first` gives
+    the namespace's first process, None before there is one."""
+
+    def __init__(self, first: Callable[[], int | None], limit_mib: int):
+        self.first, self.limit_mib = first, limit_mib
+        self.least_shared = _shared_of_machine()  # that the machine had since
+
+    def overused(self) -> str:
+        """Empty, or the limit's name."""
+        if (first := self.first()) is None:
+            return ""
+        names, limit = members(first), self.limit_mib << 20
+        beside = _sockets(names) + _inodes(names)
+        # first what is quick to know, and rather too much: no sandbox has more objects than the machine has more of them
+        shared = _shared_of_machine()
+        self.least_shared = min(self.least_shared, shared)
+        if beside + sum(map(_private, names)) + shared - self.least_shared <= limit:
+            return ""
+        used = beside + sum(map(_private_exactly, names)) + _shared(names)
+        return f"memory limit of {self.limit_mib} MiB" if used > limit else ""
 
 
 def _fields(text: str, *wanted: str) -> int:
@@ -36,7 +49,7 @@ def _fields(text: str, *wanted: str) -> int:
 
 
 def _private(name: str) -> int:
-    return _fields(proc.text(name, "status"), "RssAnon", "VmSwap", "VmPTE")
+    return _fields(proc.text(name, "status"), "RssAnon", "VmSwap", *_WHOLE)
 
 
 def _private_exactly(name: str) -> int:
@@ -44,11 +57,11 @@ def _private_exactly(name: str) -> int:
     rollup = proc.text(name, "smaps_rollup")
     if not rollup:
         return _private(name)
-    return _fields(rollup, "Pss_Anon", "SwapPss") + _fields(proc.text(name, "status"), "VmPTE")
+    return _fields(rollup, "Pss_Anon", "SwapPss") + _fields(proc.text(name, "status"), *_WHOLE)
 
 
 def _shared_of_machine() -> int:
-    """No sandbox shares more than there is."""
+    """Objects in memory, those that lie in folders included."""
     said = proc.text(".", "meminfo")
     return _fields(said, "Shmem", "SwapTotal") - _fields(said, "SwapFree")
 
@@ -70,7 +83,8 @@ def _shared(names: list[str]) -> int:
 
 
 def _sockets(names: list[str]) -> int:
-    """Of their network namespace: also of those that no process has open, since they are on their way in another one."""
+    """Of their network namespace: also of those that no process has open, since they are on their way in another
+    one."""
     for name in names:
         said = proc.text(name, "net/sockstat")
         if said and "/" in name:
@@ -79,5 +93,13 @@ def _sockets(names: list[str]) -> int:
 
 
 def _inodes(names: list[str]) -> int:
-    found = [os.statvfs(path) for _, path in folders_in_memory(names)]
-    return sum(one.f_files - one.f_ffree for one in found) * INODE_BYTES
+    files = 0
+    for _, path in folders_in_memory(names):
+        try:
+            found = os.statvfs(path)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            continue
+        files += found.f_files - found.f_ffree
+    return files * INODE_BYTES

@@ -1,8 +1,10 @@
-"""The step between a runtime's namespaces and an agent's command: one more user namespace, whose limits hold for the agent's below it.
+"""The step between a runtime's namespaces and an agent's command: one more user namespace, whose limits hold for the
+agent's below it.
 
-What is bounded here the kernel counts by itself, in each namespace: how many user namespaces there may be (the agent's, and none that it makes: in one
-of its own it could mount memory that nobody counts), System V memory, queues and semaphores, which need no process that holds them. Then /proc/sys is
-read-only: outside, the agent is the user that these limits belong to.
+What is bounded here the kernel counts by itself, in each namespace: how many user namespaces there may be (the agent's,
+and none that it makes: in one of its own it could mount memory that nobody counts), System V memory, queues and
+semaphores, which need no process that holds them. Then /proc/sys is read-only: outside, the agent is the user that
+these limits belong to.
 """
 import os
 import resource
@@ -26,11 +28,11 @@ def steps(config: SandboxConfig) -> list[str]:
 
 
 def shell(unshare: str, script_steps: list[str], workdir: str) -> list[str]:
-    """The namespaces, and in them a shell that takes the steps one after the other, says that it is through them, and becomes
-    the words that follow.
+    """The namespaces, and in them a shell that takes the steps one after the other, says that it is through them, and
+    becomes the words that follow.
 
-    It says so to its input, a pipe of this program's (`was_made`), which it then gives up: what a command prints and how it
-    ends it may choose, so neither tells a sandbox that broke."""
+    It says so to its input, a pipe of this program's (`was_made`), which it then gives up: what a command prints and
+    how it ends it may choose, so neither tells a sandbox that broke."""
     script = " && ".join([*script_steps, 'cd "$0"', f"echo {MADE} >&0", "exec </dev/null", 'exec "$@"'])
     return [unshare, "--user", "--map-root-user", "--mount", "--ipc", "sh", "-c", script, workdir]
 
@@ -53,5 +55,5 @@ def limits(config: SandboxConfig, prlimit: str = "prlimit") -> list[str]:
     """Run inside, after the namespaces: the kernel counts processes per user namespace, so siblings do not add up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = config.descriptors if most == resource.RLIM_INFINITY else min(config.descriptors, most)
-    return [prlimit, f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}",
-            f"--nofile={descriptors}", "--core=0", "--"]
+    return [prlimit, f"--nproc={config.processes}", f"--data={config.memory_mib << 20}",
+            f"--fsize={config.file_size_mib << 20}", f"--nofile={descriptors}", "--core=0", "--"]

@@ -79,10 +79,10 @@ async def _start(argv: list[str], **keywords) -> asyncio.subprocess.Process:
 async def supervise(process: asyncio.subprocess.Process, *, timeout_s: float, output_bytes: int,
                     watched: Sequence[Callable[[], str]] = (),
                     end: Callable[[int], None] | None = None) -> CommandResult:
-    """Waits for `process`; kills its whole process group at the deadline, on cancellation, when one of `watched` names a
-    reason, and when its leader ends before its children do. The caller answers for children that left the group.
-    `watched` are asked in threads, each by itself: what one looks at may be large, and this program's loop stands for no
-    agent's sake. `end(pid)` takes the kill's place; the process must end by it."""
+    """Waits for `process`; kills its whole process group at the deadline, on cancellation, when one of `watched` names
+    a reason, and when its leader ends before its children do. The caller answers for children that left the group.
+    `watched` are asked in threads, each by itself: what one looks at may be large, and this program's loop stands for
+    no agent's sake. `end(pid)` takes the kill's place; the process must end by it."""
     started = time.monotonic()
     output = HeadTail(output_bytes)
     reader = asyncio.create_task(_read(process, output))

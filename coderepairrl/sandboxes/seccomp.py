@@ -1,9 +1,11 @@
-"""A filter of system calls for commands in a sandbox: what no namespace divides, and what holds memory that nobody can count.
+"""A filter of system calls for commands in a sandbox: what no namespace divides, and what holds memory that nobody can
+count.
 
-A session's or a user's keyring is shared by all that starts in one login session or service, so one sandbox could leave there what another
-one reads: hidden tests, or which run it is in. A file in memory without a name (memfd_create), one that not even the kernel sees (memfd_secret),
-pages in a pipe that were a process's (vmsplice), buffers of io_uring and maps of bpf stay when no process has them mapped, where /proc shows
-nothing of them. Programs know that all of these may be missing and do without: they get ENOSYS, as from kernels that are built without them.
+A session's or a user's keyring is shared by all that starts in one login session or service, so one sandbox could leave
+there what another one reads: hidden tests, or which run it is in. A file in memory without a name (memfd_create), one
+that not even the kernel sees (memfd_secret), pages in a pipe that were a process's (vmsplice), buffers of io_uring and
+maps of bpf stay when no process has them mapped, where /proc shows nothing of them. Programs know that all of these may
+be missing and do without: they get ENOSYS, as from kernels that are built without them.
 """
 import errno
 import json
@@ -13,15 +15,17 @@ import struct
 from pathlib import Path
 
 # each architecture's numbers (its unistd.h), in this order
-NAMES = ("add_key", "request_key", "keyctl", "memfd_create", "memfd_secret", "vmsplice", "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf")
+NAMES = ("add_key", "request_key", "keyctl", "memfd_create", "memfd_secret", "vmsplice",
+         "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf")
 _X86_64 = (248, 249, 250, 319, 447, 278, 425, 426, 427, 321)
 _CALLS = {  # audit architecture (linux/audit.h) -> numbers
-    0xC000003E: (*_X86_64, *(0x40000000 + number for number in _X86_64), 0x40000000 + 532),  # x32's own vmsplice is the last
+    0xC000003E: (*_X86_64, *(0x40000000 + number for number in _X86_64), 0x40000000 + 532),  # x32's own vmsplice last
     0x40000003: (286, 287, 288, 356, 447, 316, 425, 426, 427, 357),  # i386, which an x86-64 kernel runs, too
     0xC00000B7: (217, 218, 219, 279, 447, 75, 425, 426, 427, 280),  # arm64
     0x40000028: (309, 310, 311, 385, 447, 343, 425, 426, 427, 386),  # arm
 }
-_ARCHITECTURES = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]}
+_ARCHITECTURES = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                  "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]}
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.ENOSYS
@@ -45,9 +49,11 @@ def opened(folder: Path) -> int:
 
 
 def profile(folder: Path) -> Path:
-    """The same rules as Apptainer reads them; it makes a program of them by libseccomp, and answers EPERM whatever they say."""
+    """The same rules as Apptainer reads them; it makes a program of them by libseccomp, and answers EPERM whatever they
+    say."""
     names = {"names": list(NAMES), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
-    rules = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [names], "architectures": _ARCHITECTURES.get(platform.machine(), [])}
+    rules = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [names],
+             "architectures": _ARCHITECTURES.get(platform.machine(), [])}
     return _written(folder / "seccomp.json", json.dumps(rules).encode())
 
 

@@ -14,7 +14,7 @@ from coderepairrl.sandboxes.changes import Judge
 from coderepairrl.sandboxes.git import EPOCH_S, GitError
 from coderepairrl.sandboxes.held import held
 from coderepairrl.sandboxes.limits import DiskWatch
-from coderepairrl.sandboxes.memory import memory_overused
+from coderepairrl.sandboxes.memory import MemoryWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
 from coderepairrl.sandboxes.store import Live, remedy
@@ -54,7 +54,8 @@ class Checkout:
             try:
                 return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
             except OSError as error:
-                raise SandboxError(f"a command of {self.task.task_id} cannot be run ({error}): {remedy(error)}") from error
+                said = f"a command of {self.task.task_id} cannot be run ({error}): {remedy(error)}"
+                raise SandboxError(said) from error
 
     async def read_text(self, path: str) -> str:
         async with self.lock:
@@ -161,11 +162,11 @@ class Checkout:
 
     def _watched(self, first: Callable[[], int | None]) -> list[Callable[[], str]]:
         """`first` gives the first process of the command's pid namespace, None before there is one."""
-        return [lambda: memory_overused(first(), self.config.memory_mib),
+        return [MemoryWatch(first, self.config.memory_mib).overused,
                 lambda: self._disk_overused(held(first(), self.config.file_size_mib))]
 
     def _disk_overused(self, held_bytes: int = 0) -> str:
-        return self.disk.overused([self.live.written, *self.shared], self.live.base_bytes - held_bytes)
+        return self.disk.overused([self.live.written, *self.shared], self.live.base_bytes, held_bytes)
 
     def _resolve(self, path: str) -> Path:
         """This program's path of the agent's `path`, all symlinks followed. Raises PathError for one outside the checkout.

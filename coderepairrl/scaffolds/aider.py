@@ -129,7 +129,8 @@ class ForkServer:
             rules.write_bytes(seccomp.program())
             self._log = open(Path(self._folder.name, "log"), "w+b")
             self.process = await asyncio.create_subprocess_exec(
-                self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, str(rules), env=environment, cwd="/", start_new_session=True,
+                self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, str(rules),
+                env=environment, cwd="/", start_new_session=True,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log)
         except OSError as error:  # between episodes, too: `keep`
             raise SandboxError(f"aider's fork server could not be started ({error}): free processes, memory, file descriptors or space") from error

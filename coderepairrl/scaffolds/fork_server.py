@@ -1,6 +1,8 @@
 """One process that has imported an agent; each task is a fork of it, which enters the task's sandbox before it does anything.
 
-    python fork_server.py SOCKET DRIVER.py FILTER     DRIVER has warm() and main(path of a job); FILTER: a file, seccomp's program
+    python fork_server.py SOCKET DRIVER.py FILTER
+
+DRIVER has warm() and main(path of a job), FILTER is a file with seccomp's program.
 
 Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and forks. The fork takes from
 fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the outermost first; becomes the
@@ -174,7 +176,8 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 
 def sandbox_of(connection: socket.socket) -> int:
-    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a client that has gone."""
+    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a client
+    that has gone."""
     client, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         return os.stat(f"/proc/{client}/ns/net").st_ino
