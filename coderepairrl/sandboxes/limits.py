@@ -83,6 +83,7 @@ class DiskWatch:
             self.next_s = now + 3 * (now - started)
         if self.killed:
             self.allowed, self.killed = max(self.limit_mib << 20, min(self.used, self.limit_mib << 21)), False
-        if self.killed := self.used + held_bytes > self.allowed:
+        self.killed = self.used + held_bytes > self.allowed
+        if self.killed:
             self.next_s = 0.0  # the next command finds what is there then
         return f"disk limit of {self.limit_mib} MiB" if self.killed else ""
