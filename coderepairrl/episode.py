@@ -1,16 +1,19 @@
 """Episode = task + sandbox + scaffold + gateway session + rewards -> Trajectory. The one place where they meet, and the one `except`."""
+import logging
 import time
 from dataclasses import dataclass
 
 import aiohttp
 
-from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError, TaskError
+from coderepairrl.errors import ConfigError, EngineError, GatewayError, SandboxError, ScaffoldError, TaskError
 from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
 from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
 from coderepairrl.types import HELD_OUT, LEFT_OUT, TEST_OUTPUT, Outcome, Task, Trajectory, Verdict, VerdictKind
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Services:
 async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
                       sampling: SamplingConfig, cache_salt: str) -> Trajectory:
     """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong task INFRASTRUCTURE_ERROR.
-    But GatewayError when the record is gone with a process of the gateway: that ends the run.
+    So does whatever this program did not foresee (the log has where), since what an agent does decides which of its
+    lines run: one diff must not end a run, and many such errors do (RolloutConfig.max_infrastructure_share). But
+    ConfigError, which is the user's; and GatewayError when the record is gone with a process of the gateway: these end the run.
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
     """
@@ -36,6 +41,7 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
     outcome, detail, diff, verdict, parts, reward, seen = Outcome.SUBMITTED, "", "", None, {}, 0.0, {}
     further: list[dict] = []  # events beside the gateway's
+    broke: Exception | None = None
     try:
         async with start_sandbox(services.sandbox, task) as sandbox:
             edits = Edits(sandbox)
@@ -61,7 +67,15 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
                                 "file": verdict.output_file})
                 outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
     except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
-        outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}", time.monotonic()
+        broke = error
+    except ConfigError:
+        await services.gateway.close_session(session.key)
+        raise
+    except Exception as error:
+        log.exception("episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id)
+        broke = error
+    if broke is not None:
+        outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(broke).__name__}: {broke}", time.monotonic()
         verdict, parts, reward = None, {}, 0.0
     session = await services.gateway.close_session(session.key)
     finished = time.monotonic()

@@ -36,6 +36,7 @@ from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.scaffolds import Scaffold, ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.retry import Retry
 from coderepairrl.scaffolds.terminal import TerminalConfig
+from coderepairrl.standstill import Standstill
 from coderepairrl.tasks import TasksConfig, load_tasks
 from coderepairrl.tasks.build import build_all
 from coderepairrl.trial import try_environments
@@ -141,6 +142,7 @@ class Rollout:
             await self._close()
             raise
         self._watch = asyncio.create_task(self._watch_servers())
+        self._standstill = self._held.enter_context(Standstill())
         self._services = Services(self.gateway, self._scaffold, config.sandbox, self.grader, config.rewards, config.limits, self._http)
         return self
 
@@ -248,6 +250,7 @@ class Rollout:
                     group = self.books.admit(position, task, serving["version"], self.config.group_size)
                     running.create_task(self._train_group(group, task))
                 while stats := self.books.store_step(self._counters()):
+                    self._standstill.begin()
                     print(f"step {self.books.admission.next_step - 1}: {stats['tokens']} tokens, {stats['seconds']:.1f} s; "
                           f"groups running or ahead: {len(self.books.admission.live)}; vLLM has the weights of step {serving['step']}", flush=True)
                 self.books.book_training()
@@ -361,7 +364,7 @@ class Rollout:
         serving = self.supervisor.serving
         return {"version": serving["version"], "infrastructure_errors": self._broken.count, "infrastructure": self._broken.said(), "engine_restarts": self.supervisor.restarts,
                 "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
-                "updates": serving["step"]}
+                "updates": serving["step"], "loop_standstill_s": round(self._standstill.longest_s, 3)}
 
 
 def _all(members: dict[str, list[Trajectory]]) -> list[Trajectory]:

@@ -188,7 +188,8 @@ def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
     stats, finished = waited.stats, [t for t in waited.trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
     out = {"tokens_sampled": stats["tokens"], "zero_variance_groups": judged.zero_variance_groups,
            "infrastructure_errors": stats["infrastructure_errors"], "engine_restarts": stats["engine_restarts"]}
-    out |= {name: stats[name] for name in ("reward", "pass_rate", "refills", "refills_exhausted") if name in stats}
+    names = ("reward", "pass_rate", "refills", "refills_exhausted", "loop_standstill_s")
+    out |= {name: stats[name] for name in names if name in stats}
     out |= {"calls_per_episode": stats["calls"]} if "calls" in stats else {}
     out |= {"frac_reward_zero_std": judged.zero_variance_groups / judged.groups} if judged.groups else {}
     out |= {f"rewards/{part}/mean": value for part, value in stats["parts"].items()}

@@ -69,9 +69,10 @@ async def bare_argv(sandbox) -> list[str]:
     finally:
         module.spawn = real
     argv = captured[0]
-    if "--json-status-fd" in argv:  # a pipe that is closed by now
-        at = argv.index("--json-status-fd")
-        argv = argv[:at] + argv[at + 2:]
+    for option in ("--json-status-fd", "--seccomp"):  # descriptors that are closed by now
+        if option in argv:
+            at = argv.index(option)
+            argv = argv[:at] + argv[at + 2:]
     return argv
 
 

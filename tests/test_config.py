@@ -172,6 +172,7 @@ def test_a_configuration_cannot_be_changed_by_mistake(write):
 
 CLASSES = {  # the first that a path begins with
     "bench/weights": ("bench_weights", "BenchConfig"), "bench/sandboxes": ("bench_sandboxes", "BenchConfig"),
+    "bench/hostile": ("bench_hostile", "BenchConfig"),
     "bench/gateway_processes": ("bench_gateway_processes", "BenchConfig"), "bench/gateway": ("bench_gateway", "BenchConfig"),
     "bench/grading": ("bench_grading", "BenchConfig"), "bench/scaffolds": ("bench_scaffolds", "BenchConfig"), "bench/": ("bench_trainer", "BenchConfig"), "policy/": ("make_policy", "MakePolicyConfig"),
     "demonstrations/": ("record_demonstrations", "RecordConfig"),

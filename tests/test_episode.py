@@ -12,10 +12,11 @@ import pytest
 from test_gateway_support import END, ids_of, tokenizer
 
 from coderepairrl.episode import Services, run_episode
-from coderepairrl.errors import EngineError, GatewayError, SandboxError, ScaffoldError
+from coderepairrl.errors import ConfigError, EngineError, GatewayError, SandboxError, ScaffoldError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.sandboxes import Sandbox, SandboxConfig
+from coderepairrl.sandboxes.workspace import Checkout
 from coderepairrl.scaffolds import Endpoint
 from coderepairrl.scaffolds.endpoint import chat
 from coderepairrl.scripted import Line, ScriptedClient
@@ -213,6 +214,27 @@ def test_an_environment_in_which_the_oracle_fails_too_says_nothing_about_the_age
     assert trajectory.outcome_detail.startswith("environment: ")
 
 
-def test_an_error_of_the_project_ends_the_run(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        play(tmp_path, breaks(ZeroDivisionError("a bug")))
+UNFORESEEN = [OSError(24, "Too many open files"), RecursionError("too deep"), MemoryError("none"), KeyError("x"),
+              UnicodeEncodeError("utf-8", "\ud800", 0, 1, "half"), ZeroDivisionError("a bug")]
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["the agent", "the diff", "the verdict"])
+def test_what_nobody_foresaw_ends_its_episode_alone(tmp_path, monkeypatch, caplog, error, where):
+    async def raises(*_, **__):
+        raise error
+
+    then = breaks(error) if where == "the agent" else nothing
+    if where == "the diff":
+        monkeypatch.setattr(Checkout, "diff", raises)
+    if where == "the verdict":
+        monkeypatch.setattr("coderepairrl.episode.compute", raises)
+    trajectory = play(tmp_path, then)
+    assert (trajectory.outcome, trajectory.verdict, trajectory.reward) == (Outcome.INFRASTRUCTURE_ERROR, None, 0.0)
+    assert trajectory.outcome_detail == f"{type(error).__name__}: {error}"
+    assert "Traceback" in caplog.text and type(error).__name__ in caplog.text  # where it was
+
+
+def test_a_wrong_configuration_ends_the_run(tmp_path):
+    with pytest.raises(ConfigError):
+        play(tmp_path, breaks(ConfigError("no socket")))

@@ -6,6 +6,7 @@
 All that an agent gets is a base URL and a key. Errors have the OpenAI form; whatever ends a session is an HTTP 400
 "This model's maximum context length is N tokens", at which agents stop instead of trying again.
 """
+import asyncio
 import errno
 import gc
 import logging
@@ -24,6 +25,7 @@ from coderepairrl.config import Config, Port
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway import chat_completions, completions, responses, writing
 from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
+from coderepairrl.gateway.door import Door
 from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.messages import BadRequest
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
@@ -59,6 +61,7 @@ class Gateway:
         self.base_url = ""
         self._sessions: dict[str, Session] = {}
         self._runner: web.AppRunner | None = None
+        self._door: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Returns the base URL for agents, http://HOST:PORT/v1. Raises GatewayError when the port is taken."""
@@ -96,7 +99,7 @@ class Gateway:
         """A socket in a folder of its own can be mounted into sandboxes that have no network. A file that a killed gateway left there is replaced."""
         try:
             path.unlink(missing_ok=True)
-            await web.UnixSite(self._runner, str(path)).start()
+            self._door = await Door(self._runner.server).open(path)
             path.chmod(0o666)  # a sandbox runs as another user; who may come here has no key yet
         except OSError as error:
             await self._runner.cleanup()
@@ -107,6 +110,8 @@ class Gateway:
         """Gives up what is in flight and closes all sessions."""
         while self._sessions:  # their runners may close some meanwhile
             await self.close_session(next(iter(self._sessions)))
+        if self._door:
+            self._door.close()
         if self._runner:
             await self._runner.cleanup()
         if self.socket_path:

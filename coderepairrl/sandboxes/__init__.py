@@ -20,6 +20,7 @@ from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.apptainer import ApptainerSandbox
 from coderepairrl.sandboxes.base import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal
 from coderepairrl.sandboxes.bubblewrap import BubblewrapSandbox
+from coderepairrl.sandboxes.limits import allow_descriptors
 from coderepairrl.sandboxes.local import LocalSandbox
 from coderepairrl.sandboxes.store import Store
 from coderepairrl.sandboxes.workspace import MAX_COMMAND_BYTES
@@ -31,13 +32,15 @@ SANDBOXES = {"bubblewrap": BubblewrapSandbox, "apptainer": ApptainerSandbox, "lo
 
 
 def check(config: SandboxConfig) -> None:
-    """Runs one empty command in a sandbox of this kind and removes folders that killed runs of this machine left behind.
+    """Runs one empty command in a sandbox of this kind, removes folders that killed runs of this machine left behind, and
+    lets this process have as many descriptors as it may.
 
     Raises SandboxError with the cause and the remedy; blocks for some 20 ms, with apptainer 200 ms.
     """
     for tool in ("git", "cp", "prlimit"):
         if shutil.which(tool) is None:
             raise SandboxError(f"{tool!r} is not installed: install it (Debian: apt install git coreutils util-linux)")
+    allow_descriptors()
     store = _store(config)
     store.sweep()
     SANDBOXES[config.kind].check(config, store.root)

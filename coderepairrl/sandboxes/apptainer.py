@@ -19,20 +19,18 @@ from pathlib import Path
 
 from coderepairrl import cause, proc
 from coderepairrl.errors import SandboxError
-from coderepairrl.sandboxes import reaper
+from coderepairrl.sandboxes import own, reaper, seccomp
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
-from coderepairrl.sandboxes.bubblewrap import AGENT, END_S, NOBODY, check_user, made_once, own_etc
+from coderepairrl.sandboxes.bubblewrap import END_S, NOBODY, check_user, made_once, own_etc
 from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.sandboxes.limits import first_inside, memory_overused
-from coderepairrl.sandboxes.process import gone, spawn, supervise
+from coderepairrl.sandboxes.members import first_inside
+from coderepairrl.sandboxes.process import Pipe, gone, spawn, supervise
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
 from coderepairrl.types import Environment, Task
 
 _INSTALL = "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set sandbox.kind=bubblewrap"
-_BROKEN = 125  # the exit code of the set-up inside, which no command's can be mistaken for: the line below goes with it
-_SAID = "sandbox set-up failed"
 _IN_MEMORY = ("/tmp/", "/var/tmp/")  # folders that are mounted anew inside, over what is bound below them
 
 
@@ -40,7 +38,8 @@ class ApptainerSandbox(Checkout):
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Starts an empty container; raises SandboxError unless a command in it is user 1000."""
-        argv = [*_container(), *_root(config.image, root), *_become(config, {"PATH": "/usr/bin:/bin"}, "/", [])]
+        become = _become(config, {"PATH": "/usr/bin:/bin"}, "/", [])
+        argv = [*_container(), *_rules(root), *_root(config.image, root), *become]
         check_user("apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux")
 
     @classmethod
@@ -72,7 +71,18 @@ class ApptainerSandbox(Checkout):
         shared += [part for path in shown for part in _bind(path, path, "ro")]
         hidden = sorted({*self.hidden, *(path for path in shown if path.startswith(_IN_MEMORY))})
         become = _become(self.config, command_variables(self.task.environment, "/tmp", variables), self.inside, hidden)
-        process = await spawn([*self.worktree.enter, *_container(), *self.binds, *shared, *self.system, *become, *argv], environment=_outside(), cwd="/")
+        rules = _rules(self.folder)
+        argv = [*self.worktree.enter, *_container(), *rules, *self.binds, *shared, *self.system, *become, *argv]
+        with Pipe() as made:
+            process = await spawn(argv, environment=_outside(), cwd="/", stdin=made.write_end)
+            made.given()
+            result = await self._supervised(process, timeout_s)
+            if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
+                raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): "
+                                   "run check() to see why")
+        return result
+
+    async def _supervised(self, process: asyncio.subprocess.Process, timeout_s: float) -> CommandResult:
         start, seen = proc.start_of(process.pid), set()
         if start is not None:  # one that has ended already leaves nothing to be ended
             _reaper(f"+{process.pid} {start}\n")
@@ -82,16 +92,13 @@ class ApptainerSandbox(Checkout):
             _end(pid)
 
         try:
-            result = await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10, end=end,
-                                     overused=lambda: memory_overused(first_inside(process.pid), self.config.memory_mib) or self._disk_overused())
+            return await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10, end=end,
+                                   watched=self._watched(lambda: first_inside(process.pid)))
         finally:
             for pid in seen - {process.pid}:
                 await self._ended(pid)
             if start is not None:
                 _reaper(f"-{process.pid}\n")
-        if result.exit_code in (_BROKEN, 255) and (_SAID in result.output or "FATAL:" in result.output):
-            raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
-        return result
 
     async def _ended(self, pid: int) -> None:
         try:
@@ -120,10 +127,19 @@ def _container() -> list[str]:
 
 
 def _bind(source: str | Path, inside: str, *options: str) -> list[str]:
-    """`--bind` takes no path with a colon or a comma; this is a row of CSV."""
+    """`--bind` takes no path with a colon or a comma."""
+    return ["--mount", _row("type=bind", f"source={source}", f"destination={inside}", *options)]
+
+
+def _rules(folder: Path) -> list[str]:
+    return ["--security", _row(f"seccomp:{seccomp.profile(folder)}")]
+
+
+def _row(*fields: str) -> str:
+    """Of CSV, as options are read."""
     row = io.StringIO()
-    csv.writer(row, lineterminator="").writerow(["type=bind", f"source={source}", f"destination={inside}", *options])
-    return ["--mount", row.getvalue()]
+    csv.writer(row, lineterminator="").writerow(fields)
+    return row.getvalue()
 
 
 def _covered(environment: Environment, root: Path, image: str | None) -> list[str]:
@@ -142,11 +158,10 @@ def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidd
     again = [f"mkdir -p {path} && mount --rbind /dev/shm{path} {path}" for path in map(shlex.quote, hidden)]
     # an image may have a link to /tmp, or none
     var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"
-    steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", 'cd "$0"', 'exec "$@"']
-    script = f'{" && ".join(steps)}; echo "{_SAID}"; exit {_BROKEN}'
-    limits = ["prlimit", f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}", "--core=0", "--"]
-    return [*drop, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, workdir, "unshare", "--user", f"--map-user={AGENT}",
-            f"--map-group={AGENT}", "env", "-i", *(f"{name}={value}" for name, value in variables.items()), *limits]
+    steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", *own.steps(config)]
+    words = [f"{name}={value}" for name, value in variables.items()]
+    return [*drop, *own.shell("unshare", steps, workdir), *own.agent("unshare"), "env", "-i", *words,
+            *own.limits(config)]
 
 
 def _root(image: str | None, root: Path) -> list[str]:

@@ -20,11 +20,13 @@ class SandboxConfig(Config):
     image: str | None = None  # what apptainer runs tasks in that name no image: a SIF or a folder; null: this machine's own system, read-only
     scratch: str | None = None  # folder for templates and live checkouts; null: the system's temporary folder
     command_timeout_s: PositiveFloat = 60.0  # wall clock of one command, where the caller gives no other
-    memory_mib: PositiveInt = 2048  # of each process (RLIMIT_DATA), and of all of a command together (watchdog)
+    # of each process (RLIMIT_DATA), and of all of a command together, shared memory included (watchdog)
+    memory_mib: PositiveInt = 2048
     processes: PositiveInt = 256  # processes and threads of one command
+    descriptors: PositiveInt = 1024  # that each of them may have open
     output_kib: PositiveInt = 64  # of a command's output, half from its head and half from its tail
     file_size_mib: PositiveInt = 64  # of each file that a command writes
-    disk_mib: PositiveInt = 1024  # of all that the commands of one sandbox write to the checkout together (watchdog)
+    disk_mib: PositiveInt = 1024  # of all that one sandbox's commands write to the checkout, or hold of it (watchdog)
     tmp_mib: PositiveInt = 256  # of /tmp and of /dev/shm, which live in memory
     overlay: bool = True  # a large checkout is an overlay over its template where the machine can; false: always a copy
 

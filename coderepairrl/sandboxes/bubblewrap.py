@@ -2,12 +2,13 @@
 
 The system is the machine's own, or the environment's image where that is a folder.
 
-Who a command runs as: user 1000 of a user namespace, with no capability. For a normal user bubblewrap makes that namespace.
-For root it cannot (the kernel exempts root from process limits in any namespace), so a command drops to `nobody` first and
-makes its own; the checkout then belongs to `nobody`.
+Who a command runs as: user 1000 of a user namespace, with no capability, in which no other one can be made (own.py).
+Root drops to `nobody` first (the kernel exempts root from process limits in any namespace); the checkout then belongs to
+`nobody`.
 What stops it: the first process of the pid namespace dies -> the kernel kills all others.
-What is limited: data segment, file size and processes by rlimits, memory of all processes together and what they write to the
-checkout by a watchdog, /tmp by its size.
+What is limited: data segment, file size, processes and descriptors by rlimits, System V memory by its namespace, memory of
+all processes together and what they write to the checkout by a watchdog, /tmp by its size. What would hold memory that
+none of these see is not there (seccomp.py).
 """
 import asyncio
 import functools
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,17 +28,16 @@ from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import publish
 from coderepairrl.proc import tree
-from coderepairrl.sandboxes import seccomp
+from coderepairrl.sandboxes import own, seccomp
 from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.sandboxes.limits import memory_overused
-from coderepairrl.sandboxes.process import gone, spawn, supervise
+from coderepairrl.sandboxes.process import Pipe, gone, spawn, supervise
 from coderepairrl.sandboxes.store import Live, Store
 from coderepairrl.sandboxes.workspace import Checkout
 from coderepairrl.types import Environment, Task
 
-NOBODY, AGENT = 65534, 1000
+NOBODY, AGENT = 65534, own.AGENT
 END_S = 30.0  # how long the kernel may take to end a killed pid namespace
 _ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "ca-certificates", "mime.types", "services", "protocols")
 _OWN_ETC = {
@@ -52,7 +53,7 @@ class BubblewrapSandbox(Checkout):
     @staticmethod
     def check(config: SandboxConfig, root: Path) -> None:
         """Starts an empty sandbox; raises SandboxError unless a command in it is user 1000."""
-        argv = [*_namespaces(), *_machine(root), *_fresh(config), "--remount-ro", "/", *_limits(config)]
+        argv = [*_namespaces(), *_machine(root), *_fresh(config), "--remount-ro", "/", *_become(config, "/")]
         advice = "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
         check_user("bubblewrap", argv, {"PATH": "/usr/bin:/bin"}, _INSTALL, advice)
 
@@ -81,27 +82,30 @@ class BubblewrapSandbox(Checkout):
 
     async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in ("--bind", str(host), inside)]
-        read_end, write_end = os.pipe()
-        rules = seccomp.opened(self.folder)
-        status = _Status(read_end)
-        command = [*self.worktree.enter, *_namespaces(), "--json-status-fd", str(write_end), "--seccomp", str(rules), *self.mounts, *self._also_shown(), *shared,
-                   "--remount-ro", "/", "--chdir", self.inside, *_limits(self.config), *argv]
-        try:
+        with Pipe() as said, Pipe() as made:
+            rules = seccomp.opened(self.folder)
+            status = _Status(said.read_end)
+            command = [*self.worktree.enter, *_namespaces(),
+                       "--json-status-fd", str(said.write_end), "--seccomp", str(rules),
+                       *self.mounts, *self._also_shown(), *shared, "--remount-ro", "/",
+                       *_become(self.config, self.inside), *argv]
             try:
-                process = await spawn(command, environment=command_variables(self.task.environment, "/tmp", variables), cwd="/", pass_fds=(write_end, rules))
+                environment = command_variables(self.task.environment, "/tmp", variables)
+                process = await spawn(command, environment=environment, cwd="/", stdin=made.write_end,
+                                      pass_fds=(said.write_end, rules))
             finally:
-                os.close(write_end)
                 os.close(rules)
+                said.given()
+                made.given()
             try:
                 result = await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10,
-                                         overused=lambda: memory_overused(status.read().pid, self.config.memory_mib) or self._disk_overused())
+                                         watched=self._watched(lambda: status.read().pid))
             finally:
                 await self._end(status.read())
-        finally:
-            os.close(read_end)
-        if not status.ran and not result.timed_out and result.exit_code != 137:
-            raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): run check() to see why")
-        return result
+            if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
+                raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): "
+                                   "run check() to see why")
+            return result
 
     def _also_shown(self) -> list[str]:
         image = self.task.environment.image
@@ -151,14 +155,16 @@ class _Status:
 
     def __init__(self, descriptor: int):
         self.descriptor, self.data = descriptor, b""
+        self.reading = threading.Lock()  # the watchdogs' threads read it, too
         os.set_blocking(descriptor, False)
 
     def read(self) -> "_Status":
-        try:
-            while data := os.read(self.descriptor, 4096):
-                self.data += data
-        except BlockingIOError:  # nothing more for now
-            return self
+        with self.reading:
+            try:
+                while data := os.read(self.descriptor, 4096):
+                    self.data += data
+            except BlockingIOError:  # nothing more for now
+                return self
         return self
 
     @property
@@ -191,13 +197,12 @@ def _namespaces() -> list[str]:
     return [*start, "--unshare-user", "--uid", str(AGENT), "--gid", str(AGENT)]
 
 
-def _limits(config: SandboxConfig) -> list[str]:
-    """Run inside, after the namespaces: the kernel counts processes per user namespace, so siblings do not add up."""
-    limits = [_tool("prlimit"), f"--nproc={config.processes}", f"--data={config.memory_mib << 20}", f"--fsize={config.file_size_mib << 20}", "--core=0", "--"]
-    if os.getuid() != 0:
-        return ["--", *limits]
-    drop = [_tool("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    return ["--", *drop, _tool("unshare"), "--user", f"--map-user={AGENT}", f"--map-group={AGENT}", *limits]
+def _become(config: SandboxConfig, workdir: str) -> list[str]:
+    """What the namespaces' first command becomes, step by step, before it is the agent's."""
+    drop = [_tool("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
+    unshare = _tool("unshare")
+    return ["--", *drop, *own.shell(unshare, own.steps(config), workdir), *own.agent(unshare),
+            *own.limits(config, _tool("prlimit"))]
 
 
 def _machine(root: Path) -> list[str]:

@@ -12,6 +12,8 @@ import signal
 import stat
 import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -61,7 +63,7 @@ class Judge:
         sandbox may run meanwhile."""
         pipes = await in_thread(unblock, written, checkout.view)
         where = {"git_dir": self.git_dir, "checkout": checkout}
-        with tempfile.TemporaryDirectory(prefix="diff-", dir=scratch) as own:
+        async with _folder(scratch) as own:
             # new blobs and the changed index go to a git directory of this diff: the judge itself stays as it was built
             mine = Path(own, "git")
             init(mine)
@@ -73,21 +75,16 @@ class Judge:
             if seen:  # which of them are ignored; mostly there are none
                 _, visible, nested = await differences(rules, index=mine / "index", **where)
                 seen = set(new) & set(visible)
-            left_out = self._hidden(checkout.view, set(new) - seen)
+            left_out = await in_thread(self._hidden, checkout.view, set(new) - seen)
             left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
             stays = self._of_base("hidden") | {folder + b".git" for folder in self._of_base("nested")}
             stays |= {name for name in changed if not _is_utf8(name)}
-            blocked = _blocked(seen, stays) if seen else set()
+            blocked = await in_thread(_blocked, seen, stays) if seen else set()
             left_out |= dict.fromkeys(blocked, BLOCKED)
             left_out |= dict.fromkeys(pipes, WHY)
             kept = await in_thread(_choose, checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
-        odd = {name for name, section in sections if not _is_utf8(section)}
-        left_out |= dict.fromkeys(odd, "git's patch of it is not UTF-8")
-        blocked = _blocked({name for name, _ in sections} - odd, odd) if odd else set()
-        left_out |= dict.fromkeys(blocked, BLOCKED)
-        text = "".join(section.decode() for name, section in sections if name not in odd | blocked)
-        return text, {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
+        return await in_thread(_told, sections, left_out)
 
     def _of_base(self, what: str) -> set[bytes]:
         return {name for name in (self.git_dir / what).read_bytes().split(b"\0") if name}
@@ -110,7 +107,7 @@ class Judge:
         as the rest of a small diff, so none is made for what isn't there."""
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
-        if gone := [name for name in kept if _is_gone(checkout.view, name)]:
+        if gone := await in_thread(lambda: [name for name in kept if _is_gone(checkout.view, name)]):
             rows = b"".join(GONE + name + b"\0" for name in gone)
             await must("update-index", "-z", "--index-info", stdin=rows, **where)
         if there := sorted(set(kept) - set(gone)):
@@ -123,11 +120,10 @@ class Judge:
         async def parts() -> list[bytes]:
             plainly = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
             out = await must("diff-index", "-p", "--binary", *plainly, *what, **where)
-            found = [b"diff --git " + part for part in re.split(rb"(?m)^diff --git ", out)[1:]]
-            return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
+            return await in_thread(_parts, out)
 
         found = await parts()
-        if all(map(_is_utf8, found)):
+        if await in_thread(lambda: all(map(_is_utf8, found))):
             return [(b"", section) for section in found]
         listed = await must("diff-index", "--name-only", "-z", *what, **where)
         changed = [name for name in listed.split(b"\0") if name]
@@ -168,6 +164,32 @@ class Judge:
         refuse_machine("git apply", err)
         said = [line for line in err.split("\n") if line and not line.startswith("warning: ")]
         return out, (said or [f"git apply: exit {code}"])[0][:300]
+
+
+@asynccontextmanager
+async def _folder(scratch: Path) -> AsyncIterator[str]:
+    """Thousands of files may lie in it at the end."""
+    own = tempfile.mkdtemp(prefix="diff-", dir=scratch)
+    try:
+        yield own
+    finally:
+        await in_thread(shutil.rmtree, own)
+
+
+def _parts(out: bytes) -> list[bytes]:
+    """One for each file; the two of a file whose kind changed are one. Not by a pattern, which takes a second for tens
+    of megabytes, and lets no thread run meanwhile."""
+    found = [b"diff --git " + part + b"\n" for part in (b"\n" + out).removesuffix(b"\n").split(b"\ndiff --git ")[1:]]
+    return [b"".join(same) for _, same in groupby(found, key=lambda part: part.split(b"\n", 1)[0])]
+
+
+def _told(sections: list[tuple[bytes, bytes]], left_out: dict[bytes, str]) -> tuple[str, dict[str, str]]:
+    """(the diff, path left out -> why)."""
+    odd = {name for name, section in sections if not _is_utf8(section)}
+    blocked = _blocked({name for name, _ in sections} - odd, odd) if odd else set()
+    left_out = left_out | dict.fromkeys(odd, "git's patch of it is not UTF-8") | dict.fromkeys(blocked, BLOCKED)
+    text = "".join(section.decode() for name, section in sections if name not in odd | blocked)
+    return text, {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
 
 
 def _repositories(root: bytes) -> list[bytes]:

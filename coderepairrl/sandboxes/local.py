@@ -41,7 +41,8 @@ class LocalSandbox(Checkout):
         home.mkdir(exist_ok=True)
         limits = [shutil.which("prlimit"), f"--data={c.memory_mib << 20}", f"--fsize={c.file_size_mib << 20}", "--core=0", "--"]
         process = await spawn([*limits, *argv], environment=command_variables(self.task.environment, str(home), variables), cwd=str(self.root))
-        return await supervise(process, timeout_s=timeout_s, output_bytes=c.output_kib << 10, overused=self._disk_overused)
+        return await supervise(process, timeout_s=timeout_s, output_bytes=c.output_kib << 10,
+                               watched=[self._disk_overused])
 
 
 @functools.cache

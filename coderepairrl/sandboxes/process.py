@@ -1,14 +1,17 @@
 """Running one process: bounded output, a deadline, a watchdog, and nothing left behind when it is cancelled."""
 import asyncio
+import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult
 
 WATCH_INTERVAL_S = 0.5
+WATCHERS = 8  # threads that look at limits
 DRAIN_S = 2.0  # how long output may take to end once every process of the command was killed
 
 
@@ -33,9 +36,27 @@ class HeadTail:
         return self.head.decode(errors="replace") + middle + tail.decode(errors="replace")
 
 
-async def spawn(argv: list[str], *, environment: dict[str, str], cwd: str, pass_fds: tuple[int, ...] = ()) -> asyncio.subprocess.Process:
-    """Own session, no stdin, stderr in stdout. Raises SandboxError when the machine cannot start a process."""
-    return await _start(argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+class Pipe:
+    """Its two ends; `given` when what writes to it has the one: a block ends with both closed."""
+
+    def __enter__(self) -> "Pipe":
+        self.read_end, self.write_end = os.pipe()
+        return self
+
+    def given(self) -> None:
+        os.close(self.write_end)
+        self.write_end = -1
+
+    def __exit__(self, *_) -> None:
+        os.close(self.read_end)
+        if self.write_end >= 0:
+            os.close(self.write_end)
+
+
+async def spawn(argv: list[str], *, environment: dict[str, str], cwd: str, stdin: int = asyncio.subprocess.DEVNULL,
+                pass_fds: tuple[int, ...] = ()) -> asyncio.subprocess.Process:
+    """Own session, stderr in stdout. Raises SandboxError when the machine cannot start a process."""
+    return await _start(argv, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                         env=environment, cwd=cwd, pass_fds=pass_fds)
 
 
@@ -56,26 +77,30 @@ async def _start(argv: list[str], **keywords) -> asyncio.subprocess.Process:
 
 
 async def supervise(process: asyncio.subprocess.Process, *, timeout_s: float, output_bytes: int,
-                    overused: Callable[[], str] = lambda: "", end: Callable[[int], None] | None = None) -> CommandResult:
-    """Waits for `process`; kills its whole process group at the deadline, on cancellation, when `overused` names a reason,
-    and when its leader ends before its children do. The caller answers for children that left the group.
-    `end(pid)` takes the kill's place; the process must end by it."""
+                    watched: Sequence[Callable[[], str]] = (),
+                    end: Callable[[int], None] | None = None) -> CommandResult:
+    """Waits for `process`; kills its whole process group at the deadline, on cancellation, when one of `watched` names
+    a reason, and when its leader ends before its children do. The caller answers for children that left the group.
+    `watched` are asked in threads, each by itself: what one looks at may be large, and this program's loop stands for
+    no agent's sake. `end(pid)` takes the kill's place; the process must end by it."""
     started = time.monotonic()
     output = HeadTail(output_bytes)
     reader = asyncio.create_task(_read(process, output))
     timed_out, reason = False, ""
+    ended = asyncio.ensure_future(process.wait())
+    watching = [asyncio.create_task(_watch(look)) for look in watched]
     try:
-        while not (timed_out or reason):
-            left_s = started + timeout_s - time.monotonic()
-            try:
-                await asyncio.wait_for(process.wait(), min(max(left_s, 0.001), WATCH_INTERVAL_S))
-                break
-            except TimeoutError:
-                timed_out = left_s <= WATCH_INTERVAL_S
-                reason = "" if timed_out else overused()
+        done, _ = await asyncio.wait([ended, *watching], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        timed_out = not done
+        if ended not in done:
+            reason = next((look.result() for look in watching if look in done), "")
     finally:
+        for look in watching:
+            look.cancel()
         (end or kill_group)(process.pid)
-        await process.wait()
+        await ended
+        if watching:
+            await asyncio.wait(watching)  # its thread looks at what its caller is about to close and to remove
         await asyncio.wait([reader], timeout=DRAIN_S)
         reader.cancel()  # of no effect unless a child outside the group still holds the pipe
     text, exit_code = output.text(), process.returncode
@@ -84,6 +109,20 @@ async def supervise(process: asyncio.subprocess.Process, *, timeout_s: float, ou
     elif reason:
         text, exit_code = text + f"\n[killed: {reason}]\n", 137
     return CommandResult(exit_code if exit_code >= 0 else 128 - exit_code, text, timed_out, time.monotonic() - started)
+
+
+async def _watch(look: Callable[[], str]) -> str:
+    """Asks until there is a reason."""
+    while True:
+        await asyncio.sleep(WATCH_INTERVAL_S)
+        if reason := await in_thread(look, pool=_watchers()):
+            return reason
+
+
+@functools.cache
+def _watchers() -> ThreadPoolExecutor:
+    """Threads of their own: what else this program does in threads, for other sandboxes, delays no limit."""
+    return ThreadPoolExecutor(WATCHERS, "watch")
 
 
 def kill_group(leader: int) -> None:
@@ -106,9 +145,9 @@ async def capture(argv: list[str], *, environment: dict[str, str], cwd: str, std
     return process.returncode, out, err
 
 
-async def in_thread(function: Callable, *arguments):
+async def in_thread(function: Callable, *arguments, pool: ThreadPoolExecutor | None = None):
     """Like asyncio.to_thread, but a cancellation waits for the thread: what it writes must not come after the clean-up."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    work = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -5,14 +5,16 @@ import logging
 import os
 import random
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.base import CommandResult, PathError, SandboxConfig
 from coderepairrl.sandboxes.changes import Judge
 from coderepairrl.sandboxes.git import EPOCH_S, GitError
+from coderepairrl.sandboxes.held import held
 from coderepairrl.sandboxes.limits import DiskWatch
+from coderepairrl.sandboxes.memory import MemoryWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.process import in_thread
 from coderepairrl.sandboxes.store import Live, remedy
@@ -49,7 +51,11 @@ class Checkout:
         if not _can_be_run(argv):
             return CommandResult(126, f"a command must be shorter than {MAX_COMMAND_BYTES} bytes and without NUL: write a file and run it\n", False, 0.0)
         async with self.lock:
-            return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
+            try:
+                return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
+            except OSError as error:
+                said = f"a command of {self.task.task_id} cannot be run ({error}): {remedy(error)}"
+                raise SandboxError(said) from error
 
     async def read_text(self, path: str) -> str:
         async with self.lock:
@@ -154,8 +160,13 @@ class Checkout:
         if self.owner is not None and not path.is_symlink() and path.exists():  # a link's target may be no path at all
             os.chown(path, self.owner, self.owner, follow_symlinks=False)
 
-    def _disk_overused(self) -> str:
-        return self.disk.overused([self.live.written, *self.shared], self.live.base_bytes)
+    def _watched(self, first: Callable[[], int | None]) -> list[Callable[[], str]]:
+        """`first` gives the first process of the command's pid namespace, None before there is one."""
+        return [MemoryWatch(first, self.config.memory_mib).overused,
+                lambda: self._disk_overused(held(first(), self.config.file_size_mib))]
+
+    def _disk_overused(self, held_bytes: int = 0) -> str:
+        return self.disk.overused([self.live.written, *self.shared], self.live.base_bytes, held_bytes)
 
     def _resolve(self, path: str) -> Path:
         """This program's path of the agent's `path`, all symlinks followed. Raises PathError for one outside the checkout.

@@ -17,7 +17,7 @@ from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
-from coderepairrl.sandboxes import CommandResult, Sandbox
+from coderepairrl.sandboxes import CommandResult, Sandbox, seccomp
 from coderepairrl.scaffolds import aider_driver, fork_client, fork_server
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.installation import Installation, lock
@@ -125,9 +125,12 @@ class ForkServer:
             os.chmod(self._folder.name, 0o755)  # it is shown to sandboxes, which run as another user
             self.socket = Path(self._folder.name, "socket")
             environment = VARIABLES | {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8", "OPENAI_API_KEY": "none"}
+            rules = Path(self._folder.name, "filter")
+            rules.write_bytes(seccomp.program())
             self._log = open(Path(self._folder.name, "log"), "w+b")
             self.process = await asyncio.create_subprocess_exec(
-                self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, env=environment, cwd="/", start_new_session=True,
+                self.python, "-s", "-P", fork_server.__file__, str(self.socket), aider_driver.__file__, str(rules),
+                env=environment, cwd="/", start_new_session=True,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log)
         except OSError as error:  # between episodes, too: `keep`
             raise SandboxError(f"aider's fork server could not be started ({error}): free processes, memory, file descriptors or space") from error

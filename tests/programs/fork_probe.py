@@ -40,6 +40,7 @@ def main(path):
     print(json.dumps({
         "secret": SECRET, "pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
         "capabilities": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")], "no_new_privs": status["NoNewPrivs"],
+        "seccomp": status["Seccomp"],
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")},
         "variables": dict(os.environ), "descriptors": sorted(fd for fd in range(300) if attempt(lambda: os.fstat(fd)) != "OSError"),
         "cwd": os.getcwd(), "root": sorted(os.listdir("/")), "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
