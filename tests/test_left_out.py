@@ -8,6 +8,7 @@ from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config, paths  # noqa: F401
 from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
 
 from coderepairrl.rewards import grade
+from coderepairrl.rewards.protected import select
 from coderepairrl.sandboxes import changes, start_sandbox
 from coderepairrl.types import VerdictKind
 
@@ -61,6 +62,26 @@ def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
     assert done.exit_code == 0 and not dropped, (done, dropped)
     assert (verdict.resolved, paths(verdict.dropped_paths)) == (resolved, left_out), verdict
     assert verdict.kind == VerdictKind.RESOLVED
+
+
+ENCODINGS = {"UTF-8": "utf-8", "Latin-1": "latin-1", "UTF-16": "utf-16"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["lib.py", "more.py"])
+def test_a_source_is_scanned_in_whichever_encoding(config, tmp_path, encoding, name):
+    """What git carries as a binary patch was read as if it changed nothing."""
+    text = f"# -*- coding: {ENCODINGS[encoding]} -*-\n# \xe9\n{WRONG}\nimport _pytest\n"
+
+    async def main():
+        async with start_sandbox(config, PYTEST_TASK) as sandbox:
+            folder, inside = sandbox.share("own")
+            (folder / "x").write_bytes(text.encode(ENCODINGS[encoding]))
+            await sandbox.run(f"cp {inside}/x {name}")
+            return await sandbox.diff()
+
+    found = select(PYTEST_TASK, asyncio.run(main()), frozenset())
+    assert found.applied_paths == {name} and found.touched == (f"{name} names the test runner's internals",), found
 
 
 NAMED = {  # name -> (command, path -> a word of the reason)

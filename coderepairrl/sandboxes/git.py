@@ -23,10 +23,12 @@ ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", 
 NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
 GONE = b"0 " + b"0" * 40 + b"\t"  # before a name, to update-index --index-info
 _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-_MACHINE = re.compile(
-    "No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|Too many open files"
+_MACHINE = re.compile(  # where an error's words stand, not a file's name: at the end of a line, or after git's own "fatal"
+    ": (?:No space left on device|Disk quota exceeded|Read-only file system|Cannot allocate memory|Input/output error"
+    "|Too many open files(?: in system)?)(?:,.*)?$"
     # of what stands in the way the disk knows nothing
-    "|unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))")
+    "|^(?:error|fatal): unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))",
+    re.MULTILINE)
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
 VARIABLES = {
