@@ -16,7 +16,7 @@ log is exact.
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from coderepairrl.lines import python_lines
 
 LIMIT = 500  # characters of a cause
 TAIL = 8 << 20  # bytes of a log that are read
+GROUPS = 10  # of exceptions, one in another: Python prints no more
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 SOURCE = re.compile(
     r"\[((?:rank|default)\d+)\]: ?"
@@ -229,18 +230,31 @@ def _tracebacks(lines: list[Line]) -> Iterator[Ended]:
                 yield Ended(own[0][1].source, own[began][0], raised, outlived)
 
 
-def _chain(texts: list[str], i: int) -> tuple[int, list[str]]:
+class _Dedented(Sequence[str]):
+    """The lines without the blanks that stand before `deep`: of those that are asked for, since a log may be long and
+    hold many tracebacks."""
+
+    def __init__(self, texts: Sequence[str], deep: int):
+        self.texts, self.deep = texts, deep
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        return [self._dedented(text) for text in self.texts[at]] if isinstance(at, slice) else self._dedented(self.texts[at])
+
+    def _dedented(self, text: str) -> str:
+        return text if text[: self.deep].strip() else text[self.deep :]
+
+
+def _chain(texts: Sequence[str], i: int, depth: int = 0) -> tuple[int, list[str]]:
     """(where it is over, the exceptions of the traceback whose header stands at i and of those linked to it)."""
     raised: list[str] = []
     deep = len(HEADER.match(texts[i])[1])  # inside another program's output
-    texts = (
-        [text[deep:] if not text[:deep].strip() else text for text in texts]
-        if deep and not HEADER.match(texts[i])[2]
-        else texts
-    )
+    texts = _Dedented(texts, deep) if deep and not HEADER.match(texts[i])[2] else texts
     while i < len(texts) and (header := HEADER.match(texts[i])):
         if header[2]:
-            return _group(texts, i)
+            return _group(texts, i, depth)
         i += 1
         while i < len(texts) and not HEADER.match(texts[i]) and (texts[i][:1] in " \t" or not RAISED.match(texts[i])):
             i += 1
@@ -255,7 +269,7 @@ def _chain(texts: list[str], i: int) -> tuple[int, list[str]]:
     return i, raised
 
 
-def _message(texts: list[str], i: int) -> tuple[int, str]:
+def _message(texts: Sequence[str], i: int) -> tuple[int, str]:
     """An exception's line, and the further lines of its text."""
     end = i + 1
     while (
@@ -268,14 +282,14 @@ def _message(texts: list[str], i: int) -> tuple[int, str]:
     return end, " ".join(texts[i:end])
 
 
-def _group(texts: list[str], i: int) -> tuple[int, list[str]]:
-    """The exceptions inside an exception group; their lines begin with bars."""
+def _group(texts: Sequence[str], i: int, depth: int) -> tuple[int, list[str]]:
+    """The exceptions inside an exception group, whose header stands at i; their lines begin with bars."""
     inside = []
-    while i < len(texts) and re.match(r" *[+|]", texts[i]):
+    while not inside or i < len(texts) and re.match(r" *[+|]", texts[i]):
         inside.append(re.sub(r"^ *[+|] ?", "", re.sub(r"^( *[|])+", "|", texts[i])))
         i += 1
     starts = [k for k, text in enumerate(inside) if HEADER.match(text)][1:]
-    return i, [said for k in starts[:1] for said in _chain(inside, k)[1]]
+    return i, [said for k in starts[:1] for said in _chain(inside, k, depth + 1)[1]] if depth < GROUPS else []
 
 
 def _ends(tracebacks: list[Ended]) -> list[str]:

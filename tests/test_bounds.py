@@ -171,6 +171,21 @@ def test_applied_in_a_folder_is_under_the_same_limits(small):
         assert root is None and problem == "it takes more than 256 MiB of memory to apply"
 
 
+@pytest.mark.parametrize("name", ["No space left on device", "docs/Cannot allocate memory.md", "a Read-only file system", "out of memory.py",
+                                  "Input/output error", "unable to write", "memory exhausted", "x: Disk quota exceeded"])
+def test_a_files_name_blames_neither_the_machine_nor_the_size(use, name):
+    """It was an infrastructure error, which counts for nothing, or kept the laxer tries from being made."""
+    from coderepairrl.rewards.published import LAXER, Entry
+    wrong, fuzzy = (f"--- a/{name}\t\n+++ b/{name}\t\n@@ -1,3 +1,3 @@\n {first}\n-b\n+c\n d\n" for first in ("zz", "A"))
+
+    async def body(sandbox):
+        return await sandbox.apply(wrong.replace("-b", "-bb"))
+
+    assert "patch failed" in use("bubblewrap", body, make_task({name: "a\nb\nd\n"}))
+    with applied_in_folder({name: Entry(b"a\nb\nd\n")}, fuzzy, ONLY_STRICT | LAXER) as (root, problem):
+        assert not problem and (root / name).read_bytes() == b"a\nc\nd\n"
+
+
 @pytest.mark.parametrize(("path", "fine"), [
     ("a/b.py", True), ("ü/" + "é" * 100, True), ("a" * 255, True), ("a" * 256, False), ("é" * 128, False), ("a/" * 600, False), ("a\0", False),
     ("\udcff", True), ("\ud800", False)])

@@ -349,6 +349,9 @@ def test_long_ends_are_cut_and_hostile_text_takes_no_time():
         "\x1b[" * 30_000,
         "".join(f"[rank{i}]:\n" for i in range(9000)),
         "|+ " * 30_000,
+        "  Traceback (most recent call last):\n    x\n" * 30_000,
+        "Exception Group Traceback (most recent call last):\n" * 9000,  # without its bar, as no Python prints it
+        "".join("+ " * deep + "Exception Group Traceback (most recent call last):\n" for deep in range(480)),
     ):
         cause.of_text(text)
 

@@ -8,6 +8,7 @@ from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config, paths  # noqa: F401
 from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
 
 from coderepairrl.rewards import grade
+from coderepairrl.rewards.protected import select
 from coderepairrl.sandboxes import changes, start_sandbox
 from coderepairrl.types import VerdictKind
 
@@ -63,6 +64,26 @@ def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
     assert verdict.kind == VerdictKind.RESOLVED
 
 
+ENCODINGS = {"UTF-8": "utf-8", "Latin-1": "latin-1", "UTF-16": "utf-16"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["lib.py", "more.py"])
+def test_a_source_is_scanned_in_whichever_encoding(config, tmp_path, encoding, name):
+    """What git carries as a binary patch was read as if it changed nothing."""
+    text = f"# -*- coding: {ENCODINGS[encoding]} -*-\n# \xe9\n{WRONG}\nimport _pytest\n"
+
+    async def main():
+        async with start_sandbox(config, PYTEST_TASK) as sandbox:
+            folder, inside = sandbox.share("own")
+            (folder / "x").write_bytes(text.encode(ENCODINGS[encoding]))
+            await sandbox.run(f"cp {inside}/x {name}")
+            return await sandbox.diff()
+
+    found = select(PYTEST_TASK, asyncio.run(main()), frozenset())
+    assert found.applied_paths == {name} and found.touched == (f"{name} names the test runner's internals",), found
+
+
 NAMED = {  # name -> (command, path -> a word of the reason)
     "an ignored file": ("echo x > a.log", {"a.log": "gitignore"}),
     "an ignored folder": ("mkdir -p build/deep; echo x | tee build/a build/deep/b", {"build/a": "gitignore", "build/deep/b": "gitignore"}),
@@ -88,6 +109,11 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "a file in the place of a repository": ("rm -r empty; echo > empty", {"empty": "repository"}),
     "a file in the place of a link that is not UTF-8": ("rm -r odd; echo > odd", {"odd": "not UTF-8", "odd/link": "not UTF-8"}),
     "an empty repository of the base": ("echo > empty/x", {}),
+    "a repository in one": ("git init -q n; git init -q n/deep; echo > n/deep/x", {"n/": "history", "n/deep/": "history"}),
+    "a repository where files are ignored": ("git init -q build/n; echo > build/n/x", {"build/n/x": "gitignore"}),
+    "a repository under names that git takes for its own": (
+        "git init -q .GIT/x; echo > .GIT/x/y; git init -q 'git~1'; echo > 'git~1/y'",
+        {".GIT/x/": "git does not take", "git~1/": "history", "git~1/y": "git does not take"}),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }
 
@@ -109,6 +135,54 @@ def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
     untouched, dropped = use("bubblewrap", body, make_task({}, base=str(base)))
     assert untouched == ("", {}) and dropped.keys() == expected.keys(), dropped
     assert all(word in dropped[path] for path, word in expected.items()), dropped
+
+
+REPOSITORY = "mkdir -p n/.git/objects n/.git/refs; echo x > n/f; echo 'ref: refs/heads/main' > n/.git/HEAD; "
+OPENED = {  # of a repository: where git, asked of the checkout, would wait for ever, or read without end
+    "HEAD is a pipe": "rm n/.git/HEAD; mkfifo n/.git/HEAD",
+    "commondir is a pipe": "mkfifo n/.git/commondir",
+    "commondir is a link to a device": "ln -s /dev/zero n/.git/commondir",
+    "a .git that leads to pipes": "rm -r n/.git; mkdir -p n/r/objects n/r/refs; mkfifo n/r/HEAD; echo 'gitdir: r' > n/.git",
+    "a link to a folder with pipes": "mv n/.git n/real; rm n/real/HEAD; mkfifo n/real/HEAD; ln -s real n/.git",
+    "in the place of a file": "rm lib.py; mv n lib.py; rm lib.py/.git/HEAD; mkfifo lib.py/.git/HEAD",
+    "below a name that git takes for its own": "mkdir .GIT; mv n .GIT; rm .GIT/n/.git/HEAD; mkfifo .GIT/n/.git/HEAD",
+    "many, one in another": "for i in $(seq 400); do mkdir d; cd d; mkdir .git; mkfifo .git/commondir; done",
+}
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "overlay"])
+@pytest.mark.parametrize("case", OPENED)
+def test_git_opens_nothing_of_a_repository_that_an_agent_made(use, kind, case):
+    async def body(sandbox):
+        done = await sandbox.run(REPOSITORY + OPENED[case])
+        assert done.exit_code == 0, done.output
+        return await asyncio.wait_for(sandbox.diff(), 20), sandbox.left_out
+
+    diff, dropped = use(kind, body)
+    assert ".GIT" in OPENED[case] or "b/lib.py/f" in diff or "b/n/f" in diff
+    assert any("history" in why or "git does not take" in why for why in dropped.values()), dropped
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "overlay"])
+@pytest.mark.parametrize("name", [".gitignore", ".gitattributes"])
+def test_files_that_git_reads_may_lie_as_deep_as_paths_go(use, kind, name):
+    make = """import os, sys
+length = 0
+while length < int(sys.argv[1]):
+    step = min(200, int(sys.argv[1]) - length)
+    os.mkdir("d" * step), os.chdir("d" * step)
+    length += step + 1
+os.mkfifo(sys.argv[2]), open("f", "w"), os.makedirs(".git/objects"), os.makedirs(".git/refs"), os.mkfifo(".git/HEAD")
+"""
+
+    async def body(sandbox):
+        done = await sandbox.run(["python3", "-c", make, str(4096 - less), name])
+        assert done.exit_code == 0, done.output
+        return await asyncio.wait_for(sandbox.diff(), 20), sandbox.left_out
+
+    for less in (1096, 200, *range(8, 160, 8)):  # the sandbox's own folder has some eighty bytes
+        diff, dropped = use(kind, body)
+        assert not diff and dropped, less
 
 
 def test_a_flood_of_new_files_hides_no_repair(use, monkeypatch):

@@ -16,7 +16,7 @@ from coderepairrl import store
 from coderepairrl.rewards import Grader
 from coderepairrl.rewards.junit import ReportError, read_ends
 from coderepairrl.rewards.output import ERROR_CHARACTERS, TAIL_CHARACTERS, Outputs, first_error, plain, tail
-from coderepairrl.sandboxes import CommandResult
+from coderepairrl.sandboxes import CommandResult, SandboxError
 from coderepairrl.scaffolds import make_scaffold
 from coderepairrl.scaffolds.controls import GoldConfig
 from coderepairrl.scaffolds.retry import RetryConfig
@@ -158,10 +158,27 @@ def test_any_output_is_text_that_json_files_and_terminals_hold(parts):
     assert "\x1b" not in shown + first and 0 < len(first) <= ERROR_CHARACTERS and "\n" not in first and plain(shown) == shown
 
 
-@pytest.mark.parametrize("piece", ["a" * 1000, "x\r", "\x1b[31m", "\x1b]", "E   ", "\n", "a: ", "a.go:", "ERROR: a ", "[killed: ", "error ", "\u2028"])
+TRACEBACKS = (" Traceback (most recent call last):\n", "  Traceback (most recent call last):\n  x\n", "Exception Group Traceback (most recent call last):\n  x\n",
+              "    Traceback (most recent call last):\n      File\n    ValueError: x\n", "  + Exception Group Traceback (most recent call last):\n  | x\n",
+              "Traceback (most recent call last):\n  F\nValueError: x\n\nDuring handling of the above exception, another exception occurred:\n\n")
+
+
+@pytest.mark.parametrize("piece", ["a" * 1000, "x\r", "\x1b[31m", "\x1b]", "E   ", "\n", "a: ", "a.go:", "ERROR: a ", "[killed: ", "error ", "\u2028", *TRACEBACKS])
 def test_a_large_output_takes_no_more_than_linear_time(piece):
     text = piece * ((1 << 20) // len(piece))  # with time that grows as its square this would take hours
     assert len(tail(text)) <= TAIL_CHARACTERS + 60 and len(first_error(text)) <= ERROR_CHARACTERS
+
+
+def test_of_a_large_output_the_ends_are_searched():
+    noise = "x = 1\n" * (8 << 20)
+    assert first_error(f"fatal: a\n{noise}") == first_error(f"{noise}fatal: a\n") == "fatal: a"
+
+
+@pytest.mark.parametrize("why", ["a file", "closed"])
+def test_what_cannot_be_kept_is_the_machines_fault(config, tmp_path, why):
+    (tmp_path / "o").write_text("")
+    with pytest.raises(SandboxError, match="keep none"):
+        asyncio.run(Grader(config, outputs=Outputs(Path("/proc/none") if why == "closed" else tmp_path / "o/deeper", 1 << 20)).grade(PYTEST_TASK, FIX))
 
 
 # ---- where it goes

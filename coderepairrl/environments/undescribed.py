@@ -8,6 +8,7 @@ import configparser
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from coderepairrl.environments.base import StepError
@@ -21,7 +22,8 @@ _SAID = (  # by setuptools, pip, uv, hatchling, flit, poetry, uv's own backend
 )
 _UNDESCRIBED = re.compile("|".join(_SAID))
 _FRAME = re.compile(r"[\s│├╰─▶×]+")  # uv breaks its lines, and draws what leads to what
-_ITSELF = re.compile(r"(?:-e\s*)?\.(?:\[([^\]]*)\])?")  # ".", ".[tests]", "-e ."
+_ITSELF = re.compile(r"(?:(?:-e|--editable)[\s=]*)?\./?(?:\[([^\]]*)\])?")  # ".", ".[tests]", "-e ."
+_NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?")
 
 
 def is_undescribed(error: StepError) -> bool:
@@ -46,33 +48,51 @@ def requirements_of(requirements: tuple[str, ...], checkout: Path) -> list[str] 
 
 
 def _declared(checkout: Path, extras: list[str]) -> list[str] | None:
-    """What needs no building to be read: pyproject.toml, else setup.cfg, else requirements.txt; nothing where there is
-    none of them."""
-    described = checkout / "pyproject.toml"
-    project = tomllib.loads(described.read_text()).get("project") if described.exists() else None
-    if project is not None:
-        optional = project.get("optional-dependencies", {})
+    """What needs no building to be read: pyproject.toml, else setup.cfg, else requirements.txt; nothing where none of
+    them describes it."""
+    described, settings = checkout / "pyproject.toml", configparser.ConfigParser(interpolation=None)
+    tree = tomllib.loads(described.read_text()) if described.exists() else {}
+    if project := tree.get("project"):
         dynamic = {"dependencies", *(["optional-dependencies"] if extras else [])} & set(project.get("dynamic", ()))
-        return (
-            None
-            if dynamic
-            else [*project.get("dependencies", ()), *(line for extra in extras for line in optional.get(extra, ()))]
-        )
-    if (checkout / "setup.py").exists():
+        optional = project.get("optional-dependencies", {})
+        return None if dynamic else _with_extras(project.get("name", ""), project.get("dependencies", ()), optional, extras)
+    if (checkout / "setup.py").exists() or {"poetry", "flit"} & tree.get("tool", {}).keys():  # in words of their own
         return None
-    if (checkout / "setup.cfg").exists():
-        parser = configparser.ConfigParser(interpolation=None)
-        parser.read(checkout / "setup.cfg")
-        listed = [
-            parser.get("options", "install_requires", fallback=""),
-            *(parser.get("options.extras_require", extra, fallback="") for extra in extras),
-        ]
-        return (
-            None
-            if any("file:" in text for text in listed)
-            else [line.strip() for text in listed for line in text.splitlines() if line.strip()]
-        )
+    settings.read(checkout / "setup.cfg")
+    if settings.has_section("metadata") or settings.has_section("options"):  # else it is of other tools
+        optional = dict(settings["options.extras_require"]) if settings.has_section("options.extras_require") else {}
+        needed = settings.get("options", "install_requires", fallback="")
+        if any("file:" in text for text in (needed, *optional.values())):
+            return None
+        own = settings.get("metadata", "name", fallback="")
+        return _with_extras(own, _lines(needed), {extra: _lines(text) for extra, text in optional.items()}, extras)
     return ["-r requirements.txt"] if (checkout / "requirements.txt").exists() else []
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _with_extras(own: str, needed: Iterable[str], optional: dict[str, Iterable[str]], extras: list[str]) -> list[str]:
+    """An extra may name others of the project, `own[tests]`: they are meant, not a release of it, which would lie before
+    the checkout on the path."""
+    found, waiting, seen = [*needed], [*map(_normal, extras)], set()
+    by_name = {_normal(extra): lines for extra, lines in optional.items()}
+    while waiting:
+        extra = waiting.pop(0)
+        for line in by_name.get(extra, ()) if extra not in seen else ():
+            named = _NAMED.match(line)
+            if named and _normal(named[1]) == _normal(own):
+                waiting += [_normal(one) for one in (named[2] or "").split(",") if one.strip()]
+            else:
+                found.append(line)
+        seen.add(extra)
+    return found
+
+
+def _normal(name: str) -> str:
+    """As packages and extras are compared."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def put_on_path(checkout: Path, workdir: str, venv: Path) -> None:

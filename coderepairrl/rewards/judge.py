@@ -112,7 +112,7 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
         result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s,
                                    variables=plain_terminal(task.environment))
         output = await _printed(reports / LOG, result, most) if by_log else result.output
-        printed["tail"] = tail(output)
+        printed["tail"] = await asyncio.to_thread(tail, output)
         if keep:
             write = keep.outputs.write
             printed["file"] = str(await asyncio.to_thread(write, task.task_id, keep.run, argv, result, output))
@@ -126,9 +126,8 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
         to_pass, to_keep = ({test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass))
         # a turned test that fails is a canary itself: under -x, none comes after it
         seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys()) else ""
-        said = f"exit code {result.exit_code}: {first_error(output, result.exit_code)}"
         claimed = all(status == "passed" for status in to_pass.values())
-        problem, bent = _distrust(seen, statuses, result.exit_code, said, claimed, by_log)
+        problem, bent = await asyncio.to_thread(_distrust, seen, statuses, result.exit_code, output, claimed, by_log)
         if problem:
             _check_disk(sandbox)
             return nothing(problem, bent=problem if bent else "")
@@ -202,23 +201,26 @@ async def _printed(path: Path, result: CommandResult, most: int) -> str:
     return data.decode(errors="replace") + result.output
 
 
-def _distrust(canary: str, statuses: dict[str, str], exit_code: int, said: str, claimed: bool,
+def _distrust(canary: str, statuses: dict[str, str], exit_code: int, output: str, claimed: bool,
               by_log: bool) -> tuple[str, bool]:
     """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes
-    none, `said` is the first error of what the command printed."""
+    none, `output` is what the command printed. Call it in a thread."""
+    def said() -> str:
+        return f"exit code {exit_code}: {first_error(output, exit_code)}"
+
     if not statuses:
         # with a canary that fails, or a report to write, no runner ends with success: the process was left early
         honest = exit_code != 0 or (by_log and not canary)
-        return f"no report: the test command reported no test ({said})", not honest
+        return f"no report: the test command reported no test ({said()})", not honest
     if canary and canary != "failed":
         # a runner that stops at a broken import reports no canary and claims nothing
-        problem = f"the canary test, which must fail, is {canary}: the report is not the test runner's own ({said})"
+        problem = f"the canary test, which must fail, is {canary}: the report is not the test runner's own ({said()})"
         return problem, canary == "passed" or claimed
     if canary and exit_code == 0:
         return "the exit code is 0 although the canary failed: the test runner did not end by itself", True
     # a report may come with a rule of the project's own, such as a threshold of coverage: the counter-check proves it
     if not canary and by_log and exit_code != 0 and not set(FAILED) & set(statuses.values()):
-        return f"the log names no failure, so it does not describe the run ({said})", False
+        return f"the log names no failure, so it does not describe the run ({said()})", False
     return "", False
 
 

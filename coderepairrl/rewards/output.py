@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coderepairrl import cause
+from coderepairrl.errors import SandboxError
 from coderepairrl.files import write_text
 from coderepairrl.sandboxes import CommandResult
 
@@ -24,6 +25,7 @@ ERROR_CHARACTERS = 200  # of an error's line
 TAIL_CHARACTERS = 4000
 COMMAND_CHARACTERS = 1000  # that a file shows of the command
 LONGEST_LINE = 2000  # of which a form is looked for
+SEARCHED = 64 << 10  # characters in which the first error is looked for, half of them at the end: a run may print millions of lines
 
 # colours and moves of the cursor; titles and links; everything else that begins with an escape
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?")
@@ -79,7 +81,8 @@ def tail(text: str, most: int = TAIL_CHARACTERS) -> str:
 
 def first_error(text: str, exit_code: int = 1) -> str:
     """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the signal
-    that ended it, or else what sounds like one; "no output" where there is none."""
+    that ended it, or else what sounds like one; "no output" where there is none. Of a long text its two ends are read."""
+    text = text if len(text) <= SEARCHED else f"{text[:SEARCHED // 2]}\n{text[-SEARCHED // 2:]}"
     lines = plain(text).split("\n")
     killed = [match[1] for match in map(KILLED.match, lines[-2:]) if match]
     candidates = (*killed, *itertools.islice(_errors(lines), 1), _signal(exit_code), _sounds_like_one(lines), "no output")
@@ -125,13 +128,17 @@ class Outputs:
     most: int
 
     def write(self, task_id: str, run: str, argv: list[str], result: CommandResult, output: str) -> Path:
-        """Bytes that are no UTF-8 are U+FFFD in it."""
+        """Bytes that are no UTF-8 are U+FFFD in it. Raises SandboxError."""
         name = re.sub(r"^\.|^$|[^\w.+-]", "_", task_id, flags=re.ASCII)[:100]
         if name != task_id:  # so that no two are one
             name += f".{hashlib.sha256(task_id.encode(errors='surrogatepass')).hexdigest()[:8]}"
         path = self.folder / name / f"{run}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(argv)
         command = command if len(command) <= COMMAND_CHARACTERS else f"{command[:COMMAND_CHARACTERS]} ..."
-        write_text(path, f"[exit code {result.exit_code} after {result.seconds:.1f} s: {command}]\n{output}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, f"[exit code {result.exit_code} after {result.seconds:.1f} s: {command}]\n{output}")
+        except OSError as error:
+            raise SandboxError(f"the output of the tests cannot be kept ({error}): free some space, or keep none "
+                               "(rollout.keep_test_output_mib)") from error
         return path

@@ -66,7 +66,7 @@ def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda 
     if suffix in _PROSE or not raw.strip():
         return Marks()
     base = before(change.path)
-    whole = patched(change, base)
+    whole = patched(change, base) if not change.binary else None  # whose lines as_texts has read: its section holds none
     if suffix not in _PYTHON:
         named = any(map(_RUNNER_OPTIONS.search, change.added)) or whole is not None and _changes_options(change.path, base, whole)
         named = named and not _RUNNER_OPTIONS.search(oracle)

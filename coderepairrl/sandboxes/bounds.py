@@ -21,7 +21,7 @@ MEMORY_BYTES = 512 << 20  # of git, which holds the patch and its results
 CPU_S = 30  # of git: a second is much for the largest honest diff
 _HEADER = re.compile(r"^(?:(?:diff --git|rename|copy) .*|--- .*\n\+\+\+ .*\n(?=@@ -))", re.MULTILINE)
 # as strtoul reads it, by which a minus makes a very large number
-_BINARY = re.compile(r"^(?:literal|delta) *([+-]?)([0-9]+)", re.MULTILINE)
+_BINARY = re.compile(r"^(?:literal|delta)[ \t\v\f\r]*([+-]?)([0-9]+)", re.MULTILINE)
 _DIGITS = 19  # more are beyond every limit, and beyond what int() reads
 
 
@@ -81,8 +81,8 @@ def exceeded(code: int, err: str) -> str:
     """Empty, or which limit a command's end (its exit code or minus a signal's number, its stderr) says that it met."""
     if code == -signal.SIGXCPU:
         return f"it takes more than {CPU_S} s to apply"
-    # git's words, GNU patch's and the C library's
-    if re.search("ut of memory|memory exhausted|Cannot allocate memory", err):
+    # git's words, GNU patch's and the C library's; with 1 ends what does not apply, whose files may have any name
+    if code not in (0, 1) and re.search("ut of memory|memory exhausted|Cannot allocate memory", err):
         return f"it takes more than {_mib(MEMORY_BYTES)} of memory to apply"
     return ""
 

@@ -12,7 +12,7 @@ import signal
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +23,7 @@ from coderepairrl.sandboxes.bounds import MAX_PATH_BYTES, exceeded, limited, too
 from coderepairrl.sandboxes.git import (
     EPOCH_S, GONE, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
 from coderepairrl.sandboxes.overlay import Worktree
-from coderepairrl.sandboxes.pipes import WHY, unblock
+from coderepairrl.sandboxes.pipes import WHY, look, unblock
 from coderepairrl.sandboxes.process import in_thread
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
@@ -52,17 +52,20 @@ class Judge:
         tree = await must("write-tree", git_dir=git_dir, checkout=checkout)
         (git_dir / "tree").write_bytes(tree.strip())
         (git_dir / "info/exclude").write_text(await ignore_rules(checkout / ".git", checkout), errors="surrogateescape")
-        _, hidden, _ = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index")
+        nested = (await in_thread(look, checkout)).repositories
+        _, hidden = await differences(git_dir=git_dir, checkout=checkout, index=git_dir / "index", repositories=nested)
         # of the base, and not in its commit: files, and the folders with a repository of their own
-        for name, names in (("hidden", hidden), ("nested", _repositories(os.fsencode(checkout)))):
+        for name, names in (("hidden", hidden), ("nested", nested)):
             (git_dir / name).write_bytes(b"".join(entry + b"\0" for entry in names))
         return cls(git_dir)
 
     async def diff(self, checkout: Worktree, scratch: Path, written: Path) -> tuple[str, dict[str, str]]:
         """(unified diff, path left out -> why). `written`: where what the sandbox's commands wrote lies. No process of the
         sandbox may run meanwhile."""
-        pipes = await in_thread(unblock, written, checkout.view)
-        where = {"git_dir": self.git_dir, "checkout": checkout}
+        found = await in_thread(unblock, written, checkout.view)
+        of_base = self._of_base("nested")
+        repositories = [*{*found.repositories, *of_base}]
+        where = {"git_dir": self.git_dir, "checkout": checkout, "repositories": repositories}
         async with _folder(scratch) as own:
             # new blobs and the changed index go to a git directory of this diff: the judge itself stays as it was built
             mine = Path(own, "git")
@@ -70,18 +73,19 @@ class Judge:
             shutil.copyfile(self.git_dir / "index", mine / "index")
             (mine / "objects/info/alternates").write_bytes(os.fsencode(self.git_dir / "objects") + b"\n")
             rules = f"--exclude-from={self.git_dir}/info/exclude"
-            changed, new, nested = await differences(index=mine / "index", **where)
+            changed, new = await differences(index=mine / "index", **where)
             seen = set(new) - self._of_base("hidden")
             if seen:  # which of them are ignored; mostly there are none
-                _, visible, nested = await differences(rules, index=mine / "index", **where)
+                _, visible = await differences(rules, index=mine / "index", **where)
                 seen = set(new) & set(visible)
             left_out = await in_thread(self._hidden, checkout.view, set(new) - seen)
-            left_out |= dict.fromkeys(set(nested) - self._of_base("nested"), NESTED)
-            stays = self._of_base("hidden") | {folder + b".git" for folder in self._of_base("nested")}
+            all_hidden = _folders(set(new) - seen) - _folders(seen.union(changed)) if repositories else set()
+            left_out |= {name: _why_nested(name) for name in {*repositories} - of_base if name[:-1] not in all_hidden}
+            stays = self._of_base("hidden") | {folder + b".git" for folder in of_base}
             stays |= {name for name in changed if not _is_utf8(name)}
             blocked = await in_thread(_blocked, seen, stays) if seen else set()
             left_out |= dict.fromkeys(blocked, BLOCKED)
-            left_out |= dict.fromkeys(pipes, WHY)
+            left_out |= dict.fromkeys(found.pipes, WHY)
             kept = await in_thread(_choose, checkout.view, [*changed, *(seen - blocked)], set(new), left_out)
             sections = await self._sections(checkout, mine, kept, left_out) if kept else []
         return await in_thread(_told, sections, left_out)
@@ -107,10 +111,10 @@ class Judge:
         as the rest of a small diff, so none is made for what isn't there."""
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
-        if gone := await in_thread(lambda: [name for name in kept if _is_gone(checkout.view, name)]):
-            rows = b"".join(GONE + name + b"\0" for name in gone)
+        if gone := await in_thread(_gone, checkout.view, kept):
+            rows = b"".join(GONE + name + b"\0" for name in sorted(gone))
             await must("update-index", "-z", "--index-info", stdin=rows, **where)
-        if there := sorted(set(kept) - set(gone)):
+        if there := sorted(set(kept) - gone):
             names = b"".join(name + b"\0" for name in there)
             _, said = await answered("update-index", "--add", "--replace", "-z", "--stdin", stdin=names, **where)
             if "Ignoring path " in said:
@@ -161,7 +165,8 @@ class Judge:
             return b"", problem
         if code == -signal.SIGKILL:
             raise SandboxError("git apply was killed by this machine: free some memory")
-        refuse_machine("git apply", err)
+        if not options or code != 1:  # what is but asked writes nothing, and says with 1 that a diff does not apply, by any name
+            refuse_machine("git apply", err)
         said = [line for line in err.split("\n") if line and not line.startswith("warning: ")]
         return out, (said or [f"git apply: exit {code}"])[0][:300]
 
@@ -192,19 +197,22 @@ def _told(sections: list[tuple[bytes, bytes]], left_out: dict[bytes, str]) -> tu
     return text, {path.encode(errors="replace").decode(): why for path, why in _by_folder(left_out).items()}
 
 
-def _repositories(root: bytes) -> list[bytes]:
-    """The folders below `root` with a .git of their own, each with a slash at its end."""
-    found = [os.path.relpath(where, root) + b"/" for where, folders, files in os.walk(root)
-             if b".git" in folders + files]
-    return [name for name in found if name != b"./" and not {b"..", b".git"} & set(name.split(b"/"))]
+def _why_nested(folder: bytes) -> str:
+    return REFUSED if b".git" in folder.lower().split(b"/") else NESTED
+
+
+def _folders(names: Iterable[bytes]) -> set[bytes]:
+    """On the way to them."""
+    folders: set[bytes] = set()
+    for name in names:
+        while (name := os.path.dirname(name)) and name not in folders:
+            folders.add(name)
+    return folders
 
 
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
     """Those that cannot be written where the hidden files are: a folder with one became a file, or one a folder."""
-    folders: set[bytes] = set()
-    for name in hidden:
-        while (name := os.path.dirname(name)) and name not in folders:
-            folders.add(name)
+    folders = _folders(hidden)
     above = {name: [name[:at.start()] for at in re.finditer(b"/", name)] for name in names}
     return {name for name in names if name in folders or not hidden.isdisjoint(above[name])}
 
@@ -214,8 +222,9 @@ def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[byte
     new ones must not hide a repair."""
     kept: list[bytes] = []
     files = size = 0
+    gone = _gone(view, names)
     for name in sorted(names, key=lambda name: (name in new, name)):
-        why, bytes_ = _why_not(view, name)
+        why, bytes_ = _why_not(view, name, name in gone)
         if not why and size + bytes_ > MAX_BYTES:
             why = f"beyond the {MAX_BYTES >> 20} MiB of one diff"
         if not why and name in new and files == MAX_FILES:
@@ -228,7 +237,7 @@ def _choose(view: Path, names: list[bytes], new: set[bytes], left_out: dict[byte
     return kept
 
 
-def _why_not(view: Path, name: bytes) -> tuple[str, int]:
+def _why_not(view: Path, name: bytes, is_gone: bool) -> tuple[str, int]:
     """(empty, or why a diff cannot hold it; its size)."""
     path = os.path.join(os.fsencode(view), name)
     if len(name) > MAX_PATH_BYTES:
@@ -237,7 +246,7 @@ def _why_not(view: Path, name: bytes) -> tuple[str, int]:
         name.decode()
     except UnicodeDecodeError:
         return "a name that is not UTF-8", 0
-    if _is_gone(view, name):
+    if is_gone:
         return "", 0
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
@@ -270,16 +279,26 @@ def _unsafe(name: bytes, target: bytes) -> str:
     return "" if _is_utf8(target) else "a link whose target is not UTF-8"
 
 
-def _is_gone(view: Path, name: bytes) -> bool:
-    """As git sees it: nothing is there, or a folder is, or a link took the place of a folder on the way."""
-    here = os.fsencode(view)
-    *folders, _ = name.split(b"/")
-    for folder in folders:
-        here = os.path.join(here, folder)
-        if os.path.islink(here) or not os.path.isdir(here):
-            return True
-    path = os.path.join(os.fsencode(view), name)
-    return not os.path.lexists(path) or os.path.isdir(path) and not os.path.islink(path)
+def _gone(view: Path, names: Iterable[bytes]) -> set[bytes]:
+    """Those that are, as git sees it: nothing is there, or a folder is, or a link took the place of a folder on the way."""
+    root = os.fsencode(view)
+    real = {b"": True}  # folders that are some, and not behind a link: each is looked at once
+
+    def is_real(folder: bytes) -> bool:
+        below = []
+        while folder not in real:
+            below.append(folder)
+            folder = os.path.dirname(folder)
+        for name in reversed(below):
+            path = os.path.join(root, name)
+            real[name] = real[os.path.dirname(name)] and os.path.isdir(path) and not os.path.islink(path)
+        return real[below[0] if below else folder]
+
+    def is_gone(name: bytes) -> bool:
+        path = os.path.join(root, name)
+        return not is_real(os.path.dirname(name)) or not os.path.lexists(path) or os.path.isdir(path) and not os.path.islink(path)
+
+    return {name for name in names if is_gone(name)}
 
 
 def _is_utf8(data: bytes) -> bool:

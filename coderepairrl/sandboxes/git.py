@@ -15,17 +15,20 @@ from pathlib import Path
 from coderepairrl import cause
 from coderepairrl.errors import CodeRepairError, SandboxError
 from coderepairrl.sandboxes.overlay import Worktree
-from coderepairrl.sandboxes.process import capture
+from coderepairrl.sandboxes.pipes import look
+from coderepairrl.sandboxes.process import capture, in_thread
 
 EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of a template
 ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")
 NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
 GONE = b"0 " + b"0" * 40 + b"\t"  # before a name, to update-index --index-info
 _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-_MACHINE = re.compile(
-    "No space left|Disk quota|Read-only file system|Cannot allocate|Input/output error|Too many open files"
+_MACHINE = re.compile(  # where an error's words stand, not a file's name: at the end of a line, or after git's own "fatal"
+    ": (?:No space left on device|Disk quota exceeded|Read-only file system|Cannot allocate memory|Input/output error"
+    "|Too many open files(?: in system)?)(?:,.*)?$"
     # of what stands in the way the disk knows nothing
-    "|unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))")
+    "|^(?:error|fatal): unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))",
+    re.MULTILINE)
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
 VARIABLES = {
@@ -81,32 +84,34 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/attributes").write_text(NEUTRAL)
 
 
-async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree,
-                      index: Path) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included; such
-    repositories). Git lists one by its folder alone as long as the index knows no file in it, so a copy of the index gets
-    a name in each that is nowhere on the disk; and not at all where the index knows a file of the folder's name, so the
-    copy loses that. What was changed counts as the whole index had it."""
-    view = os.fsencode(checkout.view if isinstance(checkout, Worktree) else checkout)
+async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree, index: Path,
+                      repositories: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included).
+
+    `repositories`: all folders with a .git, each with a slash at its end (pipes.py). Git would open what lies in them, and
+    list each by its folder alone: but not where the index knows a file in it. So a copy of the index gets a name in each
+    that is nowhere on the disk. What was changed counts as the whole index had it. Where no index can hold a name, as below
+    .GIT, git does not look at all."""
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
         if index.exists():
             shutil.copyfile(index, f"{own}/index")
         where = {"git_dir": git_dir, "checkout": checkout, "GIT_INDEX_FILE": f"{own}/index"}
-        place, nested, changed = secrets.token_hex(8).encode(), [], set()
-        while True:
-            listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, **where)
-            rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
-            new = [name for is_new, name in rows if is_new]
-            found = [name for name in new if name.endswith(b"/")]
-            held = {name for is_new, name in rows if not is_new and not name.endswith(place)}
-            changed |= held
-            became = {name for name in held if os.path.lexists(os.path.join(view, name, b".git"))}
-            if not found and not became:
-                return sorted(changed), sorted(new), nested
-            nested += found
-            made = b"".join(GONE + name + b"\0" for name in became)
-            made += b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in found)
-            await must("update-index", "-z", "--index-info", stdin=made, **where)
+        place, changed = secrets.token_hex(8).encode(), set()
+        passed_over = [name for name in repositories if b".git" in name.lower().split(b"/")]
+        if known := sorted({*repositories} - {*passed_over}):
+            changed = set(filter(None, (await must("ls-files", "-z", "-m", "-d", **where)).split(b"\0")))
+            made = b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in known)
+            await must("-c", "core.protectNTFS=false", "update-index", "-z", "--index-info", stdin=made, **where)
+        hidden = [f"--exclude=/{os.fsdecode(_pattern(name))}" for name in passed_over]
+        listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, *hidden, **where)
+        rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
+        changed |= {name for is_new, name in rows if not is_new and not name.endswith(place)}
+        return sorted(changed), sorted(name for is_new, name in rows if is_new)
+
+
+def _pattern(name: bytes) -> bytes:
+    """The pattern of an ignore rule that is this name and no other."""
+    return re.sub(rb"([\\*?\[\] ])", rb"\\\1", name)
 
 
 async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
@@ -116,7 +121,8 @@ async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignor
     init(git_dir)
     where = {"git_dir": git_dir, "checkout": checkout}
     rules = [f"--exclude-from={git_dir}/info/exclude"] if ignored else ["--exclude-standard"]
-    _, new, _ = await differences(*rules, index=git_dir / "index", **where)
+    nested = (await in_thread(look, checkout)).repositories
+    _, new = await differences(*rules, index=git_dir / "index", repositories=nested, **where)
     names = {*new, *map(os.fsencode, forced)}
     at = {name: os.path.join(os.fsencode(checkout), name) for name in sorted(names)}
     plain = [name for name, path in at.items() if os.path.islink(path) or os.path.isfile(path)]
