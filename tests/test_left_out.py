@@ -146,6 +146,7 @@ OPENED = {  # of a repository: where git, asked of the checkout, would wait for 
     "a link to a folder with pipes": "mv n/.git n/real; rm n/real/HEAD; mkfifo n/real/HEAD; ln -s real n/.git",
     "in the place of a file": "rm lib.py; mv n lib.py; rm lib.py/.git/HEAD; mkfifo lib.py/.git/HEAD",
     "below a name that git takes for its own": "mkdir .GIT; mv n .GIT; rm .GIT/n/.git/HEAD; mkfifo .GIT/n/.git/HEAD",
+    "below many such names": "for i in $(seq 1500); do n=$'a\\n*'$i/.GIT/$(printf %0150d $i)/.git; mkdir -p \"$n\"; mkfifo \"$n/commondir\"; done",
     "many, one in another": "for i in $(seq 400); do mkdir d; cd d; mkdir .git; mkfifo .git/commondir; done",
 }
 

@@ -102,16 +102,17 @@ async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree, ind
             changed = set(filter(None, (await must("ls-files", "-z", "-m", "-d", **where)).split(b"\0")))
             made = b"".join(f"100644 {_EMPTY_BLOB}\t".encode() + name + place + b"\0" for name in known)
             await must("-c", "core.protectNTFS=false", "update-index", "-z", "--index-info", stdin=made, **where)
-        hidden = [f"--exclude=/{os.fsdecode(_pattern(name))}" for name in passed_over]
-        listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, *hidden, **where)
+        Path(own, "passed_over").write_bytes(b"".join(b"/" + _pattern(name) + b"\n" for name in passed_over))
+        hidden = f"--exclude-from={own}/passed_over"
+        listed = await must("ls-files", "-z", "-t", "-o", "-m", "-d", *rules, hidden, **where)
         rows = {(row[:1] == b"?", row[2:]) for row in listed.split(b"\0") if row}
         changed |= {name for is_new, name in rows if not is_new and not name.endswith(place)}
         return sorted(changed), sorted(name for is_new, name in rows if is_new)
 
 
 def _pattern(name: bytes) -> bytes:
-    """The pattern of an ignore rule that is this name and no other."""
-    return re.sub(rb"([\\*?\[\] ])", rb"\\\1", name)
+    """The pattern of an ignore rule that is this name, where a line feed may be any letter: a rule is a line."""
+    return re.sub(rb"([\\*?\[\] ])", rb"\\\1", name).replace(b"\n", b"?")
 
 
 async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
