@@ -65,7 +65,7 @@ def terminal_text(config: TerminalTextConfig, acts: Sequence[Act]) -> list[Turn]
                 out.append(_block("bash", f"cat {path}"))
             case Edit():
                 out.append(_block("edit", _search_replace(act)))
-            case Slip(Edit(path, before, _, new) as edit):
+            case Slip(Edit(path, _, _, new) as edit):
                 out.append(_block("edit", _search_replace(Edit(path, edit.after, new, new)), trained=False))
             case RunTests(command):
                 out.append(_block("bash", command))
@@ -94,7 +94,7 @@ def commands(acts: Sequence[Act]) -> list[tuple[str, bool]]:
                 out.append((f"cat {path}", True))
             case Edit():
                 out.append((_command(act), True))
-            case Slip(Edit(path, before, _, new) as edit):
+            case Slip(Edit(path, _, _, new) as edit):
                 out.append((_command(Edit(path, edit.after, new, new)), False))
             case RunTests(command):
                 out.append((command, True))
