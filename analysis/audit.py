@@ -14,15 +14,15 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from coderepairrl import ledger, store
-from coderepairrl.admission import ATTEMPT_ENDED
-from coderepairrl.books import sampled_tokens
 from coderepairrl.config import read_yaml
 from coderepairrl.files import read_json
-from coderepairrl.metrics import read_metrics
-from coderepairrl.probe import unproven_versions
-from coderepairrl.program import program
+from coderepairrl.rollout import ledger, trajectory_files
+from coderepairrl.rollout.buffer import sampled_tokens
+from coderepairrl.rollout.scheduler import ATTEMPT_ENDED
+from coderepairrl.run.metrics import read_metrics
+from coderepairrl.run.program import program
 from coderepairrl.types import Trajectory
+from coderepairrl.weights.probe import unproven_versions
 
 
 class Audit:
@@ -65,10 +65,10 @@ class Audit:
         booked = {row["file"]: row["sha256"] for row in where.values()}
         for path in sorted((self.run / "rollouts").glob("*.parquet")):
             self.check(path.name in booked, f"{path.name}: no ledger row speaks of it")
-            if booked.get(path.name) != store.sha256(path):
+            if booked.get(path.name) != trajectory_files.sha256(path):
                 self.check(False, f"{path.name}: its sha256 is not the ledger's, so it is not read")
                 continue
-            for trajectory in store.read(path)[0]:
+            for trajectory in trajectory_files.read(path)[0]:
                 self.trajectories[trajectory.group_id].append(trajectory)
         missing = {name for name in booked if not (self.run / "rollouts" / name).exists()}
         self.check(not missing, f"files of the ledger that are gone: {sorted(missing)}")

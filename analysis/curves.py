@@ -19,9 +19,9 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, 
 from seeds import curves_of, differences
 
 from coderepairrl.files import read_json
-from coderepairrl.intervals import Interval, mean, mean_rate
-from coderepairrl.metrics import read_evaluations, read_metrics
-from coderepairrl.program import program
+from coderepairrl.run.intervals import Interval, mean, mean_rate
+from coderepairrl.run.metrics import read_evaluations, read_metrics
+from coderepairrl.run.program import program
 
 SOFT = "#8aa1ad"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by the colour-blind as well (Okabe, Ito)

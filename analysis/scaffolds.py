@@ -20,12 +20,12 @@ from figure import TEXT, save
 from rich.console import Console
 from rich.table import Table
 
-from coderepairrl import intervals, skill
 from coderepairrl.config import read_yaml
-from coderepairrl.evaluations import own_names
-from coderepairrl.intervals import NOTHING, Interval, percent
-from coderepairrl.metrics import read_metrics
-from coderepairrl.program import program
+from coderepairrl.rollout.evaluations import own_names
+from coderepairrl.run import intervals, skill
+from coderepairrl.run.intervals import NOTHING, Interval, percent
+from coderepairrl.run.metrics import read_metrics
+from coderepairrl.run.program import program
 
 WARM = "not trained"  # the policy before
 LAST = 3  # steps whose mean says what a training run has reached

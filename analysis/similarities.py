@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from statistics import fmean
 
-from coderepairrl.program import program
-from coderepairrl.rewards.diffs import FileChange, split_diff
+from coderepairrl.diffs import FileChange, split_diff
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.rewards.similarity import SIMILARITIES
+from coderepairrl.run.program import program
 from coderepairrl.tasks.packages import RealPackagesConfig, load
 from coderepairrl.tasks.rows import read_rows
 

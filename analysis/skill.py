@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from seeds import grouped
 
-from coderepairrl import skill
-from coderepairrl.intervals import NOTHING, Interval, mean_difference, percent
-from coderepairrl.program import program
+from coderepairrl.run import skill
+from coderepairrl.run.intervals import NOTHING, Interval, mean_difference, percent
+from coderepairrl.run.program import program
 
 RATES = {"pass_rate": "repaired", "first_edit": "by the first edit", "greedy": "greedy"}
 GAINS = RATES | {"beyond": "more than by retries"}

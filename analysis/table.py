@@ -12,8 +12,8 @@ from rich.table import Table
 from seeds import grouped
 
 from coderepairrl.files import read_json
-from coderepairrl.intervals import NOTHING, Interval, mean_difference, mean_rate, percent
-from coderepairrl.program import program
+from coderepairrl.run.intervals import NOTHING, Interval, mean_difference, mean_rate, percent
+from coderepairrl.run.program import program
 
 
 def of_run(summary: dict, name: str) -> Interval | None:
@@ -21,7 +21,7 @@ def of_run(summary: dict, name: str) -> Interval | None:
 
 
 def of_skill(found: dict) -> list[tuple[str, str]]:
-    """What of the gain is skill, what persistence (coderepairrl/skill.py)."""
+    """What of the gain is skill, what persistence (coderepairrl/run/skill.py)."""
     if not found:  # a run of before
         return []
     before, after, gain = found["before"], found["after"], found["gain"]

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from figure import ACCENT, INK, TEXT, runs_and_picture, save
 from matplotlib.ticker import MaxNLocator
 
-from coderepairrl.metrics import read_metrics
-from coderepairrl.program import program
+from coderepairrl.run.metrics import read_metrics
+from coderepairrl.run.program import program
 
 SOFT, HELDOUT = "#b9c7cf", "#dcdcd6"
 STEPS = ("#35616e", "#659aa9", "#9dc1ca")  # of generation, step by step in turn

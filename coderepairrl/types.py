@@ -7,7 +7,6 @@ Legend: T tokens of a row. Times are seconds, sizes bytes unless the name says o
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
 TEST_OUTPUT = "test_output"  # the kind of event that has what the tests printed in a run that became no verdict
 LEFT_OUT = "left_out"  # the kind of event that names, with the reason, what the agent did and its diff cannot hold
 HELD_OUT = "heldout"  # the split that is evaluated and never trained

@@ -18,9 +18,9 @@ from train_grpo import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError
-from coderepairrl.intervals import NOTHING
-from coderepairrl.metrics import read_metrics
-from coderepairrl.program import program
+from coderepairrl.run.intervals import NOTHING
+from coderepairrl.run.metrics import read_metrics
+from coderepairrl.run.program import program
 
 STALENESS = {"sync": 0, "async": 2}
 FILLING = 3  # steps

@@ -33,12 +33,12 @@ from pydantic import PositiveFloat, PositiveInt
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway.call_forms import call_id
-from coderepairrl.policy import Server as VLLM
-from coderepairrl.policy import ServerConfig
-from coderepairrl.program import program
+from coderepairrl.inference.vllm import Server as VLLM
+from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
+from coderepairrl.models.tokenizer import load_tokenizer
+from coderepairrl.run.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
-from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
-from coderepairrl.tokenizer import load_tokenizer
 
 CONTENT = (Path(json.__file__).parent / "decoder.py").read_text() + (Path(asyncio.__file__).parent / "tasks.py").read_text()
 

@@ -27,10 +27,10 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.gateway import GatewayConfig, Renderer, SamplingConfig, SessionLimits, make_gateway
-from coderepairrl.program import program
+from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
+from coderepairrl.models.tokenizer import load_tokenizer
+from coderepairrl.run.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
-from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
-from coderepairrl.tokenizer import load_tokenizer
 
 LIMITS = SessionLimits(max_turns=1000, max_total_tokens=100_000)
 

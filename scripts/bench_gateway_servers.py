@@ -16,7 +16,7 @@ from aiohttp import web
 
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
 from coderepairrl.gateway.session import Session
-from coderepairrl.tokenizer import load_tokenizer
+from coderepairrl.models.tokenizer import load_tokenizer
 
 SAID = ('Let me look at the module before I change it.\n<tool_call>\n{"name": "shell", "arguments": {"command": "sed -n 1,80p src/module.py"}}\n'
         "</tool_call>")

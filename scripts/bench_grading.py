@@ -19,12 +19,12 @@ from rich.table import Table
 
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
-from coderepairrl.program import program
-from coderepairrl.rewards.judge import execute
-from coderepairrl.rewards.tests import Grader, selected
+from coderepairrl.grading.grader import Grader, selected
+from coderepairrl.grading.judge import execute
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import SandboxConfig, check
 from coderepairrl.tasks import TasksConfig, load_tasks
-from coderepairrl.tasks.build import build_task
+from coderepairrl.tasks.building import build_task
 from coderepairrl.types import Task
 
 

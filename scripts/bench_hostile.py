@@ -25,14 +25,14 @@ from bench_sandboxes import FIX, bench_task, left_overs
 from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config, load
-from coderepairrl.episode import Services, run_episode
+from coderepairrl.demonstrations.scripted_server import ScriptedClient
 from coderepairrl.gateway import Gateway, GatewayConfig, SamplingConfig, SessionLimits
-from coderepairrl.program import program
 from coderepairrl.rewards import Grader, RewardConfig
+from coderepairrl.rollout.episode import Services, run_episode
+from coderepairrl.rollout.standstill import Standstill
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import Sandbox, SandboxConfig, check
 from coderepairrl.scaffolds import Endpoint
-from coderepairrl.scripted import ScriptedClient
-from coderepairrl.standstill import Standstill
 from coderepairrl.types import Outcome, Task
 
 CANCELLED_AFTER_S = 0.3  # every seventh

@@ -23,11 +23,11 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from coderepairrl import proc
 from coderepairrl.config import Config, load
 from coderepairrl.errors import SandboxError
-from coderepairrl.program import program
-from coderepairrl.rewards.tests import grade
+from coderepairrl.grading.grader import grade
+from coderepairrl.processes import proc
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import SandboxConfig, check, start_sandbox
 from coderepairrl.types import Environment, Task
 

@@ -31,18 +31,18 @@ from pathlib import Path
 import aiohttp
 from pydantic import PositiveInt
 
-from coderepairrl import proc
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ScaffoldError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
-from coderepairrl.gateway.engine_client import Completion
-from coderepairrl.proc import tree
-from coderepairrl.program import program
+from coderepairrl.gateway.vllm_client import Completion
+from coderepairrl.models.small_policy import SmallPolicyConfig, train_tokenizer
+from coderepairrl.processes import proc
+from coderepairrl.processes.proc import tree
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import SandboxConfig, check, start_sandbox
 from coderepairrl.scaffolds import Endpoint, Scaffold, ScaffoldConfig, make_scaffold, ready
 from coderepairrl.scaffolds.command import CommandConfig
-from coderepairrl.small_policy import SmallPolicyConfig, train_tokenizer
 from coderepairrl.tasks.functions import Puzzle, puzzles
 
 SAMPLE_S = 0.2  # between two looks at the memory of all processes

@@ -28,12 +28,12 @@ from typing import Literal
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from coderepairrl import cause
 from coderepairrl.config import Config, Share, load
-from coderepairrl.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.files import write_json
-from coderepairrl.launch import has_gpu, ranks_command, ranks_environment
-from coderepairrl.program import program
+from coderepairrl.processes import cause
+from coderepairrl.processes.starting import has_gpu, ranks_command, ranks_environment
+from coderepairrl.run.program import program
+from coderepairrl.training.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.types import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ LORA_RANK = 32
 
 class AgentConfig(Config):
     """Groups of trajectories: a prompt that the group shares, then sampled tokens and tool outputs by turns."""
-    shape: str  # one of coderepairrl/qwen3_shapes.py
+    shape: str  # one of coderepairrl/models/shapes.py
     mode: Literal["lora", "full"]  # what is trained
     groups: PositiveInt  # of the batch
     group_size: PositiveInt  # trajectories of each
@@ -74,7 +74,7 @@ class RowConfig(Config):
 
 class ShapeConfig(Config):
     """One model, at several lengths."""
-    shape: str  # one of coderepairrl/qwen3_shapes.py
+    shape: str  # one of coderepairrl/models/shapes.py
     modes: list[Literal["lora", "full"]] = ["lora", "full"]  # what is trained
     rows: list[RowConfig]  # the lengths
 
@@ -161,8 +161,8 @@ class Trainer:
     def __init__(self, shape: str, mode: str, folder: Path, entries: dict):
         import torch
 
-        from coderepairrl.algorithm_config import AlgorithmConfig
-        from coderepairrl.engine import Engine
+        from coderepairrl.training.algorithm_config import AlgorithmConfig
+        from coderepairrl.training.engine import Engine
         self.torch, self.shape, self.mode = torch, SHAPES[shape], mode
         self.gpu = torch.cuda.is_available()
         entries = {"learning_rate": 1e-6, "dtype": "bfloat16" if self.gpu else "float32", "leaf_modules": ["Qwen3DecoderLayer"]} | entries
@@ -176,7 +176,7 @@ class Trainer:
 
     def step(self, micro_batches: list) -> tuple[float, float]:
         """Seconds of (forward and backward, optimizer step)."""
-        from coderepairrl.algorithms import policy_loss
+        from coderepairrl.training.algorithms import policy_loss
         start = self.now()
         for i, micro in enumerate(micro_batches):
             micro = micro.to(self.engine.device)
@@ -195,7 +195,7 @@ class Trainer:
         return share
 
     def recompute(self, share: float) -> None:
-        from coderepairrl.policy_model import recompute
+        from coderepairrl.training.model import recompute
         recompute(self.engine.module.model, share)
 
     def memory(self, reset: bool = False) -> tuple[float | None, float | None]:
@@ -215,7 +215,7 @@ def run_rows(case: dict, report) -> None:
 
 
 def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
-    from coderepairrl import batch
+    from coderepairrl.training import batch
     engine, shape, tokens, rng = trainer.engine, trainer.shape, options.tokens, np.random.default_rng(0)
     share = trainer.set_recomputed(tokens) if options.recomputed is None else options.recomputed
     trainer.recompute(share)
@@ -240,8 +240,8 @@ def run_row(trainer: Trainer, options: RowConfig, measured_s: float) -> dict:
 
 
 def run_agent(case: dict, report) -> None:
-    from coderepairrl import batch
-    from coderepairrl.algorithms import row_weights
+    from coderepairrl.training import batch
+    from coderepairrl.training.algorithms import row_weights
     config = AgentConfig(**case["agent"])
     trainer = Trainer(config.shape, config.mode, Path(case["folder"]), case["engine"])
     engine, rows = trainer.engine, agent_rows(config)

@@ -25,15 +25,15 @@ from typing import Literal
 import requests
 from pydantic import Field, PositiveInt
 
-from coderepairrl import cause
 from coderepairrl.config import Config, load
-from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.launch import ends_with_parent, has_gpu, ranks_command, ranks_environment
-from coderepairrl.policy import Server, ServerConfig
-from coderepairrl.program import program
-from coderepairrl.qwen3_shapes import SHAPES, write_model
+from coderepairrl.inference.vllm import Server, ServerConfig
+from coderepairrl.models.shapes import SHAPES, write_model
+from coderepairrl.processes import cause
+from coderepairrl.processes.starting import ends_with_parent, has_gpu, ranks_command, ranks_environment
+from coderepairrl.run.program import program
+from coderepairrl.training.engine_config import EngineConfig
 
 DEFAULT = "configs/bench/weights.yaml"
 DUMMY = ["--load-format", "dummy"]
@@ -41,7 +41,7 @@ DUMMY = ["--load-format", "dummy"]
 
 class BenchConfig(Config):
     output: str  # the folder that is written
-    shapes: list[str] = Field(min_length=1)  # of coderepairrl/qwen3_shapes.py
+    shapes: list[str] = Field(min_length=1)  # of coderepairrl/models/shapes.py
     ranks: PositiveInt  # that send
     serving: list[PositiveInt] = Field(min_length=1)  # numbers of servers, each on one GPU
     updates: PositiveInt = 5  # that are measured; one before them makes the communicator
@@ -71,10 +71,9 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
     """Rows on rank 0: one for each number of servers."""
     import torch
 
-    from coderepairrl import probe
-    from coderepairrl.engine import Engine
-    from coderepairrl.publisher import micro_batch
-    from coderepairrl.weight_transfer import WeightSender
+    from coderepairrl.training.engine import Engine
+    from coderepairrl.weights import WeightSender, probe
+    from coderepairrl.weights.publisher import micro_batch
 
     engine = Engine(folder / "model", config.engine)
     row = probe.token_ids(engine.module.model.config.vocab_size, config.server.max_model_len)
@@ -142,8 +141,8 @@ def kill(config: BenchConfig, folder: Path) -> list[dict]:
     """A row on rank 0: three updates, of which vLLM does not survive the second."""
     import torch
 
-    from coderepairrl.engine import Engine
-    from coderepairrl.publisher import Publisher
+    from coderepairrl.training.engine import Engine
+    from coderepairrl.weights.publisher import Publisher
 
     run = folder / "server_0"
     engine = Engine(folder / "model", config.engine)

@@ -27,23 +27,24 @@ from statistics import fmean
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
-from coderepairrl import attempt as attempts
-from coderepairrl import inputs, intervals, skill, store
-from coderepairrl.attempt import Attempt, Place
 from coderepairrl.config import Config, dump, load
-from coderepairrl.contents import model_folder
+from coderepairrl.config.contents import model_folder
 from coderepairrl.environments import instead
 from coderepairrl.errors import ConfigError, TaskError
-from coderepairrl.evaluations import is_done, own_names
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
-from coderepairrl.infrastructure import commonest, refuse_broken
-from coderepairrl.program import program
-from coderepairrl.provenance import provenance
 from coderepairrl.rewards import disagreement, failing
-from coderepairrl.rollout import Rollout, RolloutConfig
+from coderepairrl.rollout import trajectory_files
+from coderepairrl.rollout.evaluations import is_done, own_names
+from coderepairrl.rollout.infrastructure import commonest, refuse_broken
+from coderepairrl.rollout.rollout import Rollout, RolloutConfig
+from coderepairrl.run import attempt as attempts
+from coderepairrl.run import inputs, intervals, skill
+from coderepairrl.run.attempt import Attempt, Place
+from coderepairrl.run.program import program
+from coderepairrl.run.provenance import provenance
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.tasks import load_tasks
-from coderepairrl.tasks.build import build_all
+from coderepairrl.tasks.building import build_all
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
@@ -118,7 +119,7 @@ async def beat(attempt: Attempt) -> None:
 
 def evaluated(run: Path) -> set[str]:
     """Ids of the tasks in whole chunks."""
-    return {task for name in own_names(run) for task in store.task_ids(run / "rollouts" / f"eval_{name}.parquet")}
+    return {task for name in own_names(run) for task in trajectory_files.task_ids(run / "rollouts" / f"eval_{name}.parquet")}
 
 
 async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
@@ -178,7 +179,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
 
 def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
-    read = lambda name: store.read(run / "rollouts" / f"eval_{name}.parquet")[0]
+    read = lambda name: trajectory_files.read(run / "rollouts" / f"eval_{name}.parquet")[0]
     own = [t for name in own_names(run) for t in read(name)]
     greedy = [t for name in own_names(run) if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists() for t in read(f"{name}_greedy")]
     write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)])

@@ -15,10 +15,10 @@ from pydantic import ConfigDict, TypeAdapter
 from coderepairrl.config import Config, load
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError
-from coderepairrl.program import program
+from coderepairrl.run.program import program
 from coderepairrl.scaffolds import SCAFFOLDS, ScaffoldConfig, make_scaffold
 from coderepairrl.scaffolds.installation import install
-from coderepairrl.scaffolds.process import ProcessScaffold
+from coderepairrl.scaffolds.programs import ProcessScaffold
 
 
 class Agent(Config):

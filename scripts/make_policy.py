@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coderepairrl import inputs
 from coderepairrl.config import Config, load
+from coderepairrl.demonstrations.expert import DemonstrationsConfig, generate
 from coderepairrl.files import write_json
-from coderepairrl.program import program
+from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
+from coderepairrl.run import inputs
+from coderepairrl.run.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
-from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
-from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
 
 
 class MakePolicyConfig(Config):

@@ -27,17 +27,17 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from coderepairrl import contents
+from coderepairrl.config import contents
+from coderepairrl.curation.class_mutation import class_mutations, combine
+from coderepairrl.curation.journal import Journal, add_arguments
+from coderepairrl.curation.mutation import mutations
+from coderepairrl.curation.source_edits import Mutation
+from coderepairrl.curation.statement import describe, gives_away, public_names
+from coderepairrl.curation.suite import BROKEN, Refused, Version, passing
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
-from coderepairrl.rewards.test_ids import to_node
-from coderepairrl.tasks.class_mutation import class_mutations, combine
-from coderepairrl.tasks.edits import Mutation
-from coderepairrl.tasks.journal import Journal, add_arguments
-from coderepairrl.tasks.mutation import mutations
+from coderepairrl.grading.ids import to_node
 from coderepairrl.tasks.packages import FOLDER, SuiteRow, TaskRow, environment, packages, read_source
-from coderepairrl.tasks.statement import describe, gives_away, public_names
-from coderepairrl.tasks.suite import BROKEN, Refused, Version, passing
 from coderepairrl.types import Environment
 
 REPEATS = 3

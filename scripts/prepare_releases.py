@@ -5,7 +5,7 @@
 NAME=N tries the newest N pairs. A pair is a candidate when the later release changes source and tests, and at most MAX_CHANGED lines of
 source. Its FAIL_TO_PASS are the tests of the later release that fail on the earlier one and pass on the earlier one with the later one's
 source; of the files that hold them, all that pass on both is PASS_TO_PASS. Then it is admitted as any task is: see
-coderepairrl/tasks/validate.py. Every decision is appended to OUT.journal; started again, the program continues from there.
+coderepairrl/curation/admission.py. Every decision is appended to OUT.journal; started again, the program continues from there.
 """
 import argparse
 import asyncio
@@ -20,20 +20,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coderepairrl import cause, contents
+from coderepairrl.config import contents
+from coderepairrl.curation.admission import validate
+from coderepairrl.curation.journal import Journal, add_arguments
+from coderepairrl.curation.suite import Refused, Version, passing
+from coderepairrl.diffs import split_diff
 from coderepairrl.environments import EnvironmentsConfig
-from coderepairrl.environments.base import default_cache
+from coderepairrl.environments.cache import default_cache
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
-from coderepairrl.rewards.diffs import split_diff
-from coderepairrl.rewards.tests import grade
+from coderepairrl.grading.grader import grade
+from coderepairrl.processes import cause
 from coderepairrl.sandboxes import SandboxConfig
-from coderepairrl.tasks.journal import Journal, add_arguments
 from coderepairrl.tasks.packages import FOLDER, build
 from coderepairrl.tasks.releases import PairRow, Release, pack, pair_task, released
-from coderepairrl.tasks.suite import Refused, Version, passing
-from coderepairrl.tasks.validate import validate
 from coderepairrl.types import Task
 
 MAX_CHANGED = 1000  # lines added and removed

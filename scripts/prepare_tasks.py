@@ -22,18 +22,19 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
-from coderepairrl import contents, inputs, sandboxes
-from coderepairrl.config import Config, load
+from coderepairrl import sandboxes
+from coderepairrl.config import Config, contents, load
+from coderepairrl.curation.admission import Decision, validate
+from coderepairrl.curation.decontaminate import KINDS, contamination, split_by_date
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, SandboxError
 from coderepairrl.files import drop_torn_line, read_jsonl, write_json
-from coderepairrl.intervals import NOTHING
-from coderepairrl.program import program
+from coderepairrl.run import inputs
+from coderepairrl.run.intervals import NOTHING
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
-from coderepairrl.tasks.decontaminate import KINDS, contamination, split_by_date
 from coderepairrl.tasks.jsonl import JsonlConfig
-from coderepairrl.tasks.validate import Decision, validate
 from coderepairrl.types import Task
 
 CONTAMINATED = 2  # exit code

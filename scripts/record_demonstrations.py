@@ -7,7 +7,7 @@ Writes OUTPUT/step_00000.parquet ..., trajectories like those of a run, token by
 was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs (inputs.json)
 need another `output:`.
 
-Experts: `functions`, the imperfect one of coderepairrl/tasks/demonstrations.py, and `oracle`, the known repair of any task, hunk by hunk.
+Experts: `functions`, the imperfect one of coderepairrl/demonstrations/expert.py, and `oracle`, the known repair of any task, hunk by hunk.
 """
 import asyncio
 import json
@@ -23,23 +23,24 @@ import aiohttp
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from coderepairrl import contents, inputs, store
-from coderepairrl.config import Config, dump, load
-from coderepairrl.episode import Services, run_episode
+from coderepairrl.config import Config, contents, dump, load
+from coderepairrl.demonstrations.acts import oracle_acts
+from coderepairrl.demonstrations.dialects import Turn, speak
+from coderepairrl.demonstrations.expert import DemonstrationsConfig, demonstration_acts
+from coderepairrl.demonstrations.scripted_server import NOT_LEARNT, Line, ScriptedClient
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import write_json
 from coderepairrl.gateway import Gateway, Renderer, SamplingConfig, renderer_of
-from coderepairrl.program import program
 from coderepairrl.rewards import Grader
-from coderepairrl.rollout import RolloutConfig
+from coderepairrl.rollout import trajectory_files
+from coderepairrl.rollout.episode import Services, run_episode
+from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.run import inputs
+from coderepairrl.run.program import program
 from coderepairrl.sandboxes import check
 from coderepairrl.scaffolds import make_scaffold, ready
-from coderepairrl.scripted import NOT_LEARNT, Line, ScriptedClient
 from coderepairrl.tasks import load_tasks
-from coderepairrl.tasks.acts import oracle_acts
-from coderepairrl.tasks.build import build_all
-from coderepairrl.tasks.demonstrations import DemonstrationsConfig, demonstration_acts
-from coderepairrl.tasks.dialects import Turn, speak
+from coderepairrl.tasks.building import build_all
 from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome, Task, Trajectory
 
@@ -120,7 +121,7 @@ class Recorder:
         done = await asyncio.gather(*(self.episode(*one, bar) for one in part))
         kept = [trajectory for trajectory in done if trajectory is not None]
         if kept:  # a file without any would pass for done when the cause is mended
-            store.write(path, kept, {"left_out": dict(self.left_out)})
+            trajectory_files.write(path, kept, {"left_out": dict(self.left_out)})
 
 
 async def record(config: RecordConfig, output: Path) -> dict:
@@ -140,7 +141,7 @@ async def record(config: RecordConfig, output: Path) -> dict:
                 for start in range(0, len(wanted), config.file_episodes):
                     path, part = output / f"step_{start // config.file_episodes:05d}.parquet", wanted[start : start + config.file_episodes]
                     if path.exists():
-                        recorder.left_out = Counter(store.read(path)[1]["left_out"])  # of all up to this file
+                        recorder.left_out = Counter(trajectory_files.read(path)[1]["left_out"])  # of all up to this file
                         bar.update(len(part))
                     else:
                         await recorder.file(path, part, bar)
@@ -160,7 +161,7 @@ def inputs_of(config: RecordConfig) -> dict:
 def summary_of(output: Path) -> dict:
     prompts, sampled, calls, roots, episodes, resolved = [], 0, 0, 0, 0, 0
     for path in sorted(output.glob("step_*.parquet")):
-        for trajectory in store.read(path)[0]:
+        for trajectory in trajectory_files.read(path)[0]:
             episodes += 1
             calls += len(trajectory.calls)
             roots += sum(call.parent is None for call in trajectory.calls)

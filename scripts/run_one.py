@@ -27,9 +27,9 @@ from train_grpo import TrainConfig
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import write_json
-from coderepairrl.intervals import NOTHING
-from coderepairrl.program import program
-from coderepairrl.rollout import Rollout
+from coderepairrl.rollout.rollout import Rollout
+from coderepairrl.run.intervals import NOTHING
+from coderepairrl.run.program import program
 from coderepairrl.types import TEST_OUTPUT, Call, Task, Trajectory, Verdict
 
 SURE, UNSURE = (215, 215, 215), (235, 60, 40)  # red, green, blue of a token of probability 1 and of one that was a surprise
@@ -172,7 +172,9 @@ async def run_one(config: RunOneConfig, split: str, number: str, console: Consol
         async with rollouts:
             status.update(f"the agent works on {task.task_id}")
             trajectory = await rollouts.episode(task, split)
-    from coderepairrl.tokenizer import load_tokenizer  # imports transformers: not before a mistake in the arguments was found
+    from coderepairrl.models.tokenizer import (
+        load_tokenizer,  # imports transformers: not before a mistake in the arguments was found
+    )
 
     show(console, load_tokenizer(config.model), task, trajectory)
 

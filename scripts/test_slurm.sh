@@ -16,7 +16,7 @@ rm -rf "$CODEREPAIRRL_RESULTS"
 mkdir -p "$CODEREPAIRRL_RESULTS"
 say "the tests"
 status=0
-.venv/bin/python -m pytest -m cluster tests/test_cluster.py tests/test_grid_run.py -p no:xdist --durations=0 "$@" || status=$?
+.venv/bin/python -m pytest -m cluster tests/cluster/test_cluster.py tests/cluster/test_grid_run.py -p no:xdist --durations=0 "$@" || status=$?
 if [ -f "$CODEREPAIRRL_RESULTS/recoveries.md" ]; then
     printf '\n| disturbance | start-up, s | back at work after, s | steps trained again | |\n|---|---|---|---|---|\n'
     cat "$CODEREPAIRRL_RESULTS/recoveries.md"

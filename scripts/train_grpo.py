@@ -22,18 +22,18 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from coderepairrl import policy
-from coderepairrl.algorithm_config import AlgorithmConfig
-from coderepairrl.attempt import Place
-from coderepairrl.checkpoints import folder_of
 from coderepairrl.config import Config, load
-from coderepairrl.driver import drive, start_of
-from coderepairrl.engine_config import EngineConfig
-from coderepairrl.metrics import WandbConfig
-from coderepairrl.policy import ServerConfig
-from coderepairrl.program import program
-from coderepairrl.resume import ResumeConfig
-from coderepairrl.rollout import Rollout, RolloutConfig
+from coderepairrl.inference import vllm
+from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.rollout.rollout import Rollout, RolloutConfig
+from coderepairrl.run.attempt import Place
+from coderepairrl.run.driver import drive, start_of
+from coderepairrl.run.metrics import WandbConfig
+from coderepairrl.run.program import program
+from coderepairrl.run.resume import ResumeConfig
+from coderepairrl.training.algorithm_config import AlgorithmConfig
+from coderepairrl.training.checkpoints import folder_of
+from coderepairrl.training.engine_config import EngineConfig
 
 
 class TrainingConfig(Config):
@@ -99,26 +99,26 @@ async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
             await rollouts.evaluate("before", updates=0)
         await rollouts.produce(training.steps, training.evaluate_every)  # groups run ahead of the trainer as far as max_staleness lets them
         while not folder_of(run, training.steps).exists():  # what is evaluated can be come back to, whenever this is killed
-            await asyncio.sleep(policy.POLL_S)
+            await asyncio.sleep(vllm.POLL_S)
         await rollouts.evaluate("after", updates=training.steps)
 
 
 async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     number = Place.here().node
-    await policy.serve(config, run, run / "logs" / f"attempt_{attempt}" / f"vllm_{number}.log", number)
+    await vllm.serve(config, run, run / "logs" / f"attempt_{attempt}" / f"vllm_{number}.log", number)
 
 
 def train(config: TrainConfig, run: Path) -> None:
     import torch
 
-    from coderepairrl import algorithms, batch
-    from coderepairrl.engine import Engine
-    from coderepairrl.evaluations import has_tasks
-    from coderepairrl.probe import unproven_versions
-    from coderepairrl.publisher import Publisher
-    from coderepairrl.step_log import StepLog
-    from coderepairrl.trainer import judge, steps_of_versions, wait_for_rollouts
+    from coderepairrl.rollout.evaluations import has_tasks
+    from coderepairrl.training import algorithms, batch
+    from coderepairrl.training.engine import Engine
+    from coderepairrl.training.step_log import StepLog
+    from coderepairrl.training.trainer import judge, steps_of_versions, wait_for_rollouts
+    from coderepairrl.weights.probe import unproven_versions
+    from coderepairrl.weights.publisher import Publisher
 
     training, algorithm, temperature = config.training, config.training.algorithm, config.rollout.sampling.temperature
     torch.set_num_threads(training.threads)

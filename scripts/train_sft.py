@@ -21,16 +21,18 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from coderepairrl import batch, contents, finite, inputs, sft_data
-from coderepairrl.config import Config, Share, load
-from coderepairrl.engine_config import EngineConfig
+from coderepairrl.config import Config, Share, contents, load
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.intervals import NOTHING
-from coderepairrl.launch import become_ranks
-from coderepairrl.metrics import Metrics, WandbConfig
-from coderepairrl.program import program
-from coderepairrl.sft_data import Rows, SourceConfig
+from coderepairrl.processes.starting import become_ranks
+from coderepairrl.run import inputs
+from coderepairrl.run.intervals import NOTHING
+from coderepairrl.run.metrics import Metrics, WandbConfig
+from coderepairrl.run.program import program
+from coderepairrl.sft import data
+from coderepairrl.sft.data import Rows, SourceConfig
+from coderepairrl.training import batch, finite
+from coderepairrl.training.engine_config import EngineConfig
 
 
 class EvaluationConfig(Config):
@@ -69,7 +71,7 @@ class SFTConfig(Config):
 
 
 def train(config: SFTConfig, prepared: Path) -> None:
-    from coderepairrl.engine import Engine  # not before: the process that tokenises needs no DeepSpeed
+    from coderepairrl.training.engine import Engine  # not before: the process that tokenises needs no DeepSpeed
 
     torch.set_num_threads(config.threads)
     if not (prepared / "books.json").exists():
@@ -78,8 +80,8 @@ def train(config: SFTConfig, prepared: Path) -> None:
     engine = Engine(config.model, config.engine)
     log = Log(engine, config, heldout)
     for source, rows in zip(config.sources, sources, strict=True):
-        order = sft_data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)  # the same on every rank
-        for samples in islice(sft_data.steps(rows, config.batch_tokens, order), source.steps):
+        order = data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)  # the same on every rank
+        for samples in islice(data.steps(rows, config.batch_tokens, order), source.steps):
             weight = sum(sum(sample.advantages) for sample in samples)
             micro_batches = batch.micro_batches(samples, [1 / weight] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks,
                                                 hidden_size=engine.hidden_size)
@@ -158,7 +160,7 @@ class Log:
         engine, config = self.engine, self.config
         with torch.no_grad():
             for rows in self.heldout:
-                for samples in sft_data.steps(rows, config.batch_tokens, range(len(rows))):
+                for samples in data.steps(rows, config.batch_tokens, range(len(rows))):
                     for micro in batch.micro_batches(samples, [0.0] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks,
                                                      hidden_size=engine.hidden_size):
                         micro = micro.to(engine.device)
@@ -189,19 +191,19 @@ def record_of(output: Path) -> Path:
 
 
 def inputs_of(config: SFTConfig) -> dict:
-    sources = sft_data.places(config.sources, config.evaluation.sources if config.evaluation else [])
-    known = {key: sft_data.content(source) for key, source in sources.items()}
+    sources = data.places(config.sources, config.evaluation.sources if config.evaluation else [])
+    known = {key: data.content(source) for key, source in sources.items()}
     return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
 
 
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:
-    return sft_data.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
+    return data.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
 
 
 def prepare(config: SFTConfig, prepared: Path) -> None:
     """Tokenises all sources. Raises ConfigError where one has nothing to train, or nothing is held out."""
     evaluation = config.evaluation.sources if config.evaluation else []
-    left_out = sft_data.prepare([*config.sources, *evaluation], prepared, config.model, config.context_weight, config.micro_batch_tokens, os.cpu_count() or 1)
+    left_out = data.prepare([*config.sources, *evaluation], prepared, config.model, config.context_weight, config.micro_batch_tokens, os.cpu_count() or 1)
     trained, heldout = load_rows(config, prepared)
     for source, rows, reasons in zip([*config.sources, *evaluation], [*trained, *heldout][: len(left_out)], left_out, strict=True):
         if not rows:

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from coderepairrl import cause
+from coderepairrl.cluster.site import Nodes, Resources, SiteConfig, sbatch_parameters
+from coderepairrl.cluster.slurm import ask
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import ROOT, read_json, write_json
-from coderepairrl.program import program
-from coderepairrl.site import Nodes, Resources, SiteConfig, sbatch_parameters
-from coderepairrl.slurm import ask
+from coderepairrl.processes import cause
+from coderepairrl.run.program import program
 
 LOCAL_KINDS = {"tmpfs", "ramfs", "overlayfs", "ext2/ext3", "xfs", "btrfs"}  # file systems that belong to one machine, as stat names them
 MAX_SKEW_S = 5.0

@@ -5,9 +5,9 @@
 import sys
 from pathlib import Path
 
+from coderepairrl.cluster.job import Job
 from coderepairrl.config import load
-from coderepairrl.job import Job
-from coderepairrl.program import program
+from coderepairrl.run.program import program
 
 
 @program(Job)

@@ -7,7 +7,7 @@
     python slurm/launch.py GRID.yaml --cancel              ends what is under way; --resubmit goes on from there
     python slurm/launch.py GRID.yaml --resubmit            submits again what failed (with --local: here), with today's code and configuration
 
-coderepairrl/grid.py says what a grid is, configs/grid/ has examples; configs/site/ describes clusters. a.b=c overrides the grid's own
+coderepairrl/cluster/grid.py says what a grid is, configs/grid/ has examples; configs/site/ describes clusters. a.b=c overrides the grid's own
 YAML: site=configs/site/h100.yaml, seeds=[0,1,2], jobs.train.minutes=30, jobs.train.overrides.training.steps=2.
 """
 import difflib
@@ -19,17 +19,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from coderepairrl.cluster.grid import GridConfig, PlannedJob
+from coderepairrl.cluster.plan import Plan, Submittable
+from coderepairrl.cluster.plan_checks import check, more_steps
+from coderepairrl.cluster.site import SiteConfig
+from coderepairrl.cluster.slurm import Queued, queue
+from coderepairrl.cluster.submission import Record, State, adopt, cancel, claimed, start_here, states, submit
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import read_json
-from coderepairrl.grid import GridConfig, PlannedJob
-from coderepairrl.metrics import read_metrics
-from coderepairrl.plan import Plan, Submittable
-from coderepairrl.plan_checks import check, more_steps
-from coderepairrl.program import program
-from coderepairrl.site import SiteConfig
-from coderepairrl.slurm import Queued, queue
-from coderepairrl.submission import Record, State, adopt, cancel, claimed, start_here, states, submit
+from coderepairrl.run.metrics import read_metrics
+from coderepairrl.run.program import program
 
 FLAGS = ("--dry-run", "--local", "--status", "--cancel", "--resubmit")
 

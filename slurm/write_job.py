@@ -9,13 +9,13 @@ import os
 import sys
 from pathlib import Path
 
+from coderepairrl.cluster.job import Job
+from coderepairrl.cluster.plan import config_class
+from coderepairrl.cluster.site import SiteConfig
 from coderepairrl.config import dump, load
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, write_json
-from coderepairrl.job import Job
-from coderepairrl.plan import config_class
-from coderepairrl.program import program
-from coderepairrl.site import SiteConfig
+from coderepairrl.run.program import program
 
 PROGRAM = "scripts/train_grpo.py"
 TrainConfig = config_class(PROGRAM)

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coderepairrl import proc
 from coderepairrl.files import read_json, write_json
+from coderepairrl.processes import proc
 
 RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"  # NUMBER.json: {"base", "spool", "owner": [pid, start time]}
 NUMBERS = 200

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from coderepairrl import proc
+from coderepairrl.processes import proc
 
 settings.register_profile("project", deadline=None)  # how long an example takes says nothing about the project
 settings.load_profile("project")
@@ -69,9 +69,9 @@ def policy(tmp_path_factory) -> Path:
 
 
 def make_policy(folder: Path) -> None:
+    from coderepairrl.demonstrations.expert import DemonstrationsConfig, generate
+    from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
     from coderepairrl.scaffolds.terminal import TOOLS
-    from coderepairrl.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
-    from coderepairrl.tasks.demonstrations import DemonstrationsConfig, generate
 
     rows = list(generate("demonstration", DemonstrationsConfig(episodes=200), "Repair the code.", processes=1))
     config = SmallPolicyConfig(hidden_size=64, layers=2, intermediate_size=128)

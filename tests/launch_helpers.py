@@ -8,8 +8,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from coderepairrl.grid import GridConfig
-from coderepairrl.plan import Plan, Submittable
+from coderepairrl.cluster.grid import GridConfig
+from coderepairrl.cluster.plan import Plan, Submittable
 
 SMALL = "tests/programs/small_job.py"
 

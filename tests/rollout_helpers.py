@@ -4,10 +4,10 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from coderepairrl import store
-from coderepairrl.books import sampled_tokens
 from coderepairrl.files import read_json, write_json
-from coderepairrl.rollout import Rollout, RolloutConfig
+from coderepairrl.rollout import trajectory_files
+from coderepairrl.rollout.buffer import sampled_tokens
+from coderepairrl.rollout.rollout import Rollout, RolloutConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.functions import load as functions
 
@@ -33,7 +33,7 @@ def answer(rollout: Rollout) -> None:
     """What the trainer does with the next step's file, and vLLM with the new weights."""
     run, step = rollout.run, rollout.supervisor.serving["step"]
     groups: dict[str, list] = {}
-    for trajectory in store.read(run / "rollouts" / f"step_{step:05d}.parquet")[0]:
+    for trajectory in trajectory_files.read(run / "rollouts" / f"step_{step:05d}.parquet")[0]:
         groups.setdefault(trajectory.group_id, []).append(trajectory)
     with (run / "policy" / "versions.jsonl").open("a") as file:
         file.write(json.dumps({"version": step + 1, "step": step + 1}) + "\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coderepairrl import proc
-from coderepairrl.sandboxes import SandboxConfig, start_sandbox, store
+from coderepairrl.processes import proc
+from coderepairrl.sandboxes import SandboxConfig, start_sandbox, templates
 from coderepairrl.types import Environment, Task
 
 FILES = {"lib.py": "def f():\n    return 1\n", "pkg/deep.py": "x = 1\n"}
@@ -30,7 +30,7 @@ def sandbox_config(kind, scratch, **limits):
 def checkouts(request, monkeypatch):
     """Of which kind the test's checkouts are."""
     if "kind" in request.fixturenames and request.getfixturevalue("kind") == "overlay":
-        monkeypatch.setattr(store, "OVERLAY_FROM", -1)
+        monkeypatch.setattr(templates, "OVERLAY_FROM", -1)
 
 
 def make_task(files=FILES, base=None, variables=None):

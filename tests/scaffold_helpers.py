@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
-from test_gateway_support import END, Upstream, ids_of, tokenizer
+from gateway_helpers import END, Upstream, ids_of, tokenizer
 
 from coderepairrl.environments import EnvironmentsConfig
-from coderepairrl.episode import Services, run_episode
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
 from coderepairrl.rewards import Grader, RewardConfig
+from coderepairrl.rollout.episode import Services, run_episode
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.scaffolds import ready
 from coderepairrl.types import Task, Trajectory

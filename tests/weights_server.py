@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from coderepairrl.files import read_json
-from coderepairrl.weight_transfer import gloo
+from coderepairrl.weights import gloo
 
 
 class WeightsServer:

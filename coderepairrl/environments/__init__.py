@@ -16,7 +16,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from coderepairrl.environments.base import RECORD, BuildError, EnvironmentsConfig
+from coderepairrl.environments.cache import RECORD, BuildError, EnvironmentsConfig
 from coderepairrl.environments.images import build_image
 from coderepairrl.environments.recipes import build_recipe
 from coderepairrl.files import read_json

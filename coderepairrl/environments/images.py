@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coderepairrl.environments import copies
-from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
+from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
 from coderepairrl.environments.copies import find
 from coderepairrl.environments.sources import commit_tracked, remove_copies, tracked_of
 from coderepairrl.sandboxes.interpreter import in_image

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl.environments.base import StepError, Steps
+from coderepairrl.environments.cache import StepError, Steps
 
 _LEFT_OUT = {"proc", "dev", "sys", "tmp"}
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coderepairrl.environments.base import EnvironmentsConfig, StepError
+from coderepairrl.environments.cache import EnvironmentsConfig, StepError
 
 
 def uv() -> str:

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
+from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
 from coderepairrl.environments.copies import SITES, find
 from coderepairrl.environments.mount import BuildMount, build_variables
 from coderepairrl.environments.pythons import find_python, uv

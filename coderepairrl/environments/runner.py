@@ -19,7 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from coderepairrl.config import Config
-from coderepairrl.environments.base import EnvironmentsConfig, Steps, cache_of, digest, once
+from coderepairrl.environments.cache import EnvironmentsConfig, Steps, cache_of, digest, once
 from coderepairrl.environments.copies import find
 from coderepairrl.errors import TaskError
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.config import Config
-from coderepairrl.environments.base import EnvironmentsConfig, StepError, Steps
+from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps
 from coderepairrl.environments.copies import find
 from coderepairrl.errors import TaskError
+from coderepairrl.processes import cause
 from coderepairrl.sandboxes.git import EPOCH_S
 
 DOWNLOAD_TIMEOUT_S = 600.0

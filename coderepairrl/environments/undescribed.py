@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from coderepairrl.environments.base import StepError
+from coderepairrl.environments.cache import StepError
 
 _SAID = (  # by setuptools, pip, uv, hatchling, flit, poetry, uv's own backend
     r"Multiple top-level (?:packages|modules) discovered in a flat-layout",

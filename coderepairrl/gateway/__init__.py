@@ -7,13 +7,13 @@
     ...  # an agent talks to base_url with session.key as its API key
     session = await gateway.close_session(session.key)  # session.calls, .close_reason, .events
 """
-from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits, TrainedSamplingConfig
-from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.rendering import Renderer, RenderingConfig
 from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
+from coderepairrl.gateway.session_limits import SamplingConfig, SessionLimits, TrainedSamplingConfig
 from coderepairrl.gateway.shown import renderer_of
+from coderepairrl.gateway.vllm_client import VLLMClient
 from coderepairrl.gateway.workers import RemoteSession, Workers, make_gateway
 
 __all__ = ["Gateway", "GatewayConfig", "RemoteSession", "Renderer", "RenderingConfig", "SamplingConfig", "Session", "SessionLimits",

@@ -253,7 +253,9 @@ class Renderer:
         raise refusal
 
     def _rendered(self, messages: list[Message], tools: list[dict] | None, generate: bool) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template  # a second, for who only reads a configuration
+        from transformers.utils.chat_template_utils import (
+            render_jinja_template,  # a second, for who only reads a configuration
+        )
 
         try:
             conversation = [self._literally(message) for message in messages]

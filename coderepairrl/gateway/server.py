@@ -24,13 +24,13 @@ from pydantic import PositiveInt
 from coderepairrl.config import Config, Port
 from coderepairrl.errors import GatewayError
 from coderepairrl.gateway import chat_completions, completions, responses, writing
-from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
 from coderepairrl.gateway.door import Door
-from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.messages import BadRequest
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
 from coderepairrl.gateway.request import Fields
 from coderepairrl.gateway.session import Session, SessionClosed
+from coderepairrl.gateway.session_limits import SamplingConfig, SessionLimits
+from coderepairrl.gateway.vllm_client import VLLMClient
 from coderepairrl.types import Outcome
 
 DIALECTS = {"/v1/chat/completions": chat_completions, "/v1/completions": completions, "/v1/responses": responses}

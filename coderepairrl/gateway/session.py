@@ -25,13 +25,13 @@ from functools import partial
 
 from coderepairrl.errors import EngineError, GatewayError
 from coderepairrl.gateway import blame, call_forms
-from coderepairrl.gateway.bounds import SamplingConfig, SessionLimits
-from coderepairrl.gateway.engine_client import Completion, PromptTooLong, VLLMClient
 from coderepairrl.gateway.messages import BadRequest, Canonical, Message, canonical, chain, next_link
 from coderepairrl.gateway.rendering import Renderer, TemplateRefusal
 from coderepairrl.gateway.request import Request, Seen
+from coderepairrl.gateway.session_limits import SamplingConfig, SessionLimits
 from coderepairrl.gateway.shown import hidden
 from coderepairrl.gateway.tool_calls import ParsedCall
+from coderepairrl.gateway.vllm_client import Completion, PromptTooLong, VLLMClient
 from coderepairrl.types import Call, Outcome
 
 LEFT_OUT_NAMES = 100  # of ignored fields: a session notes no more, whatever its client makes up

@@ -84,7 +84,9 @@ def renderer_of(model: str | None, config: RenderingConfig, chat_template: dict,
     `without_tools`: what to use in the place of an agent that does. Raises ConfigError."""
     if model is None:
         return None
-    from coderepairrl.tokenizer import load_tokenizer  # imports transformers: not for who only reads a configuration
+    from coderepairrl.models.tokenizer import (
+        load_tokenizer,  # imports transformers: not for who only reads a configuration
+    )
 
     renderer = make_renderer(load_tokenizer(model), config, chat_template)
     if unseen := " and no ".join(hidden(renderer)):

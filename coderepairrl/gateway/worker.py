@@ -17,10 +17,10 @@ from types import ModuleType
 from aiohttp import web
 
 from coderepairrl.errors import CodeRepairError
-from coderepairrl.gateway.engine_client import VLLMClient
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
+from coderepairrl.gateway.vllm_client import VLLMClient
 from coderepairrl.types import Call
 
 

@@ -16,12 +16,13 @@ from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
-from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
+from coderepairrl.grading import grader as tests
+from coderepairrl.grading.counting import disagreement, failing
+from coderepairrl.grading.grader import Grader, grade
+from coderepairrl.rewards import build, patch, random_reward, similarity, user, weak
 from coderepairrl.rewards.build import BuildVerdict
-from coderepairrl.rewards.counting import disagreement, failing
 from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
-from coderepairrl.rewards.tests import Grader, grade
 from coderepairrl.types import Task, Verdict
 
 __all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreement", "discounted", "failing",

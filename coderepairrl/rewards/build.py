@@ -18,15 +18,15 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 
-from coderepairrl.rewards.build_runs import Build, build
-from coderepairrl.rewards.judge import TIME_LIMIT
-from coderepairrl.rewards.output import first_error, tail
-from coderepairrl.rewards.plants import TRIES, plant
-from coderepairrl.rewards.protected import JUDGE, Selection, select
-from coderepairrl.rewards.published import as_diff
-from coderepairrl.rewards.reach import words
-from coderepairrl.rewards.test_ids import function_of
-from coderepairrl.rewards.validating import BASE, ORACLE, Layer, Measures
+from coderepairrl.grading.ids import function_of
+from coderepairrl.grading.judge import TIME_LIMIT
+from coderepairrl.grading.output import first_error, tail
+from coderepairrl.grading.protected import JUDGE, Selection, select
+from coderepairrl.grading.published import as_diff
+from coderepairrl.grading.validation.build_runs import Build, build
+from coderepairrl.grading.validation.plants import TRIES, plant
+from coderepairrl.grading.validation.reach import words
+from coderepairrl.grading.validation.validating import BASE, ORACLE, Layer, Measures
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from coderepairrl.rewards.diffs import FileChange, split_diff
+from coderepairrl.diffs import FileChange, split_diff
 from coderepairrl.rewards.sequences import common_ratio, differences
 from coderepairrl.types import Task, Verdict
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from unidiff import PatchSet, UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile
 
+from coderepairrl.diffs import split_diff
 from coderepairrl.lines import split_lines
-from coderepairrl.rewards.diffs import split_diff
 from coderepairrl.rewards.sequences import ratio
-from coderepairrl.sandboxes.bounds import too_large
+from coderepairrl.sandboxes.diff_bounds import too_large
 from coderepairrl.types import Task, Verdict
 
 MAX_LINES = 5_000  # of a diff, beyond which matching takes too long and nothing is a repair

@@ -5,7 +5,7 @@ the checkout as the agent left it. As log parsers do, nothing but the beginning 
 else stands in the output and whatever the exit code is. No protected path, no hidden test, no canary.
 """
 from coderepairrl.errors import TaskError
-from coderepairrl.rewards.tests import Grader
+from coderepairrl.grading.grader import Grader
 from coderepairrl.sandboxes import start_sandbox
 from coderepairrl.types import Task
 

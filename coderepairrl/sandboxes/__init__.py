@@ -18,12 +18,12 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.apptainer import ApptainerSandbox
-from coderepairrl.sandboxes.base import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal
 from coderepairrl.sandboxes.bubblewrap import BubblewrapSandbox
+from coderepairrl.sandboxes.checkout import MAX_COMMAND_BYTES
 from coderepairrl.sandboxes.limits import allow_descriptors
 from coderepairrl.sandboxes.local import LocalSandbox
-from coderepairrl.sandboxes.store import Store
-from coderepairrl.sandboxes.workspace import MAX_COMMAND_BYTES
+from coderepairrl.sandboxes.protocol import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal
+from coderepairrl.sandboxes.templates import Store
 from coderepairrl.types import Task
 
 __all__ = ["MAX_COMMAND_BYTES", "SANDBOXES", "CommandResult", "PathError", "Sandbox", "SandboxConfig", "check", "plain_terminal", "start_sandbox"]

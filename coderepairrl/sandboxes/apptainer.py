@@ -17,17 +17,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coderepairrl import cause, proc
 from coderepairrl.errors import SandboxError
+from coderepairrl.processes import cause, proc
 from coderepairrl.sandboxes import own, reaper, seccomp
-from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.bubblewrap import END_S, NOBODY, check_user, made_once, own_etc
+from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.members import first_inside
-from coderepairrl.sandboxes.process import Pipe, gone, spawn, supervise
-from coderepairrl.sandboxes.store import Live, Store
-from coderepairrl.sandboxes.workspace import Checkout
+from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
+from coderepairrl.sandboxes.running import Pipe, gone, spawn, supervise
+from coderepairrl.sandboxes.templates import Live, Store
 from coderepairrl.types import Environment, Task
 
 _INSTALL = "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set sandbox.kind=bubblewrap"

@@ -24,17 +24,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import publish
-from coderepairrl.proc import tree
+from coderepairrl.processes import cause
+from coderepairrl.processes.proc import tree
 from coderepairrl.sandboxes import own, seccomp
-from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
+from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.sandboxes.process import Pipe, gone, spawn, supervise
-from coderepairrl.sandboxes.store import Live, Store
-from coderepairrl.sandboxes.workspace import Checkout
+from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
+from coderepairrl.sandboxes.running import Pipe, gone, spawn, supervise
+from coderepairrl.sandboxes.templates import Live, Store
 from coderepairrl.types import Environment, Task
 
 NOBODY, AGENT = 65534, own.AGENT

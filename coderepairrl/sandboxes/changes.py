@@ -19,12 +19,22 @@ from itertools import groupby
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.sandboxes.bounds import MAX_PATH_BYTES, exceeded, limited, too_large, too_many
+from coderepairrl.sandboxes.diff_bounds import MAX_PATH_BYTES, exceeded, limited, too_large, too_many
 from coderepairrl.sandboxes.git import (
-    EPOCH_S, GONE, NEUTRAL, answered, differences, git, ignore_rules, init, must, refuse_machine)
+    EPOCH_S,
+    GONE,
+    NEUTRAL,
+    answered,
+    differences,
+    git,
+    ignore_rules,
+    init,
+    must,
+    refuse_machine,
+)
 from coderepairrl.sandboxes.overlay import Worktree
 from coderepairrl.sandboxes.pipes import WHY, look, unblock
-from coderepairrl.sandboxes.process import in_thread
+from coderepairrl.sandboxes.running import in_thread
 
 MAX_FILE_BYTES = 4 << 20  # a changed file beyond this is not a source file
 MAX_BINARY_BYTES = 512 << 10  # what no source is, and agents leave behind: builds, archives, core files

@@ -6,7 +6,7 @@ taken in. A covered folder is an empty one, a covered file an empty one, for the
 
 from pathlib import Path
 
-from coderepairrl.environments.base import RECORD
+from coderepairrl.environments.cache import RECORD
 from coderepairrl.environments.copies import find
 from coderepairrl.files import read_json
 from coderepairrl.sandboxes.interpreter import interpreter

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.errors import CodeRepairError, SandboxError
+from coderepairrl.processes import cause
 from coderepairrl.sandboxes.overlay import Worktree
 from coderepairrl.sandboxes.pipes import look
-from coderepairrl.sandboxes.process import capture, in_thread
+from coderepairrl.sandboxes.running import capture, in_thread
 
 EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of a template
 ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")

@@ -4,8 +4,8 @@ import os
 import re
 import stat
 
-from coderepairrl import proc
-from coderepairrl.proc import GONE
+from coderepairrl.processes import proc
+from coderepairrl.processes.proc import GONE
 from coderepairrl.sandboxes.members import folders_in_memory, members
 
 PER_MESSAGE = 253  # descriptors, SCM_MAX_FD

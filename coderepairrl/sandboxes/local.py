@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.sandboxes.base import CommandResult, SandboxConfig, command_variables
-from coderepairrl.sandboxes.process import spawn, supervise
-from coderepairrl.sandboxes.store import Live, Store
-from coderepairrl.sandboxes.workspace import Checkout
+from coderepairrl.sandboxes.checkout import Checkout
+from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
+from coderepairrl.sandboxes.running import spawn, supervise
+from coderepairrl.sandboxes.templates import Live, Store
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)

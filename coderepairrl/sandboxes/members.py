@@ -3,8 +3,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from coderepairrl import proc
-from coderepairrl.proc import GONE, tree
+from coderepairrl.processes import proc
+from coderepairrl.processes.proc import GONE, tree
 
 IN_MEMORY = ("/tmp", "/var/tmp", "/dev/shm")
 

@@ -9,8 +9,8 @@ import os
 import re
 from collections.abc import Callable
 
-from coderepairrl import proc
-from coderepairrl.proc import GONE
+from coderepairrl.processes import proc
+from coderepairrl.processes.proc import GONE
 from coderepairrl.sandboxes.members import folders_in_memory, members
 
 SOCKET_BYTES = 212_992  # that one may keep: net.core.wmem_default

@@ -14,8 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl import cause
 from coderepairrl.errors import SandboxError
+from coderepairrl.processes import cause
 
 END_S = 30.0
 _MOUNT = 'mount -t overlay overlay -o "$1" "$2" && echo mounted && exec cat'

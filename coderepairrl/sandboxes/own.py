@@ -10,7 +10,7 @@ import os
 import resource
 import shlex
 
-from coderepairrl.sandboxes.base import SandboxConfig
+from coderepairrl.sandboxes.protocol import SandboxConfig
 
 AGENT = 1000  # who a command is, inside
 PAGE_BYTES = 4096

@@ -11,7 +11,7 @@ import time
 
 if __name__ == "__main__":  # started by its path, in an interpreter that knows no packages
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from coderepairrl.proc import start_of, tree
+from coderepairrl.processes.proc import start_of, tree
 
 WAIT_S = 5.0  # for Apptainer to take its mounts down, once all inside is dead
 

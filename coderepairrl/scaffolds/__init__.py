@@ -19,10 +19,18 @@ from coderepairrl.scaffolds.aider import Aider, AiderConfig
 from coderepairrl.scaffolds.codex import Codex, CodexConfig
 from coderepairrl.scaffolds.command import CommandConfig, CommandScaffold
 from coderepairrl.scaffolds.controls import (
-    EmptyConfig, GoldConfig, GoldLessOneHunkConfig, PredictionsConfig, empty, gold, gold_less_one_hunk, predictions)
+    EmptyConfig,
+    GoldConfig,
+    GoldLessOneHunkConfig,
+    PredictionsConfig,
+    empty,
+    gold,
+    gold_less_one_hunk,
+    predictions,
+)
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgent, MiniSweAgentConfig
-from coderepairrl.scaffolds.process import ProcessScaffold
+from coderepairrl.scaffolds.programs import ProcessScaffold
 from coderepairrl.scaffolds.retry import Retry, RetryConfig
 from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
 from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig

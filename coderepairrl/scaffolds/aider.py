@@ -13,15 +13,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from coderepairrl import cause
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
+from coderepairrl.processes import cause
 from coderepairrl.sandboxes import CommandResult, Sandbox, seccomp
-from coderepairrl.scaffolds import aider_driver, fork_client, fork_server
 from coderepairrl.scaffolds.endpoint import Endpoint
+from coderepairrl.scaffolds.inside import aider_driver, fork_client, fork_server
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.process import TAIL_CHARS, Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.programs import TAIL_CHARS, Command, Place, ProcessScaffold
 from coderepairrl.scaffolds.repo_map import IN_HOME, RepoMapCache
 from coderepairrl.types import Task
 

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.process import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
 from coderepairrl.types import Task
 
 VENDOR = "node_modules/@openai/codex-linux-{}/vendor/{}-unknown-linux-musl"

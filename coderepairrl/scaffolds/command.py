@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
 from coderepairrl.scaffolds.installation import Installation
-from coderepairrl.scaffolds.process import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
 from coderepairrl.types import Task
 
 PROBLEM = "problem.txt"

@@ -16,7 +16,7 @@ from unidiff.errors import UnidiffParseError
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, ScaffoldError, TaskError
 from coderepairrl.files import from_json, json_lines
-from coderepairrl.rewards.published import apply_published
+from coderepairrl.grading.published import apply_published
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.types import Task

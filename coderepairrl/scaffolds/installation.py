@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl.environments.base import BuildError, EnvironmentsConfig, StepError, Steps, cache_of, digest, once
+from coderepairrl.environments.cache import BuildError, EnvironmentsConfig, StepError, Steps, cache_of, digest, once
 from coderepairrl.environments.pythons import find_python, uv
 from coderepairrl.errors import TaskError
 from coderepairrl.sandboxes.interpreter import interpreter

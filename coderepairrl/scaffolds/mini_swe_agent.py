@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from coderepairrl.config import Config
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.process import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
 from coderepairrl.types import Task
 
 CONFIGS = {"tools": "mini.yaml", "text": "mini_textbased.yaml"}

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from coderepairrl.sandboxes.process import in_thread
+from coderepairrl.sandboxes.running import in_thread
 from coderepairrl.types import Task
 
 IN_HOME = "tags"  # the cache's folder in an agent's home

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, field_validator
 
-from coderepairrl import store
 from coderepairrl.config import Config
+from coderepairrl.demonstrations.scripted_server import Line, ScriptedClient
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, make_renderer
+from coderepairrl.rollout import trajectory_files
 from coderepairrl.sandboxes import Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
-from coderepairrl.scripted import Line, ScriptedClient
 from coderepairrl.types import Task
 
 CONTEXT = 1 << 30  # tokens: the record was within its own limits
@@ -60,8 +60,8 @@ class Scripted:
         self._held = AsyncExitStack()
 
     async def prepare(self, config: EnvironmentsConfig) -> None:
+        from coderepairrl.models.tokenizer import load_tokenizer
         from coderepairrl.scaffolds import ready
-        from coderepairrl.tokenizer import load_tokenizer
 
         renderer = make_renderer(load_tokenizer(self.config.model), chat_template_kwargs=self.config.chat_template)
         self._scripts = read_scripts(Path(self.config.path), renderer)
@@ -102,7 +102,7 @@ def read_scripts(path: Path, renderer: Renderer) -> dict[str, list[list[Line]]]:
                 found[row["task_id"]].append([Line(renderer.turn(message, None)) for message in messages])
             return found
         for file in files:
-            for trajectory in store.read(file)[0]:
+            for trajectory in trajectory_files.read(file)[0]:
                 found[trajectory.task_id].append([Line(call.completion_ids, finish_reason=call.finish_reason) for call in trajectory.calls])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no recorded outputs ({type(error).__name__}: {error}): give Parquet of trajectories, or JSONL of rows "

@@ -22,12 +22,12 @@ from typing import Literal
 from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config, read_yaml
-from coderepairrl.environments.base import default_cache, digest
+from coderepairrl.curation.source_edits import Mutation
+from coderepairrl.environments.cache import default_cache, digest
 from coderepairrl.environments.runner import Needs, make_runner
 from coderepairrl.environments.sources import Archive, download, unpack
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines, publish
-from coderepairrl.tasks.edits import Mutation
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.types import Environment, Task
 

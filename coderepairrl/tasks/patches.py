@@ -4,11 +4,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl.diffs import split_diff
 from coderepairrl.errors import TaskError
+from coderepairrl.grading.published import (
+    LAXER,
+    LINK,
+    ONLY_STRICT,
+    REGULAR,
+    Entry,
+    applied_in_folder,
+    carried,
+    entry_of,
+)
 from coderepairrl.lines import split_lines
-from coderepairrl.rewards.diffs import split_diff
-from coderepairrl.rewards.published import LAXER, LINK, ONLY_STRICT, REGULAR, Entry, applied_in_folder, carried, entry_of
-from coderepairrl.sandboxes.bounds import too_large, why_no_path
+from coderepairrl.sandboxes.diff_bounds import too_large, why_no_path
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> str:

@@ -7,7 +7,7 @@ The rows hold both versions of every changed file, the tests, and pytest's outpu
 import re
 from typing import Any, Literal
 
-from coderepairrl.cause import ANSI
+from coderepairrl.processes.cause import ANSI
 from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows

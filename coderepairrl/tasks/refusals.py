@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coderepairrl.errors import TaskError
-from coderepairrl.rewards import log_parsers
+from coderepairrl.grading import log_parsers
 from coderepairrl.types import Task
 
 

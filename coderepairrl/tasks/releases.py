@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, ValidationError
 
 from coderepairrl.config import Config, read_yaml
-from coderepairrl.environments.base import default_cache
+from coderepairrl.environments.cache import default_cache
 from coderepairrl.environments.runner import Needs, make_runner
 from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import TaskError

@@ -8,7 +8,7 @@ space, or the log parser's names. Its environment is not built yet: see build.py
 """
 from typing import Literal
 
-from coderepairrl.tasks.recipes import build_environment
+from coderepairrl.tasks.repository_recipes import build_environment
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Task
 

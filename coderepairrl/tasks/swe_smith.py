@@ -4,7 +4,7 @@
 """
 from typing import Literal
 
-from coderepairrl.tasks.recipes import build_environment
+from coderepairrl.tasks.repository_recipes import build_environment
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Task
 

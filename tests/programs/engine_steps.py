@@ -25,13 +25,13 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
-from coderepairrl import batch
-from coderepairrl.algorithm_config import AlgorithmConfig
-from coderepairrl.algorithms import low_variance_kl, policy_loss
-from coderepairrl.engine import Engine
-from coderepairrl.engine_config import EngineConfig
 from coderepairrl.errors import ConfigError, EngineError
-from coderepairrl.launch import free_port
+from coderepairrl.processes.starting import free_port
+from coderepairrl.training import batch
+from coderepairrl.training.algorithm_config import AlgorithmConfig
+from coderepairrl.training.algorithms import low_variance_kl, policy_loss
+from coderepairrl.training.engine import Engine
+from coderepairrl.training.engine_config import EngineConfig
 from coderepairrl.types import Sample
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from coderepairrl import checkpoints
-from coderepairrl.engine import Engine
-from coderepairrl.engine_config import EngineConfig
 from coderepairrl.files import read_json, write_json
-from coderepairrl.policy import ServerConfig
-from coderepairrl.program import program
-from coderepairrl.publisher import Publisher
+from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.run.program import program
+from coderepairrl.training import checkpoints
+from coderepairrl.training.engine import Engine
+from coderepairrl.training.engine_config import EngineConfig
+from coderepairrl.weights.publisher import Publisher
 
 model, run, words = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 breaks = words[-1] == "break" and words.pop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import coderepairrl
 from coderepairrl.config import Config, load
 from coderepairrl.errors import TaskError
-from coderepairrl.program import program
+from coderepairrl.run.program import program
 
 
 class SmallConfig(Config):

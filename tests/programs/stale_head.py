@@ -2,7 +2,7 @@
 import importlib.util
 import sys
 
-from coderepairrl.weight_transfer import WeightSender
+from coderepairrl.weights import WeightSender
 
 send, before = WeightSender.send, {}
 

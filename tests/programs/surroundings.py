@@ -106,7 +106,7 @@ def users():
 
 
 def shared_memory():
-    from multiprocessing import Lock, Queue, shared_memory
+    from multiprocessing import Lock, shared_memory
 
     block = shared_memory.SharedMemory(create=True, size=1 << 20)
     block.buf[0] = 7

@@ -1,0 +1,1 @@
+"""Build validation: does a command still succeed, and does anything that validates say less than before?"""

@@ -1,0 +1,167 @@
+"""Does a change validate less than before? Static comparison of each changed file, new ones included: its tests
+(weaker_tests.py), its checks, what it silences (silenced.py), what it configures (configurations.py).
+
+Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the
+same way is none (build.py takes those away).
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from coderepairrl.grading import syntax
+from coderepairrl.grading.validation.assertions import Function, skipping, strengths
+from coderepairrl.grading.validation.configurations import is_configuration, loosened
+from coderepairrl.grading.validation.silenced import silenced, types_say_less
+from coderepairrl.grading.validation.weaker_tests import changed_tests
+
+_TEST_FILE = re.compile(
+    r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|tests?|conftest)\.\w+$|(?:^|/)(?:tests?|testing|specs?"
+    r"|__tests__|testdata|__snapshots__)/"
+    r"|[^/]*(?:Tests?|Spec|IT|\.test|\.spec)\.\w+$",
+    re.ASCII,
+)
+_SKIPPED = re.compile(
+    r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore"
+    r"|ignore|todo|xit|xdescribe|xtest"
+    r"|only|fit|fdescribe|SkipNow|Skipf?|GTEST_SKIP|DISABLED_\w+|should_panic|markTestSkipped"
+    r"|pending)\b|#\[ignore"
+)
+_CODE = (
+    ".java",
+    ".js",
+    ".ts",
+    ".tsx",
+    ".go",
+    ".rs",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".h",
+    ".hpp",
+    ".rb",
+    ".php",
+    ".kt",
+    ".cs",
+    ".py",
+)
+_OTHER_TEST = re.compile(r"@Test\b|\b(?:it|test|describe)\s*\(|#\[test\]|func Test\w+|\bTEST(?:_F)?\s*\(|def test_")
+_OTHER_ASSERT = re.compile(
+    r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b"
+    r"|t\.(?:Error|Fatal)f?\("
+)
+_OTHER_CHECK = re.compile(r"\bthrow\b|\braise\b|\bpanic!?\(|\babort\(|\bassert\b")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def is_test_file(path: str) -> bool:
+    return bool(_TEST_FILE.search(path))
+
+
+def weaker(path: str, before: str | None, after: str | None) -> list[str]:
+    """Findings of one file; None: it is not there on that side. Each starts with the path."""
+    if after is None:
+        what = "tests" if is_test_file(path) else "configuration of checks" if is_configuration(path) else ""
+        return [f"{path}: a file of {what} is gone"] if what and before is not None else []
+    found = silenced(path, before, after)
+    if is_configuration(path):
+        found += loosened(path, before, after)
+    old, new = _parse(before) if before is not None else None, _parse(after)
+    if PurePosixPath(path).suffix in (".py", ".pyi") and (before is None or old is not None):
+        if new is None:
+            return found + ([f"{path}: does not parse any more"] if before is not None else [])
+        return found + types_say_less(path, old, new) + _python(path, old, new)
+    return found + _other_language(path, before, after) if before is not None else found
+
+
+def _python(path: str, before: ast.Module | None, after: ast.Module) -> list[str]:
+    old, new = dict(_functions(before)) if before else {}, dict(_functions(after))
+    tests = is_test_file(path)
+    found = []
+    for name, function in old.items():
+        now = new.get(name)
+        if tests and name.rpartition(".")[2].startswith("test"):
+            found += _less_asserted(path, name, function, now) if now else [f"{path}: {name} is gone"]
+        elif now and _checks(now) < _checks(function):
+            found.append(f"{path}: {name} checks less")
+    if tests or before is not None and PurePosixPath(path).name == "noxfile.py":
+        found += changed_tests(path, before, after)
+    if tests and before and _skips_as_a_whole(after) > _skips_as_a_whole(before):
+        found.append(f"{path}: its tests are skipped")
+    return found
+
+
+def _less_asserted(path: str, name: str, before: ast.AST, after: ast.AST) -> list[str]:
+    had, has = strengths(before), strengths(after)
+    less = any(sum(one >= level for one in has) < sum(one >= level for one in had) for level in (1, 2, 3))
+    return ([f"{path}: {name} asserts less"] if less else []) + (
+        [f"{path}: {name} is skipped"] if skipping(after) > skipping(before) else []
+    )
+
+
+def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """(dotted name, node) of all functions, those of classes included."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Function):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}.")
+        elif not isinstance(node, ast.expr):
+            yield from _functions(node, prefix)
+
+
+def _skips_as_a_whole(tree: ast.Module) -> int:
+    """Marks and calls of the module and its classes, which no function owns."""
+    parts: list[ast.AST] = []
+    for child in ast.walk(tree):
+        if isinstance(child, ast.ClassDef):
+            parts += child.decorator_list
+        if isinstance(child, ast.Module | ast.ClassDef):
+            parts += [statement for statement in child.body if isinstance(statement, ast.Expr | ast.Assign)]
+    return sum(map(skipping, parts))
+
+
+def _checks(function: ast.AST) -> int:
+    """Raises and assertions: what a function refuses."""
+    return sum(isinstance(node, ast.Raise | ast.Assert) for node in ast.walk(function))
+
+
+def _other_language(path: str, before: str, after: str) -> list[str]:
+    """Tests and skips of a test file by number, what it expects by its lines; checks of another by number."""
+    if not is_test_file(path):
+        return (
+            [f"{path}: checks less"]
+            if PurePosixPath(path).suffix in _CODE
+            and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before))
+            else []
+        )
+    bare = [_COMMENT.sub("", text) if PurePosixPath(path).suffix in _CODE else text for text in (before, after)]
+    found = [
+        f"{path}: {what}"
+        for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
+        if len(pattern.findall(bare[1])) < len(pattern.findall(bare[0]))
+    ]
+    lines = {" ".join(line.split()) for line in bare[1].split("\n")}
+    # of data every line may be what is expected; a text for people is not
+    data = PurePosixPath(path).suffix not in (*_CODE, ".md", ".rst")
+    gone = next(
+        (
+            line.strip()
+            for line in bare[0].split("\n")
+            if line.strip() and (data or _OTHER_ASSERT.search(line)) and " ".join(line.split()) not in lines
+        ),
+        None,
+    )
+    if gone and len(_SKIPPED.findall(bare[1])) >= len(_SKIPPED.findall(bare[0])):
+        found.append(f"{path}: {gone[:60]!r} is gone or changed")
+    return found + (
+        [f"{path}: its tests are skipped"] if len(_SKIPPED.findall(bare[1])) > len(_SKIPPED.findall(bare[0])) else []
+    )
+
+
+def _parse(text: str) -> ast.Module | None:
+    try:
+        return syntax.parse(text)
+    except (SyntaxError, ValueError, RecursionError):  # another language, or another Python
+        return None

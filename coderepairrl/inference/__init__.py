@@ -1,0 +1,1 @@
+"""vLLM's life: start, health, restart with the newest weights."""

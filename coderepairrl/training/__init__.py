@@ -1,0 +1,1 @@
+"""Trajectories to packed rows to a step: batches, algorithms, DeepSpeed, the model."""

@@ -1,0 +1,295 @@
+"""Pictures and tables of runs that are made by hand: what they count is compared with what was put in."""
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from analysis_helpers import ROOT, curves, program, seeds, table, timeline
+from matplotlib.image import imread
+
+from coderepairrl.rollout import trajectory_files
+from coderepairrl.run import intervals
+from coderepairrl.run.metrics import Metrics
+from coderepairrl.types import Call, Outcome, Trajectory
+
+START = 1.7952e9  # the epoch's second at which the runs of these tests begin
+
+
+# ---- runs
+
+def finished(folder, seed=0, steps=8, settings=None, evaluated=(), **levels):
+    """A folder with metrics.jsonl, summary.json and config.yaml; levels: name -> value at every step; evaluated: steps, beside training."""
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+    values = {"pass_rate": 0.4, "reward": 0.4, "entropy": 0.2, "grad_norm": 0.3, "logprob_gap": 1e-5, "calls_per_episode": 4.0, "loss": 1e-9,
+              "frac_reward_zero_std": 0.25, "outcome/submitted": 100, "outcome/turn_limit": 28,
+              "wait_for_rollouts_s": 7.0, "train_s": 1.0, "update_s": 0.2, "step_s": 8.2} | levels
+    metrics = Metrics(folder / "metrics.jsonl")
+    for step in range(steps):
+        noise = {name: 1 + 0.1 * rng.random() for name, value in values.items() if isinstance(value, float) and name not in levels}
+        metrics.log(step, {name: value * noise.get(name, 1) for name, value in values.items()})
+    for step in evaluated:
+        metrics.log(step, {"eval/pass_rate": 0.4 + 0.1 * seed, "eval/pass_rate_low": 0.3, "eval/pass_rate_high": 0.5, "eval/tasks": 200})
+    metrics.close()
+    summary = {"steps": steps, "episodes": 128 * steps, "weight_updates": steps, "max_logprob_gap": 1e-5, "tokens_sampled": 1000, "tokens_trained": 900,
+               "infrastructure_errors": 0, "wall_s": {"train": 8.0}, "heldout_tasks": 200}
+    for i, name in enumerate(("before", "after", "difference")):
+        summary[f"pass_rate_{name}"] = (0.3 + 0.01 * seed, 0.5 + 0.03 * seed, 0.2 + 0.02 * seed)[i]
+        summary[f"pass_rate_{name}_interval"] = [summary[f"pass_rate_{name}"] - 0.06, summary[f"pass_rate_{name}"] + 0.06]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    config = {"run": str(folder), "model": f"policy_seed{seed}", "rollout": {"seed": seed}, "training": {"steps": steps} | (settings or {})}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def episode(group, number, split, started, generation_s, grading_s):
+    call = Call(0, None, None, (1,), (2,), (-0.1,), (0,), "stop", False, 0.0, 0.1)
+    stats = {"started_at": START + started, "generation_s": generation_s, "grading_s": grading_s}
+    return Trajectory(f"{group}-{number}", group, "task", split, 0, (call,), "", Outcome.SUBMITTED, "", None, {}, 0.0, generation_s + grading_s, stats=stats)
+
+
+def asynchronous(run, staleness=2, steps=10, groups=4, size=8, train_s=3.0, update_s=0.3, evaluate_s=6.0):
+    """A run with the scheduler's own rule, in seconds that were not waited for: rollouts lead the trainer by `staleness` steps."""
+    rng, admitted, free, metrics = random.Random(1), [evaluate_s] * (1 + staleness), evaluate_s, []
+    for step in range(steps):
+        members = [episode(f"a1-p{step * groups + g}", i, "train", admitted[step], rng.uniform(2, 4) + rng.expovariate(0.4), rng.uniform(0.1, 0.6))
+                   for g in range(groups) for i in range(size)]
+        trajectory_files.write(run / "rollouts" / f"step_{step:05d}.parquet", members, {})
+        ready = max(t.stats["started_at"] - START + t.seconds for t in members)
+        began = max(free, ready)
+        end = began + train_s + update_s
+        metrics.append({"step": step, "time": START + end, "step_s": end - free, "wait_for_rollouts_s": began - free, "train_s": train_s, "update_s": update_s})
+        free = end
+        admitted.append(end)
+    for name, begin in (("before", 0.0), ("after", free)):
+        trajectory_files.write(run / "rollouts" / f"eval_{name}.parquet", [episode(name, i, "heldout", begin, evaluate_s - 0.5 - 0.05 * i, 0.5) for i in range(40)], {})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    return run
+
+
+# ---- intervals over seeds
+
+def test_runs_of_one_name_up_to_the_seed_are_one_curve(tmp_path):
+    names = ["a", "b_seed0", "a_seed1", "b_seed12", "a_seedling", "c/seed0", "c/seed1"]
+    assert {name: [str(run) for run in runs] for name, runs in seeds.curves_of([Path(name) for name in names]).items()} == {
+        "a": ["a", "a_seed1"], "b": ["b_seed0", "b_seed12"], "a_seedling": ["a_seedling"], "c": ["c/seed0", "c/seed1"]}
+    with pytest.raises(ValueError, match="given twice"):
+        seeds.curves_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+
+
+def test_settings_that_differ_by_more_than_the_seed_are_named(tmp_path):
+    runs = [finished(tmp_path / "a", 0), finished(tmp_path / "a_seed1", 1), finished(tmp_path / "a_seed2", 2, settings={"clip": {"high": 0.3}})]
+    assert seeds.differences(runs[:2]) == [] and seeds.differences(runs) == ["training.clip.high (None, 0.3)"]
+
+
+# ---- curves
+
+def test_a_band_is_the_interval_and_stays_positive_on_a_logarithmic_axis():
+    plain, rate, logarithmic = curves.Panel("", ("x",)), curves.PASS_RATE, curves.Panel("", ("x",), logarithmic=True)
+    assert curves.band([1.0, 3.0], plain) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706), abs=1e-3)
+    assert curves.band([0.9, 1.0], rate) == intervals.mean_rate([0.9, 1.0])
+    mean, low, high = curves.band([1e-6, 1e-4], logarithmic)
+    assert mean == pytest.approx(1e-5) and 0 < low < mean < high and low * high == pytest.approx(mean * mean)
+    for values in ([0.0, 1e-6, 1e-4], [math.nan, 1e-6, 1e-4]):
+        assert curves.band(values, logarithmic) == pytest.approx((mean, low, high))
+    assert curves.band([math.nan, 1.0, 3.0], plain) == curves.band([1.0, 3.0], plain)
+    for panel, values in ((plain, [math.nan]), (rate, [math.nan] * 2), (logarithmic, [0.0, math.nan])):
+        assert all(map(math.isnan, curves.band(values, panel)))
+
+
+def test_a_step_with_nothing_to_measure_is_a_gap(tmp_path):
+    """Also where an older run wrote NaN."""
+    run = finished(tmp_path / "a", steps=4, entropy=1.0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("entropy", "pass_rate", "reward", "logprob_gap", "grad_norm", "frac_reward_zero_std"):
+        del rows[1][name]
+    rows[2] |= {"entropy": math.nan, "logprob_gap": math.inf, "grad_norm": math.nan}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, [(steps, means)], _ = drawn_lines([run], "entropy")
+    assert steps == [0, 1, 2, 3] and np.isnan(means).tolist() == [False, True, True, False]
+    shown = {key for panel in curves.PANELS if panel.drawn([curves.read(run)]) for key in panel.keys}
+    assert {"entropy", "logprob_gap", "grad_norm", "frac_reward_zero_std"} <= shown
+    assert program(curves, run, finished(tmp_path / "a_seed1", 1, steps=4), f"out={tmp_path}/gaps.png").returncode == 0
+
+
+def drawn_lines(runs, key):
+    """(steps, means) of each curve as matplotlib holds them."""
+    figure, axis = curves.plt.subplots()
+    found = curves.load(runs)
+    curves.lines(axis, found, curves.Panel("", (key,)))
+    data = [line.get_data() for line in axis.lines]
+    curves.plt.close(figure)
+    return found, [(list(x), list(y)) for x, y in data], [collection.get_paths()[0].vertices for collection in axis.collections]
+
+
+def test_a_curve_is_the_mean_over_seeds_at_the_steps_that_all_have(tmp_path):
+    runs = [finished(tmp_path / "a", 0, steps=6, entropy=1.0), finished(tmp_path / "b", 0, steps=3, entropy=9.0),
+            finished(tmp_path / "a_seed1", 1, steps=4, entropy=3.0)]
+    found, lines, bands = drawn_lines(runs, "entropy")
+    assert [curve.name for curve in found] == ["a", "b"] and lines == [([0, 1, 2, 3], [2.0] * 4), ([0, 1, 2], [9.0] * 3)]
+    assert len(bands) == 1 and (bands[0][:, 1].min(), bands[0][:, 1].max()) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+
+
+def test_panels_without_anything_to_see_are_left_out(tmp_path):
+    with_kl, without = finished(tmp_path / "a", kl=0.1, staleness_mean=0.0), finished(tmp_path / "b")
+    shown = [{key for panel in curves.PANELS if panel.drawn(list(map(curves.read, runs))) for key in panel.keys} for runs in ([with_kl], [with_kl, without])]
+    assert "kl" in shown[0] and "kl" not in shown[1] and not {"staleness_mean", "loss"} & (shown[0] | shown[1]) and {"entropy", "logprob_gap"} <= shown[1]
+
+
+@pytest.mark.parametrize("names", [["one"], ["a", "a_seed1", "a_seed2"], ["a", "b"], ["a", "a_seed1", "b_seed0", "b_seed1", "c"]])
+def test_pictures_are_drawn_whole(tmp_path, names):
+    runs = [finished(tmp_path / name, seed) for seed, name in enumerate(names)]
+    (runs[-1] / "summary.json").unlink()  # one that is not finished
+    done = program(curves, *runs, *([] if len(names) == 1 else [f"out={tmp_path}/all.png"]))
+    path = runs[0] / "curves.png" if len(names) == 1 else tmp_path / "all.png"
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(path), "")
+    picture = imread(path)
+    assert picture.shape[0] > 500 and picture.shape[1] > 1000 and picture[..., :3].std() > 0.05
+    assert not list(path.parent.glob("*.tmp.png"))
+
+
+def test_evaluations_beside_training_are_points_with_their_intervals(tmp_path):
+    one, other = finished(tmp_path / "a", evaluated=(0, 3, 5, 8)), finished(tmp_path / "a_seed1", 1, evaluated=(3, 7))
+    for runs, steps, low in (([one], [3, 5], 0.3), ([one, other], [3], 0.0)):  # those before and after are the summary's
+        figure, axis = curves.plt.subplots()
+        assert curves.evaluations(axis, curves.load(runs)[0], "black")
+        bars = [container.lines[2][0].get_segments()[0] for container in axis.containers]
+        assert [bar[0][0] for bar in bars] == steps and all(bar[0][1] == pytest.approx(low, abs=1e-9) for bar in bars)
+        curves.plt.close(figure)
+    assert len(curves.read(one).rows) == 8 and program(curves, one).returncode == 0
+
+
+def test_a_run_of_one_step_and_one_with_a_slow_first_step(tmp_path):
+    slow = finished(tmp_path / "slow", steps=12)
+    rows = [json.loads(line) for line in (slow / "metrics.jsonl").read_text().splitlines()]
+    rows[0] |= {"wait_for_rollouts_s": 500.0, "step_s": 501.2}
+    (slow / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for run in (finished(tmp_path / "short", steps=1), slow):
+        assert program(curves, run).returncode == 0
+    figure, axis = curves.plt.subplots()
+    top = curves.cut_at_usual(axis, range(12), [row["step_s"] for row in rows])
+    assert 8 < top < 20 and [text.get_text() for text in axis.texts] == ["\N{UPWARDS ARROW}501 s"]
+    curves.plt.close(figure)
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path):
+    run, empty = finished(tmp_path / "a"), tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "a_seed1").mkdir()
+    (tmp_path / "a_seed1" / "metrics.jsonl").write_text("")
+    for arguments, said in (([run, empty], "no metrics.jsonl"), ([run, run], "given twice"), ([run, tmp_path / "a_seed1"], "no step that"),
+                            ([finished(tmp_path / name) for name in "bcdefgh"], "at most 6")):
+        done = program(curves, *arguments)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert "python analysis/curves.py" in program(curves).stderr
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_runs_that_are_no_repetitions_are_drawn_with_a_warning(tmp_path):
+    done = program(curves, finished(tmp_path / "a"), finished(tmp_path / "a_seed1", settings={"clip": 1}))
+    assert done.returncode == 0 and done.stderr == "warning: the runs of a differ by more than the seed: training.clip (None, 1)\n"
+
+
+# ---- table
+
+def test_the_table_gives_the_mean_gain_over_seeds(tmp_path):
+    runs = [finished(tmp_path / name, seed) for seed, name in enumerate(("a", "a_seed1", "a_seed2"))]
+    lines = program(table, *runs).stdout.splitlines()
+    assert any(intervals.percent(intervals.mean([0.2, 0.22, 0.24])) in line and "│ 3 " in line for line in lines), "\n".join(lines)
+    assert "mean over seeds" not in program(table, runs[0]).stdout
+    two = [{f"pass_rate_{name}": value for name, value in zip(("before", "after", "difference"), values)} for values in ((0.1, 0.9, 0.8), (0.2, 1.0, 0.8))]
+    cells = [list(column.cells)[0] for column in table.over_seeds({"a": two}).columns[2:]]
+    assert cells == ["15.0% [0.0%, 78.5%]", "95.0% [31.5%, 100.0%]", "80.0%"]  # equal seeds say nothing about their spread
+
+
+def test_the_table_of_runs_without_evaluation_and_unfinished_ones(tmp_path):
+    run, unfinished = finished(tmp_path / "a"), finished(tmp_path / "b")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({name: value for name, value in summary.items() if "pass_rate" not in name and "gap" not in name}))
+    (unfinished / "summary.json").unlink()
+    done = program(table, run, finished(tmp_path / "a_seed1"))
+    assert done.returncode == 0 and "│ largest |logprob trainer - vLLM| │ -" in done.stdout and "│ repaired after                   │ -" in done.stdout
+    done = program(table, unfinished)
+    assert done.returncode == 1 and "no summary.json" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["curves", "table"])
+def test_the_command_line(tmp_path, name):
+    run = finished(tmp_path / "a")
+    for arguments, code in (([run], 0), ([], 1)):
+        done = subprocess.run([sys.executable, f"analysis/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        assert (f"python analysis/{name}.py" in done.stderr) == bool(code)
+
+
+# ---- timeline
+
+def spans(rng, count):
+    return [(begin, begin + rng.uniform(0, 2)) for begin in (rng.uniform(0, 20) for _ in range(count))]
+
+
+def test_unions_intersections_and_counts_agree_with_a_grid():
+    """At points that are in no edge, whatever the spans: overlapping, touching, empty."""
+    rng = random.Random(0)
+    for _ in range(50):
+        a, b = spans(rng, 15) + [(3.0, 3.0), (4.0, 5.0), (5.0, 6.0)], spans(rng, 15)
+        points = np.array([rng.uniform(-1, 23) for _ in range(300)])
+        def inside(wanted, x):
+            return sum(begin <= x < end for begin, end in wanted)
+        union_a, union_b = timeline.union(a), timeline.union(b)
+        both = timeline.intersection(union_a, union_b)
+        assert all(x[1] < y[0] for x, y in zip(union_a, union_a[1:])) and all(begin < end for begin, end in union_a)
+        for x, count in zip(points, timeline.running(a, points)):
+            assert count == inside(a, x) and inside(union_a, x) == (inside(a, x) > 0) and inside(both, x) == (inside(a, x) > 0 and inside(b, x) > 0)
+
+
+def test_a_synchronous_run_never_overlaps_and_an_asynchronous_one_does(tmp_path):
+    results = {}
+    for staleness in (0, 2):
+        loaded = timeline.load(asynchronous(tmp_path / f"s{staleness}", staleness))
+        training, waiting, update = (loaded.lanes[name].values() for name in ("training", "waiting for rollouts", "weight update"))
+        begin, end = loaded.window
+        assert begin == pytest.approx(6.0, abs=1e-3) and sum(e - b for b, e in training) == pytest.approx(30.0, abs=1e-3)
+        # the trainer does one thing at a time, and always one of the three
+        assert sum(loaded.share(lane) for lane in (training, waiting, update)) == pytest.approx(1.0, abs=1e-3)
+        for lane in loaded.lanes["training"], loaded.lanes["weight update"]:
+            assert list(lane) == list(range(10))
+        assert all(loaded.lanes["training"][step][1] == pytest.approx(loaded.lanes["weight update"][step][0]) for step in range(10))
+        results[staleness] = (loaded.share(loaded.generation(), training), loaded.share(waiting), end - begin)
+    assert results[0][0] == pytest.approx(0.0, abs=1e-6) and results[2][0] > 0.2
+    assert results[2][1] < results[0][1] and results[2][2] < results[0][2]
+
+
+def test_shares_of_a_run_that_can_be_counted_by_hand(tmp_path):
+    """Generation 2..6 and 7..9, training 5..8, waiting 2..5, update 8..10; held-out episodes all the time, which don't count."""
+    trajectory_files.write(tmp_path / "rollouts" / "step_00000.parquet", [episode("a", 0, "train", 2.0, 4.0, 0.5)], {})
+    trajectory_files.write(tmp_path / "rollouts" / "buffer" / "a1-p1.parquet", [episode("b", 0, "train", 7.0, 2.0, 0.5)], {})
+    trajectory_files.write(tmp_path / "rollouts" / "eval_before.parquet", [episode("c", 0, "heldout", 0.0, 10.0, 0.5)], {})
+    row = {"step": 0, "time": START + 10, "step_s": 8.0, "wait_for_rollouts_s": 3.0, "train_s": 3.0, "update_s": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    loaded = timeline.load(tmp_path)
+    assert loaded.window == pytest.approx((2.0, 10.0)) and set(loaded.episodes) == {0, timeline.UNCONSUMED, timeline.EVALUATION}
+    assert loaded.share(loaded.generation(), loaded.lanes["training"].values()) == pytest.approx(2 / 8)
+    assert loaded.share(loaded.lanes["waiting for rollouts"].values()) == pytest.approx(3 / 8)
+    done = program(timeline, tmp_path)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(tmp_path / "timeline.png"), "")
+    assert imread(tmp_path / "timeline.png").shape[1] > 1500
+
+
+def test_the_timeline_of_an_older_or_empty_run_is_one_line(tmp_path):
+    old = asynchronous(tmp_path / "old", steps=2)
+    path = old / "rollouts" / "step_00001.parquet"
+    members, _ = trajectory_files.read(path)
+    members[3].stats.pop("started_at")
+    trajectory_files.write(path, members, {})
+    only_evaluated = asynchronous(tmp_path / "evaluated", steps=1)
+    (only_evaluated / "rollouts" / "step_00000.parquet").unlink()
+    for run, said in ((old, "don't say when they started"), (only_evaluated, "no episodes for training"), (tmp_path, "no metrics.jsonl")):
+        done = program(timeline, run)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.rglob("*.png"))

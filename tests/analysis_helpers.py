@@ -1,0 +1,38 @@
+"""Shared by several tests: test_analysis.py and others."""
+import contextlib
+import importlib.util
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def module(name):
+    specification = importlib.util.spec_from_file_location(name, ROOT / "analysis" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(specification)
+    sys.modules[name] = loaded  # the programs of analysis/ import each other by their names
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
+seeds, _, curves, table, timeline = (module(name) for name in ("seeds", "figure", "curves", "table", "timeline"))
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def program(called, *arguments):
+    """The program's main, as its command line would call it."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            called.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # sys.exit(text): Python prints it and ends with 1
+            code, _ = (1, err.write(f"{exit_.code}\n")) if isinstance(exit_.code, str) else (exit_.code or 0, None)
+    return Done(code, out.getvalue(), err.getvalue())

@@ -1,0 +1,248 @@
+"""Random agents against the gateway: whatever they do, what was sampled stays token for token, each token once.
+
+Agents append, drop turns, edit history, send the same body again, retry; the model samples text, thoughts, several and
+malformed tool calls, in ids that tokenising its text would not give. Templates only append, rewrite history, or can't be
+continued at all.
+"""
+import asyncio
+import json
+import random
+from dataclasses import dataclass
+
+import pytest
+from gateway_helpers import (
+    END,
+    MOVING,
+    PLAIN,
+    QWEN3,
+    SHELL,
+    TEXT_END,
+    Upstream,
+    call_text,
+    ids_by_character,
+    ids_of,
+    read_request,
+    tokenizer,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from renderers import Qwen3Renderer, Qwen3RendererConfig
+
+from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, Session, SessionLimits, VLLMClient
+from coderepairrl.gateway.messages import canonical
+from coderepairrl.gateway.rendering import TemplateRefusal
+
+TEMPLATES = {"qwen3": (QWEN3, True), "qwen3 strips thoughts": (QWEN3, False), "plain": (PLAIN, True), "moving tools": (MOVING, True)}
+TEXTS = st.sampled_from(["", " ", "ok", "größer 日本 🙂", "a\n\nb\n", "</think>", "<tool_call>", "{", "\u2402dummy turn\u2403", "<|im_end|>\n"]) \
+    | st.text(max_size=12).filter(lambda t: t.isprintable())
+CALLS = st.sampled_from([call_text("ls"), call_text("echo 日本 </tool_call>"), call_text("a") + call_text("b"), "<tool_call>{oops}</tool_call>",
+                         '<tool_call>{"name": "shell"}', '<tool_call>{"name": "shell", "arguments": [1]}</tool_call>'])
+ACTIONS = st.sampled_from(["append", "append", "append", "append", "drop", "edit", "resend", "retry", "new", "other tools"])
+
+
+def sampled_ids(reply):
+    """(ids, finish_reason). Thoughts first; by character, so that tokenising the text again would show."""
+    thinks, text, calls, end = reply
+    body = ("<think>\nhm " + text + "\n</think>\n\n" if thinks else "") + text + "\n".join(calls)
+    return ids_by_character(body.replace(END, "")) + ids_of(end) or ids_of("x"), "stop" if end else "length"
+
+
+REPLIES = st.tuples(st.booleans(), TEXTS, st.lists(CALLS, max_size=2), st.sampled_from([END, END, END, TEXT_END, ""])).map(sampled_ids)
+STEPS = st.lists(st.tuples(ACTIONS, REPLIES, TEXTS), min_size=2, max_size=7)
+
+
+class Agent:
+    """Keeps a conversation as an OpenAI client would."""
+
+    def __init__(self):
+        self.messages = [{"role": "system", "content": "You repair."}, {"role": "user", "content": "fix f"}]
+        self.tools = [SHELL]
+        self.last_body = None
+
+    def body(self) -> bytes:
+        self.last_body = json.dumps({"model": "m", "messages": self.messages, "tools": self.tools}).encode()
+        return self.last_body
+
+    def answered(self, message, action, text):
+        """The answer arrives, and the agent goes on from it."""
+        message = {key: value for key, value in message.items() if key != "reasoning_content"}
+        if action == "drop":  # a malformed turn, as mini-swe-agent does it
+            self.messages = [*self.messages, {"role": "user", "content": "try again " + text}]
+            return
+        self.messages = [*self.messages, message]
+        calls = message.get("tool_calls") or []
+        self.messages += [{"role": "tool", "tool_call_id": call["id"], "content": text} for call in calls]
+        if not calls:
+            self.messages.append({"role": "user", "content": text or "go on"})
+        if action == "edit":
+            place = random.Random(len(self.messages)).randrange(1, len(self.messages))
+            edited = {**self.messages[place], "content": "edited " + text}
+            self.messages = [*self.messages[:place], edited, *self.messages[place + 1:]]
+        if action == "new":
+            self.messages = [self.messages[0], {"role": "user", "content": "another conversation " + text}]
+        if action == "other tools":
+            self.tools = [*self.tools, SHELL]
+
+
+@dataclass
+class Played:
+    session: Session
+    sampled: list[tuple]  # (prompt ids, sampled ids) as vLLM's side has them
+    repeated: list[tuple[str, int]]  # (action, how many calls it added) of each body that was sent again
+    refusal: str  # what the template said when it could not go on
+
+
+async def play(renderer, steps) -> Played:
+    """One random agent, without HTTP between it and the session; vLLM's side is HTTP. steps: (action, sampled (ids, finish_reason), text)."""
+    upstream = Upstream()
+    client = VLLMClient(await upstream.start(), wait_s=5)
+    session = Session("key", SessionLimits(max_turns=100, max_total_tokens=100_000), SamplingConfig(), client, renderer)
+    agent, played = Agent(), Played(session, upstream.answered, [], "")
+    try:
+        for action, reply, text in steps:
+            upstream.reply = lambda prompt, reply=reply: reply
+            if action in ("resend", "retry") and agent.last_body:
+                before = len(session.calls)
+                _, exchange = await session.answer(read_request(session, agent.last_body, action == "retry"))
+                played.repeated.append((action, len(session.calls) - before))
+            else:
+                turns, exchange = await session.answer(read_request(session, agent.body()))
+                agent.answered(turns[0].message(), action, text)
+            exchange.delivered = True
+    except TemplateRefusal as refusal:
+        played.refusal = str(refusal)
+    finally:
+        await client.close()
+        await upstream.stop()
+    return played
+
+
+def follows(call, calls) -> bool:
+    """Its prompt continues the record of its parent, token for token; or it has none, and is the first call or marked as rendered again."""
+    if call.parent is None:
+        return call.rerendered == (call.index > 0)
+    parent = calls[call.parent]
+    kept = parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
+    return call.parent < call.index and not call.rerendered and call.prompt_ids[:len(kept)] == kept
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(steps=STEPS)
+def test_every_prompt_continues_a_record_or_is_a_counted_root(name, steps):
+    template, keep_reasoning = TEMPLATES[name]
+    played = asyncio.run(play(Renderer(tokenizer(template), keep_reasoning=keep_reasoning), steps))
+    calls = played.session.calls
+    assert [(c.prompt_ids, c.completion_ids) for c in calls] == played.sampled  # each sample once, as it was sampled
+    assert all(len(c.completion_ids) == len(c.logprobs) == len(c.policy_versions) for c in calls)
+    assert all(follows(c, calls) for c in calls)
+    assert played.session.counters["rerendered_roots"] == sum(c.rerendered for c in calls)
+    assert all(added == (action == "resend") for action, added in played.repeated)  # a retry is answered from the record
+    assert not played.refusal or template == MOVING and "alternate" in played.refusal  # MOVING takes only turns that alternate
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(replies=st.lists(REPLIES, min_size=2, max_size=5), text=TEXTS)
+def test_an_agent_that_only_appends_gives_one_branch(replies, text):
+    """Also with thoughts that the template would strip, malformed calls and turns that were cut."""
+    text = text.replace("\u2402", "")
+    played = asyncio.run(play(Renderer(tokenizer()), [("append", reply, text) for reply in replies]))
+    calls = played.session.calls
+    assert [(c.prompt_ids, c.completion_ids) for c in calls] == played.sampled and all(follows(c, calls) for c in calls)
+    assert [(c.parent, c.parent_part) for c in calls] == [(None, None), *((i, "completion") for i in range(len(replies) - 1))]
+
+
+def test_a_template_that_strips_thoughts_is_followed_when_asked():
+    thinks = sampled_ids((True, "ok", [], END))
+    kept, stripped = (asyncio.run(play(Renderer(tokenizer(), keep_reasoning=keep), [("append", thinks, "go on")] * 3)).session for keep in (True, False))
+    assert [c.rerendered for c in kept.calls] == [False, False, False]
+    assert [c.rerendered for c in stripped.calls] == [False, True, True]
+    assert "hm" in tokenizer().decode(kept.calls[2].prompt_ids) and "hm" not in tokenizer().decode(stripped.calls[2].prompt_ids)
+    # tool results don't end the model's turn: the template keeps the thoughts, and so there is nothing to render again
+    calls = sampled_ids((True, "ok", [call_text("ls")], END))
+    in_cycle = asyncio.run(play(Renderer(tokenizer(), keep_reasoning=False), [("append", calls, "a.py")] * 3)).session
+    assert not any(c.rerendered for c in in_cycle.calls)
+
+
+def test_dropped_and_edited_turns_fork():
+    calls = sampled_ids((False, "", [call_text("ls")], END))
+    dropped = asyncio.run(play(Renderer(tokenizer()), [("append", calls, "a.py"), ("drop", calls, ""), ("append", calls, "b.py")])).session
+    assert [(c.parent, c.parent_part) for c in dropped.calls] == [(None, None), (0, "completion"), (0, "completion")]
+    assert "try again" in tokenizer().decode(dropped.calls[2].prompt_ids)
+
+
+MESSAGES = st.lists(st.one_of(
+    st.builds(lambda t: {"role": "user", "content": t}, TEXTS), st.builds(lambda t: {"role": "system", "content": t}, TEXTS),
+    st.builds(lambda t: {"role": "tool", "tool_call_id": "c00000000", "content": t}, TEXTS)), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(new=MESSAGES, end=st.sampled_from([END, ""]), thinking=st.booleans(), tools=st.sampled_from([None, [SHELL]]))
+def test_extend_agrees_with_the_renderers_package(new, end, thinking, tools):
+    """Its hand-written Qwen3 path is the independent witness of the generic splice."""
+    if any("\u2402" in message["content"] for message in new):
+        return
+    kwargs = {} if thinking else {"enable_thinking": False}
+    ours = Renderer(tokenizer(), kwargs)
+    theirs = Qwen3Renderer(tokenizer(), Qwen3RendererConfig(enable_thinking=thinking, thinking_retention="all"))
+    calls = [{"id": "c00000000", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
+    past = [{"role": "user", "content": "fix"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    prompt, sampled = ours.render(past[:1], tools), ids_by_character("hm" + call_text("ls")) + ids_of(end)
+    extended = ours.extend(prompt, sampled, "stop" if end else "length", past, new, tools)
+    assert prompt == tuple(theirs.render_ids(past[:1], tools=tools, add_generation_prompt=True))
+    bridged = theirs.bridge_to_next_turn(list(prompt), list(sampled), new, tools=tools).token_ids
+    assert tokenizer().decode(extended) == tokenizer().decode(bridged)
+    if not any("<|im_end|>" in message["content"] for message in new):
+        assert extended == tuple(bridged)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text(max_size=60), ids=st.lists(st.integers(0, 400), max_size=40), tools=st.booleans())
+def test_parse_takes_anything_and_loses_nothing(text, ids, tools):
+    renderer = Renderer(tokenizer())
+    tools = [SHELL] if tools else []
+    content, reasoning, calls, _ = renderer.parse(tuple(ids), tools)
+    json.dumps([content, reasoning, [call.arguments for call in calls]]).encode()
+    if "<think>" not in text and "<tool_call>" not in text:
+        assert renderer.parse(ids_by_character(text) + ids_of(END), tools)[:2] == (text, None)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(arguments=st.dictionaries(st.text(max_size=4), JSON, max_size=3), content=st.text(max_size=8))
+def test_the_same_turn_has_one_digest_however_a_client_writes_it(arguments, content):
+    def digest(content, arguments, **extra):
+        calls = [{"id": extra.get("id", "a"), "function": {"name": "f", "arguments": arguments}}]
+        return canonical({"role": "assistant", "content": content, "tool_calls": calls, **extra}).digest
+    backwards = dict(reversed(arguments.items()))
+    written = {digest(content, json.dumps(arguments)), digest(content + "\n", json.dumps(backwards, indent=2)),
+               digest([{"type": "text", "text": content}], arguments, id="b", refusal=None, provider_specific_fields={})}
+    assert len(written) == 1
+    assert digest(content + "!", arguments) not in written and digest(content, {**arguments, "more": 1}) not in written
+
+
+def test_many_sessions_at_once_stay_apart():
+    async def main():
+        upstream = Upstream(lambda prompt: (ids_by_character(call_text(f"cat {len(prompt)}")) + ids_of(END), "stop"))
+        client = VLLMClient(await upstream.start(), wait_s=5)
+        gateway = Gateway(GatewayConfig(), [client], Renderer(tokenizer()))
+        await gateway.start()
+        sessions = [gateway.open_session(SessionLimits(), SamplingConfig()) for _ in range(32)]
+
+        async def episode(session, number):
+            agent = Agent()
+            agent.messages[1]["content"] += f" {number}"
+            for _ in range(4):
+                turns, _ = await session.answer(read_request(session, agent.body()))
+                agent.answered(turns[0].message(), "append", str(number))
+
+        await asyncio.gather(*(episode(session, i) for i, session in enumerate(sessions)))
+        assert sorted(upstream.answered) == sorted((c.prompt_ids, c.completion_ids) for s in sessions for c in s.calls)
+        assert all([c.parent for c in s.calls] == [None, 0, 1, 2] for s in sessions) and not gateway.counters
+        await gateway.stop()
+        await client.close()
+        await upstream.stop()
+    asyncio.run(main())
