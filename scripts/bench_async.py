@@ -14,7 +14,7 @@ from statistics import fmean, median
 
 from rich import print
 from rich.table import Table
-from train_grpo import TrainConfig
+from coderepairrl.run.train_config import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError

@@ -24,10 +24,9 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator
 from tqdm import tqdm
 
-from coderepairrl.config import Config, dump, load
+from coderepairrl.config import dump, load
 from coderepairrl.config.contents import model_folder
 from coderepairrl.environments import instead
 from coderepairrl.errors import ConfigError, TaskError
@@ -36,31 +35,17 @@ from coderepairrl.rewards import disagreement, failing
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.rollout.evaluations import is_done, own_names
 from coderepairrl.rollout.infrastructure import commonest, refuse_broken
-from coderepairrl.rollout.rollout import Rollout, RolloutConfig
+from coderepairrl.rollout.rollout import Rollout
 from coderepairrl.run import attempt as attempts
 from coderepairrl.run import inputs, intervals, skill
 from coderepairrl.run.attempt import Attempt, Place
+from coderepairrl.run.evaluate_config import EvaluateConfig
 from coderepairrl.run.program import program
 from coderepairrl.run.provenance import provenance
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.building import build_all
 from coderepairrl.types import Outcome, Task, Trajectory
-
-
-class EvaluateConfig(Config):
-    run: str  # folder of the results
-    model: str | None = None  # a Hugging Face folder, or the folder of a training run; controls need none
-    scaffold: ScaffoldConfig | None = None  # instead of rollout.scaffold; a name alone is a scaffold as it is by default
-    rollout: RolloutConfig  # its held-out tasks are evaluated
-    chunk_tasks: PositiveInt = 32  # tasks between two writes of results: what an interruption costs at most
-    shard: NonNegativeInt = 0  # which of them this is
-    shards: PositiveInt = 1  # the tasks are dealt to so many
-
-    @field_validator("scaffold", mode="before")
-    @classmethod
-    def _named(cls, scaffold: object) -> object:
-        return {"name": scaffold} if isinstance(scaffold, str) else scaffold
 
 
 def folder_of(config: EvaluateConfig, path: str) -> Path:

@@ -17,16 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import aiohttp
-from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from coderepairrl.config import Config, contents, dump, load
+from coderepairrl.config import contents, dump, load
 from coderepairrl.demonstrations.acts import oracle_acts
 from coderepairrl.demonstrations.dialects import Turn, speak
 from coderepairrl.demonstrations.expert import DemonstrationsConfig, demonstration_acts
+from coderepairrl.demonstrations.record_config import FunctionsExpert, OracleExpert, RecordConfig
 from coderepairrl.demonstrations.scripted_server import NOT_LEARNT, Line, ScriptedClient
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import write_json
@@ -34,7 +33,6 @@ from coderepairrl.gateway import Gateway, Renderer, SamplingConfig, renderer_of
 from coderepairrl.rewards import Grader
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.rollout.episode import Services, run_episode
-from coderepairrl.rollout.rollout import RolloutConfig
 from coderepairrl.run import inputs
 from coderepairrl.run.program import program
 from coderepairrl.sandboxes import check
@@ -43,26 +41,6 @@ from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.building import build_all
 from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome, Task, Trajectory
-
-
-class FunctionsExpert(Config):
-    """The imperfect expert of the one-function tasks, which draws its own."""
-    name: Literal["functions"] = "functions"
-    settings: DemonstrationsConfig = DemonstrationsConfig()
-
-
-class OracleExpert(Config):
-    """Of the training tasks of `rollout.tasks`."""
-    name: Literal["oracle"]
-    repeat: PositiveInt = 1  # episodes a task
-
-
-class RecordConfig(Config):
-    output: str  # the folder that is written
-    model: str  # a Hugging Face folder: its tokenizer and chat template
-    expert: FunctionsExpert | OracleExpert = Field(FunctionsExpert(), discriminator="name")  # who is the model
-    rollout: RolloutConfig  # what training will have: scaffold, limits, sandbox ...; rewards of {patch: 1.0} run no test
-    file_episodes: PositiveInt = 256  # in one file: what an interruption costs at most
 
 
 async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list[Turn]]]:

@@ -22,7 +22,7 @@ from rich.rule import Rule
 from rich.style import Style
 from rich.syntax import Syntax
 from rich.text import Text
-from train_grpo import TrainConfig
+from coderepairrl.run.train_config import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError

@@ -18,56 +18,20 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from coderepairrl.config import Config, Share, contents, load
+from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError
 from coderepairrl.files import read_json, write_json
 from coderepairrl.processes.starting import become_ranks
 from coderepairrl.run import inputs
 from coderepairrl.run.intervals import NOTHING
-from coderepairrl.run.metrics import Metrics, WandbConfig
+from coderepairrl.run.metrics import Metrics
 from coderepairrl.run.program import program
 from coderepairrl.sft import data
-from coderepairrl.sft.data import Rows, SourceConfig
+from coderepairrl.sft.data import Rows
+from coderepairrl.sft.sft_config import SFTConfig, inputs_of, record_of
 from coderepairrl.training import batch, finite
-from coderepairrl.training.engine_config import EngineConfig
-
-
-class EvaluationConfig(Config):
-    """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other sources."""
-    share: float = Field(0.0, ge=0.0, lt=1.0)  # of the conversations
-    sources: list[SourceConfig] = []  # instead of a share
-    every: NonNegativeInt = 0  # steps between two evaluations; before the first and after the last step there is always one
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "EvaluationConfig":
-        if bool(self.share) == bool(self.sources):
-            raise ValueError("name either a share or sources")
-        return self
-
-
-class SFTConfig(Config):
-    model: str  # a Hugging Face folder: where training begins
-    output: str  # the folder that is written
-    sources: list[SourceConfig] = Field(min_length=1)  # learnt one after the other
-    evaluation: EvaluationConfig | None = None  # null: nothing is held out
-    engine: EngineConfig
-    batch_tokens: PositiveInt = 4096  # of one step, on all ranks together
-    micro_batch_tokens: PositiveInt = 8192  # of one packed row; longer conversations are left out
-    context_weight: Share = 0.0  # weight in the loss of what isn't said by the assistant
-    seed: NonNegativeInt = 0  # of the order of conversations
-    ranks: PositiveInt = 1  # processes that train together
-    threads: PositiveInt = 1  # of each rank
-    wandb: WandbConfig | None = None  # null: sft_metrics.jsonl alone
-
-    @model_validator(mode="after")
-    def _whole_rows(self) -> "SFTConfig":
-        if self.ranks % self.engine.sequence_ranks:
-            raise ValueError(f"engine.sequence_ranks: {self.engine.sequence_ranks} does not divide ranks={self.ranks}: "
-                             "take a number that does")
-        return self
 
 
 def train(config: SFTConfig, prepared: Path) -> None:
@@ -184,16 +148,6 @@ class Log:
             held = f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})" if "eval_loss" in summary else ""
             loss = f"{summary['loss']:.4f}" if "loss" in summary else NOTHING
             print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {loss}{held}", flush=True)
-
-
-def record_of(output: Path) -> Path:
-    return output.with_name(f"{output.name}.inputs.json")
-
-
-def inputs_of(config: SFTConfig) -> dict:
-    sources = data.places(config.sources, config.evaluation.sources if config.evaluation else [])
-    known = {key: data.content(source) for key, source in sources.items()}
-    return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)
 
 
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:

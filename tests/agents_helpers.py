@@ -26,7 +26,7 @@ class Agent:
 
 def example():
     """The configuration that is shipped with the worked example, as the program reads it."""
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
     return load(TrainConfig, ROOT / "examples/command/quickstart.yaml").rollout.scaffold
 
 

@@ -5,7 +5,7 @@
         launch/               config.yaml, job.json: what slurm/job.py needs to start the same job by hand; and what submission.py keeps
 """
 import hashlib
-import importlib.util
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -27,8 +27,11 @@ from coderepairrl.files import ROOT, write_json
 
 LARGEST_CODE = 256 * 2**20  # bytes
 NO_CODE = {".git", ".venv", "runs", "wandb"}  # folders, where git can't say what is ignored
-CLASSES = {"scripts/train_grpo.py": "TrainConfig", "scripts/train_sft.py": "SFTConfig", "scripts/evaluate.py": "EvaluateConfig",
-           "scripts/record_demonstrations.py": "RecordConfig"}
+CLASSES = {  # program -> module and class of its configuration
+    "scripts/train_grpo.py": ("coderepairrl.run.train_config", "TrainConfig"),
+    "scripts/train_sft.py": ("coderepairrl.sft.sft_config", "SFTConfig"),
+    "scripts/evaluate.py": ("coderepairrl.run.evaluate_config", "EvaluateConfig"),
+    "scripts/record_demonstrations.py": ("coderepairrl.demonstrations.record_config", "RecordConfig")}
 
 
 class _AnyConfig(Config):
@@ -174,16 +177,12 @@ def config_class(program: str) -> type[Config] | None:
     """Class of a program's configuration; None when it isn't known, or this machine lacks what the program imports (said on stderr)."""
     if program not in CLASSES:
         return None
-    spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where --help looks for the source of its classes
+    module, name = CLASSES[program]
     try:
-        spec.loader.exec_module(module)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        del sys.modules[spec.name]
         print(f"the configurations of {program} are not checked here: {error}", file=sys.stderr)
         return None
-    return getattr(module, CLASSES[program])
 
 
 def code_files(root: Path) -> list[str]:

@@ -96,8 +96,8 @@ def test_under_every_scaffold_the_experts_repair_is_one(policy, tmp_path, scaffo
 def test_demonstrations_are_recorded_under_the_limits_that_training_has(name, monkeypatch):
     """Else a warm-started policy may have learnt what it is not let say."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from record_demonstrations import RecordConfig
-    from train_grpo import TrainConfig
+    from coderepairrl.demonstrations.record_config import RecordConfig
+    from coderepairrl.run.train_config import TrainConfig
     recorded = load(RecordConfig, ROOT / f"configs/demonstrations/{name}.yaml", []).rollout.limits
     assert recorded == load(TrainConfig, ROOT / f"configs/quickstart_{name}.yaml", []).rollout.limits
 

@@ -179,7 +179,9 @@ def test_files_that_a_configuration_names_count_by_their_bytes(tmp_path, monkeyp
     monkeypatch.syspath_prepend(ROOT / "scripts")
     Path("good.jsonl").write_text("1")
     Path("my_own_reward.py").write_text("def f(task, diff, verdict): return 1.0\n")
-    from evaluate import EvaluateConfig, inputs_of
+    from evaluate import inputs_of
+
+    from coderepairrl.run.evaluate_config import EvaluateConfig
     read = lambda *words: (contents.tree.cache_clear(), inputs_of(load(EvaluateConfig, ROOT / "configs/eval/quickstart.yaml", [
         "scaffold={name: predictions, path: %s}" % (words[0] if words else "good.jsonl"), "rollout.rewards.weights={tests: 1.0, my_own_reward.f: 0.5}",
         *words[1:]]), TASKS["heldout"], None))[1]
@@ -201,7 +203,7 @@ def test_files_that_a_configuration_names_count_by_their_bytes(tmp_path, monkeyp
 def run(tmp_path, monkeypatch):
     """(folder of a run with a step of rollouts, admit(overrides))."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
     folder = tmp_path / "run"
     (folder / "rollouts").mkdir(parents=True)
     policy = model(tmp_path / "model")

@@ -125,7 +125,7 @@ def run_of(tmp_path, scaffold: str) -> Path:
     ("{name: command, argv: [a], requirement: x}", "did you mean 'requirements'")])
 def test_a_wrong_configuration_is_named(scaffold, said, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
     with pytest.raises(ConfigError) as error:
         load(TrainConfig, run_of(tmp_path, scaffold))
     assert said in str(error.value)
@@ -133,7 +133,7 @@ def test_a_wrong_configuration_is_named(scaffold, said, tmp_path, monkeypatch):
 
 def test_another_scaffold_replaces_and_the_same_is_merged(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
     other = load(TrainConfig, run_of(tmp_path, "{name: command, argv: [a]}")).rollout.scaffold
     assert other == CommandConfig(argv=("a",))
     same = load(TrainConfig, run_of(tmp_path, "{name: terminal, max_idle_answers: 7}")).rollout.scaffold

@@ -194,7 +194,7 @@ def programs(monkeypatch):
     ],
 )
 def test_a_mistake_is_said_with_its_key(agent, said):
-    from evaluate import EvaluateConfig
+    from coderepairrl.run.evaluate_config import EvaluateConfig
 
     override = f"rollout.scaffold={{name: retry, agent: {agent}}}"
     with pytest.raises(ConfigError) as refused:
@@ -203,9 +203,9 @@ def test_a_mistake_is_said_with_its_key(agent, said):
 
 
 def test_it_may_be_evaluated_and_looked_at_but_not_trained():
-    from evaluate import EvaluateConfig
+    from coderepairrl.run.evaluate_config import EvaluateConfig
     from run_one import RunOneConfig
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
 
     config = load(EvaluateConfig, ROOT / "configs/eval/quickstart_retry.yaml", [])
     plain = load(EvaluateConfig, ROOT / "configs/eval/quickstart.yaml", [])

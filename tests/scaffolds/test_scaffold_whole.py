@@ -28,7 +28,7 @@ CONTEXT = 16384
 
 def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tmp_path):
     """The worked example as its YAML has it, through the rollout process and a gateway of two; then the others, with its vLLM."""
-    from train_grpo import TrainConfig
+    from coderepairrl.run.train_config import TrainConfig
 
     model, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(policy, model)

@@ -297,7 +297,7 @@ def assert_refused(sources, said, policy, tmp_path, monkeypatch):
 ])
 def test_a_wrong_configuration_is_explained(text, said, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from train_sft import SFTConfig
+    from coderepairrl.sft.sft_config import SFTConfig
 
     from coderepairrl.config import load
     (tmp_path / "sft.yaml").write_text(f"model: m\noutput: o\nengine: {{learning_rate: 0.1}}\n{text}\n")
