@@ -110,7 +110,7 @@ def text(doc: str, models: tuple[type[BaseModel], ...]) -> str:
 def programs() -> dict[str, tuple[type[BaseModel], ...]]:
     """Path of each program that reads configurations -> their classes."""
     found = {}
-    files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "slurm").glob("*.py")]
+    files = [path for folder in ("scripts", "slurm", "benchmarks") for path in (ROOT / folder).glob("*.py")]
     for path in sorted(files, key=lambda path: (path.stem.startswith("bench"), path.stem != "train_grpo", path)):
         if "\n@program(" in path.read_text():
             sys.path.insert(0, str(path.parent))

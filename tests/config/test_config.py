@@ -146,7 +146,8 @@ CLASSES = {  # the first that a path begins with
 @pytest.mark.parametrize("path", sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "examples").rglob("*.yaml")]),
                          ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_configuration_loads_with_its_class_and_survives_a_dump(path, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    for folder in ("scripts", "benchmarks"):
+        monkeypatch.syspath_prepend(ROOT / folder)
     below = str(path.relative_to(ROOT)).removeprefix("configs/")
     module, name = next((where for fits, where in CLASSES.items() if below.startswith(fits)), ("train_grpo", "TrainConfig"))
     model = getattr(importlib.import_module(module), name)

@@ -57,7 +57,7 @@ def test_every_number_has_a_bound(classes):
 
 
 def test_every_program_that_reads_a_configuration_says_so(programs):
-    named = {str(path.relative_to(ROOT)) for folder in ("scripts", "slurm") for path in (ROOT / folder).glob("*.py")
+    named = {str(path.relative_to(ROOT)) for folder in ("scripts", "slurm", "benchmarks") for path in (ROOT / folder).glob("*.py")
              if re.search(r"^def main\(arguments", path.read_text(), re.MULTILINE)}
     assert named == set(programs)
 

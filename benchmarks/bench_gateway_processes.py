@@ -1,7 +1,7 @@
 """Calls a second that the gateway serves in one process and in several, as fast as agents can ask, in one run.
 
-    python scripts/bench_gateway_processes.py configs/bench/gateway_processes.yaml
-    python scripts/bench_gateway_processes.py configs/bench/gateway_processes.yaml 'processes=[1, 2]' loaders=1
+    python benchmarks/bench_gateway_processes.py configs/bench/gateway_processes.yaml
+    python benchmarks/bench_gateway_processes.py configs/bench/gateway_processes.yaml 'processes=[1, 2]' loaders=1
 
 The upstream answers at once. Agents are in processes of their own; each has one conversation at a time, whose history grows from
 `history_tokens`, and asks again as soon as it is answered: the rate is what the gateway can, if agents and upstream are not at

@@ -1,4 +1,4 @@
-"""What scripts/bench_gateway.py measures, each in a process of its own: a null upstream, a null proxy, and the gateway with a door for the benchmark."""
+"""What benchmarks/bench_gateway.py measures, each in a process of its own: a null upstream, a null proxy, and the gateway with a door for the benchmark."""
 import asyncio
 import gc
 import random

@@ -1,6 +1,6 @@
 """Speed and memory of the trainer on models with random weights, beside TRL's GRPOTrainer on the same batch.
 
-    python scripts/bench_trainer.py [CONFIG] [a.b=c ...]      (configs/bench/trainer.yaml; without a GPU configs/bench/tiny.yaml)
+    python benchmarks/bench_trainer.py [CONFIG] [a.b=c ...]      (configs/bench/trainer.yaml; without a GPU configs/bench/tiny.yaml)
 
 What is measured, each case in processes of its own (a case that runs out of memory or time does not end the others):
     ceiling   TFLOP/s of a bf16 8192^3 matrix product on random data, the mean of 20

@@ -1,9 +1,9 @@
 """Many episodes of agents that only attack: nothing may be left, nothing may escape, and the event loop may not stand
 still.
 
-    python scripts/bench_hostile.py configs/bench/hostile.yaml                      1,000 episodes
-    python scripts/bench_hostile.py configs/bench/hostile.yaml kind=apptainer episodes=100
-    python scripts/bench_hostile.py configs/bench/hostile.yaml in_flight=1 only='[deep folders]'
+    python benchmarks/bench_hostile.py configs/bench/hostile.yaml                      1,000 episodes
+    python benchmarks/bench_hostile.py configs/bench/hostile.yaml kind=apptainer episodes=100
+    python benchmarks/bench_hostile.py configs/bench/hostile.yaml in_flight=1 only='[deep folders]'
 
 Each episode is the product's own (run_episode): gateway, sandbox, diff, judge; its agent runs one row of DEEDS. Every
 seventh is cancelled. Before and after, processes, mounts, folders, files in /dev/shm and this process's descriptors are

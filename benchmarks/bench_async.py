@@ -1,6 +1,6 @@
 """Synchronous against asynchronous training with slow tools: seconds a step, in one run of this program.
 
-    python scripts/bench_async.py CONFIG [a.b=c ...]
+    python benchmarks/bench_async.py CONFIG [a.b=c ...]
 
 Runs the same configuration with rollout.max_staleness 0 and 2, one after the other, without evaluation, every tool call
 slowed down by rollout.scaffold.tool_delay_s (1 s unless it is set). Prints a table; the runs stay under `run:`_sync and _async.
@@ -14,13 +14,14 @@ from statistics import fmean, median
 
 from rich import print
 from rich.table import Table
-from coderepairrl.run.train_config import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError
+from coderepairrl.files import ROOT
 from coderepairrl.run.intervals import NOTHING
 from coderepairrl.run.metrics import read_metrics
 from coderepairrl.run.program import program
+from coderepairrl.run.train_config import TrainConfig
 
 STALENESS = {"sync": 0, "async": 2}
 FILLING = 3  # steps
@@ -30,7 +31,7 @@ def run(config: str, overrides: list[str], name: str, steps: int) -> list[dict]:
     """The metrics of its steps."""
     folder = Path(f"{load(TrainConfig, config, overrides).run}_{name}")
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, str(Path(__file__).with_name("train_grpo.py")), config, "rollout.scaffold.tool_delay_s=1.0", *overrides, f"run={folder}",
+    command = [sys.executable, str(ROOT / "scripts/train_grpo.py"), config, "rollout.scaffold.tool_delay_s=1.0", *overrides, f"run={folder}",
                f"rollout.max_staleness={STALENESS[name]}", "training.evaluate=false", f"training.steps={steps}"]
     if subprocess.run(command).returncode:
         raise CodeRepairError(f"the {name} run failed: see {folder}/logs")

@@ -1,9 +1,9 @@
 """What a sandbox costs, beside the bare runtime in the same run.
 
-    python scripts/bench_sandboxes.py configs/bench/sandboxes.yaml                      start plus first command, alone and many at once; grading
-    python scripts/bench_sandboxes.py configs/bench/sandboxes.yaml kinds='[apptainer]'
-    python scripts/bench_sandboxes.py configs/bench/sandboxes.yaml files=5000           a checkout of so many files (beyond 40 it is an overlay)
-    python scripts/bench_sandboxes.py configs/bench/sandboxes.yaml mode=leaks           1,000 in a row, 200 at once
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml                      start plus first command, alone and many at once; grading
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml kinds='[apptainer]'
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml files=5000           a checkout of so many files (beyond 40 it is an overlay)
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml mode=leaks           1,000 in a row, 200 at once
 
 The bare runtime runs the same command with the same isolation flags on a folder that is already there. A sandbox makes that folder, runs the
 command, watches it, and removes the folder. `leaks` counts processes, mounts, folders and files in /dev/shm before and after; exit code 1 when

@@ -1,9 +1,9 @@
 """For how long does vLLM stand still at a weight update, and what does the proof that it has the weights cost? By model
 size and number of serving GPUs; and: what if it dies in the middle?
 
-    python scripts/bench_weights.py                                                     on CPU: a tiny model over gloo
-    python scripts/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
-    python scripts/bench_weights.py configs/bench/weights_gpu.yaml 'shapes=[qwen3-8b]' kill=true
+    python benchmarks/bench_weights.py                                                     on CPU: a tiny model over gloo
+    python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
+    python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml 'shapes=[qwen3-8b]' kill=true
 
 A ZeRO-3 engine with weights drawn at random sends them into 1..k servers that were started with others (`--load-format dummy`).
 kill=true: vLLM is killed (SIGKILL) when half of the weights are on their way; shown is that the trainer notices, that its GPU still

@@ -1,7 +1,7 @@
 """What the counter-check costs: seconds of a verdict over those of the bare test command, both in this run.
 
-    python scripts/bench_grading.py configs/bench/grading.yaml
-    python scripts/bench_grading.py configs/bench/grading.yaml 'sets={pairs: {name: release_pairs}}' tasks=8
+    python benchmarks/bench_grading.py configs/bench/grading.yaml
+    python benchmarks/bench_grading.py configs/bench/grading.yaml 'sets={pairs: {name: release_pairs}}' tasks=8
 
 Of each task the oracle's patch is run once with nothing else (the test command in its sandbox), and then judged twice by one grader: the first verdict
 pays for what the grader learns of the task once (which turned tests are telling), the second is what each further pass of that task costs.

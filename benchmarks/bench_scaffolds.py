@@ -1,7 +1,7 @@
 """What an agent costs beside its model: CPU, memory and start-up of an episode, alone and many at once.
 
-    python scripts/bench_scaffolds.py configs/bench/scaffolds.yaml
-    python scripts/bench_scaffolds.py configs/bench/scaffolds.yaml at_once='[1]' scaffolds='[{name: codex}]'
+    python benchmarks/bench_scaffolds.py configs/bench/scaffolds.yaml
+    python benchmarks/bench_scaffolds.py configs/bench/scaffolds.yaml at_once='[1]' scaffolds='[{name: codex}]'
 
 Each agent repairs the same small task with three scripted answers, which come at once: real gateway, real sandboxes, no model, no grading.
 `nothing` is a program that does nothing: what sandbox, relay and diff cost by themselves; it is in every line below it.

@@ -1,8 +1,8 @@
 """What the gateway costs, beside a null upstream, a null proxy and vLLM itself, all in one run.
 
-    python scripts/bench_gateway.py configs/bench/gateway.yaml
-    python scripts/bench_gateway.py configs/bench/gateway.yaml parts='[calls, growth]'
-    python scripts/bench_gateway.py configs/bench/gateway.yaml parts='[throughput]' model=runs/quickstart/policy
+    python benchmarks/bench_gateway.py configs/bench/gateway.yaml
+    python benchmarks/bench_gateway.py configs/bench/gateway.yaml parts='[calls, growth]'
+    python benchmarks/bench_gateway.py configs/bench/gateway.yaml parts='[throughput]' model=runs/quickstart/policy
 
     calls        agents with histories of 3k to 5k tokens; calls arrive at random times, whatever was answered (open loop), and a latency counts
                  from its arrival. Added latency is over the null upstream addressed directly, CPU is the server's own. A conversation's first
