@@ -24,8 +24,8 @@ from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute, t
 from coderepairrl.grading.output import Outputs
 from coderepairrl.grading.protected import Selection, select
 from coderepairrl.grading.published import as_diff
+from coderepairrl.grading.validation.build_runs import Build
 from coderepairrl.grading.variants import Variant
-from coderepairrl.rewards.build import Build
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
@@ -37,11 +37,6 @@ ROUNDS = 4  # of what the scan is certain of: tossing a coin in each run wins on
 async def grade(task: Task, diff: str, sandbox_config: SandboxConfig) -> Verdict:
     """Raises SandboxError for infrastructure trouble, TaskError for a wrong task; whatever the diff does gives a Verdict."""
     return await Grader(sandbox_config).grade(task, diff)
-
-
-def reward(task: Task, diff: str, verdict: Verdict | None) -> float:
-    """1 when every hidden test that must pass does."""
-    return float(verdict is not None and verdict.resolved)
 
 
 class Grader:

@@ -16,10 +16,9 @@ from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
-from coderepairrl.grading import grader as tests
 from coderepairrl.grading.counting import disagreement, failing
 from coderepairrl.grading.grader import Grader, grade
-from coderepairrl.rewards import build, patch, random_reward, similarity, user, weak
+from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
 from coderepairrl.rewards.build import BuildVerdict
 from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
