@@ -12,7 +12,7 @@ from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
 from coderepairrl.types import Task
 
 CONFIGS = {"tools": "mini.yaml", "text": "mini_textbased.yaml"}
-DRIVER = Path(__file__).with_name("mini_swe_agent_driver.py")
+DRIVER = Path(__file__).with_name("inside") / "mini_swe_agent_driver.py"
 
 
 class MiniSweAgentConfig(Config):
