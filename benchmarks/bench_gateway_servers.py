@@ -149,7 +149,7 @@ async def gateway(upstream: str, model: Path) -> web.Application:
 
     async def left(http: web.Request) -> web.Response:
         gc.collect()
-        return web.json_response({"sessions": sum(isinstance(thing, Session) for thing in gc.get_objects()), 
+        return web.json_response({"sessions": sum(isinstance(thing, Session) for thing in gc.get_objects()),
                                   "tasks": sum(task.get_coro().__qualname__.startswith("Session.") for task in asyncio.all_tasks())})
 
     app = _application()

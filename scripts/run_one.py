@@ -22,7 +22,6 @@ from rich.rule import Rule
 from rich.style import Style
 from rich.syntax import Syntax
 from rich.text import Text
-from coderepairrl.run.train_config import TrainConfig
 
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
@@ -30,6 +29,7 @@ from coderepairrl.files import write_json
 from coderepairrl.rollout.rollout import Rollout
 from coderepairrl.run.intervals import NOTHING
 from coderepairrl.run.program import program
+from coderepairrl.run.train_config import TrainConfig
 from coderepairrl.types import TEST_OUTPUT, Call, Task, Trajectory, Verdict
 
 SURE, UNSURE = (215, 215, 215), (235, 60, 40)  # red, green, blue of a token of probability 1 and of one that was a surprise

@@ -146,7 +146,7 @@ def test_space_is_counted_wherever_it_is(use, kind, way):
 
 
 HONEST = {
-    "shared by many processes, once": f"""
+    "shared by many processes, once": """
 m = mmap.mmap(-1, 60 * M); touch(m)
 for _ in range(3): os.fork()
 for at in range(0, 60 * M, P): m[at]

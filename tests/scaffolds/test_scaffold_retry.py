@@ -203,8 +203,9 @@ def test_a_mistake_is_said_with_its_key(agent, said):
 
 
 def test_it_may_be_evaluated_and_looked_at_but_not_trained():
-    from coderepairrl.run.evaluate_config import EvaluateConfig
     from run_one import RunOneConfig
+
+    from coderepairrl.run.evaluate_config import EvaluateConfig
     from coderepairrl.run.train_config import TrainConfig
 
     config = load(EvaluateConfig, ROOT / "configs/eval/quickstart_retry.yaml", [])

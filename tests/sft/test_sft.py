@@ -297,9 +297,8 @@ def assert_refused(sources, said, policy, tmp_path, monkeypatch):
 ])
 def test_a_wrong_configuration_is_explained(text, said, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from coderepairrl.sft.sft_config import SFTConfig
-
     from coderepairrl.config import load
+    from coderepairrl.sft.sft_config import SFTConfig
     (tmp_path / "sft.yaml").write_text(f"model: m\noutput: o\nengine: {{learning_rate: 0.1}}\n{text}\n")
     with pytest.raises(ConfigError, match=said):
         load(SFTConfig, tmp_path / "sft.yaml")
