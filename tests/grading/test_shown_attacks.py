@@ -10,10 +10,10 @@ from judge_helpers import PYTEST_TASK, change, config, source  # noqa: F401
 from shown_attacks import ATTACKS, HONEST, REPORTS, TASKS
 
 from coderepairrl.grading import counting, grader
-from coderepairrl.grading.grader import reward
 from coderepairrl.grading.judge import Run, execute
 from coderepairrl.grading.protected import select
 from coderepairrl.rewards import Grader
+from coderepairrl.rewards.tests import reward
 from coderepairrl.sandboxes import start_sandbox
 from coderepairrl.types import VerdictKind
 

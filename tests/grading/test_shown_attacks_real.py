@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from shown_attacks import ESCAPED
 
-from coderepairrl.grading.grader import reward
 from coderepairrl.rewards import Grader
+from coderepairrl.rewards.tests import reward
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.tasks import packages, releases
 from coderepairrl.tasks.packages import RealPackagesConfig

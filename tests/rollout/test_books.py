@@ -86,7 +86,7 @@ def attempt(run, number, max_staleness, max_refills, kill=lambda: None):
         if not (run / "rollouts" / "eval_before.parquet").exists():
             groups = [books.admit_evaluation("before", i, task(i), 0, MEMBERS) for i in range(2)]
             books.store_evaluation("before", {group: [trajectory(group, i, "heldout", float(i), (0, 0)) for i in range(MEMBERS)] for group in groups}, {})
-        born, beside, looked_at = {}, [], 0
+        born, beside, looked_at, began = {}, [], 0, 0
         while books.booked < STEPS:
             current = read_json(run / "policy" / "current.json")
             name = f"step_{looked_at:05d}"
