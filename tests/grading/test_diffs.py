@@ -34,7 +34,7 @@ HEADERS = {  # a `diff --git` line -> all paths of its section
     "a/x b/y b/z": {"x", "y", "z"},
     "a/x.py b/x.py\r": {"x.py"},
     '"a/\ud800" "b/\ud800"': {"?"},
-    '"a/\udcff" 
+    '"a/\udcff" "b/\udcff"': {"\udcff"},  # noqa: F601 - ruff takes all surrogates for one
     r'"a/\377" "b/\377"': {"\udcff"},
     r'"a/\000" "b/\000"': {"\0"},
     '"': {'"'}, '""': set(), "": set(), " ": set(), '"a/x"': {"x"},
