@@ -26,7 +26,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     for owner in reversed(model.__mro__):
         if issubclass(owner, BaseModel) and owner.__module__ != BaseModel.__module__ and owner.__annotations__:
             out |= _comments(textwrap.dedent(inspect.getsource(owner)))
-    return {name: out.get(name) or _first_line(field) for name, field in model.model_fields.items()}
+    return {name: out.get(name) or _first_sentence(field) for name, field in model.model_fields.items()}
 
 
 def _comments(source: str) -> dict[str, str]:
@@ -50,9 +50,13 @@ def _comments(source: str) -> dict[str, str]:
     return out
 
 
-def _first_line(field: FieldInfo) -> str:
+def _first_sentence(field: FieldInfo) -> str:
     models = models_in(field.annotation)
-    return models[0].__doc__.strip().splitlines()[0] if len(models) == 1 and models[0].__doc__ else ""
+    if len(models) != 1 or not models[0].__doc__:
+        return ""
+    paragraph = " ".join(models[0].__doc__.strip().split("\n\n")[0].split())
+    first, dot, _ = paragraph.partition(". ")
+    return first + dot.rstrip()
 
 
 def container(annotation: Any) -> Any:
