@@ -1,12 +1,16 @@
-"""Draws runs: pass rate, reward, entropy, gradient norm, gap between trainer and vLLM, how episodes ended, where the time went ...
+"""Draws runs: pass rate, reward, entropy, gradient norm, gap between trainer and vLLM, how episodes ended, where the
+time went ...
 
     python analysis/curves.py runs/quickstart                              -> runs/quickstart/curves.png
     python analysis/curves.py runs/a runs/a_seed1 runs/b_seed* out=ab.png
 
-Runs of the same name up to _seedN are one curve: the mean, with a 95% interval over seeds (Student's t; on logarithmic axes
-of the logarithms). Only steps that all seeds of a curve have are drawn. Nothing is smoothed. A panel of which there is nothing
+Runs of the same name up to _seedN are one curve: the mean, with a 95% interval over seeds (Student's t; on logarithmic
+axes
+of the logarithms). Only steps that all seeds of a curve have are drawn. Nothing is smoothed. A panel of which there is
+nothing
 to see (no such metric, or all zeros) is left out; where a step had nothing to measure, a line has a gap.
 """
+
 import math
 import sys
 from collections.abc import Sequence
@@ -24,18 +28,42 @@ from coderepairrl.run.metrics import read_evaluations, read_metrics
 from coderepairrl.run.program import program
 
 SOFT = "#8aa1ad"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by the colour-blind as well (Okabe, Ito)
-OUTCOMES = {"submitted": "#4a7c8c", "turn_limit": "#e0a458", "token_limit": "#c8553d", "time_limit": "#8e5572", "agent_error": "#6b705c",
-            "infrastructure_error": "#20303c"}
-SECONDS = {"wait_for_rollouts_s": ("waiting for\nrollouts", SOFT), "train_s": ("training", INK), "update_s": ("weight update", ACCENT)}
+# told apart by the colour-blind as well (Okabe, Ito)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OUTCOMES = {
+    "submitted": "#4a7c8c",
+    "turn_limit": "#e0a458",
+    "token_limit": "#c8553d",
+    "time_limit": "#8e5572",
+    "agent_error": "#6b705c",
+    "infrastructure_error": "#20303c",
+}
+SECONDS = {
+    "wait_for_rollouts_s": ("waiting for\nrollouts", SOFT),
+    "train_s": ("training", INK),
+    "update_s": ("weight update", ACCENT),
+}
 
-STYLE = {"axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.edgecolor": TEXT, "axes.labelcolor": TEXT, "axes.labelsize": 9,
-         "axes.spines.top": False, "axes.spines.right": False, "xtick.color": TEXT, "ytick.color": TEXT, "xtick.labelsize": 9, "ytick.labelsize": 9}
+STYLE = {
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.edgecolor": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
 
 
 @dataclass(frozen=True)
 class Panel:
     """keys are added up."""
+
     title: str
     keys: tuple[str, ...]
     percent: bool = False
@@ -48,7 +76,8 @@ class Panel:
 
     def drawn(self, runs: Sequence["Run"]) -> bool:
         return all(any(key in row for row in run.rows) for key in self.keys for run in runs) and any(
-            abs(value) > self.floor for run in runs for value in self.values(run.rows))
+            abs(value) > self.floor for run in runs for value in self.values(run.rows)
+        )
 
 
 PASS_RATE = Panel("tasks repaired", ("pass_rate",), percent=True)
@@ -63,9 +92,13 @@ PANELS = (
     Panel("staleness of trained tokens (steps, mean)", ("staleness_mean",)),
     Panel("largest |logprob trainer \N{MINUS SIGN} vLLM| (nats)", ("logprob_gap",), logarithmic=True),
     Panel("model calls an episode", ("calls_per_episode",)),
-    Panel("sampled tokens an episode", ("completions/mean_length",)))
-HELD_OUT = (Panel("repaired", ("eval/pass_rate",), percent=True), Panel("by the first edit", ("eval/first_edit",), percent=True),
-            Panel("greedy", ("eval/greedy",), percent=True))
+    Panel("sampled tokens an episode", ("completions/mean_length",)),
+)
+HELD_OUT = (
+    Panel("repaired", ("eval/pass_rate",), percent=True),
+    Panel("by the first edit", ("eval/first_edit",), percent=True),
+    Panel("greedy", ("eval/greedy",), percent=True),
+)
 SUBMITTED = Panel("episodes that the agent submitted", ("submitted",), percent=True)
 STEP_SECONDS = Panel("seconds of a step", ("step_s",))
 
@@ -112,7 +145,10 @@ def load(folders: Sequence[Path]) -> list[Curve]:
         runs = [read(folder) for folder in members]
         steps = sorted(set.intersection(*({row["step"] for row in run.rows} for run in runs)))
         if not steps:
-            raise ValueError(f"{name}: no step that {' and '.join(map(str, members))} both have: wait for the first one, or give other runs")
+            raise ValueError(
+                f"{name}: no step that {' and '.join(map(str, members))} both have: wait for the first one, or give "
+                "other runs"
+            )
         curves.append(Curve(name, colour if len(folders) > 1 else INK, runs, steps))
     return curves
 
@@ -124,7 +160,8 @@ def submitted(row: dict) -> dict[str, float]:
 
 
 def band(values: Sequence[float], panel: Panel) -> Interval:
-    """Over the seeds that have a value; on a logarithmic axis of the logarithms, since an interval must not reach below 0 there, and where
+    """Over the seeds that have a value; on a logarithmic axis of the logarithms, since an interval must not reach below
+    0 there, and where
     0 has no place (in older runs a gap of 0 says that a step had no tokens to measure it on). Of none: all NaN."""
     there = [value for value in values if not math.isnan(value) and (value > 0 or not panel.logarithmic)]
     if not there:
@@ -141,12 +178,15 @@ def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None
         if len(curve.runs) > 1:
             axis.fill_between(curve.steps, lows, highs, color=curve.colour, alpha=0.18, linewidth=0)
         alone = len(curve.steps) == 1 or any(map(math.isnan, means))  # a point between gaps is on no line
-        axis.plot(curve.steps, means, color=colour or curve.colour, linewidth=1.7, marker="o" if alone else None, markersize=3)
+        axis.plot(
+            curve.steps, means, color=colour or curve.colour, linewidth=1.7, marker="o" if alone else None, markersize=3
+        )
     axis.set_title(panel.title)
     if panel.logarithmic:
         axis.set_yscale("log")
         low, high = axis.get_ylim()
-        subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # LogLocator thins out decades by itself, but not what lies between them
+        # LogLocator thins out decades by itself, but not what lies between them
+        subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
         axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axis.yaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(10, 10)))
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -156,7 +196,8 @@ def lines(axis, curves: Sequence[Curve], panel: Panel, colour: str | None = None
 
 
 def evaluations(axis, curve: Curve, colour: str) -> bool:
-    """Held-out tasks beside training, at the steps that all of its runs were evaluated at: of one run over tasks, of several over seeds."""
+    """Held-out tasks beside training, at the steps that all of its runs were evaluated at: of one run over tasks, of
+    several over seeds."""
     steps = sorted(set.intersection(*(set(run.evaluations) for run in curve.runs)))
     for step in steps:
         rows = [run.evaluations[step] for run in curve.runs]
@@ -169,7 +210,8 @@ def evaluations(axis, curve: Curve, colour: str) -> bool:
 
 
 def held_out(axis, curves: Sequence[Curve], panels: Sequence[Panel]) -> None:
-    """Evaluations as lines, at the steps that all runs of a curve were evaluated at. Of one curve several numbers, of several one."""
+    """Evaluations as lines, at the steps that all runs of a curve were evaluated at. Of one curve several numbers, of
+    several one."""
     entries = []
     for curve in curves:
         steps = sorted(set.intersection(*(set(run.held_out) for run in curve.runs)))
@@ -191,14 +233,18 @@ def held_out(axis, curves: Sequence[Curve], panels: Sequence[Panel]) -> None:
 
 def measured(curves: Sequence[Curve]) -> list[Panel]:
     """Numbers of evaluations that all runs of each curve have at two steps or more."""
+
     def steps(curve: Curve, panel: Panel) -> set[int]:
-        return set.intersection(*({step for step, row in run.held_out.items() if panel.keys[0] in row} for run in curve.runs))
+        return set.intersection(
+            *({step for step, row in run.held_out.items() if panel.keys[0] in row} for run in curve.runs)
+        )
 
     return [panel for panel in HELD_OUT if all(len(steps(curve, panel)) > 1 for curve in curves)]
 
 
 def pass_rate(axis, curves: Sequence[Curve]) -> None:
-    """Training tasks at each step, and the held-out tasks before, beside and after: of one run over tasks, of several over seeds."""
+    """Training tasks at each step, and the held-out tasks before, beside and after: of one run over tasks, of several
+    over seeds."""
     lines(axis, curves, PASS_RATE, colour=SOFT if len(curves[0].runs) == len(curves) == 1 else None)
     first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
     room = max(1.0, (last - first) / 12)
@@ -216,10 +262,20 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
                 low, high = summaries[0][f"pass_rate_{name}_interval"]
             ends = None if math.isnan(low) else [[value - low], [high - value]]  # seeds that are equal have no interval
             colour = ACCENT if len(curves) == len(curve.runs) == 1 else curve.colour
-            axis.errorbar([x], [value], yerr=ends, color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5,
-                          clip_on=False)
+            axis.errorbar(
+                [x], [value], yerr=ends, color=colour, marker="o", markersize=5, capsize=3, linewidth=1.5, clip_on=False
+            )
             if len(curves) == 1:
-                axis.annotate(f"{value:.0%}", (x, high if ends else value), textcoords="offset points", xytext=(0, 4), ha="center", color=colour, fontsize=10, fontweight="bold")
+                axis.annotate(
+                    f"{value:.0%}",
+                    (x, high if ends else value),
+                    textcoords="offset points",
+                    xytext=(0, 4),
+                    ha="center",
+                    color=colour,
+                    fontsize=10,
+                    fontweight="bold",
+                )
     axis.autoscale(axis="y")  # once more: points and their intervals lie higher than the lines
     axis.set_ylim(0, axis.get_ylim()[1] * 1.08)  # the numbers stand above them
     if tasks:
@@ -231,7 +287,13 @@ def pass_rate(axis, curves: Sequence[Curve]) -> None:
 
 def stack(axis, steps: Sequence[int], layers: dict[str, tuple[Sequence[float], str]], top: float) -> None:
     """label -> (values, colour). Each layer is named at its right end."""
-    axis.stackplot(steps, [values for values, _ in layers.values()], colors=[colour for _, colour in layers.values()], step="mid", linewidth=0)
+    axis.stackplot(
+        steps,
+        [values for values, _ in layers.values()],
+        colors=[colour for _, colour in layers.values()],
+        step="mid",
+        linewidth=0,
+    )
     axis.margins(x=0)
     axis.set_ylim(0, top)
     total = 0.0
@@ -255,7 +317,9 @@ def name_at_the_right(axis, entries: Sequence[tuple[float, str, str]]) -> None:
         places[i] = min(places[i], limit - heights[i] / 2)
         limit = places[i] - heights[i] / 2
     for place, (_, label, colour) in zip(places, entries):
-        axis.text(1.015, place, label, transform=axis.transAxes, color=colour, fontsize=8.5, va="center", linespacing=0.95)
+        axis.text(
+            1.015, place, label, transform=axis.transAxes, color=colour, fontsize=8.5, va="center", linespacing=0.95
+        )
 
 
 def outcomes(axis, curve: Curve) -> None:
@@ -263,27 +327,42 @@ def outcomes(axis, curve: Curve) -> None:
     shown = {name: colour for name, colour in OUTCOMES.items() if any(row.get(f"outcome/{name}") for row in rows)}
     totals = [sum(row.get(f"outcome/{name}", 0) for name in shown) or 1 for row in rows]
     shares = {name: [row.get(f"outcome/{name}", 0) / total for row, total in zip(rows, totals)] for name in shown}
-    stack(axis, curve.steps, {name.replace("_", "\n"): (shares[name], colour) for name, colour in shown.items()}, top=1.0)
+    stack(
+        axis, curve.steps, {name.replace("_", "\n"): (shares[name], colour) for name, colour in shown.items()}, top=1.0
+    )
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_title("how episodes ended")
 
 
 def seconds(axis, curve: Curve) -> None:
     rows = curve.rows(curve.runs[0])
-    stack(axis, curve.steps, {label: ([row[key] for row in rows], colour) for key, (label, colour) in SECONDS.items()},
-          top=cut_at_usual(axis, curve.steps, [sum(row[key] for key in SECONDS) for row in rows]))
+    stack(
+        axis,
+        curve.steps,
+        {label: ([row[key] for row in rows], colour) for key, (label, colour) in SECONDS.items()},
+        top=cut_at_usual(axis, curve.steps, [sum(row[key] for key in SECONDS) for row in rows]),
+    )
     axis.set_title(STEP_SECONDS.title)
 
 
 def cut_at_usual(axis, steps: Sequence[int], values: Sequence[float]) -> float:
-    """Upper end of an axis at which the usual values fill it. The few that are far larger, such as that of a first step which waits
+    """Upper end of an axis at which the usual values fill it. The few that are far larger, such as that of a first step
+    which waits
     for vLLM, leave the picture there, and are written beside it."""
     usual = sorted(values)[int(0.9 * (len(values) - 1))]
     top = 1.08 * max(value for value in values if value <= 1.5 * usual)
     for step, value in zip(steps, values):
         if value > top:
-            axis.annotate(f"\N{UPWARDS ARROW}{value:.0f} s", (step, 1.0), xycoords=("data", "axes fraction"), textcoords="offset points", xytext=(7, -3),
-                          va="top", fontsize=8, color=TEXT)
+            axis.annotate(
+                f"\N{UPWARDS ARROW}{value:.0f} s",
+                (step, 1.0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                xytext=(7, -3),
+                va="top",
+                fontsize=8,
+                color=TEXT,
+            )
     return top
 
 
@@ -291,15 +370,25 @@ def header(figure, curves: Sequence[Curve]) -> None:
     """What is drawn: of one run its size, of several the legend."""
     if len(curves) == len(curves[0].runs) == 1:
         run, steps = curves[0].runs[0], len(curves[0].steps)
-        size = f"{run.summary['episodes']:,} episodes, {run.summary['tokens_trained']:,} tokens trained" if run.summary else "not finished"
-        figure.suptitle(f"{run.folder.resolve().name}    {steps} steps, {size}", fontsize=12, x=0.008, ha="left", color=INK)
+        size = (
+            f"{run.summary['episodes']:,} episodes, {run.summary['tokens_trained']:,} tokens trained"
+            if run.summary
+            else "not finished"
+        )
+        figure.suptitle(
+            f"{run.folder.resolve().name}    {steps} steps, {size}", fontsize=12, x=0.008, ha="left", color=INK
+        )
         return
     handles = [plt.Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves]
     names = [f"{curve.name} ({len(curve.runs)} seed{'s' * (len(curve.runs) > 1)})" for curve in curves]
     several, single = any(len(curve.runs) > 1 for curve in curves), any(len(curve.runs) == 1 for curve in curves)
-    said = ["mean over seeds with 95% interval (Student's t)"] * several + ["one seed: interval of its points over tasks"] * single
+    said = ["mean over seeds with 95% interval (Student's t)"] * several + [
+        "one seed: interval of its points over tasks"
+    ] * single
     figure.suptitle("; ".join(said), fontsize=10, x=0.992, ha="right", color=TEXT)
-    figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=11, handlelength=1.4)
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=11, handlelength=1.4
+    )
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
@@ -308,13 +397,16 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     panels = [panel for panel in PANELS if panel.drawn(runs)]
     more = [] if alone else [panel for panel in (SUBMITTED, STEP_SECONDS) if panel.drawn(runs)]
     skill = measured(curves)
-    skill = [] if len(skill) < 2 else [skill] if len(curves) == 1 else [[panel] for panel in skill[1:]]  # of the first there are points
+    # of the first there are points
+    skill = [] if len(skill) < 2 else [skill] if len(curves) == 1 else [[panel] for panel in skill[1:]]
     count = 1 + len(skill) + len(panels) + (2 if alone else len(more))
     first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
     columns = 3 if count <= 9 else 4
     with plt.rc_context(STYLE):
         rows = math.ceil(count / columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns, 3.0 * rows + 0.4), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(5.0 * columns, 3.0 * rows + 0.4), layout="constrained", squeeze=False
+        )
         places = iter(axes.flat)
         pass_rate(next(places), curves)
         for own in skill:
@@ -331,7 +423,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             outcomes(next(places), curves[0])
             seconds(next(places), curves[0])
         for axis in axes.flat[:count]:
-            axis.set_xticks([tick for tick in MaxNLocator(8, integer=True).tick_values(first, last) if first <= tick <= last])
+            axis.set_xticks(
+                [tick for tick in MaxNLocator(8, integer=True).tick_values(first, last) if first <= tick <= last]
+            )
             axis.set_xlabel("step")
         for axis in places:
             axis.set_visible(False)
@@ -348,7 +442,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     for curve in curves:
         if found := differences([run.folder for run in curve.runs]):
-            print(f"warning: the runs of {curve.name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr)
+            print(
+                f"warning: the runs of {curve.name} differ by more than the seed: {'; '.join(found)}", file=sys.stderr
+            )
     draw(curves, path)
     print(path)
 

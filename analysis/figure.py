@@ -1,4 +1,5 @@
 """What the pictures of runs share: their command line, their colours, their file."""
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ INK, ACCENT, TEXT = "#20303c", "#c8553d", "#5c6b75"
 
 
 def runs_and_picture(arguments: Sequence[str], usage: str, name: str) -> tuple[list[Path], Path]:
-    """(run folders, file of the picture): `name` in the first of them, or what out= says. Exits with a line, or the usage, when there is nothing to draw."""
+    """(run folders, file of the picture): `name` in the first of them, or what out= says. Exits with a line, or the
+    usage, when there is nothing to draw."""
     folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
     out = [Path(argument.removeprefix("out=")) for argument in arguments if argument.startswith("out=")]
     if not folders:

@@ -2,10 +2,14 @@
 
     python analysis/scaffolds.py runs/scaffolds [out=scaffolds.png]
 
-Takes every training run and evaluation below the folders (configs/grid/scaffolds.yaml makes them). A cell is a policy evaluated under a scaffold: held-out
-tasks repaired, with a 95% interval over tasks; of several seeds, all episodes of a task together. Differences are paired: the same tasks, under the same scaffold.
-Budget: what each training run has sampled; beside it the training tasks repaired when the run that sampled least was done.
+Takes every training run and evaluation below the folders (configs/grid/scaffolds.yaml makes them). A cell is a policy
+evaluated under a scaffold: held-out
+tasks repaired, with a 95% interval over tasks; of several seeds, all episodes of a task together. Differences are
+paired: the same tasks, under the same scaffold.
+Budget: what each training run has sampled; beside it the training tasks repaired when the run that sampled least was
+done.
 """
+
 import math
 import sys
 from collections import defaultdict
@@ -49,30 +53,40 @@ class Training:
 @dataclass(frozen=True)
 class Found:
     trainings: dict[str, list[Training]]  # scaffold -> its seeds
-    cells: dict[tuple[str, str], list[Tasks]]  # (policy, scaffold) -> its seeds; a policy is what it was trained under, or WARM
+    # (policy, scaffold) -> its seeds; a policy is what it was trained under, or WARM
+    cells: dict[tuple[str, str], list[Tasks]]
 
 
 def read(folders: list[Path]) -> Found:
     """Raises ValueError when there is nothing, or an evaluation's model is no run that could be read."""
     trainings: dict[str, list[Training]] = defaultdict(list)
     cells: dict[tuple[str, str], list[Tasks]] = defaultdict(list)
-    configs = {path.parent.resolve(): read_yaml(path) for folder in folders for path in sorted(folder.rglob("config.yaml"))}
-    trained_under = {run: config["rollout"]["scaffold"]["name"] for run, config in configs.items() if "training" in config}
+    configs = {
+        path.parent.resolve(): read_yaml(path) for folder in folders for path in sorted(folder.rglob("config.yaml"))
+    }
+    trained_under = {
+        run: config["rollout"]["scaffold"]["name"] for run, config in configs.items() if "training" in config
+    }
     for run, config in configs.items():
         if run in trained_under:
             rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
             tokens = accumulate(row["tokens_sampled"] for row in rows)
-            trainings[trained_under[run]].append(Training(run, trained_under[run], list(tokens), [row.get("pass_rate", math.nan) for row in rows]))
+            trainings[trained_under[run]].append(
+                Training(run, trained_under[run], list(tokens), [row.get("pass_rate", math.nan) for row in rows])
+            )
             for name, policy in (("before", WARM), ("after", trained_under[run])):
                 if name in own_names(run):
                     cells[policy, trained_under[run]].append(skill.resolved(skill.read(run, name)))
         elif "chunk_tasks" in config and (names := own_names(run)):
             model = Path(config["model"]).resolve()
             if model not in trained_under:
-                raise ValueError(f"{run}: its model {config['model']} is no training run below the folders that were given")
+                raise ValueError(
+                    f"{run}: its model {config['model']} is no training run below the folders that were given"
+                )
             scaffold = config["scaffold"] or config["rollout"]["scaffold"]
             cells[trained_under[model], scaffold if isinstance(scaffold, str) else scaffold["name"]].append(
-                {task: found for name in names for task, found in skill.resolved(skill.read(run, name)).items()})
+                {task: found for name in names for task, found in skill.resolved(skill.read(run, name)).items()}
+            )
     if not cells:
         raise ValueError(f"{', '.join(map(str, folders))}: no training run or evaluation with results below")
     return Found(dict(trainings), dict(cells))
@@ -80,7 +94,10 @@ def read(folders: list[Path]) -> Found:
 
 def together(seeds: list[Tasks]) -> Tasks:
     """The tasks that all seeds have, with the episodes of all."""
-    return {task: [found for tasks in seeds for found in tasks[task]] for task in sorted(set.intersection(*(set(tasks) for tasks in seeds)))}
+    return {
+        task: [found for tasks in seeds for found in tasks[task]]
+        for task in sorted(set.intersection(*(set(tasks) for tasks in seeds)))
+    }
 
 
 def rate(seeds: list[Tasks]) -> Interval | None:
@@ -102,19 +119,47 @@ def names(found: Found) -> tuple[list[str], list[str]]:
 
 def tables(found: Found) -> list[Table]:
     policies, scaffolds = names(found)
-    rates = Table("policy trained under", *(f"evaluated under {name}" for name in scaffolds), title="held-out tasks repaired", title_justify="left")
-    gains = Table("policy trained under", *(f"evaluated under {name}" for name in scaffolds), title="difference to the policy before, paired", title_justify="left")
+    rates = Table(
+        "policy trained under",
+        *(f"evaluated under {name}" for name in scaffolds),
+        title="held-out tasks repaired",
+        title_justify="left",
+    )
+    gains = Table(
+        "policy trained under",
+        *(f"evaluated under {name}" for name in scaffolds),
+        title="difference to the policy before, paired",
+        title_justify="left",
+    )
     for policy in policies:
         cells = [found.cells.get((policy, scaffold)) for scaffold in scaffolds]
         rates.add_row(policy, *(percent(rate(cell)) if cell else "" for cell in cells))
         if policy != WARM:
             before = [found.cells.get((WARM, scaffold)) for scaffold in scaffolds]
-            gains.add_row(policy, *(percent(difference(cell, warm)) if cell and warm else "" for cell, warm in zip(cells, before, strict=True)))
-    transfer = Table("evaluated under", "trained under it", "less: trained under", "difference, paired", title="what training under the same scaffold is worth", title_justify="left")
+            gains.add_row(
+                policy,
+                *(
+                    percent(difference(cell, warm)) if cell and warm else ""
+                    for cell, warm in zip(cells, before, strict=True)
+                ),
+            )
+    transfer = Table(
+        "evaluated under",
+        "trained under it",
+        "less: trained under",
+        "difference, paired",
+        title="what training under the same scaffold is worth",
+        title_justify="left",
+    )
     for scaffold in scaffolds:
         for other in policies[1:]:
             if other != scaffold and (scaffold, scaffold) in found.cells and (other, scaffold) in found.cells:
-                transfer.add_row(scaffold, scaffold, other, percent(difference(found.cells[scaffold, scaffold], found.cells[other, scaffold])))
+                transfer.add_row(
+                    scaffold,
+                    scaffold,
+                    other,
+                    percent(difference(found.cells[scaffold, scaffold], found.cells[other, scaffold])),
+                )
     return [rates, gains, transfer, budget(found)]
 
 
@@ -122,10 +167,25 @@ def budget(found: Found) -> Table:
     runs = {name: [run for run in members if run.tokens] for name, members in found.trainings.items()}
     runs = {name: members for name, members in runs.items() if members}
     least = min((run.tokens[-1] for members in runs.values() for run in members), default=0)
-    out = Table("trained under", "seeds", "steps", "tokens sampled", f"training tasks repaired at {least:,} tokens", "at its end", title="budget of training", title_justify="left")
+    out = Table(
+        "trained under",
+        "seeds",
+        "steps",
+        "tokens sampled",
+        f"training tasks repaired at {least:,} tokens",
+        "at its end",
+        title="budget of training",
+        title_justify="left",
+    )
     for name, members in runs.items():
-        out.add_row(name, str(len(members)), str(len(members[0].tokens)), f"{fmean(run.tokens[-1] for run in members):,.0f}",
-                    reached([run.at(least) for run in members]), reached([run.at(run.tokens[-1]) for run in members]))
+        out.add_row(
+            name,
+            str(len(members)),
+            str(len(members[0].tokens)),
+            f"{fmean(run.tokens[-1] for run in members):,.0f}",
+            reached([run.at(least) for run in members]),
+            reached([run.at(run.tokens[-1]) for run in members]),
+        )
     return out
 
 
@@ -143,17 +203,30 @@ def draw(found: Found, path: Path) -> None:
             for column, scaffold in enumerate(scaffolds):
                 if (seeds := found.cells.get((policy, scaffold))) and (measured := rate(seeds)):
                     mean, low, high = measured
-                    left.bar(column + (place - (len(policies) - 1) / 2) * width, mean, 0.92 * width, color=TEXT if policy == WARM else COLOURS[scaffolds.index(policy)],
-                             alpha=0.45 if policy == WARM else 1.0, yerr=[[mean - low], [high - mean]], error_kw={"lw": 1, "ecolor": "black"},
-                             label=(policy if policy == WARM else f"trained under {policy}") if column == 0 else None)
+                    left.bar(
+                        column + (place - (len(policies) - 1) / 2) * width,
+                        mean,
+                        0.92 * width,
+                        color=TEXT if policy == WARM else COLOURS[scaffolds.index(policy)],
+                        alpha=0.45 if policy == WARM else 1.0,
+                        yerr=[[mean - low], [high - mean]],
+                        error_kw={"lw": 1, "ecolor": "black"},
+                        label=(policy if policy == WARM else f"trained under {policy}") if column == 0 else None,
+                    )
         left.set_xticks(range(len(scaffolds)), [f"under {name}" for name in scaffolds])
         left.set_title("held-out tasks repaired")
         left.yaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1.0))
         left.legend(frameon=False, fontsize=8)
         for name, members in found.trainings.items():
             for run in members:
-                right.plot([tokens / 1000 for tokens in run.tokens], run.pass_rates, color=COLOURS[scaffolds.index(name)], lw=1.5, alpha=0.8,
-                           label=name if run is members[0] else None)
+                right.plot(
+                    [tokens / 1000 for tokens in run.tokens],
+                    run.pass_rates,
+                    color=COLOURS[scaffolds.index(name)],
+                    lw=1.5,
+                    alpha=0.8,
+                    label=name if run is members[0] else None,
+                )
         right.set_title("training tasks repaired")
         right.set_xlabel("thousand tokens sampled")
         right.yaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1.0))
@@ -166,7 +239,12 @@ def main(arguments: list[str]) -> None:
     folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
     if not folders:
         sys.exit(__doc__)
-    path = Path(next((argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")), folders[0] / "scaffolds.png"))
+    path = Path(
+        next(
+            (argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")),
+            folders[0] / "scaffolds.png",
+        )
+    )
     try:
         found = read(folders)
     except ValueError as error:

@@ -1,4 +1,5 @@
 """Several runs, one curve: runs of the same name up to _seedN."""
+
 import re
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def grouped(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def differences(runs: Sequence[Path]) -> list[str]:
-    """Settings other than seeds in which runs of one curve differ: `a.b (1, 2)`. Such runs are not repetitions of each other."""
+    """Settings other than seeds in which runs of one curve differ: `a.b (1, 2)`. Such runs are not repetitions of each
+    other."""
     configs = [_flat(read_yaml(run / "config.yaml")) for run in runs if (run / "config.yaml").exists()]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: list(dict.fromkeys(str(config.get(key)) for config in configs)) for key in keys}

@@ -1,4 +1,5 @@
-"""What each similarity gives to patches that repair nothing, as the table of docs/rewards.md: mean over the oracles of a task set.
+"""What each similarity gives to patches that repair nothing, as the table of docs/rewards.md: mean over the oracles of
+a task set.
 
     python analysis/similarities.py                          the shipped bugs in real packages
     python analysis/similarities.py ROWS.parquet|ROWS.json   rows with a `patch` column
@@ -6,6 +7,7 @@
 
 Deterministic; no test is run, nothing is downloaded.
 """
+
 import sys
 from collections.abc import Callable
 from statistics import fmean
@@ -60,9 +62,15 @@ def kept(lines: list[str]) -> list[str]:
 PATCHES: dict[str, Callable[[str, str], str]] = {  # (oracle, an unrelated oracle) -> diff
     "gold": lambda oracle, other: oracle,
     "one comment a hunk": lambda oracle, other: through(oracle, lambda _, lines: ["+# fix", *kept(lines)]),
-    "deletions only": lambda oracle, other: through(oracle, lambda _, lines: [line for line in lines if line[:1] in " -"]),
-    "no-op": lambda oracle, other: through(oracle, lambda _, lines: [*(f"-{line[1:]}" for line in kept(lines)), *(f"+{line[1:]}" for line in kept(lines))]),
-    "whitespace": lambda oracle, other: through(oracle, lambda _, lines: [part for line in kept(lines) for part in (f"-{line[1:]}", f"+{line[1:]}  ")]),
+    "deletions only": lambda oracle, other: through(
+        oracle, lambda _, lines: [line for line in lines if line[:1] in " -"]
+    ),
+    "no-op": lambda oracle, other: through(
+        oracle, lambda _, lines: [*(f"-{line[1:]}" for line in kept(lines)), *(f"+{line[1:]}" for line in kept(lines))]
+    ),
+    "whitespace": lambda oracle, other: through(
+        oracle, lambda _, lines: [part for line in kept(lines) for part in (f"-{line[1:]}", f"+{line[1:]}  ")]
+    ),
     "unrelated patch": lambda oracle, other: other,
     "empty": lambda oracle, other: "",
 }
@@ -81,7 +89,10 @@ def table(patches: list[str]) -> str:
         return f"No oracle of at most {MAX_CHARACTERS} characters there: nothing to compare."
     lines = ["| similarity | " + " | ".join(PATCHES) + " |", "|---|" + "---|" * len(PATCHES)]
     for name, similarity in ALL.items():
-        means = [fmean(similarity(make(oracle, patches[index - 1]), oracle) for index, oracle in enumerate(patches)) for make in PATCHES.values()]
+        means = [
+            fmean(similarity(make(oracle, patches[index - 1]), oracle) for index, oracle in enumerate(patches))
+            for make in PATCHES.values()
+        ]
         lines.append(f"| `{name}` | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
     return "\n".join(lines + ["", f"Mean over {len(patches)} oracles."])
 

@@ -2,9 +2,11 @@
 
     python analysis/timeline.py runs/quickstart [out=timeline.png]       -> runs/quickstart/timeline.png
 
-Generation is coloured by the training step that consumes the episode, so that one sees how far rollouts run ahead of the trainer;
+Generation is coloured by the training step that consumes the episode, so that one sees how far rollouts run ahead of
+the trainer;
 the vertical lines are weights that go live under them. Groups that were dropped are in no file, and so not here.
 """
+
 import json
 import re
 import sys
@@ -25,8 +27,15 @@ from coderepairrl.run.program import program
 SOFT, HELDOUT = "#b9c7cf", "#dcdcd6"
 STEPS = ("#35616e", "#659aa9", "#9dc1ca")  # of generation, step by step in turn
 LANES = {"waiting for rollouts": SOFT, "training": INK, "weight update": ACCENT}
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": TEXT, "xtick.color": TEXT, "ytick.color": INK, "axes.labelcolor": INK,
-         "font.size": 9}
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": INK,
+    "axes.labelcolor": INK,
+    "font.size": 9,
+}
 EVALUATION, UNCONSUMED = "held-out", "not yet trained"
 Span = tuple[float, float]  # seconds: from, to
 
@@ -34,6 +43,7 @@ Span = tuple[float, float]  # seconds: from, to
 @dataclass(frozen=True)
 class Episodes:
     """Of one training step, or of an evaluation."""
+
     generation: list[Span]
     grading: list[Span]
 
@@ -41,6 +51,7 @@ class Episodes:
 @dataclass(frozen=True)
 class Timeline:
     """All times in seconds since `start` (the epoch)."""
+
     start: float
     episodes: dict[int | str, Episodes]  # training step, or EVALUATION or UNCONSUMED
     lanes: dict[str, dict[int, Span]]  # lane -> step -> when
@@ -48,7 +59,9 @@ class Timeline:
 
     def generation(self) -> list[Span]:
         """Of episodes for training: the stretches in which at least one ran."""
-        return union(span for name, episodes in self.episodes.items() if name != EVALUATION for span in episodes.generation)
+        return union(
+            span for name, episodes in self.episodes.items() if name != EVALUATION for span in episodes.generation
+        )
 
     def share(self, *activities: Iterable[Span]) -> float:
         """Share of the window in which all of the activities went on."""
@@ -83,7 +96,10 @@ def read_episodes(run: Path) -> dict[int | str, Episodes]:
         for split, text in zip(table["split"].to_pylist(), table["stats"].to_pylist()):
             stats = json.loads(text)
             if "started_at" not in stats:
-                raise ValueError(f"{path}: its episodes don't say when they started: it is of a version that did not record that; draw a newer run")
+                raise ValueError(
+                    f"{path}: its episodes don't say when they started: it is of a version that did not record that; "
+                    "draw a newer run"
+                )
             episodes = out[EVALUATION if split == "heldout" else int(step[1]) if step else UNCONSUMED]
             generated = stats["started_at"] + stats["generation_s"]
             episodes.generation.append((stats["started_at"], generated))
@@ -92,7 +108,8 @@ def read_episodes(run: Path) -> dict[int | str, Episodes]:
 
 
 def read_steps(run: Path) -> dict[str, dict[int, Span]]:
-    """Lane -> step -> when, since the epoch. A step is waiting, training and weight update in this order, and then logged."""
+    """Lane -> step -> when, since the epoch. A step is waiting, training and weight update in this order, and then
+    logged."""
     lanes: dict[str, dict[int, Span]] = {name: {} for name in LANES}
     for row in read_metrics(run / "metrics.jsonl"):
         end = row["time"]
@@ -106,13 +123,19 @@ def load(run: Path) -> Timeline:
     """Raises ValueError with cause and remedy in one line."""
     episodes, lanes = read_episodes(run), read_steps(run)
     if not any(name != EVALUATION for name in episodes):
-        raise ValueError(f"{run}/rollouts: no episodes for training there: give the folder of a run that has trained a step")
+        raise ValueError(
+            f"{run}/rollouts: no episodes for training there: give the folder of a run that has trained a step"
+        )
     start = min(begin for group in episodes.values() for begin, _ in group.generation)
 
     def since(span: Span) -> Span:
-        return max(0.0, span[0] - start), max(0.0, span[1] - start)  # what the trainer waited before the first episode is vLLM's start
+        # what the trainer waited before the first episode is vLLM's start
+        return max(0.0, span[0] - start), max(0.0, span[1] - start)
 
-    episodes = {name: Episodes([since(s) for s in group.generation], [since(s) for s in group.grading]) for name, group in episodes.items()}
+    episodes = {
+        name: Episodes([since(s) for s in group.generation], [since(s) for s in group.grading])
+        for name, group in episodes.items()
+    }
     lanes = {name: {step: since(span) for step, span in spans.items()} for name, spans in lanes.items()}
     first = min(begin for name, group in episodes.items() if name != EVALUATION for begin, _ in group.generation)
     return Timeline(start, episodes, lanes, (first, max(end for _, end in lanes["weight update"].values())))
@@ -132,11 +155,15 @@ def draw_running(axis, groups: dict[int | str, list[Span]], colours: dict[int | 
     for name, spans in groups.items():
         counts = running(spans, times)
         inside = slice(*np.flatnonzero(counts)[[0, -1]] + (0, 2)) if counts.any() else slice(0)
-        axis.fill_between(times[inside], below[inside], (below + counts)[inside], step="post", color=colours[name], linewidth=0)
+        axis.fill_between(
+            times[inside], below[inside], (below + counts)[inside], step="post", color=colours[name], linewidth=0
+        )
         if counts.any() and labelled and isinstance(name, int):
             weight = counts[:-1] * np.diff(times)  # episodes x seconds: the label stands in the middle of the area
             place = min(int(np.searchsorted(np.cumsum(weight), weight.sum() / 2)), len(times) - 2)
-            peaks.append((str(name), (times[place] + times[place + 1]) / 2, below[place] + counts[place] / 2, counts.max()))
+            peaks.append(
+                (str(name), (times[place] + times[place + 1]) / 2, below[place] + counts[place] / 2, counts.max())
+            )
         below = below + counts
     axis.set_ylim(0, max(1.0, below.max() * 1.05))
     tallest = max((count for *_, count in peaks), default=1)
@@ -177,17 +204,32 @@ def legend(axis, others: Sequence[str], colours: dict[int | str, str]) -> None:
     """Above the axes, at the right. others: what is generated, and not for a training step."""
     boxes = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (STEPS[0], *(colours[name] for name in others))]
     said = ["for a training step (its number)", *others, "new weights live"]
-    axis.legend([*boxes, plt.Line2D([], [], color=ACCENT, linewidth=1)], said, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(said), frameon=False,
-                fontsize=9, borderaxespad=0.1, handlelength=1.2)
+    axis.legend(
+        [*boxes, plt.Line2D([], [], color=ACCENT, linewidth=1)],
+        said,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(said),
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.1,
+        handlelength=1.2,
+    )
 
 
 def draw(timeline: Timeline, run: Path, path: Path) -> None:
-    names = sorted((name for name in timeline.episodes if isinstance(name, int))) + [name for name in (UNCONSUMED, EVALUATION) if name in timeline.episodes]
-    colours = {name: STEPS[name % 3] if isinstance(name, int) else HELDOUT if name == EVALUATION else SOFT for name in names}
+    names = sorted((name for name in timeline.episodes if isinstance(name, int))) + [
+        name for name in (UNCONSUMED, EVALUATION) if name in timeline.episodes
+    ]
+    colours = {
+        name: STEPS[name % 3] if isinstance(name, int) else HELDOUT if name == EVALUATION else SOFT for name in names
+    }
     length = max(end for group in timeline.episodes.values() for _, end in group.grading)
     length = max(length, timeline.window[1])
     with plt.rc_context(STYLE):
-        figure, (generation, grading, trainer) = plt.subplots(3, 1, figsize=(16, 5.6), sharex=True, layout="constrained", height_ratios=[3, 1, 1.6])
+        figure, (generation, grading, trainer) = plt.subplots(
+            3, 1, figsize=(16, 5.6), sharex=True, layout="constrained", height_ratios=[3, 1, 1.6]
+        )
         draw_running(generation, {name: timeline.episodes[name].generation for name in names}, colours, labelled=True)
         draw_running(grading, {name: timeline.episodes[name].grading for name in names}, colours, labelled=False)
         draw_trainer(trainer, timeline, length)

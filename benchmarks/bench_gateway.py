@@ -4,15 +4,21 @@
     python benchmarks/bench_gateway.py configs/bench/gateway.yaml parts='[calls, growth]'
     python benchmarks/bench_gateway.py configs/bench/gateway.yaml parts='[throughput]' model=runs/quickstart/policy
 
-    calls        agents with histories of 3k to 5k tokens; calls arrive at random times, whatever was answered (open loop), and a latency counts
-                 from its arrival. Added latency is over the null upstream addressed directly, CPU is the server's own. A conversation's first
+    calls        agents with histories of 3k to 5k tokens; calls arrive at random times, whatever was answered (open
+                 loop), and a latency counts
+                 from its arrival. Added latency is over the null upstream addressed directly, CPU is the server's own.
+                 A conversation's first
                  call, which is read and tokenised whole, is shown apart
-    growth       one conversation to 128 turns and 64k tokens: what a turn costs as the history grows, and how much of it is tokenising
-    soak         2,000 sessions, 300 at once, whose clients hang up and try again at random: nothing lost, nothing crossed, memory back
+    growth       one conversation to 128 turns and 64k tokens: what a turn costs as the history grows, and how much of
+                 it is tokenising
+    soak         2,000 sessions, 300 at once, whose clients hang up and try again at random: nothing lost, nothing
+                 crossed, memory back
     throughput   a real vLLM kept full, addressed directly and through the gateway in turns
 
-The null proxy passes bodies on and looks at nothing: what any HTTP server in Python costs. Exit code 1 when the soak finds a fault.
+The null proxy passes bodies on and looks at nothing: what any HTTP server in Python costs. Exit code 1 when the soak
+finds a fault.
 """
+
 import asyncio
 import itertools
 import json
@@ -40,14 +46,19 @@ from coderepairrl.models.tokenizer import load_tokenizer
 from coderepairrl.run.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
 
-CONTENT = (Path(json.__file__).parent / "decoder.py").read_text() + (Path(asyncio.__file__).parent / "tasks.py").read_text()
+CONTENT = (Path(json.__file__).parent / "decoder.py").read_text() + (
+    Path(asyncio.__file__).parent / "tasks.py"
+).read_text()
 
 
 class BenchConfig(Config):
-    parts: tuple[Literal["calls", "growth", "soak", "throughput"], ...] = ("calls", "growth", "soak", "throughput")  # what is measured
-    model: str | None = None  # a folder with tokenizer and weights; null: one is made, with a tokenizer of 8,192 tokens and random weights
+    # what is measured
+    parts: tuple[Literal["calls", "growth", "soak", "throughput"], ...] = ("calls", "growth", "soak", "throughput")
+    # a folder with tokenizer and weights; null: one is made, with a tokenizer of 8,192 tokens and random weights
+    model: str | None = None
     seconds: PositiveFloat = 15.0  # of each measurement of `calls`
-    sessions: dict[PositiveInt, PositiveFloat] = {1: 20.0, 16: 50.0, 64: 100.0, 256: 150.0}  # agents -> calls a second, of all of them together
+    # agents -> calls a second, of all of them together
+    sessions: dict[PositiveInt, PositiveFloat] = {1: 20.0, 16: 50.0, 64: 100.0, 256: 150.0}
     turns: PositiveInt = 20  # of a conversation in `calls`
     history_tokens: PositiveInt = 3000  # at its start
     growth_turns: PositiveInt = 128  # of the conversation in `growth`
@@ -77,21 +88,31 @@ class Conversation:
 
     def __init__(self, texts: Texts, first_tokens: int, turn_tokens: int):
         self.texts, self.turn_tokens = texts, turn_tokens
-        self.messages = [{"role": "system", "content": texts.piece(first_tokens // 3)}, {"role": "user", "content": texts.piece(first_tokens * 2 // 3)}]
+        self.messages = [
+            {"role": "system", "content": texts.piece(first_tokens // 3)},
+            {"role": "user", "content": texts.piece(first_tokens * 2 // 3)},
+        ]
         self.turns = 0
 
     def body(self) -> bytes:
         return json.dumps({"model": "m", "messages": self.messages, "tools": TOOLS}).encode()
 
     def answered(self) -> None:
-        call = {"id": call_id(self.turns, 0), "type": "function", "function": {"name": "shell", "arguments": SAID.partition('"arguments": ')[2].partition("}\n")[0]}}
-        self.messages += [{"role": "assistant", "content": SAID.partition("\n")[0], "tool_calls": [call]},
-                          {"role": "tool", "tool_call_id": call["id"], "content": self.texts.piece(self.turn_tokens)}]
+        call = {
+            "id": call_id(self.turns, 0),
+            "type": "function",
+            "function": {"name": "shell", "arguments": SAID.partition('"arguments": ')[2].partition("}\n")[0]},
+        }
+        self.messages += [
+            {"role": "assistant", "content": SAID.partition("\n")[0], "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": self.texts.piece(self.turn_tokens)},
+        ]
         self.turns += 1
 
 
 class Target:
-    """Where calls go: the null upstream, the null proxy, or the gateway, which wants a session for each conversation."""
+    """Where calls go: the null upstream, the null proxy, or the gateway, which wants a session for each
+    conversation."""
 
     def __init__(self, name: str, measured: Server, http: aiohttp.ClientSession):
         self.name, self.server, self.http = name, measured, http
@@ -106,7 +127,9 @@ class Target:
 
     async def close(self, headers: dict[str, str], query: str = "") -> Any:
         if headers:
-            async with self.http.delete(f"{self.server.url}/sessions/{headers['Authorization'][7:]}{query}") as response:
+            async with self.http.delete(
+                f"{self.server.url}/sessions/{headers['Authorization'][7:]}{query}"
+            ) as response:
                 return await response.json()
 
     async def call(self, url: str, headers: dict[str, str], body: bytes) -> dict:
@@ -125,7 +148,9 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
-async def open_loop(target: Target, texts: Texts, config: BenchConfig, agents: int, rate: float) -> tuple[list[float], float, float]:
+async def open_loop(
+    target: Target, texts: Texts, config: BenchConfig, agents: int, rate: float
+) -> tuple[list[float], float, float]:
     """(latencies in seconds, CPU seconds a call, CPU seconds of a conversation's first call, which reads all of it)."""
     ready: deque = deque()
     for _ in range(agents + int(rate * config.seconds / (config.turns - 1) * 1.2) + 5):
@@ -146,7 +171,8 @@ async def open_loop(target: Target, texts: Texts, config: BenchConfig, agents: i
             latencies.append(time.perf_counter() - arrived)
             conversation.answered()
             if conversation.turns < config.turns:
-                ready.insert(agents - 1, (conversation, url, headers))  # so many agents at a time; the rest follow on them
+                # so many agents at a time; the rest follow on them
+                ready.insert(agents - 1, (conversation, url, headers))
 
     cpu, started, calls = target.server.cpu_s(), time.perf_counter(), []
     due = started
@@ -162,14 +188,32 @@ async def open_loop(target: Target, texts: Texts, config: BenchConfig, agents: i
 
 
 async def calls(config: BenchConfig, texts: Texts, targets: list[Target]) -> None:
-    row("calls, milliseconds", "sessions", "calls/s", "CPU first", "CPU/call", "median", "p99", "added median", "added p99")
+    row(
+        "calls, milliseconds",
+        "sessions",
+        "calls/s",
+        "CPU first",
+        "CPU/call",
+        "median",
+        "p99",
+        "added median",
+        "added p99",
+    )
     for agents, rate in config.sessions.items():
         bare: list[float] = []
         for target in targets:
             latencies, cpu, first = await open_loop(target, texts, config, agents, rate)
             bare = bare or latencies
             added = [quantile(latencies, share) - quantile(bare, share) for share in (0.5, 0.99)]
-            row(target.name, agents, f"{rate:g}", *(f"{1e3 * value:.2f}" for value in (first, cpu, quantile(latencies, 0.5), quantile(latencies, 0.99), *added)))
+            row(
+                target.name,
+                agents,
+                f"{rate:g}",
+                *(
+                    f"{1e3 * value:.2f}"
+                    for value in (first, cpu, quantile(latencies, 0.5), quantile(latencies, 0.99), *added)
+                ),
+            )
 
 
 async def growth(config: BenchConfig, texts: Texts, targets: list[Target]) -> None:
@@ -193,10 +237,18 @@ async def growth(config: BenchConfig, texts: Texts, targets: list[Target]) -> No
         await target.close(headers)
     size = max(1, config.growth_turns // 8)
     for first in range(0, config.growth_turns, size):
-        cpu, tokenising, characters = (statistics.median(values) for values in zip(*costs["gateway"][first:first + size]))
-        proxy = statistics.median(cost for cost, _, _ in costs["null proxy"][first:first + size])
+        cpu, tokenising, characters = (
+            statistics.median(values) for values in zip(*costs["gateway"][first : first + size])
+        )
+        proxy = statistics.median(cost for cost, _, _ in costs["null proxy"][first : first + size])
         tokens = (first + size // 2) * config.growth_tokens // config.growth_turns
-        row("gateway", f"{first + 1}-{first + size}", tokens, *(f"{1e3 * value:.2f}" for value in (cpu, cpu - proxy, tokenising)), f"{characters:.0f}")
+        row(
+            "gateway",
+            f"{first + 1}-{first + size}",
+            tokens,
+            *(f"{1e3 * value:.2f}" for value in (cpu, cpu - proxy, tokenising)),
+            f"{characters:.0f}",
+        )
 
 
 async def tokenised(target: Target) -> tuple[float, float]:
@@ -220,12 +272,17 @@ async def soak(config: BenchConfig, target: Target, upstream: Server) -> bool:
             url, headers = await target.open()
             messages, answers = [], []
             for turn in range(random.randint(2, 6)):
-                messages = [*messages, {"role": "user", "content": f"word {random.random()} session {number} turn {turn} end"}]
+                messages = [
+                    *messages,
+                    {"role": "user", "content": f"word {random.random()} session {number} turn {turn} end"},
+                ]
                 body = json.dumps({"messages": messages}).encode()
                 for attempt in itertools.count():
                     try:
                         async with asyncio.timeout(random.uniform(0.005, 0.1) if random.random() < 0.3 else 60):
-                            answer = json.loads(await target.call(url, headers | {"x-stainless-retry-count": str(attempt)}, body))
+                            answer = json.loads(
+                                await target.call(url, headers | {"x-stainless-retry-count": str(attempt)}, body)
+                            )
                         break
                     except TimeoutError:
                         hung_up += 1
@@ -236,8 +293,13 @@ async def soak(config: BenchConfig, target: Target, upstream: Server) -> bool:
             closed = await target.close(headers, "?calls=1")
             record = closed["calls"]
             sampled += len(record)
-            if [call["parent"] for call in record] != [None, *range(len(answers) - 1)] or any(a not in call["text"] for a, call in zip(answers, record)):
-                faults.append(f"session {number}: {len(answers)} answers, {len(record)} calls with parents {[call['parent'] for call in record]}")
+            if [call["parent"] for call in record] != [None, *range(len(answers) - 1)] or any(
+                a not in call["text"] for a, call in zip(answers, record)
+            ):
+                faults.append(
+                    f"session {number}: {len(answers)} answers, {len(record)} calls with parents "
+                    f"{[call['parent'] for call in record]}"
+                )
 
     row("soak", "sessions", "calls", "hung up", "sampled", "faults", "memory MiB")
     for part in range(4):
@@ -245,7 +307,15 @@ async def soak(config: BenchConfig, target: Target, upstream: Server) -> bool:
         await asyncio.gather(*(one(part * share + i) for i in range(share)))
         async with target.http.get(upstream.url + "/asked") as response:
             asked = await response.json()
-        row(f"after {share * (part + 1)}", share * (part + 1), sampled, hung_up, asked, len(faults), f"{target.server.memory_mib():.0f}")
+        row(
+            f"after {share * (part + 1)}",
+            share * (part + 1),
+            sampled,
+            hung_up,
+            asked,
+            len(faults),
+            f"{target.server.memory_mib():.0f}",
+        )
     async with target.http.get(target.server.url + "/left") as response:
         left = await response.json()
     print(f"left in the gateway: {left['sessions']} sessions, {left['tasks']} tasks")
@@ -258,11 +328,25 @@ async def soak(config: BenchConfig, target: Target, upstream: Server) -> bool:
 
 async def throughput(config: BenchConfig, texts: Texts, through: Target, vllm: VLLM) -> None:
     """Sampled tokens a second with so many calls in flight, in turns: direct, gateway, direct, gateway ..."""
-    http, renderer_ids = through.http, texts.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)["input_ids"]
+    http, renderer_ids = (
+        through.http,
+        texts.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)[
+            "input_ids"
+        ],
+    )
 
     async def direct() -> int:
         prompt = [*texts.tokenizer.encode(texts.piece(900), add_special_tokens=False), *renderer_ids]
-        body = {"token_ids": prompt, "sampling_params": {"max_tokens": config.tokens, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "logprobs": 0}}
+        body = {
+            "token_ids": prompt,
+            "sampling_params": {
+                "max_tokens": config.tokens,
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "top_k": -1,
+                "logprobs": 0,
+            },
+        }
         async with http.post(vllm.url + "/inference/v1/generate", json=body) as response:
             return len((await response.json())["choices"][0]["token_ids"])
 
@@ -280,6 +364,7 @@ async def throughput(config: BenchConfig, texts: Texts, through: Target, vllm: V
             for _ in left:
                 sampled = await one()  # in a line of its own: `tokens += await ...` would read the sum before it waits
                 tokens += sampled
+
         await asyncio.gather(*(worker() for _ in range(config.in_flight)))
         return tokens / (time.perf_counter() - started)
 
@@ -298,11 +383,18 @@ async def bench(config: BenchConfig, model: Path, folder: Path) -> bool:
     tokenizer = texts.tokenizer
     said = tuple(tokenizer.encode(SAID, add_special_tokens=False)) + (tokenizer.eos_token_id,)
     with ExitStack() as servers:
-        upstream = servers.enter_context(server(null_upstream, said, frozenset(tokenizer.all_special_ids), tokenizer.eos_token_id))
+        upstream = servers.enter_context(
+            server(null_upstream, said, frozenset(tokenizer.all_special_ids), tokenizer.eos_token_id)
+        )
         proxy = servers.enter_context(server(null_proxy, upstream.url))
         ours = servers.enter_context(server(gateway, upstream.url, model))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)) as http:
-            targets = [Target(name, measured, http) for name, measured in (("null upstream", upstream), ("null proxy", proxy), ("gateway", ours))]
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300)
+        ) as http:
+            targets = [
+                Target(name, measured, http)
+                for name, measured in (("null upstream", upstream), ("null proxy", proxy), ("gateway", ours))
+            ]
             if "calls" in config.parts:
                 await calls(config, texts, targets)
             if "growth" in config.parts:

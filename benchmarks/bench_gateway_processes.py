@@ -3,10 +3,13 @@
     python benchmarks/bench_gateway_processes.py configs/bench/gateway_processes.yaml
     python benchmarks/bench_gateway_processes.py configs/bench/gateway_processes.yaml 'processes=[1, 2]' loaders=1
 
-The upstream answers at once. Agents are in processes of their own; each has one conversation at a time, whose history grows from
-`history_tokens`, and asks again as soon as it is answered: the rate is what the gateway can, if agents and upstream are not at
+The upstream answers at once. Agents are in processes of their own; each has one conversation at a time, whose history
+grows from
+`history_tokens`, and asks again as soon as it is answered: the rate is what the gateway can, if agents and upstream are
+not at
 their end (the cores of the busiest are shown: below one).
 """
+
 import asyncio
 import json
 import statistics
@@ -52,7 +55,9 @@ def renderer(model: Path) -> Renderer:
     return Renderer(load_tokenizer(model), {})
 
 
-def agents(config: BenchConfig, model: Path, sessions: list[tuple[str, str]], begin: float) -> tuple[list[float], float]:
+def agents(
+    config: BenchConfig, model: Path, sessions: list[tuple[str, str]], begin: float
+) -> tuple[list[float], float]:
     """A loader's process. (seconds that each answer took, its CPU seconds), both of the time that is measured."""
     texts, left, latencies, end = Texts(model), list(sessions), [], begin + config.seconds
 
@@ -64,7 +69,9 @@ def agents(config: BenchConfig, model: Path, sessions: list[tuple[str, str]], be
                 started = time.time()
                 if started > end:
                     return
-                async with http.post(base_url + "/chat/completions", data=conversation.body(), headers={"Authorization": f"Bearer {key}"}) as response:
+                async with http.post(
+                    base_url + "/chat/completions", data=conversation.body(), headers={"Authorization": f"Bearer {key}"}
+                ) as response:
                     if response.status != 200:
                         raise RuntimeError(f"the gateway answered {response.status}: {await response.text()}")
                     await response.read()
@@ -74,7 +81,10 @@ def agents(config: BenchConfig, model: Path, sessions: list[tuple[str, str]], be
         raise RuntimeError(f"all {len(sessions)} sessions were used up before the end: raise `most`")
 
     async def main() -> float:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http, asyncio.TaskGroup() as running:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+            asyncio.TaskGroup() as running,
+        ):
             for _ in range(config.agents // config.loaders):
                 running.create_task(one(http))
             await asyncio.sleep(begin - time.time())
@@ -85,18 +95,28 @@ def agents(config: BenchConfig, model: Path, sessions: list[tuple[str, str]], be
     return latencies, asyncio.run(main())
 
 
-async def measure(config: BenchConfig, model: Path, urls: list[str], processes: int, pool: ProcessPoolExecutor) -> tuple[float, ...]:
+async def measure(
+    config: BenchConfig, model: Path, urls: list[str], processes: int, pool: ProcessPoolExecutor
+) -> tuple[float, ...]:
     """(calls a second, median and p99 latency in ms, the gateway's CPU-ms a call, cores of the busiest loader)."""
     others = set(psutil.Process().children())
     gateway = make_gateway(GatewayConfig(processes=processes), urls, 30.0, partial(renderer, model))
     await gateway.start()
     try:
         serving = set(psutil.Process().children()) - others if processes > 1 else {psutil.Process()}
-        number = config.agents // config.loaders + int(config.most * (config.warm_s + config.seconds) / config.turns / config.loaders)
-        opened = [[gateway.open_session(LIMITS, SamplingConfig()) for _ in range(number)] for _ in range(config.loaders)]
+        number = config.agents // config.loaders + int(
+            config.most * (config.warm_s + config.seconds) / config.turns / config.loaders
+        )
+        opened = [
+            [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(number)] for _ in range(config.loaders)
+        ]
         begin = time.time() + config.warm_s
-        jobs = [asyncio.get_running_loop().run_in_executor(pool, agents, config, model, [(session.base_url, session.key) for session in sessions], begin)
-                for sessions in opened]
+        jobs = [
+            asyncio.get_running_loop().run_in_executor(
+                pool, agents, config, model, [(session.base_url, session.key) for session in sessions], begin
+            )
+            for sessions in opened
+        ]
         await asyncio.sleep(begin - time.time())
         cpu = sum(sum(process.cpu_times()[:2]) for process in serving)
         await asyncio.sleep(config.seconds)
@@ -109,8 +129,12 @@ async def measure(config: BenchConfig, model: Path, urls: list[str], processes: 
     latencies = [latency for those, _ in results for latency in those]
     if not latencies:
         raise RuntimeError(f"no call was answered in the {config.seconds} s: give it more warm_s, or fewer agents")
-    return (len(latencies) / config.seconds, *(1e3 * quantile(latencies, share) for share in (0.5, 0.99)), 1e3 * cpu / len(latencies),
-            max(spent for _, spent in results) / config.seconds)
+    return (
+        len(latencies) / config.seconds,
+        *(1e3 * quantile(latencies, share) for share in (0.5, 0.99)),
+        1e3 * cpu / len(latencies),
+        max(spent for _, spent in results) / config.seconds,
+    )
 
 
 async def bench(config: BenchConfig, model: Path) -> None:
@@ -119,7 +143,12 @@ async def bench(config: BenchConfig, model: Path) -> None:
     rates: dict[int, list[float]] = {processes: [] for processes in config.processes}
     row("gateway", "processes", "calls/s", "median ms", "p99 ms", "CPU-ms/call", "loader cores", "upstreams'")
     with ExitStack() as held:
-        upstreams = [held.enter_context(server(null_upstream, said, frozenset(tokenizer.all_special_ids), tokenizer.eos_token_id)) for _ in range(config.upstreams)]
+        upstreams = [
+            held.enter_context(
+                server(null_upstream, said, frozenset(tokenizer.all_special_ids), tokenizer.eos_token_id)
+            )
+            for _ in range(config.upstreams)
+        ]
         pool = held.enter_context(ProcessPoolExecutor(config.loaders, get_context("spawn")))
         for number in range(config.rounds):
             for processes in config.processes:
@@ -127,7 +156,13 @@ async def bench(config: BenchConfig, model: Path) -> None:
                 rate, *rest = await measure(config, model, [upstream.url for upstream in upstreams], processes, pool)
                 busiest = (max(upstream.cpu_s() for upstream in upstreams) - before) / (config.seconds + config.warm_s)
                 rates[processes].append(rate)
-                row(f"round {number + 1}", processes, f"{rate:.0f}", *(f"{value:.2f}" for value in rest), f"{busiest:.2f}")
+                row(
+                    f"round {number + 1}",
+                    processes,
+                    f"{rate:.0f}",
+                    *(f"{value:.2f}" for value in rest),
+                    f"{busiest:.2f}",
+                )
     base = statistics.median(rates[config.processes[0]])
     for processes, measured in rates.items():
         row("median", processes, f"{statistics.median(measured):.0f}", f"x {statistics.median(measured) / base:.2f}")

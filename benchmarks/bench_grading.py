@@ -3,10 +3,13 @@
     python benchmarks/bench_grading.py configs/bench/grading.yaml
     python benchmarks/bench_grading.py configs/bench/grading.yaml 'sets={pairs: {name: release_pairs}}' tasks=8
 
-Of each task the oracle's patch is run once with nothing else (the test command in its sandbox), and then judged twice by one grader: the first verdict
-pays for what the grader learns of the task once (which turned tests are telling), the second is what each further pass of that task costs.
+Of each task the oracle's patch is run once with nothing else (the test command in its sandbox), and then judged twice
+by one grader: the first verdict
+pays for what the grader learns of the task once (which turned tests are telling), the second is what each further pass
+of that task costs.
 Tasks go one after the other, every n-th of a set. Exit code 1 where an oracle's patch does not resolve.
 """
+
 import asyncio
 import statistics
 import sys
@@ -57,7 +60,15 @@ def shown(values: list[float]) -> str:
 
 
 async def measure(config: BenchConfig) -> bool:
-    table = Table("tasks", "number", "test command, s", "first verdict over it", "further verdicts over it", title="median, p99", title_justify="left")
+    table = Table(
+        "tasks",
+        "number",
+        "test command, s",
+        "first verdict over it",
+        "further verdicts over it",
+        title="median, p99",
+        title_justify="left",
+    )
     fine = True
     for name, tasks_config in config.sets.items():
         tasks = [task for tasks in load_tasks(tasks_config).values() for task in tasks]
@@ -70,7 +81,13 @@ async def measure(config: BenchConfig) -> bool:
                 fine = False
                 print(f"{task.task_id}: its oracle's patch does not resolve")
         bare = [one[0] for one in found]
-        table.add_row(name, str(len(found)), shown(bare), shown([one[1] / one[0] for one in found]), shown([one[2] / one[0] for one in found]))
+        table.add_row(
+            name,
+            str(len(found)),
+            shown(bare),
+            shown([one[1] / one[0] for one in found]),
+            shown([one[2] / one[0] for one in found]),
+        )
     Console(width=120).print(table)
     return fine
 

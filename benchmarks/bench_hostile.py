@@ -10,6 +10,7 @@ seventh is cancelled. Before and after, processes, mounts, folders, files in /de
 counted. Exit code 1 when something is left or escapes, or when the loop stood still for longer than
 `most_standstill_s`.
 """
+
 import asyncio
 import os
 import sys
@@ -86,7 +87,7 @@ for n in ('git~1', '.GIT', 'a\\b', '\x01', '\udc80', 'x' * 255):
     "nothing to read": "chmod -R 000 .",
     "links": "ln -s / root; ln -s . self; ln -s self/self loop; ln -sf /etc/passwd lib.py",
     "another git": "rm -rf .git; git init -q .; git config core.fsmonitor 'sleep 60'; git config core.worktree /; "
-                   "mkdir -p sub; git init -q sub; git add -A",
+    "mkdir -p sub; git init -q sub; git add -A",
     "descriptors": python("""
 all = []
 try:
@@ -105,6 +106,7 @@ time.sleep(1)"""),
 @dataclass
 class Hostile:
     """Does one row, then repairs the task where that is still possible: the others' end must not depend on it."""
+
     name: str
     timeout_s: float
     socket: Path
@@ -118,8 +120,9 @@ class Hostile:
 class Bench:
     def __init__(self, config: BenchConfig, scratch: Path):
         self.config, self.scratch = config, scratch
-        self.sandbox = SandboxConfig(kind=config.kind, scratch=str(scratch), memory_mib=256, disk_mib=128, tmp_mib=64,
-                                     processes=64)
+        self.sandbox = SandboxConfig(
+            kind=config.kind, scratch=str(scratch), memory_mib=256, disk_mib=128, tmp_mib=64, processes=64
+        )
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.standstill_s: dict[str, float] = defaultdict(float)  # while a row ran; others ran beside it
         self.escaped: list[str] = []
@@ -137,7 +140,14 @@ class Bench:
                 await grader.grade(task, FIX)  # the template, and the oracle's run
                 limits = SessionLimits(max_total_tokens=1000, deadline_s=600)
                 self.services = lambda name: Services(
-                    gateway, Hostile(name, self.config.timeout_s, socket), self.sandbox, grader, RewardConfig(), limits, http)
+                    gateway,
+                    Hostile(name, self.config.timeout_s, socket),
+                    self.sandbox,
+                    grader,
+                    RewardConfig(),
+                    limits,
+                    http,
+                )
                 before, descriptors = left_overs(self.scratch), len(os.listdir("/proc/self/fd"))
                 with Standstill() as self.standstill:
                     worst_s = await self._all(task)
@@ -165,9 +175,18 @@ class Bench:
         return worst_s
 
     async def _one(self, task: Task, name: str, cancelled: bool) -> None:
-        work = asyncio.create_task(run_episode(
-            self.services(name), task, trajectory_id="t", group_id="g", split="train", attempt=0,
-            sampling=SamplingConfig(), cache_salt=""))
+        work = asyncio.create_task(
+            run_episode(
+                self.services(name),
+                task,
+                trajectory_id="t",
+                group_id="g",
+                split="train",
+                attempt=0,
+                sampling=SamplingConfig(),
+                cache_salt="",
+            )
+        )
         if cancelled:
             await asyncio.wait([work], timeout=CANCELLED_AFTER_S)
             work.cancel()
@@ -204,8 +223,12 @@ class Bench:
         for kind, items in left.items():
             print(f"{len(items)} {kind} left" + "".join(f"\n    {item[:300]}" for item in sorted(items)[:10]))
         print(f"{descriptors} descriptors more than before; the loop stood still for {worst_s:.2f} s at most")
-        infrastructure = sum(number for ends in self.outcomes.values() for end, number in ends.items()
-                             if end.startswith(str(Outcome.INFRASTRUCTURE_ERROR)))
+        infrastructure = sum(
+            number
+            for ends in self.outcomes.values()
+            for end, number in ends.items()
+            if end.startswith(str(Outcome.INFRASTRUCTURE_ERROR))
+        )
         print(f"{infrastructure} episodes ended as infrastructure errors")
         fine = not (self.escaped or any(left.values()) or descriptors > 0 or infrastructure)
         return fine and worst_s <= self.config.most_standstill_s

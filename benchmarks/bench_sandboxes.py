@@ -5,10 +5,13 @@
     python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml files=5000           a checkout of so many files (beyond 40 it is an overlay)
     python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml mode=leaks           1,000 in a row, 200 at once
 
-The bare runtime runs the same command with the same isolation flags on a folder that is already there. A sandbox makes that folder, runs the
-command, watches it, and removes the folder. `leaks` counts processes, mounts, folders and files in /dev/shm before and after; exit code 1 when
+The bare runtime runs the same command with the same isolation flags on a folder that is already there. A sandbox makes
+that folder, runs the
+command, watches it, and removes the folder. `leaks` counts processes, mounts, folders and files in /dev/shm before and
+after; exit code 1 when
 something is left.
 """
+
 import asyncio
 import os
 import shutil
@@ -48,14 +51,39 @@ class BenchConfig(Config):
 
 
 def bench_task(files: int) -> Task:
-    environment = Environment("bench", None, sys.executable, ("{python}", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=.", "-o",
-                                                              "junit_family=xunit1", "--junitxml={junit}/report.xml", "{tests}", "{canary_path}"))
-    content = {"lib.py": "def f():\n    return 1\n", **{f"package_{i % 50}/module_{i}.py": f"x = {i}\n" * 20 for i in range(files - 1)}}
-    return Task("bench", "", environment, content, {"test_lib.py": TEST}, ("test_lib.py",), ("test_lib::test_f",), (), FIX)
+    environment = Environment(
+        "bench",
+        None,
+        sys.executable,
+        (
+            "{python}",
+            "-P",
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "pythonpath=.",
+            "-o",
+            "junit_family=xunit1",
+            "--junitxml={junit}/report.xml",
+            "{tests}",
+            "{canary_path}",
+        ),
+    )
+    content = {
+        "lib.py": "def f():\n    return 1\n",
+        **{f"package_{i % 50}/module_{i}.py": f"x = {i}\n" * 20 for i in range(files - 1)},
+    }
+    return Task(
+        "bench", "", environment, content, {"test_lib.py": TEST}, ("test_lib.py",), ("test_lib::test_f",), (), FIX
+    )
 
 
 async def bare_argv(sandbox) -> list[str]:
-    """What the sandbox itself would start for `true`, less everything around it; its folder stays while the block of `sandbox` lasts."""
+    """What the sandbox itself would start for `true`, less everything around it; its folder stays while the block of
+    `sandbox` lasts."""
     captured: list[list[str]] = []
 
     async def capture(argv, **keywords):
@@ -72,14 +100,21 @@ async def bare_argv(sandbox) -> list[str]:
     for option in ("--json-status-fd", "--seccomp"):  # descriptors that are closed by now
         if option in argv:
             at = argv.index(option)
-            argv = argv[:at] + argv[at + 2:]
+            argv = argv[:at] + argv[at + 2 :]
     return argv
 
 
 async def bare(argv: list[str]) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                                                   stderr=asyncio.subprocess.STDOUT, cwd="/", env=environment, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd="/",
+        env=environment,
+        start_new_session=True,
+    )
     output, _ = await process.communicate()
     if process.returncode:
         raise SandboxError(f"the bare runtime failed: {output.decode(errors='replace')[-300:]}")
@@ -108,7 +143,9 @@ async def measure(one: Callable[[], Awaitable[None]], times: int, in_flight: int
 
 
 def row(*cells) -> None:
-    print(" | ".join(f"{cell:>{width}}" for cell, width in zip(cells, (34, 9, 11, 11, 11, 11), strict=True)), flush=True)
+    print(
+        " | ".join(f"{cell:>{width}}" for cell, width in zip(cells, (34, 9, 11, 11, 11, 11), strict=True)), flush=True
+    )
 
 
 def summary(taken: list[float]) -> tuple[float, float]:
@@ -129,7 +166,14 @@ async def times(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) 
                 found[name] = (*summary(taken), rate)
             ratio = found["sandbox"][0] / found["bare runtime"][0]
             for name, (median, p99, rate) in found.items():
-                row(f"{sandbox_config.kind}: {name}", in_flight, f"{median:.1f}", f"{p99:.1f}", f"{rate:.1f}", f"{ratio:.2f}" if name == "sandbox" else "")
+                row(
+                    f"{sandbox_config.kind}: {name}",
+                    in_flight,
+                    f"{median:.1f}",
+                    f"{p99:.1f}",
+                    f"{rate:.1f}",
+                    f"{ratio:.2f}" if name == "sandbox" else "",
+                )
     await grading(config, sandbox_config, task)
 
 
@@ -137,14 +181,36 @@ async def grading(config: BenchConfig, sandbox_config: SandboxConfig, task: Task
     """Sandbox, diff and grading over the bare test command on the same files, without any sandbox."""
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=config.scratch))
     try:
-        for name, text in {**task.files, **task.hidden_tests, "lib.py": "def f():\n    return 2\n", "test_canary.py": "def test_x():\n    assert 0\n"}.items():
+        for name, text in {
+            **task.files,
+            **task.hidden_tests,
+            "lib.py": "def f():\n    return 2\n",
+            "test_canary.py": "def test_x():\n    assert 0\n",
+        }.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=.", f"--junitxml={folder}/report.xml",
-                   "test_lib.py", "test_canary.py"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "pythonpath=.",
+            f"--junitxml={folder}/report.xml",
+            "test_lib.py",
+            "test_canary.py",
+        ]
 
         def plain():
-            subprocess.run(command, cwd=folder, capture_output=True, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"})
+            subprocess.run(
+                command,
+                cwd=folder,
+                capture_output=True,
+                env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+            )
 
         async def judged():
             async with start_sandbox(sandbox_config, task) as sandbox:
@@ -160,18 +226,25 @@ async def grading(config: BenchConfig, sandbox_config: SandboxConfig, task: Task
         shutil.rmtree(folder)
     (low, low99), (high, high99) = summary(without), summary(with_all)
     row("test command alone", 1, f"{low:.1f}", f"{low99:.1f}", "", "")
-    row(f"{sandbox_config.kind}: sandbox, diff, grading", 1, f"{high:.1f}", f"{high99:.1f}", "", f"+{high - low:.0f} ms")
+    row(
+        f"{sandbox_config.kind}: sandbox, diff, grading", 1, f"{high:.1f}", f"{high99:.1f}", "", f"+{high - low:.0f} ms"
+    )
 
 
 def left_overs(scratch: Path) -> dict[str, set[str]]:
     """What a leak would add to."""
     lines = {f"{pid} {' '.join(words)}" for pid in proc.pids() if (words := proc.words(pid))}
-    return {"processes": lines, "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()), "folders": set(map(str, scratch.glob("*/live/*"))),
-            "files in /dev/shm": set(os.listdir("/dev/shm"))}
+    return {
+        "processes": lines,
+        "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "folders": set(map(str, scratch.glob("*/live/*"))),
+        "files in /dev/shm": set(os.listdir("/dev/shm")),
+    }
 
 
 async def leaks(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) -> bool:
-    """True when nothing is left. Every fifth command is killed by its time limit with a process in the background, every eleventh episode is cancelled."""
+    """True when nothing is left. Every fifth command is killed by its time limit with a process in the background,
+    every eleventh episode is cancelled."""
     scratch = Path(sandbox_config.scratch)
     await whole(sandbox_config, task)
     before = left_overs(scratch)
@@ -182,7 +255,10 @@ async def leaks(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) 
 
         async def episode():
             async with start_sandbox(sandbox_config, task) as sandbox:
-                await sandbox.run(f"setsid {IDLE} & {IDLE}" if number % 5 == 0 else "touch /dev/shm/x new; true", timeout_s=0.3 if number % 5 == 0 else 60)
+                await sandbox.run(
+                    f"setsid {IDLE} & {IDLE}" if number % 5 == 0 else "touch /dev/shm/x new; true",
+                    timeout_s=0.3 if number % 5 == 0 else 60,
+                )
 
         work = asyncio.create_task(episode())
         if number % 11 == 0:
@@ -197,13 +273,18 @@ async def leaks(config: BenchConfig, sandbox_config: SandboxConfig, task: Task) 
         row(f"{sandbox_config.kind}: {number} {name}", in_flight, "", "", f"{rate:.1f}", "")
     for _ in range(50):  # what was just killed may take a moment to be gone
         found = {kind: after - before[kind] for kind, after in left_overs(scratch).items()}
-        mine = {kind: {item for item in items if kind != "processes" or any(word in item for word in (str(scratch), IDLE))}
-                for kind, items in found.items()}
+        mine = {
+            kind: {item for item in items if kind != "processes" or any(word in item for word in (str(scratch), IDLE))}
+            for kind, items in found.items()
+        }
         if not any(mine.values()):
             break
         await asyncio.sleep(0.2)
     for kind, items in mine.items():
-        print(f"{sandbox_config.kind}: {len(items)} {kind} left" + "".join(f"\n    {item[:300]}" for item in sorted(items)[:10]))
+        print(
+            f"{sandbox_config.kind}: {len(items)} {kind} left"
+            + "".join(f"\n    {item[:300]}" for item in sorted(items)[:10])
+        )
     return not any(mine.values())
 
 

@@ -3,16 +3,20 @@
     python benchmarks/bench_scaffolds.py configs/bench/scaffolds.yaml
     python benchmarks/bench_scaffolds.py configs/bench/scaffolds.yaml at_once='[1]' scaffolds='[{name: codex}]'
 
-Each agent repairs the same small task with three scripted answers, which come at once: real gateway, real sandboxes, no model, no grading.
+Each agent repairs the same small task with three scripted answers, which come at once: real gateway, real sandboxes, no
+model, no grading.
 `nothing` is a program that does nothing: what sandbox, relay and diff cost by themselves; it is in every line below it.
 
-    CPU s     an episode, of all processes that it starts; what a fork server costs before the first episode is apart ("once")
+    CPU s     an episode, of all processes that it starts; what a fork server costs before the first episode is apart
+              ("once")
     ours      an episode, of this process: gateway, runner, file operations
-    MiB       of an episode's processes at their peak, shared pages divided among those that share them (PSS), beyond what is there before
+    MiB       of an episode's processes at their peak, shared pages divided among those that share them (PSS), beyond
+              what is there before
     first     from the start of the agent to its first call: median and 99th percentile, ms
     wall      of an episode, s, median
 Exit code 1 when an agent does not repair the task.
 """
+
 import asyncio
 import ctypes
 import json
@@ -60,7 +64,9 @@ class BenchConfig(Config):
 
 
 def answers(name: str, puzzle: Puzzle) -> list[str]:
-    """What the model says: look, repair, be done. An agent that is told nothing of here uses the shell as examples/command does."""
+    """What the model says: look, repair, be done. An agent that is told nothing of here uses the shell as
+    examples/command does."""
+
     def tool(tool_name: str, **arguments: str) -> str:
         return f"<tool_call>\n{json.dumps({'name': tool_name, 'arguments': arguments})}\n</tool_call>"
 
@@ -72,7 +78,8 @@ def answers(name: str, puzzle: Puzzle) -> list[str]:
         "terminal": [tool("shell", command=look), tool("shell", command=repair), tool("submit")],
         "mini_swe_agent": [tool("bash", command=look), tool("bash", command=repair), tool("bash", command=done)],
         "codex": [tool("exec_command", cmd=look), tool("exec_command", cmd=repair), "done"],
-        "aider": [edit, "done"], "single_pass": [edit],
+        "aider": [edit, "done"],
+        "single_pass": [edit],
     }.get(name, [tool("shell", command=look), tool("shell", command=repair), "done"])
 
 
@@ -81,7 +88,9 @@ class ScriptedModel(VLLMClient):
 
     def __init__(self, tokenizer, texts: list[str]):
         super().__init__("http://localhost", wait_s=1)
-        self.completions = [tuple(tokenizer.encode(text + tokenizer.eos_token, add_special_tokens=False)) for text in texts]
+        self.completions = [
+            tuple(tokenizer.encode(text + tokenizer.eos_token, add_special_tokens=False)) for text in texts
+        ]
 
     async def generate(self, prompt_ids: tuple[int, ...], *, request_id: str, **_) -> Completion:
         ids = self.completions[min(int(request_id.rpartition("-")[2]), len(self.completions)) - 1]
@@ -98,7 +107,8 @@ class Measured:
 
 
 def apart(work: Callable[[], Measured]) -> tuple[Measured, float]:
-    """(what work() returns in a process of its own, CPU seconds of all processes that it started). A sandbox's first process may be orphaned before it
+    """(what work() returns in a process of its own, CPU seconds of all processes that it started). A sandbox's first
+    process may be orphaned before it
     has ended, and its CPU time would be nobody's: so this process adopts all orphans and waits for them."""
     before, (here, there) = cpu_s(resource.RUSAGE_CHILDREN), multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=lambda: there.send(work()))
@@ -116,6 +126,7 @@ def apart(work: Callable[[], Measured]) -> tuple[Measured, float]:
 
 class Memory(threading.Thread):
     """What all processes that this one has started hold; `peak_mib` is the most since it was set to 0."""
+
     peak_mib = 0.0
 
     def __init__(self):
@@ -138,7 +149,9 @@ def cpu_s(who: int) -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def episode(scaffold: Scaffold, gateway: Gateway, puzzle: Puzzle, config: BenchConfig, http: aiohttp.ClientSession) -> tuple[float, float]:
+async def episode(
+    scaffold: Scaffold, gateway: Gateway, puzzle: Puzzle, config: BenchConfig, http: aiohttp.ClientSession
+) -> tuple[float, float]:
     """(seconds to the first call, seconds of all). Raises ScaffoldError when the task is not repaired."""
     started = time.perf_counter()
     async with start_sandbox(config.sandbox, puzzle.task) as sandbox:
@@ -153,11 +166,23 @@ async def episode(scaffold: Scaffold, gateway: Gateway, puzzle: Puzzle, config: 
     return session.calls[0].started_s if session.calls else 0.0, time.perf_counter() - started
 
 
-async def episodes(name: str, scaffold: Scaffold, number: int, in_flight: int, puzzle: Puzzle, config: BenchConfig, tokenizer, memory: bool) -> Measured:
-    """So many, after one that is not counted. Episodes start as others end, `in_flight` at any time. Watching the memory costs CPU time."""
+async def episodes(
+    name: str,
+    scaffold: Scaffold,
+    number: int,
+    in_flight: int,
+    puzzle: Puzzle,
+    config: BenchConfig,
+    tokenizer,
+    memory: bool,
+) -> Measured:
+    """So many, after one that is not counted. Episodes start as others end, `in_flight` at any time. Watching the
+    memory costs CPU time."""
     times: list[tuple[float, float]] = []
     async with ready(scaffold, config.environments) as socket, aiohttp.ClientSession() as http:
-        gateway = Gateway(GatewayConfig(), [ScriptedModel(tokenizer, answers(name, puzzle))], Renderer(tokenizer, {}), socket)
+        gateway = Gateway(
+            GatewayConfig(), [ScriptedModel(tokenizer, answers(name, puzzle))], Renderer(tokenizer, {}), socket
+        )
         await gateway.start()
         await episode(scaffold, gateway, puzzle, config, http)
         watch, idle_mib = None, 0.0
@@ -180,8 +205,11 @@ async def episodes(name: str, scaffold: Scaffold, number: int, in_flight: int, p
 
 def measure(name: str, scaffold: Scaffold, puzzle: Puzzle, config: BenchConfig, tokenizer) -> None:
     """A line for each number of episodes at once."""
+
     def run(number: int, in_flight: int, memory: bool = False) -> tuple[Measured, float]:
-        return apart(lambda: asyncio.run(episodes(name, scaffold, number, in_flight, puzzle, config, tokenizer, memory)))
+        return apart(
+            lambda: asyncio.run(episodes(name, scaffold, number, in_flight, puzzle, config, tokenizer, memory))
+        )
 
     _, start_s = run(0, 1)
     for in_flight in config.at_once:
@@ -189,9 +217,17 @@ def measure(name: str, scaffold: Scaffold, puzzle: Puzzle, config: BenchConfig, 
         measured, used_s = run(number, in_flight)
         each_s = (used_s - start_s) / number
         peak_mib = run(in_flight, in_flight, memory=True)[0].peak_mib
-        row(name, in_flight, f"{each_s:.2f}", f"{max(start_s - each_s, 0.0):.2f}", f"{measured.ours_s / number:.3f}", f"{max(peak_mib, 0.0) / in_flight:.0f}",
-            f"{statistics.median(measured.first_s) * 1e3:.0f}", f"{measured.first_s[min(int(0.99 * number), number - 1)] * 1e3:.0f}",
-            f"{statistics.median(measured.wall_s):.2f}")
+        row(
+            name,
+            in_flight,
+            f"{each_s:.2f}",
+            f"{max(start_s - each_s, 0.0):.2f}",
+            f"{measured.ours_s / number:.3f}",
+            f"{max(peak_mib, 0.0) / in_flight:.0f}",
+            f"{statistics.median(measured.first_s) * 1e3:.0f}",
+            f"{measured.first_s[min(int(0.99 * number), number - 1)] * 1e3:.0f}",
+            f"{statistics.median(measured.wall_s):.2f}",
+        )
 
 
 def row(*cells) -> None:
@@ -205,11 +241,15 @@ def main(arguments: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="coderepairrl-bench-") as folder:
         Path(folder).chmod(0o755)
-        config = config.model_copy(update={"sandbox": config.sandbox.model_copy(update={"scratch": config.sandbox.scratch or folder})})
+        config = config.model_copy(
+            update={"sandbox": config.sandbox.model_copy(update={"scratch": config.sandbox.scratch or folder})}
+        )
         check(config.sandbox)
         row("", "at once", "CPU s", "once", "ours", "MiB", "first", "99%", "wall")
         for scaffold in (NOTHING, *config.scaffolds):
-            measure("nothing" if scaffold is NOTHING else scaffold.name, make_scaffold(scaffold), puzzle, config, tokenizer)
+            measure(
+                "nothing" if scaffold is NOTHING else scaffold.name, make_scaffold(scaffold), puzzle, config, tokenizer
+            )
 
 
 if __name__ == "__main__":

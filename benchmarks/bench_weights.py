@@ -5,11 +5,15 @@ size and number of serving GPUs; and: what if it dies in the middle?
     python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
     python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml 'shapes=[qwen3-8b]' kill=true
 
-A ZeRO-3 engine with weights drawn at random sends them into 1..k servers that were started with others (`--load-format dummy`).
-kill=true: vLLM is killed (SIGKILL) when half of the weights are on their way; shown is that the trainer notices, that its GPU still
-computes, that a vLLM started from the export has the same weights as one that got them live, and that the next update works.
+A ZeRO-3 engine with weights drawn at random sends them into 1..k servers that were started with others (`--load-format
+dummy`).
+kill=true: vLLM is killed (SIGKILL) when half of the weights are on their way; shown is that the trainer notices, that
+its GPU still
+computes, that a vLLM started from the export has the same weights as one that got them live, and that the next update
+works.
 Writes OUTPUT/weights.json (kills.json); each server's log, and the ranks', lie in OUTPUT/SHAPE/.
 """
+
 import asyncio
 import json
 import os
@@ -80,7 +84,12 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
     bound = config.server.largest_gap(exact=config.engine.dtype == "float32")
     servers = [wait_for_server(folder / f"server_{i}") for i in range(max(config.serving))]
     if engine.rank == 0:
-        sender = WeightSender(config.server.transfer_backend, getattr(torch, config.server.dtype), engine.device, config.server.update_timeout_s)
+        sender = WeightSender(
+            config.server.transfer_backend,
+            getattr(torch, config.server.dtype),
+            engine.device,
+            config.server.update_timeout_s,
+        )
     rows, version = [], 0
     for count in config.serving:
         updates, passes = [], []
@@ -98,12 +107,21 @@ def measure(config: BenchConfig, folder: Path) -> list[dict]:
         if engine.rank == 0:
             first, *warm = updates
             paused = [update.paused_s for update in warm]
-            rows.append({"servers": count, "bytes": first.bytes, "init_s": first.connect_s, "first_paused_s": first.paused_s, "paused_s": paused,
-                         "median_paused_s": median(paused), "gb_per_s": first.bytes / 1e9 / median(paused),
-                         "forward_ms": 1000 * median(passes[1:]),
-                         "answer_ms": 1000 * median(update.proof_s for update in warm),
-                         "gap_mean": max(update.gap.mean for update in updates),
-                         "gap_largest": max(update.gap.largest for update in updates)})
+            rows.append(
+                {
+                    "servers": count,
+                    "bytes": first.bytes,
+                    "init_s": first.connect_s,
+                    "first_paused_s": first.paused_s,
+                    "paused_s": paused,
+                    "median_paused_s": median(paused),
+                    "gb_per_s": first.bytes / 1e9 / median(paused),
+                    "forward_ms": 1000 * median(passes[1:]),
+                    "answer_ms": 1000 * median(update.proof_s for update in warm),
+                    "gap_mean": max(update.gap.mean for update in updates),
+                    "gap_largest": max(update.gap.largest for update in updates),
+                }
+            )
             sender.close()
             for url, _ in servers[:count]:  # else it would keep the old communicator beside the next one
                 requests.post(f"{url}/shutdown_weight_transfer_engine", timeout=60).raise_for_status()
@@ -156,17 +174,28 @@ def kill(config: BenchConfig, folder: Path) -> list[dict]:
     def once() -> Iterator:
         engine.buckets = whole_buckets  # the export that follows goes over them, too
         return interrupted(whole_buckets(), elements, lambda: engine.rank or os.killpg(pid, signal.SIGKILL))
+
     engine.buckets = once
     publisher.publish()
     current, computes = read_json(run / "policy" / "current.json"), still_computes(engine)
-    row = {"killed_update_s": publisher.send_s, "export_s": publisher.seconds - publisher.send_s, "live": current["live"], "reason": current["reason"],
-           "still_computes": computes}
+    row = {
+        "killed_update_s": publisher.send_s,
+        "export_s": publisher.seconds - publisher.send_s,
+        "live": current["live"],
+        "reason": current["reason"],
+        "still_computes": computes,
+    }
     url, _ = wait_for_server(run, not_pid=pid)
     loaded = checksums(url) if engine.rank == 0 else {}
     publisher.publish()
     if engine.rank == 0:
-        row |= {"first_update": bool(first), "next_update": bool(publisher.sent), "equal_to_export": checksums(url) == loaded,
-                "next_paused_s": publisher.sent.paused_s if publisher.sent else None, "next_init_s": publisher.sent.connect_s if publisher.sent else None}
+        row |= {
+            "first_update": bool(first),
+            "next_update": bool(publisher.sent),
+            "equal_to_export": checksums(url) == loaded,
+            "next_paused_s": publisher.sent.paused_s if publisher.sent else None,
+            "next_init_s": publisher.sent.connect_s if publisher.sent else None,
+        }
     engine.close()
     return [row]
 
@@ -176,28 +205,41 @@ def hardware() -> dict:
 
     if not torch.cuda.is_available():
         return {"cores": os.cpu_count(), "torch": torch.__version__}
-    return {"gpu": torch.cuda.get_device_name(), "nccl": ".".join(map(str, torch.cuda.nccl.version())), "torch": torch.__version__}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "torch": torch.__version__,
+    }
 
 
 def ranks(config: BenchConfig) -> None:
     folder = Path(config.output) / config.shape
     rows = (kill if config.kill else measure)(config, folder)
     if os.environ["RANK"] == "0":
-        write_json(folder / "rows.json", {"hardware": hardware(), "rows": [{"shape": config.shape, "ranks": config.ranks} | row for row in rows]})
+        write_json(
+            folder / "rows.json",
+            {"hardware": hardware(), "rows": [{"shape": config.shape, "ranks": config.ranks} | row for row in rows]},
+        )
 
 
 # ---- the program that starts servers and ranks, and restarts a server as the rollout process does
 
 
 async def serve(config: BenchConfig, folder: Path, gpus: list[str], servers: list[Server]) -> None:
-    """Starts as many as are needed; in the kill scenario also what the killed one is replaced by. Appends to `servers`, which the caller ends."""
+    """Starts as many as are needed; in the kill scenario also what the killed one is replaced by. Appends to `servers`,
+    which the caller ends."""
     dummy = [*config.server.extra_arguments, *DUMMY]
     for number in range(max(config.serving)):
         run = folder / f"server_{number}"
         (run / "policy").mkdir(parents=True)
-        write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": str(folder / "model"), "path_version": 0, "live": True})
+        write_json(
+            run / "policy" / "current.json",
+            {"version": 0, "step": 0, "path": str(folder / "model"), "path_version": 0, "live": True},
+        )
         devices = {"devices": gpus[config.ranks + number]} if gpus else {}
-        servers.append(Server(config.server.model_copy(update=devices | {"extra_arguments": dummy}), run, run / "vllm.log"))
+        servers.append(
+            Server(config.server.model_copy(update=devices | {"extra_arguments": dummy}), run, run / "vllm.log")
+        )
     await asyncio.gather(*(server.start(str(folder / "model")) for server in servers))
     if config.kill:
         killed = servers[0]
@@ -214,15 +256,23 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
     """What the ranks measured."""
     folder, gpus = Path(config.output) / shape, visible_gpus() if has_gpu() else []
     if gpus and len(gpus) < config.ranks + max(config.serving):
-        raise ConfigError(f"{len(gpus)} GPUs for {config.ranks} ranks and {max(config.serving)} servers: lower ranks or serving")
+        raise ConfigError(
+            f"{len(gpus)} GPUs for {config.ranks} ranks and {max(config.serving)} servers: lower ranks or serving"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     write_model(shape, folder / "model")
     environment = ranks_environment(1) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[: config.ranks])} if gpus else {})
     servers: list[Server] = []
     with (folder / "ranks.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *ends_with_parent(signal.SIGTERM), *ranks_command(config.ranks, [sys.argv[0], *arguments, "role=ranks", f"shape={shape}"]), env=environment,
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            *ends_with_parent(signal.SIGTERM),
+            *ranks_command(config.ranks, [sys.argv[0], *arguments, "role=ranks", f"shape={shape}"]),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     serving, measuring = asyncio.create_task(serve(config, folder, gpus, servers)), asyncio.create_task(process.wait())
     try:
         await asyncio.wait({serving, measuring}, return_when=asyncio.FIRST_COMPLETED)
@@ -243,15 +293,27 @@ async def bench(config: BenchConfig, shape: str, arguments: list[str]) -> dict:
 
 def line(row: dict) -> str:
     if "killed_update_s" in row:
-        words = {"noticed after": f"{row['killed_update_s']:.2f} s", "reason": row["reason"], "GPU still computes": row["still_computes"],
-                 "export": f"{row['export_s']:.1f} s", "next update": row["next_update"], "equal to the export": row["equal_to_export"]}
-        return f"{row['shape']:>10}  vLLM killed in mid-transfer: " + ", ".join(f"{name}: {value}" for name, value in words.items())
+        words = {
+            "noticed after": f"{row['killed_update_s']:.2f} s",
+            "reason": row["reason"],
+            "GPU still computes": row["still_computes"],
+            "export": f"{row['export_s']:.1f} s",
+            "next update": row["next_update"],
+            "equal to the export": row["equal_to_export"],
+        }
+        return f"{row['shape']:>10}  vLLM killed in mid-transfer: " + ", ".join(
+            f"{name}: {value}" for name, value in words.items()
+        )
     probe_ms = row["forward_ms"] + row["answer_ms"]
-    return (f"{row['shape']:>10}  {row['bytes'] / 1e9:6.2f} GB  {row['ranks']} ranks  {row['servers']} servers  init {row['init_s']:5.2f} s  "
-            f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  {row['gb_per_s']:6.1f} GB/s  "
-            f"probe {probe_ms:.0f} ms (trainer {row['forward_ms']:.0f}, vLLM {row['answer_ms']:.0f}), "
-            f"{probe_ms / 1000 / row['median_paused_s']:.2f} of the pause; gap mean {row['gap_mean']:.1g}, "
-            f"largest {row['gap_largest']:.1g}")
+    return (
+        f"{row['shape']:>10}  {row['bytes'] / 1e9:6.2f} GB  {row['ranks']} ranks  {row['servers']} servers  init "
+        f"{row['init_s']:5.2f} s  "
+        f"pause {row['median_paused_s']:6.3f} s ({min(row['paused_s']):.3f} to {max(row['paused_s']):.3f})  "
+        f"{row['gb_per_s']:6.1f} GB/s  "
+        f"probe {probe_ms:.0f} ms (trainer {row['forward_ms']:.0f}, vLLM {row['answer_ms']:.0f}), "
+        f"{probe_ms / 1000 / row['median_paused_s']:.2f} of the pause; gap mean {row['gap_mean']:.1g}, "
+        f"largest {row['gap_largest']:.1g}"
+    )
 
 
 @program(BenchConfig)

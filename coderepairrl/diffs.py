@@ -4,6 +4,7 @@ Counting matters: inside a hunk a line such as `--- a/x` is the removal of `-- a
 must be seen here, or it reaches the tests unread: numbers are read as C's strtoul does, quoted names as git's
 unquote_c_style.
 """
+
 import re
 from dataclasses import dataclass, field
 
@@ -16,12 +17,23 @@ _ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
 _NAMES = re.compile(r"(?:rename|copy) (?:from|to|old|new) (.*)")
 _MODE = re.compile(r"(new file mode|deleted file mode|old mode|new mode)\s+\+?([0-9]+)|(index) \S+\s+\+?([0-9]+)")
 _DIGITS = 18  # of a number: more than that are more lines than there are
-_SINGLE = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v", b'"': b'"', b"\\": b"\\"}
+_SINGLE = {
+    b"n": b"\n",
+    b"t": b"\t",
+    b"r": b"\r",
+    b"a": b"\a",
+    b"b": b"\b",
+    b"f": b"\f",
+    b"v": b"\v",
+    b'"': b'"',
+    b"\\": b"\\",
+}
 
 
 @dataclass
 class FileChange:
     """`paths` are all paths that the section names, without a/ and b/; an absolute one keeps its slash."""
+
     text: str = ""
     paths: set[str] = field(default_factory=set)
     modes: set[str] = field(default_factory=set)  # such as 100644; 120000 is a symlink, 160000 a submodule
@@ -111,13 +123,13 @@ def _both(rest: str) -> set[str]:
     """The two names of a `diff --git` line. Names with spaces of which none is quoted are told apart only when both are
     the same: of others each word is taken for a name, which is too many rather than too few."""
     if rest.startswith('"') and (first := _QUOTED.match(rest)):
-        second = rest[first.end():].strip()
+        second = rest[first.end() :].strip()
         return {_strip(_name(first[0])), _strip(_name(second))} if second else {_strip(_name(first[0]))}
     plain, quote, quoted = rest.partition(' "')
     if quote and _QUOTED.fullmatch(f'"{quoted.rstrip()}'):
         return {_strip(plain), _strip(_name(f'"{quoted.rstrip()}'))}
     half = (len(rest) - 1) // 2
-    if len(rest) % 2 and rest[half] == " " and _strip(rest[:half]) == _strip(rest[half + 1:]):
+    if len(rest) % 2 and rest[half] == " " and _strip(rest[:half]) == _strip(rest[half + 1 :]):
         return {_strip(rest[:half])}
     return {_strip(name) for name in rest.split(" ") if name and name != "/dev/null"}
 
@@ -149,7 +161,8 @@ def _number(digits: str) -> int:
 
 
 def patched(change: FileChange, before: str) -> str | None:
-    """The text file that a section makes of `before`; None where the hunks don't stand where they say (git may still find them)."""
+    """The text file that a section makes of `before`; None where the hunks don't stand where they say (git may still
+    find them)."""
     old, new, at = before.split("\n"), [], 0
     lines = change.text.split("\n")
     i = 0
@@ -162,9 +175,9 @@ def patched(change: FileChange, before: str) -> str | None:
         removed, made = (1 if n is None else _number(n) for n in hunk.groups())
         start = _number(_START.match(lines[i])[1]) - (removed > 0)  # of no line, it is the one after which others come
         end = _read_hunk(lines, i + 1, one, removed, made)
-        body = [line for line in lines[i + 1:end] if not line.startswith("\\")]
+        body = [line for line in lines[i + 1 : end] if not line.startswith("\\")]
         gone = [line[1:] for line in body if line[:1] in ("-", " ", "")]
-        if start < at or old[start:start + len(gone)] != gone:
+        if start < at or old[start : start + len(gone)] != gone:
             return None
         new += old[at:start] + [line[1:] for line in body if line[:1] != "-"]
         at, i = start + len(gone), end

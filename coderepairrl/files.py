@@ -1,4 +1,5 @@
 """The project's folder, and what processes meet through: files of JSON and folders, whole or not there."""
+
 import errno
 import json
 import os
@@ -35,7 +36,8 @@ def read_json(path: Path) -> Any | None:
 
 
 def publish(made: Path, folder: Path) -> None:
-    """Gives a folder that is complete its name. Where another process was first, with the same content, `made` stays where it is."""
+    """Gives a folder that is complete its name. Where another process was first, with the same content, `made` stays
+    where it is."""
     try:
         made.rename(folder)
     except OSError as error:
@@ -56,7 +58,8 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def json_lines(path: Path) -> list[tuple[int, bytes]]:
-    """(its number, the line) of each line that holds something. JSON Lines end at line feeds only: U+2028, U+0085 and form feeds may stand in a
+    """(its number, the line) of each line that holds something. JSON Lines end at line feeds only: U+2028, U+0085 and
+    form feeds may stand in a
     text, where str.splitlines() would cut it."""
     return [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
 
@@ -66,13 +69,16 @@ def from_json(data: bytes) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}): convert the file (iconv -f LATIN1 -t UTF-8)") from error
+        raise ValueError(
+            f"not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}): convert the file (iconv -f LATIN1 -t UTF-8)"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}): write it again") from error
 
 
 def drop_torn_line(path: Path) -> None:
-    """Of a file that rows are appended to, if it is there: a writer that was killed can leave a last line without its end. That row was never
+    """Of a file that rows are appended to, if it is there: a writer that was killed can leave a last line without its
+    end. That row was never
     acted upon, and the next one must not be glued to it."""
     if path.exists():
         data = path.read_bytes()

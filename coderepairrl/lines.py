@@ -1,5 +1,6 @@
 """What a line of a text is. str.splitlines() also ends one at form feeds, \\x0b, \\x1c to \\x1e, U+0085, U+2028 and
 U+2029, which sources and diffs may hold inside of a line: it is for neither."""
+
 import io
 
 

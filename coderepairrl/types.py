@@ -4,6 +4,7 @@ Task -> (sandbox, scaffold, gateway) -> Call -> Trajectory -> Verdict and reward
 
 Legend: T tokens of a row. Times are seconds, sizes bytes unless the name says otherwise.
 """
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -14,16 +15,20 @@ HELD_OUT = "heldout"  # the split that is evaluated and never trained
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an environment is built once, with network, into an immutable folder: environments.build(recipe) -> Environment's base and python.
+    """How an environment is built once, with network, into an immutable folder: environments.build(recipe) ->
+    Environment's base and python.
 
-    Exact pins are installed without dependencies; where a row has only a date, `requirements` are resolved as of that day (`exclude_newer`)
+    Exact pins are installed without dependencies; where a row has only a date, `requirements` are resolved as of that
+    day (`exclude_newer`)
     and the result is frozen. Nothing has network after the build.
     """
+
     source: str  # "git:OWNER/NAME" (from the configured mirror) or "sdist:NAME==VERSION"
     revision: str  # base commit; of a source distribution its sha256
     python: str  # "3.9"
     pins: tuple[str, ...] = ()  # "name==version", complete: no dependency is added
-    requirements: tuple[str, ...] = ()  # where there are no pins: resolved as of `exclude_newer`; files of the checkout as "-r path", extras as ".[test]"
+    # where there are no pins: resolved as of `exclude_newer`; files of the checkout as "-r path", extras as ".[test]"
+    requirements: tuple[str, ...] = ()
     exclude_newer: str | None = None  # ISO date and time
     build: tuple[str, ...] = ()  # shell commands in the checkout, with the environment's interpreter first on PATH
     keep: tuple[str, ...] = ()  # of a source distribution: the top-level entries that are unpacked; empty: all
@@ -33,7 +38,8 @@ class Recipe:
 class Environment:
     """What a task runs in: an immutable folder, an interpreter, the trusted test command.
 
-    As a loader gives it, `recipe` or `image` says how to come by `base` and `python`, which are None and empty until it is built.
+    As a loader gives it, `recipe` or `image` says how to come by `base` and `python`, which are None and empty until it
+    is built.
 
     `test_command` is argv; the grader replaces the placeholders
       {python}         the interpreter
@@ -41,6 +47,7 @@ class Environment:
       {tests}          becomes zero or more arguments: `Task.test_selection`
       {canary_path}    the canary test's path in the checkout, {canary_module} its dotted module name
     """
+
     name: str
     base: str | None  # folder on the host, copied into every sandbox; None: the checkout is Task.files alone
     python: str  # absolute path of the interpreter, the same inside and outside the sandbox
@@ -48,9 +55,11 @@ class Environment:
     variables: dict[str, str] = field(default_factory=dict)  # environment variables in the sandbox
     protected: tuple[str, ...] = ()  # globs of paths that the agent's diff may not change at grading
     test_timeout_s: float = 60.0
-    log_parser: str | None = None  # where the runner writes no JUnit XML: its output's parser, by swebench's name; ids are then that parser's
+    # where the runner writes no JUnit XML: its output's parser, by swebench's name; ids are then that parser's
+    log_parser: str | None = None
     recipe: Recipe | None = None
-    image: str | None = None  # "docker://..." or the path of a SIF or of an unpacked root folder; the command then runs in it
+    # "docker://..." or the path of a SIF or of an unpacked root folder; the command then runs in it
+    image: str | None = None
     workdir: str = "/repo"  # where a command finds the checkout; images have it where they were built
     lock: str = ""  # content hash of what was built: pins, interpreter, source, or the image's digest
 
@@ -58,24 +67,29 @@ class Environment:
 @dataclass(frozen=True)
 class Task:
     """One thing to repair. Paths are relative to the checkout, with forward slashes."""
+
     task_id: str
     problem_statement: str
     environment: Environment
     files: dict[str, str]  # laid over environment.base: together they are the base commit (the bug is in them)
     hidden_tests: dict[str, str]  # laid over the patched checkout in the grading sandbox only
     test_selection: tuple[str, ...]  # arguments of the test command: what to run
-    fail_to_pass: tuple[str, ...]  # as the row writes them: pytest node ids, JUnit ids "classname::name", or the log parser's names
+    # as the row writes them: pytest node ids, JUnit ids "classname::name", or the log parser's names
+    fail_to_pass: tuple[str, ...]
     pass_to_pass: tuple[str, ...]
     oracle_patch: str  # unified diff with a/ b/ prefixes against the base commit
     metadata: dict[str, str] = field(default_factory=dict)
-    # Diffs against environment.base, which tasks.build.build_task turns into `files` and `hidden_tests`. Once it is built the first is empty and the
-    # second holds only what is more than texts (modes, links, binary files, deletions), applied in the grading sandbox before the hidden tests.
+    # Diffs against environment.base, which tasks.build.build_task turns into `files` and `hidden_tests`. Once it is
+    # built the first is empty and the
+    # second holds only what is more than texts (modes, links, binary files, deletions), applied in the grading sandbox
+    # before the hidden tests.
     bug_patch: str = ""
     test_patch: str = ""
 
 
 class Outcome(StrEnum):
     """Why an episode ended. Decided by the gateway and the runner, never by the agent's exit code or output."""
+
     SUBMITTED = "submitted"
     TURN_LIMIT = "turn_limit"
     TOKEN_LIMIT = "token_limit"
@@ -92,6 +106,7 @@ class Call:
     `parent_part`: "completion" when the prompt starts with the parent's prompt_ids + completion_ids, "prompt" when it
     starts with the parent's prompt_ids only (the client dropped the assistant's turn).
     """
+
     index: int
     parent: int | None
     parent_part: str | None
@@ -115,7 +130,9 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the grading sandbox found. `evidence` is the level: "junit+canary", "log+canary", "junit", "log", or "none" when there is no report that can be trusted."""
+    """What the grading sandbox found. `evidence` is the level: "junit+canary", "log+canary", "junit", "log", or "none"
+    when there is no report that can be trusted."""
+
     resolved: bool
     evidence: str
     fail_to_pass: dict[str, str]  # id -> passed | xfailed | failed | error | skipped | missing
@@ -124,7 +141,8 @@ class Verdict:
     message: str  # empty, or why the report cannot be trusted ("canary passed", "no report", "time limit" ...)
     seconds: float
     kind: VerdictKind = VerdictKind.UNRESOLVED
-    resolved_swebench: bool = False  # as SWE-bench counts it, which is laxer: `resolved` asks for the canary, for no tampering, for no missing test
+    # as SWE-bench counts it, which is laxer: `resolved` asks for the canary, for no tampering, for no missing test
+    resolved_swebench: bool = False
     tampered: tuple[str, ...] = ()  # what the diff touched of the judge's own
     # unless resolved: the last lines of what the test command printed, for people: it may quote hidden tests
     output: str = ""
@@ -134,6 +152,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Trajectory:
     """All calls of one episode, its final diff, its outcome, its rewards."""
+
     trajectory_id: str
     group_id: str
     task_id: str
@@ -152,14 +171,15 @@ class Trajectory:
 
     @property
     def dropped_paths(self) -> tuple[str, ...]:
-        """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were not applied."""
+        """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were
+        not applied."""
         of_diff = (f"{event['path']}: {event['why']}" for event in self.events if event["kind"] == LEFT_OUT)
         return (*of_diff, *(self.verdict.dropped_paths if self.verdict else ()))
 
-
     @property
     def test_output(self) -> tuple[str, str]:
-        """(the last lines of what the test command printed, the file with all of it); empty where it resolved or none ran."""
+        """(the last lines of what the test command printed, the file with all of it); empty where it resolved or none
+        ran."""
         if self.verdict is not None:
             return self.verdict.output, self.verdict.output_file
         return next(((event["tail"], event["file"]) for event in self.events if event["kind"] == TEST_OUTPUT), ("", ""))
@@ -172,6 +192,7 @@ class Sample:
     A sampled token that two branches share is marked in the first branch only, so each is trained exactly once.
     Where loss_mask is 0, behaviour_logprobs and advantages are 0.0 and policy_versions is -1.
     """
+
     group_id: str
     trajectory_id: str
     branch_id: int

@@ -1,20 +1,29 @@
 """How many tasks does a model repair? Agents in sandboxes, vLLM, tests as judges; nothing is trained.
 
-    python scripts/evaluate.py configs/eval/quickstart.yaml [a.b=c ...]      model=runs/quickstart takes that run's newest checkpoint
-    python scripts/evaluate.py CONFIG shard=0 shards=4                       every fourth task; the last shard that ends merges all
-    python scripts/evaluate.py configs/eval/swe_bench.yaml scaffold=gold     or empty, gold_less_one_hunk: controls, without a model
+    python scripts/evaluate.py configs/eval/quickstart.yaml [a.b=c ...]      model=runs/quickstart takes that run's
+                                                                             newest checkpoint
+    python scripts/evaluate.py CONFIG shard=0 shards=4                       every fourth task; the last shard that ends
+                                                                             merges all
+    python scripts/evaluate.py configs/eval/swe_bench.yaml scaffold=gold     or empty, gold_less_one_hunk: controls,
+                                                                             without a model
     python scripts/evaluate.py configs/eval/quickstart_retry.yaml            may not end before the test passes
-    python scripts/evaluate.py CONFIG --predictions FILE                     grades somebody else's patches, in SWE-bench's format
+    python scripts/evaluate.py CONFIG --predictions FILE                     grades somebody else's patches, in
+                                                                             SWE-bench's format
 
-Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why; rollouts/eval_N.parquet, one
+Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why;
+rollouts/eval_N.parquet, one
 a chunk of tasks, with every token; results.jsonl, a row an episode; test_outputs/, if rollout.keep_test_output_mib asks
-for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose environment is there are counted. The same
-command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json: the model's weights,
+for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose environment is there are counted. The
+same
+command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json: the model's
+weights,
 tasks, scaffold, predictions, settings) are refused.
 
-Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong task ended are left
+Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong
+task ended are left
 out, named and counted; the rest goes on, and the exit code is 1.
 """
+
 import asyncio
 import json
 import os
@@ -49,7 +58,8 @@ from coderepairrl.types import Outcome, Task, Trajectory
 
 
 def folder_of(config: EvaluateConfig, path: str) -> Path:
-    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path`, has named it so."""
+    """Its own for each control and each shard; a launcher, which has frozen the configuration at `path`, has named it
+    so."""
     run, shard = Path(config.run), f"shard_{config.shard}"
     launched = Path(path).absolute().parent in (run.absolute() / "launch", run.absolute() / shard / "launch")
     if config.scaffold is not None and run.name != shard and not launched:
@@ -66,15 +76,19 @@ def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
 
 
 def model_of(config: EvaluateConfig) -> str | None:
-    """A training run's newest checkpoint, or the path itself; None for a control. ConfigError when there is no model."""
+    """A training run's newest checkpoint, or the path itself; None for a control. ConfigError when there is no
+    model."""
     if not make_scaffold(scaffold_of(config)).calls_model:
         return None
     if config.model is None:
-        raise ConfigError("model: none is named: give a Hugging Face folder or a training run, or evaluate a control (scaffold=gold)")
+        raise ConfigError(
+            "model: none is named: give a Hugging Face folder or a training run, or evaluate a control (scaffold=gold)"
+        )
     return model_folder(config.model)
 
 
 # ---- what makes the numbers
+
 
 def settings_of(config: EvaluateConfig) -> EvaluateConfig:
     """Of the whole evaluation, the same for all of its shards."""
@@ -87,14 +101,22 @@ def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> d
 
 
 def admit(folder: Path, config: EvaluateConfig, now: dict) -> dict[str, list]:
-    """What has changed in the settings that change no number. ConfigError when it, or a shard's below, has other inputs."""
+    """What has changed in the settings that change no number. ConfigError when it, or a shard's below, has other
+    inputs."""
     patterns = ("rollouts/*.parquet", "shard_*/rollouts/*.parquet", "summary.json")
     made = any(path for pattern in patterns for path in folder.glob(pattern))
-    return inputs.compare(folder / inputs.RECORD, now, inputs.EVALUATION, config=settings_of(config), made=made,
-                          remedy="take another `run:` folder")
+    return inputs.compare(
+        folder / inputs.RECORD,
+        now,
+        inputs.EVALUATION,
+        config=settings_of(config),
+        made=made,
+        remedy="take another `run:` folder",
+    )
 
 
 # ---- the work
+
 
 async def beat(attempt: Attempt) -> None:
     while True:
@@ -104,7 +126,9 @@ async def beat(attempt: Attempt) -> None:
 
 def evaluated(run: Path) -> set[str]:
     """Ids of the tasks in whole chunks."""
-    return {task for name in own_names(run) for task in trajectory_files.task_ids(run / "rollouts" / f"eval_{name}.parquet")}
+    return {
+        task for name in own_names(run) for task in trajectory_files.task_ids(run / "rollouts" / f"eval_{name}.parquet")
+    }
 
 
 async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> list[Task]:
@@ -126,9 +150,16 @@ async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> 
     otherwise = {task.task_id: said for task in built if (said := instead(task.environment))}
     for name, said in otherwise.items():
         print(f"{name}: {said}", flush=True)
-    new = {task.task_id: {"task": task.task_id, "built": task.task_id in locks, "lock": locks.get(task.task_id, ""),
-                          "cause": failures.get(task.task_id, ""), "instead": otherwise.get(task.task_id, "")}
-           for task in left}
+    new = {
+        task.task_id: {
+            "task": task.task_id,
+            "built": task.task_id in locks,
+            "lock": locks.get(task.task_id, ""),
+            "cause": failures.get(task.task_id, ""),
+            "instead": otherwise.get(task.task_id, ""),
+        }
+        for task in left
+    }
     write_jsonl(run / "environments.jsonl", [(known | new)[task.task_id] for task in tasks])
     if not built and not known:
         raise TaskError(f"not one of {len(left)} environments can be built, the first: {next(iter(failures.values()))}")
@@ -140,7 +171,9 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     stop = asyncio.current_task().cancel
     for number in (signal.SIGTERM, signal.SIGUSR2):  # so that vLLM is ended, too
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    write_json(run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True})
+    write_json(
+        run / "policy" / "current.json", {"version": 0, "step": 0, "path": model, "path_version": 0, "live": True}
+    )
     for name in own_names(run):
         if not is_done(run, name):  # the machine was broken: it is made again
             for path in (run / "rollouts").glob(f"eval_{name}*.parquet"):
@@ -166,21 +199,55 @@ def write_results(config: EvaluateConfig, run: Path) -> None:
     """results.jsonl and predictions.jsonl, from the chunks that are there."""
     read = lambda name: trajectory_files.read(run / "rollouts" / f"eval_{name}.parquet")[0]
     own = [t for name in own_names(run) for t in read(name)]
-    greedy = [t for name in own_names(run) if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists() for t in read(f"{name}_greedy")]
-    write_jsonl(run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)])
+    greedy = [
+        t
+        for name in own_names(run)
+        if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists()
+        for t in read(f"{name}_greedy")
+    ]
+    write_jsonl(
+        run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)]
+    )
     by = config.model or scaffold_of(config).name
-    write_jsonl(run / "predictions.jsonl", [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own])
+    write_jsonl(
+        run / "predictions.jsonl",
+        [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own],
+    )
 
 
 def _result(t: Trajectory, greedy: bool) -> dict:
     """greedy: whether it is of the pass beside the evaluation."""
     v = t.verdict
-    verdict = v and {"kind": v.kind, "resolved_swebench": v.resolved_swebench, "evidence": v.evidence, "message": v.message,
-                     "disagreement": disagreement(v), "failing": failing(v)[:20], "tampered": v.tampered, "verdict_s": round(v.seconds, 2)}
-    return {"task": t.task_id, "trajectory": t.trajectory_id, "resolved": bool(v and v.resolved), "graded": v is not None, "reward": t.reward, "greedy": greedy,
-            "outcome": str(t.outcome), "detail": t.outcome_detail, "calls": len(t.calls), "tokens": sum(len(call.completion_ids) for call in t.calls),
-            "diff_lines": t.diff.count("\n"), "diff_bytes": len(t.diff.encode()), "dropped_paths": t.dropped_paths, "seconds": round(t.seconds, 2)} | _said(t) | (
-        {name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
+    verdict = v and {
+        "kind": v.kind,
+        "resolved_swebench": v.resolved_swebench,
+        "evidence": v.evidence,
+        "message": v.message,
+        "disagreement": disagreement(v),
+        "failing": failing(v)[:20],
+        "tampered": v.tampered,
+        "verdict_s": round(v.seconds, 2),
+    }
+    return (
+        {
+            "task": t.task_id,
+            "trajectory": t.trajectory_id,
+            "resolved": bool(v and v.resolved),
+            "graded": v is not None,
+            "reward": t.reward,
+            "greedy": greedy,
+            "outcome": str(t.outcome),
+            "detail": t.outcome_detail,
+            "calls": len(t.calls),
+            "tokens": sum(len(call.completion_ids) for call in t.calls),
+            "diff_lines": t.diff.count("\n"),
+            "diff_bytes": len(t.diff.encode()),
+            "dropped_paths": t.dropped_paths,
+            "seconds": round(t.seconds, 2),
+        }
+        | _said(t)
+        | ({name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
+    )
 
 
 def _said(t: Trajectory) -> dict:
@@ -200,9 +267,12 @@ def sampled(rows: list[dict]) -> list[dict]:
 
 
 def summary_of(run: Path) -> dict:
-    """skill.numbers and {"greedy", "greedy_interval", "not_built", "episodes", "pass_rate_swebench", "disagreements": of each task that the
-    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted, a task without
-    environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`, `infrastructure_errors` and `tokens` alone."""
+    """skill.numbers and {"greedy", "greedy_interval", "not_built", "episodes", "pass_rate_swebench", "disagreements":
+    of each task that the
+    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted,
+    a task without
+    environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`,
+    `infrastructure_errors` and `tokens` alone."""
     rows = read_jsonl(run / "results.jsonl")
     own, greedy = sampled(rows), [row for row in rows if row.get("greedy")]
     laxer: dict[str, list[float]] = {}
@@ -211,18 +281,33 @@ def summary_of(run: Path) -> dict:
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
     rates = skill.numbers(_episodes(own)) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
     rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
-    return rates | {"not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")), "episodes": len(own),
-            "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
-            "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows), "tokens": sum(row["tokens"] for row in rows)}
+    return rates | {
+        "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")),
+        "episodes": len(own),
+        "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
+        "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+    }
 
 
 def _episodes(rows: list[dict]) -> list[skill.Episode]:
-    return [skill.Episode(row["task"], row["resolved"] if row["graded"] else None, row["outcome"], row["calls"], row.get("edits"), row.get("first_edit"))
-            for row in rows]
+    return [
+        skill.Episode(
+            row["task"],
+            row["resolved"] if row["graded"] else None,
+            row["outcome"],
+            row["calls"],
+            row.get("edits"),
+            row.get("first_edit"),
+        )
+        for row in rows
+    ]
 
 
 def repaired(summary: dict) -> str:
-    return intervals.percent(intervals.Interval(summary["pass_rate"], *summary["pass_rate_interval"]) if "pass_rate" in summary else None)
+    return intervals.percent(
+        intervals.Interval(summary["pass_rate"], *summary["pass_rate_interval"]) if "pass_rate" in summary else None
+    )
 
 
 def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
@@ -240,8 +325,9 @@ def merge(run: Path, config: EvaluateConfig, now: dict) -> None:
     write_json(run / "summary.json", summary_of(run) | {"shards": config.shards, "wall_s": wall_s})
 
 
-def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, model: str | None,
-              arguments: list[str]) -> None:
+def run_shard(
+    config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, model: str | None, arguments: list[str]
+) -> None:
     """`run`: its own folder; the record lies above it, too, before there is a result."""
     for folder in ("rollouts/buffer", "policy", "logs"):
         (run / folder).mkdir(parents=True, exist_ok=True)
@@ -257,7 +343,9 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
     state, reason = "stopped", "stopped by a signal: the same command goes on"
     try:
         asyncio.run(evaluate(config, run, model, tasks, attempt))
-        write_json(run / "summary.json", summary_of(run) | {"model": model, "wall_s": round(time.monotonic() - began, 1)})
+        write_json(
+            run / "summary.json", summary_of(run) | {"model": model, "wall_s": round(time.monotonic() - began, 1)}
+        )
         state, reason = "done", ""
     except asyncio.CancelledError:
         sys.exit(attempts.STOPPED)
@@ -265,7 +353,9 @@ def run_shard(config: EvaluateConfig, run: Path, tasks: list[Task], now: dict, m
         state, reason = "failed", str(error)
         raise
     finally:
-        write_json(run / "status.json", {"state": state, "attempt": attempt.number, "pid": os.getpid(), "reason": reason})
+        write_json(
+            run / "status.json", {"state": state, "attempt": attempt.number, "pid": os.getpid(), "reason": reason}
+        )
         attempt.end(reason if state == "failed" else "")
 
 
@@ -273,13 +363,34 @@ def show(run: Path, refused: list[str]) -> bool:
     """Prints what came out. Whether every row was evaluated: `refused` are those that were not loaded."""
     summary = summary_of(run)
     broken = [detail for row in sampled(read_jsonl(run / "results.jsonl")) if (detail := broken_by(row)) is not None]
-    beside = {"greedy": "greedy", "first_edit": "by the first edit", "submitted": "submitted", "at_limit": "ended at a limit"}
-    print(f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
-          + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)
-          + (f"; {len(refused)} rows that cannot be used" if refused else "")
-          + (f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}" if summary["not_built"] else "")
-          + (f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: {commonest(broken)}" if broken else "")
-          + (f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in {', '.join(summary['disagreements'])}" if summary["disagreements"] else ""))
+    beside = {
+        "greedy": "greedy",
+        "first_edit": "by the first edit",
+        "submitted": "submitted",
+        "at_limit": "ended at a limit",
+    }
+    print(
+        f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
+        + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)
+        + (f"; {len(refused)} rows that cannot be used" if refused else "")
+        + (
+            f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}"
+            if summary["not_built"]
+            else ""
+        )
+        + (
+            f"; {len(broken)} of {summary['episodes']} episodes ended as infrastructure errors, most often: "
+            f"{commonest(broken)}"
+            if broken
+            else ""
+        )
+        + (
+            f"; SWE-bench counts {summary['pass_rate_swebench']:.1%}, differing in "
+            f"{', '.join(summary['disagreements'])}"
+            if summary["disagreements"]
+            else ""
+        )
+    )
     return not (refused or summary["not_built"] or broken)
 
 
@@ -300,15 +411,21 @@ def heldout(config: EvaluateConfig) -> tuple[list[Task], list[str]]:
 def main(arguments: list[str]) -> None:
     if "--predictions" in arguments[:-1]:
         at = arguments.index("--predictions")
-        arguments = [*arguments[:at], f"scaffold={{name: predictions, path: {json.dumps(arguments[at + 1])}}}", *arguments[at + 2:]]
+        arguments = [
+            *arguments[:at],
+            f"scaffold={{name: predictions, path: {json.dumps(arguments[at + 1])}}}",
+            *arguments[at + 2 :],
+        ]
     config = load(EvaluateConfig, arguments[0], arguments[1:])
     if config.shard >= config.shards:
         raise ConfigError(f"shard={config.shard} of shards={config.shards}: they are numbered from 0")
     run, model = folder_of(config, arguments[0]), model_of(config)
     tasks, refused = heldout(config)
-    shard = tasks[config.shard::config.shards]
+    shard = tasks[config.shard :: config.shards]
     if not shard:
-        raise ConfigError(f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards")
+        raise ConfigError(
+            f"shard {config.shard} of {config.shards} has no task: there are {len(tasks)}; take fewer shards"
+        )
     now = inputs_of(config, tasks, model)
     for folder in (whole_of(config, run), run):
         admit(folder, config, now)

@@ -1,4 +1,5 @@
-"""Installs a coding agent into the cache, once and with network; runs need none after that, and do the same if it was left out.
+"""Installs a coding agent into the cache, once and with network; runs need none after that, and do the same if it was
+left out.
 
     python scripts/install_scaffold.py mini_swe_agent                          or codex, aider
     python scripts/install_scaffold.py examples/command/quickstart.yaml        the agent of a run's configuration
@@ -6,6 +7,7 @@
 
 Prints the folder. Several at once, on several machines, do no harm.
 """
+
 import asyncio
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from coderepairrl.scaffolds.programs import ProcessScaffold
 
 class Agent(Config):
     """What of a run's configuration says which agent; the rest is not looked at."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
     scaffold: ScaffoldConfig  # the agent
     environments: EnvironmentsConfig = EnvironmentsConfig()

@@ -5,6 +5,7 @@
 OUTPUT/inputs.json says what made them; the same command makes what isn't there yet, others need another `output:`.
 Rows are conversations in OpenAI chat format ({"messages": [...], "tools": [...]}); scripts/train_sft.py reads them.
 """
+
 import json
 import os
 import sys
@@ -54,7 +55,8 @@ def main(arguments: list[str]) -> None:
     if not (output / "initial").exists():
         with (output / "demonstrations.jsonl").open() as file:
             rows = [json.loads(line) for line in islice(file, 3000)]
-        # the template needs a tokenizer to render, and the tokenizer needs rendered text: any vocabulary will do to render
+        # the template needs a tokenizer to render, and the tokenizer needs rendered text: any vocabulary will do to
+        # render
         blank = train_tokenizer([], config.policy.vocabulary, config.policy.context)
         texts = [blank.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False) for row in rows]
         tokenizer = train_tokenizer(texts, config.policy.vocabulary, config.policy.context)

@@ -1,12 +1,18 @@
-"""Makes a set of release pairs: of packages in coderepairrl/tasks/releases.yaml, pairs of neighbouring releases that admission accepts.
+"""Makes a set of release pairs: of packages in coderepairrl/tasks/releases.yaml, pairs of neighbouring releases that
+admission accepts.
 
-    nice -n 19 python scripts/prepare_releases.py coderepairrl/tasks/release_pairs.jsonl --packages xmltodict=9 voluptuous=6
+    nice -n 19 python scripts/prepare_releases.py coderepairrl/tasks/release_pairs.jsonl --packages xmltodict=9
+    voluptuous=6
 
-NAME=N tries the newest N pairs. A pair is a candidate when the later release changes source and tests, and at most MAX_CHANGED lines of
-source. Its FAIL_TO_PASS are the tests of the later release that fail on the earlier one and pass on the earlier one with the later one's
+NAME=N tries the newest N pairs. A pair is a candidate when the later release changes source and tests, and at most
+MAX_CHANGED lines of
+source. Its FAIL_TO_PASS are the tests of the later release that fail on the earlier one and pass on the earlier one
+with the later one's
 source; of the files that hold them, all that pass on both is PASS_TO_PASS. Then it is admitted as any task is: see
-coderepairrl/curation/admission.py. Every decision is appended to OUT.journal; started again, the program continues from there.
+coderepairrl/curation/admission.py. Every decision is appended to OUT.journal; started again, the program continues from
+there.
 """
+
 import argparse
 import asyncio
 import functools
@@ -55,10 +61,23 @@ def versions(name: str) -> list[str]:
 
 
 def obtain(name: str, version: str) -> tuple[Release, Path]:
-    """The release, with the hash of what the index gave, and its unpacked folder. Raises Refused when there is no source distribution."""
+    """The release, with the hash of what the index gave, and its unpacked folder. Raises Refused when there is no
+    source distribution."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", name,
-                   f"{name}=={version}", "-d", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-binary",
+            name,
+            f"{name}=={version}",
+            "-d",
+            folder,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         archives = [path for path in Path(folder).iterdir() if path.name.endswith((".tar.gz", ".zip", ".tar.bz2"))]
         if done.returncode or not archives:
@@ -71,13 +90,29 @@ def obtain(name: str, version: str) -> tuple[Release, Path]:
 def admit(name: str, before: tuple[Release, Path], after: tuple[Release, Path]) -> PairRow:
     """Raises Refused."""
     package = released()[name]
-    row = PairRow(task_id=f"{name}-{after[0].version}", package=name, before=before[0], after=after[0], test_selection=package.tests, fail_to_pass=(),
-                  pass_to_pass={}, base_s=(), gold_s=(), python="")
+    row = PairRow(
+        task_id=f"{name}-{after[0].version}",
+        package=name,
+        before=before[0],
+        after=after[0],
+        test_selection=package.tests,
+        fail_to_pass=(),
+        pass_to_pass={},
+        base_s=(),
+        gold_s=(),
+        python="",
+    )
     task = pair_task(row, package, before[1], after[1], "train")
     changes = split_diff(task.oracle_patch)
     changed = sum(len(change.added) + len(change.removed) for change in changes)
     if not task.hidden_tests or not changed or changed > MAX_CHANGED:
-        raise Refused("no test changes" if not task.hidden_tests else f"more than {MAX_CHANGED} lines of source change" if changed else "no source changes")
+        raise Refused(
+            "no test changes"
+            if not task.hidden_tests
+            else f"more than {MAX_CHANGED} lines of source change"
+            if changed
+            else "no source changes"
+        )
     with Version(task.environment, task.hidden_tests) as version:
         old = version.run(package.tests, MAX_SUITE_S)[0]
     with Version(replace(task.environment, base=str(after[1]))) as version:
@@ -91,8 +126,12 @@ def admit(name: str, before: tuple[Release, Path], after: tuple[Release, Path]) 
         raise Refused("the failing tests are in no file")
     tests = {test for test in passing(new) & once if file_of(test, after[1], package.tests) in files}
     row = row.model_copy(update={"test_selection": tuple(files)})
-    row = asyncio.run(refine(row, replace(pair_task(row, package, before[1], after[1], "train"), fail_to_pass=tuple(sorted(tests)))))
-    decision = asyncio.run(validate(pair_task(row, package, before[1], after[1], "train"), EnvironmentsConfig(), SANDBOX))
+    row = asyncio.run(
+        refine(row, replace(pair_task(row, package, before[1], after[1], "train"), fail_to_pass=tuple(sorted(tests))))
+    )
+    decision = asyncio.run(
+        validate(pair_task(row, package, before[1], after[1], "train"), EnvironmentsConfig(), SANDBOX)
+    )
     if decision.reason:
         raise Refused(decision.reason)
     return row.model_copy(update={"base_s": decision.base_s, "gold_s": decision.gold_s, "python": decision.python})
@@ -117,7 +156,11 @@ async def refine(row: PairRow, task: Task) -> PairRow:
     """The row with the tests that the judge itself sees fail without and pass with the repair. Raises Refused."""
     base, gold = [await grade(task, diff, SANDBOX) for diff in ("", task.oracle_patch)]
     if gold.evidence == "none" or gold.seconds > MAX_SELECTED_S:
-        raise Refused("the repaired tests give no report" if gold.evidence == "none" else f"its tests take more than {MAX_SELECTED_S:g} s")
+        raise Refused(
+            "the repaired tests give no report"
+            if gold.evidence == "none"
+            else f"its tests take more than {MAX_SELECTED_S:g} s"
+        )
     repaired = [test for test, status in gold.fail_to_pass.items() if status == "passed"]
     to_pass = [test for test in repaired if base.fail_to_pass[test] != "passed" and not names_version(test)]
     to_keep = [test for test in repaired if base.fail_to_pass[test] == "passed"]

@@ -1,15 +1,22 @@
-"""Builds the environments of a task set and admits the tasks that can be solved and always say the same; see docs/tasks.md.
+"""Builds the environments of a task set and admits the tasks that can be solved and always say the same; see
+docs/tasks.md.
 
     python scripts/prepare_tasks.py configs/tasks/swe_gym.yaml [a.b=c ...]
     python scripts/prepare_tasks.py TRAIN --decontaminate EVAL [--before 2023-01-01] [--out CLEAN.jsonl]
 
-The first writes OUT.jsonl (the admitted tasks, which `tasks: {name: jsonl}` reads) and OUT.admission.jsonl (a row a task: times, lock,
-Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the settings
-that decided, others need another `out:`. Rows that cannot be read and tasks that the machine left undecided are named and counted, the rest
+The first writes OUT.jsonl (the admitted tasks, which `tasks: {name: jsonl}` reads) and OUT.admission.jsonl (a row a
+task: times, lock,
+Python version, or why it was refused). The same command goes on where it was interrupted; OUT.inputs.json holds the
+settings
+that decided, others need another `out:`. Rows that cannot be read and tasks that the machine left undecided are named
+and counted, the rest
 goes on, and the exit code is 1.
-The second compares two sets (JSONL files, or YAML files as above): by repository, commit, patch and date. It exits with 2 when a
-training task has an evaluation task's commit or patch; --out writes the training tasks that have neither, --before those older than a day.
+The second compares two sets (JSONL files, or YAML files as above): by repository, commit, patch and date. It exits with
+2 when a
+training task has an evaluation task's commit or patch; --out writes the training tasks that have neither, --before
+those older than a day.
 """
+
 import asyncio
 import json
 import os
@@ -51,6 +58,7 @@ class PrepareConfig(Config):
 
 # ---- preparing ------------------------------------------------------------------------------------------------------
 
+
 def record_of(out: Path) -> Path:
     return out.with_suffix(".admission.jsonl")
 
@@ -59,7 +67,12 @@ def read_record(path: Path) -> dict[str, Decision]:
     """Task id -> its decision."""
     drop_torn_line(path)
     rows = read_jsonl(path) if path.exists() else []
-    return {row["task_id"]: Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}) for row in rows}
+    return {
+        row["task_id"]: Decision(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+        )
+        for row in rows
+    }
 
 
 def tasks_of(config: TasksConfig, refused: list[str] | None = None) -> list[Task]:
@@ -107,7 +120,10 @@ def table(decisions: list[Decision]) -> str:
     for repo in repos:
         rows = [decision for decision in decisions if decision.repo == repo]
         good = [decision for decision in rows if decision.admitted]
-        middle = [f"{statistics.median(values):.1f}" if values else NOTHING for values in ([d.build_s for d in good], [s for d in good for s in d.gold_s])]
+        middle = [
+            f"{statistics.median(values):.1f}" if values else NOTHING
+            for values in ([d.build_s for d in good], [s for d in good for s in d.gold_s])
+        ]
         lines.append(f"{repo:{width}}  {len(rows):5d}  {len(good):8d}  {middle[0]:>7}  {middle[1]:>6}")
     reasons = Counter(decision.reason for decision in decisions if decision.reason)
     return "\n".join([*lines, *(f"{count:5d} refused: {reason}" for reason, count in reasons.most_common())])
@@ -125,21 +141,30 @@ def run(config: PrepareConfig) -> None:
     inputs.compare(made_by, now, inputs.ADMISSION, config=config, made=record.exists(), remedy="take another `out:`")
     write_json(made_by, now)
     known = read_record(record)
-    done = {task.task_id: known[task.task_id] for task in tasks
-            if task.task_id in known and known[task.task_id].fingerprint == contents.task(task)}
+    done = {
+        task.task_id: known[task.task_id]
+        for task in tasks
+        if task.task_id in known and known[task.task_id].fingerprint == contents.task(task)
+    }
     if done:
         print(f"{len(done)} of {len(tasks)} were decided before: {record}")
     undecided = asyncio.run(prepare(config, [task for task in tasks if task.task_id not in done], record, done))
-    good = [admitted(task, done[task.task_id]) for task in tasks if task.task_id in done and done[task.task_id].admitted]
+    good = [
+        admitted(task, done[task.task_id]) for task in tasks if task.task_id in done and done[task.task_id].admitted
+    ]
     jsonl.write(out, good)
     print(table(list(done.values())))
-    print(f"{len(good)} of {len(tasks)} admitted: {out}" + (f"; {undecided} undecided: the same command tries them again" if undecided else "")
-          + (f"; {len(refused)} rows that cannot be used" if refused else ""))
+    print(
+        f"{len(good)} of {len(tasks)} admitted: {out}"
+        + (f"; {undecided} undecided: the same command tries them again" if undecided else "")
+        + (f"; {len(refused)} rows that cannot be used" if refused else "")
+    )
     if undecided or refused:
         sys.exit(1)
 
 
 # ---- decontamination ------------------------------------------------------------------------------------------------
+
 
 def read_set(path: str) -> list[Task]:
     if path.endswith(".jsonl"):
@@ -154,7 +179,10 @@ def decontaminate(train_path: str, options: dict[str, str]) -> None:
         found = [finding for finding in findings if finding.kind == kind]
         print(f"{len(found):5d} of {len(train)} training tasks: {kind}")
         for finding in found[:10] if kind in KINDS[:2] else []:
-            print(f"        {finding.task_id} ~ {finding.other}" + (f", {finding.overlap:.0%} of its changed lines" if finding.overlap else ""))
+            print(
+                f"        {finding.task_id} ~ {finding.other}"
+                + (f", {finding.overlap:.0%} of its changed lines" if finding.overlap else "")
+            )
     bad = {finding.task_id for finding in findings if finding.kind in KINDS[:2]}
     clean = [task for task in train if task.task_id not in bad]
     if "--before" in options:

@@ -1,14 +1,20 @@
-"""Demonstrations under any scaffold: a scripted expert is the model, everything else is real: gateway, sandboxes, the agent itself.
+"""Demonstrations under any scaffold: a scripted expert is the model, everything else is real: gateway, sandboxes, the
+agent itself.
 
     python scripts/record_demonstrations.py configs/demonstrations/aider.yaml [a.b=c ...]
 
-Writes OUTPUT/step_00000.parquet ..., trajectories like those of a run, token by token in `model`'s tokens, which scripts/train_sft.py reads
-(source kind `trajectories`); and OUTPUT/summary.json. An episode in which the agent asked for more or for less than the expert had to say, or that
-was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs (inputs.json)
+Writes OUTPUT/step_00000.parquet ..., trajectories like those of a run, token by token in `model`'s tokens, which
+scripts/train_sft.py reads
+(source kind `trajectories`); and OUTPUT/summary.json. An episode in which the agent asked for more or for less than the
+expert had to say, or that
+was not submitted, is left out and counted. The same command goes on after the last whole file; other inputs
+(inputs.json)
 need another `output:`.
 
-Experts: `functions`, the imperfect one of coderepairrl/demonstrations/expert.py, and `oracle`, the known repair of any task, hunk by hunk.
+Experts: `functions`, the imperfect one of coderepairrl/demonstrations/expert.py, and `oracle`, the known repair of any
+task, hunk by hunk.
 """
+
 import asyncio
 import json
 import random
@@ -51,7 +57,10 @@ async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list
         case OracleExpert(repeat=repeat):
             built, failures = await build_all(load_tasks(config.rollout.tasks)["train"], config.rollout.environments)
             if failures:
-                print(f"{len(failures)} tasks have no environment, the first: {next(iter(failures.values()))}", file=sys.stderr)
+                print(
+                    f"{len(failures)} tasks have no environment, the first: {next(iter(failures.values()))}",
+                    file=sys.stderr,
+                )
             return _oracles(config, built, repeat)
 
 
@@ -63,7 +72,11 @@ def _functions(config: RecordConfig, settings: DemonstrationsConfig) -> Iterator
             seed = f"{settings.seed}-demonstration-{number // part}"
             rng, stream = random.Random(seed), puzzles("train", seed)
         puzzle = next(stream)
-        yield f"demonstration-{number:06d}", puzzle.task, speak(config.rollout.scaffold, demonstration_acts(puzzle, rng, settings))
+        yield (
+            f"demonstration-{number:06d}",
+            puzzle.task,
+            speak(config.rollout.scaffold, demonstration_acts(puzzle, rng, settings)),
+        )
 
 
 def _oracles(config: RecordConfig, tasks: list[Task], repeat: int) -> Iterator[tuple[str, Task, list[Turn]]]:
@@ -85,13 +98,28 @@ class Recorder:
 
     async def episode(self, name: str, task: Task, turns: list[Turn], bar: tqdm) -> Trajectory | None:
         async with self.slots:
-            self.client.prepare(name, [Line(self.renderer.turn(turn.message, None), 0 if turn.trained else NOT_LEARNT) for turn in turns])
-            trajectory = await run_episode(self.services, task, trajectory_id=name, group_id=name, split="train", attempt=0, sampling=SamplingConfig(), cache_salt=name)
+            self.client.prepare(
+                name,
+                [Line(self.renderer.turn(turn.message, None), 0 if turn.trained else NOT_LEARNT) for turn in turns],
+            )
+            trajectory = await run_episode(
+                self.services,
+                task,
+                trajectory_id=name,
+                group_id=name,
+                split="train",
+                attempt=0,
+                sampling=SamplingConfig(),
+                cache_salt=name,
+            )
         left = self.client.left(name)
         bar.update()
         if trajectory.outcome != Outcome.SUBMITTED or left:
-            self.left_out[f"{trajectory.outcome}: {trajectory.outcome_detail}" if trajectory.outcome != Outcome.SUBMITTED else
-                          "the agent ended before the expert"] += 1
+            self.left_out[
+                f"{trajectory.outcome}: {trajectory.outcome_detail}"
+                if trajectory.outcome != Outcome.SUBMITTED
+                else "the agent ended before the expert"
+            ] += 1
             return None
         return trajectory
 
@@ -107,19 +135,29 @@ async def record(config: RecordConfig, output: Path) -> dict:
     rollout = config.rollout
     await asyncio.to_thread(check, rollout.sandbox)
     began, scaffold, client = time.monotonic(), make_scaffold(rollout.scaffold), ScriptedClient()
-    renderer = renderer_of(config.model, rollout.rendering, rollout.chat_template, getattr(scaffold, "without_tools", ""))
+    renderer = renderer_of(
+        config.model, rollout.rendering, rollout.chat_template, getattr(scaffold, "without_tools", "")
+    )
     wanted = list(await demonstrations(config))
     async with ready(scaffold, rollout.environments) as socket, aiohttp.ClientSession() as http:
         gateway = Gateway(rollout.gateway, [client], renderer, socket)
         await gateway.start()
-        services = Services(gateway, scaffold, rollout.sandbox, Grader(rollout.sandbox), rollout.rewards, rollout.limits, http)
+        services = Services(
+            gateway, scaffold, rollout.sandbox, Grader(rollout.sandbox), rollout.rewards, rollout.limits, http
+        )
         recorder = Recorder(config, services, client, renderer)
         try:
-            with tqdm(total=len(wanted), desc=f"demonstrations under {rollout.scaffold.name}", unit="episode", mininterval=1) as bar:
+            with tqdm(
+                total=len(wanted), desc=f"demonstrations under {rollout.scaffold.name}", unit="episode", mininterval=1
+            ) as bar:
                 for start in range(0, len(wanted), config.file_episodes):
-                    path, part = output / f"step_{start // config.file_episodes:05d}.parquet", wanted[start : start + config.file_episodes]
+                    path, part = (
+                        output / f"step_{start // config.file_episodes:05d}.parquet",
+                        wanted[start : start + config.file_episodes],
+                    )
                     if path.exists():
-                        recorder.left_out = Counter(trajectory_files.read(path)[1]["left_out"])  # of all up to this file
+                        # of all up to this file
+                        recorder.left_out = Counter(trajectory_files.read(path)[1]["left_out"])
                         bar.update(len(part))
                     else:
                         await recorder.file(path, part, bar)
@@ -146,7 +184,14 @@ def summary_of(output: Path) -> dict:
             prompts += [len(call.prompt_ids) + len(call.completion_ids) for call in trajectory.calls]
             sampled += sum(len(call.completion_ids) for call in trajectory.calls)
             resolved += bool(trajectory.verdict and trajectory.verdict.resolved)
-    return {"episodes": episodes, "calls": calls, "roots": roots, "said_tokens": sampled, "longest_context": max(prompts, default=0), "resolved": resolved}
+    return {
+        "episodes": episodes,
+        "calls": calls,
+        "roots": roots,
+        "said_tokens": sampled,
+        "longest_context": max(prompts, default=0),
+        "resolved": resolved,
+    }
 
 
 @program(RecordConfig)
@@ -155,7 +200,9 @@ def main(arguments: list[str]) -> None:
     output = Path(config.output)
     now = inputs_of(config)
     made = any(output.glob("*.parquet"))
-    inputs.compare(output / inputs.RECORD, now, inputs.RECORDING, config=config, made=made, remedy="take another `output:`")
+    inputs.compare(
+        output / inputs.RECORD, now, inputs.RECORDING, config=config, made=made, remedy="take another `output:`"
+    )
     if (output / "summary.json").exists():
         print(f"{output}: already there")
         return
@@ -164,7 +211,10 @@ def main(arguments: list[str]) -> None:
     dump(config, output / "config.yaml")
     summary = asyncio.run(record(config, output))
     if not summary["episodes"]:
-        raise ConfigError(f"no demonstration could be recorded, because: {json.dumps(summary['left_out'])}: change limits, scaffold or expert")
+        raise ConfigError(
+            f"no demonstration could be recorded, because: {json.dumps(summary['left_out'])}: change limits, scaffold "
+            "or expert"
+        )
     write_json(output / "summary.json", summary)
     print(json.dumps(summary))
 

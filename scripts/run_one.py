@@ -3,11 +3,15 @@
     python scripts/run_one.py CONFIG [a.b=c ...] [task=N] [split=train|heldout]
     python scripts/run_one.py configs/quickstart.yaml model=runs/quickstart/checkpoints/step_00060/policy task=3
 
-CONFIG is one of scripts/train_grpo.py; vLLM serves its `model`. Shown of every call: the prompt's new tokens (grey: what the
-model reads), the sampled tokens, the redder the less likely, each with its probability where that is below one half, and the
-tool calls with their answers; at the end the diff, the verdict, the rewards, the outcome. Nothing is trained, and no run
+CONFIG is one of scripts/train_grpo.py; vLLM serves its `model`. Shown of every call: the prompt's new tokens (grey:
+what the
+model reads), the sampled tokens, the redder the less likely, each with its probability where that is below one half,
+and the
+tool calls with their answers; at the end the diff, the verdict, the rewards, the outcome. Nothing is trained, and no
+run
 folder changes: logs are in RUN.run_one/.
 """
+
 import asyncio
 import math
 import signal
@@ -32,10 +36,10 @@ from coderepairrl.run.program import program
 from coderepairrl.run.train_config import TrainConfig
 from coderepairrl.types import TEST_OUTPUT, Call, Task, Trajectory, Verdict
 
-SURE, UNSURE = (215, 215, 215), (235, 60, 40)  # red, green, blue of a token of probability 1 and of one that was a surprise
+# red, green, blue of a token of probability 1 and of one that was a surprise
+SURE, UNSURE = (215, 215, 215), (235, 60, 40)
 SURPRISE_NATS = 4.0  # from this much on a token has the full colour
 READ, SAID, ANSWERED = Style(color="grey50"), Style(color="cyan", bold=True), Style(color="yellow")
-
 
 
 class RunOneConfig(TrainConfig):
@@ -50,13 +54,15 @@ def visible(text: str) -> str:
 
 
 def pieces(tokenizer, token_ids: Sequence[int], logprobs: Sequence[float]) -> list[tuple[str, float]]:
-    """(text, logprob) token by token. Tokens that only together make a character are one piece, with the sum of their logprobs."""
+    """(text, logprob) token by token. Tokens that only together make a character are one piece, with the sum of their
+    logprobs."""
     out, held, total = [], [], 0.0
     for place, (token, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
         held.append(token)
         total += logprob
         text = tokenizer.decode(held)
-        if not text.endswith("\ufffd") or len(held) >= 4 or place == len(token_ids) - 1:  # UTF-8 needs four bytes at most
+        # UTF-8 needs four bytes at most
+        if not text.endswith("\ufffd") or len(held) >= 4 or place == len(token_ids) - 1:
             out.append((text, total))
             held, total = [], 0.0
     return out
@@ -87,13 +93,21 @@ def new_tokens(calls: Sequence[Call], call: Call) -> tuple[int, ...]:
 
 
 def show_call(console: Console, tokenizer, trajectory: Trajectory, event: dict) -> None:
-    """One call, its event of the gateway beside it: answers of the tools that came with the prompt, then what was sampled."""
+    """One call, its event of the gateway beside it: answers of the tools that came with the prompt, then what was
+    sampled."""
     call = trajectory.calls[event["index"]]
     fresh = new_tokens(trajectory.calls, call)
     above = "root" if call.parent is None else f"after the {call.parent_part} of call {call.parent}"
     why = f" ({event['why_root']})" if call.rerendered else ""
-    console.print(Rule(f"call {call.index}: {above}{why}, {len(call.prompt_ids)} prompt tokens, {len(fresh)} new, {len(call.completion_ids)} sampled, "
-                       f"{call.finish_reason}, version {'/'.join(map(str, sorted(set(call.policy_versions))))}, {call.seconds:.2f} s", align="left"))
+    console.print(
+        Rule(
+            f"call {call.index}: {above}{why}, {len(call.prompt_ids)} prompt tokens, {len(fresh)} new, "
+            f"{len(call.completion_ids)} sampled, "
+            f"{call.finish_reason}, version {'/'.join(map(str, sorted(set(call.policy_versions))))}, {call.seconds:.2f} "
+            "s",
+            align="left",
+        )
+    )
     for message in event["new_messages"]:
         if message["role"] == "tool":
             console.print(Text("answer  " + visible(str(message["content"])), ANSWERED))
@@ -101,20 +115,31 @@ def show_call(console: Console, tokenizer, trajectory: Trajectory, event: dict) 
     console.print(sampled(tokenizer, call))
     console.print(Text(f"mean logprob {f'{fmean(call.logprobs):.3f}' if call.logprobs else NOTHING}", Style(dim=True)))
     for made in event["message"].get("tool_calls", ()):
-        console.print(Text(f"call    {visible(made['function']['name'])} {visible(made['function']['arguments'])}", SAID))
+        console.print(
+            Text(f"call    {visible(made['function']['name'])} {visible(made['function']['arguments'])}", SAID)
+        )
 
 
 def show_end(console: Console, trajectory: Trajectory) -> None:
     console.print(Rule("diff", align="left"))
-    console.print(Syntax(visible(trajectory.diff).rstrip("\n"), "diff", background_color="default") if trajectory.diff else Text("no change", READ))
+    console.print(
+        Syntax(visible(trajectory.diff).rstrip("\n"), "diff", background_color="default")
+        if trajectory.diff
+        else Text("no change", READ)
+    )
     console.print(Rule("verdict", align="left"))
     show_verdict(console, trajectory.verdict)
     show_test_output(console, *trajectory.test_output)
     console.print(Rule("end", align="left"))
     sampled_tokens = sum(len(call.completion_ids) for call in trajectory.calls)
-    console.print(f"outcome   {trajectory.outcome}" + (f": {trajectory.outcome_detail}" if trajectory.outcome_detail else ""), markup=False)
+    console.print(
+        f"outcome   {trajectory.outcome}" + (f": {trajectory.outcome_detail}" if trajectory.outcome_detail else ""),
+        markup=False,
+    )
     console.print(f"reward    {trajectory.reward:g}  = {trajectory.rewards}", markup=False)
-    console.print(f"calls     {len(trajectory.calls)}, {sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s", markup=False)
+    console.print(
+        f"calls     {len(trajectory.calls)}, {sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s", markup=False
+    )
     console.print(f"stats     {trajectory.stats}", markup=False)
 
 
@@ -122,12 +147,17 @@ def show_verdict(console: Console, verdict: Verdict | None) -> None:
     if verdict is None:
         console.print(Text("no test was run", READ))
         return
-    console.print(Text("resolved" if verdict.resolved else "not resolved", "bold green" if verdict.resolved else "bold red"),
-                  Text(f"evidence {verdict.evidence}, {verdict.seconds:.1f} s {visible(verdict.message)}", READ))
+    console.print(
+        Text("resolved" if verdict.resolved else "not resolved", "bold green" if verdict.resolved else "bold red"),
+        Text(f"evidence {verdict.evidence}, {verdict.seconds:.1f} s {visible(verdict.message)}", READ),
+    )
     for kind, statuses in (("must pass now", verdict.fail_to_pass), ("must still pass", verdict.pass_to_pass)):
         bad = {test: status for test, status in statuses.items() if status != "passed"}
-        console.print(f"{kind}: {len(statuses) - len(bad)} of {len(statuses)}" +
-                      "".join(f"\n    {status:8} {visible(test)}" for test, status in bad.items()), markup=False)
+        console.print(
+            f"{kind}: {len(statuses) - len(bad)} of {len(statuses)}"
+            + "".join(f"\n    {status:8} {visible(test)}" for test, status in bad.items()),
+            markup=False,
+        )
     for line in verdict.dropped_paths:
         console.print(f"not applied: {visible(line)}", markup=False)
 
@@ -147,7 +177,12 @@ def show(console: Console, tokenizer, task: Task, trajectory: Trajectory) -> Non
         if event["kind"] == "call":
             show_call(console, tokenizer, trajectory, event)
         elif event["kind"] != TEST_OUTPUT:  # which comes with the verdict
-            console.print(Text(f"{event['at_s']:.2f} s  " + " ".join(f"{k}={v}" for k, v in event.items() if k != "at_s"), Style(dim=True)))
+            console.print(
+                Text(
+                    f"{event['at_s']:.2f} s  " + " ".join(f"{k}={v}" for k, v in event.items() if k != "at_s"),
+                    Style(dim=True),
+                )
+            )
     show_end(console, trajectory)
 
 
@@ -188,7 +223,10 @@ def main(arguments: list[str]) -> None:
             chosen[key] = value
     config = load(RunOneConfig, arguments[0], [a for a in arguments[1:] if a.partition("=")[0] not in chosen])
     if not (Path(config.model) / "config.json").exists():
-        raise ConfigError(f"{config.model}: no model there (no config.json): make it first (scripts/quickstart.sh), or name another with model=...")
+        raise ConfigError(
+            f"{config.model}: no model there (no config.json): make it first (scripts/quickstart.sh), or name another "
+            "with model=..."
+        )
     try:
         asyncio.run(run_one(config, chosen["split"], chosen["task"], Console(highlight=False, soft_wrap=True)))
     except (KeyboardInterrupt, asyncio.CancelledError):

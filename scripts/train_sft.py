@@ -1,13 +1,18 @@
-"""Supervised fine-tuning on conversations and trajectories: the engine, batches and loop of reinforcement learning with another loss.
+"""Supervised fine-tuning on conversations and trajectories: the engine, batches and loop of reinforcement learning with
+another loss.
 
     python scripts/train_sft.py configs/sft/small.yaml [a.b=c ...]
 
-Sources, one after the other: `chat`, conversations in OpenAI's form (JSONL or Parquet; a teacher's export), and `trajectories`, the rollouts
-of a run, token-exact. The loss is on what the assistant says (weight 1) and, where `context_weight` says so, on the rest. Writes a Hugging
-Face folder OUTPUT, and beside it OUTPUT.inputs.json (what made it: other inputs need another `output:`), sft_metrics.jsonl
+Sources, one after the other: `chat`, conversations in OpenAI's form (JSONL or Parquet; a teacher's export), and
+`trajectories`, the rollouts
+of a run, token-exact. The loss is on what the assistant says (weight 1) and, where `context_weight` says so, on the
+rest. Writes a Hugging
+Face folder OUTPUT, and beside it OUTPUT.inputs.json (what made it: other inputs need another `output:`),
+sft_metrics.jsonl
 and sft_summary.json.
 First this process tokenises, then it becomes the ranks.
 """
+
 import json
 import os
 import random
@@ -39,16 +44,26 @@ def train(config: SFTConfig, prepared: Path) -> None:
 
     torch.set_num_threads(config.threads)
     if not (prepared / "books.json").exists():
-        raise ConfigError(f"{prepared}: the tokenised rows aren't there: start this program itself, without a launcher; it becomes its ranks")
+        raise ConfigError(
+            f"{prepared}: the tokenised rows aren't there: start this program itself, without a launcher; it becomes "
+            "its ranks"
+        )
     sources, heldout = load_rows(config, prepared)
     engine = Engine(config.model, config.engine)
     log = Log(engine, config, heldout)
     for source, rows in zip(config.sources, sources, strict=True):
-        order = data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)  # the same on every rank
+        # the same on every rank
+        order = data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)
         for samples in islice(data.steps(rows, config.batch_tokens, order), source.steps):
             weight = sum(sum(sample.advantages) for sample in samples)
-            micro_batches = batch.micro_batches(samples, [1 / weight] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks,
-                                                hidden_size=engine.hidden_size)
+            micro_batches = batch.micro_batches(
+                samples,
+                [1 / weight] * len(samples),
+                config.micro_batch_tokens,
+                engine.row_rank,
+                engine.row_ranks,
+                hidden_size=engine.hidden_size,
+            )
             for i, micro in enumerate(micro_batches):
                 micro = micro.to(engine.device)
                 logprobs, _ = engine.logprobs(micro, temperature=1.0)  # (N,)
@@ -68,7 +83,8 @@ def train(config: SFTConfig, prepared: Path) -> None:
 
 
 class Log:
-    """Numbers of a step: loss of the assistant's tokens (nats, mean), before the step; eval_loss the same of what is held out, after it."""
+    """Numbers of a step: loss of the assistant's tokens (nats, mean), before the step; eval_loss the same of what is
+    held out, after it."""
 
     def __init__(self, engine, config: SFTConfig, heldout: list[Rows]):
         self.engine, self.config, self.heldout, self.beside = engine, config, heldout, Path(config.output).parent
@@ -79,7 +95,13 @@ class Log:
             (self.beside / "sft_metrics.jsonl").unlink(missing_ok=True)  # of an attempt that didn't come to an end
             self.metrics = Metrics(self.beside / "sft_metrics.jsonl", config.wandb, config.model_dump(mode="json"))
         steps = [source.steps for source in config.sources]
-        self.bar = tqdm(total=None if None in steps else sum(steps), desc="fine-tuning", disable=engine.rank > 0, unit="step", mininterval=1)
+        self.bar = tqdm(
+            total=None if None in steps else sum(steps),
+            desc="fine-tuning",
+            disable=engine.rank > 0,
+            unit="step",
+            mininterval=1,
+        )
         if config.evaluation:
             self.evaluate()
 
@@ -108,8 +130,11 @@ class Log:
     def write(self, gradient_norm: float | None, learning_rate: float) -> None:
         self.tokens += int(self.step_tokens)
         now = time.monotonic()
-        self.row = self.loss | {"learning_rate": learning_rate, "num_tokens": self.tokens,
-                                "trained_tokens_per_s": self.step_tokens / (now - self.stepped)}
+        self.row = self.loss | {
+            "learning_rate": learning_rate,
+            "num_tokens": self.tokens,
+            "trained_tokens_per_s": self.step_tokens / (now - self.stepped),
+        }
         self.row |= {} if gradient_norm is None else {"grad_norm": gradient_norm}
         every = self.config.evaluation.every if self.config.evaluation else 0
         if every and self.engine.steps % every == 0:
@@ -125,12 +150,20 @@ class Log:
         with torch.no_grad():
             for rows in self.heldout:
                 for samples in data.steps(rows, config.batch_tokens, range(len(rows))):
-                    for micro in batch.micro_batches(samples, [0.0] * len(samples), config.micro_batch_tokens, engine.row_rank, engine.row_ranks,
-                                                     hidden_size=engine.hidden_size):
+                    for micro in batch.micro_batches(
+                        samples,
+                        [0.0] * len(samples),
+                        config.micro_batch_tokens,
+                        engine.row_rank,
+                        engine.row_ranks,
+                        hidden_size=engine.hidden_size,
+                    ):
                         micro = micro.to(engine.device)
                         self.add(micro, engine.logprobs(micro, temperature=1.0)[0])
         loss, _ = self.mean("eval_loss")
-        perplexity = {"eval_perplexity": torch.tensor(value, dtype=torch.float64).exp().item() for value in loss.values()}
+        perplexity = {
+            "eval_perplexity": torch.tensor(value, dtype=torch.float64).exp().item() for value in loss.values()
+        }
         self.evaluated = {"step": engine.steps} | loss | perplexity
         finite.demand(f"step {engine.steps}", self.evaluated)
         if engine.rank == 0:
@@ -143,11 +176,24 @@ class Log:
         self.bar.close()
         if self.engine.rank == 0:
             self.metrics.close()
-            summary = {"steps": self.engine.steps, "seconds": round(time.monotonic() - self.began, 1)} | self.row | self.evaluated | books
+            summary = (
+                {"steps": self.engine.steps, "seconds": round(time.monotonic() - self.began, 1)}
+                | self.row
+                | self.evaluated
+                | books
+            )
             write_json(self.beside / "sft_summary.json", summary)
-            held = f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})" if "eval_loss" in summary else ""
+            held = (
+                f"  eval_loss {summary['eval_loss']:.4f} (perplexity {summary['eval_perplexity']:.3f})"
+                if "eval_loss" in summary
+                else ""
+            )
             loss = f"{summary['loss']:.4f}" if "loss" in summary else NOTHING
-            print(f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss {loss}{held}", flush=True)
+            print(
+                f"{summary['steps']} steps, {summary['num_tokens']} tokens in {summary['seconds']} s: loss "
+                f"{loss}{held}",
+                flush=True,
+            )
 
 
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:
@@ -157,16 +203,34 @@ def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]
 def prepare(config: SFTConfig, prepared: Path) -> None:
     """Tokenises all sources. Raises ConfigError where one has nothing to train, or nothing is held out."""
     evaluation = config.evaluation.sources if config.evaluation else []
-    left_out = data.prepare([*config.sources, *evaluation], prepared, config.model, config.context_weight, config.micro_batch_tokens, os.cpu_count() or 1)
+    left_out = data.prepare(
+        [*config.sources, *evaluation],
+        prepared,
+        config.model,
+        config.context_weight,
+        config.micro_batch_tokens,
+        os.cpu_count() or 1,
+    )
     trained, heldout = load_rows(config, prepared)
-    for source, rows, reasons in zip([*config.sources, *evaluation], [*trained, *heldout][: len(left_out)], left_out, strict=True):
+    for source, rows, reasons in zip(
+        [*config.sources, *evaluation], [*trained, *heldout][: len(left_out)], left_out, strict=True
+    ):
         if not rows:
-            raise ConfigError(f"{source.path}: no conversation is left to learn from (left out: {json.dumps(reasons)}): "
-                              "correct the path, the filter or evaluation")
+            raise ConfigError(
+                f"{source.path}: no conversation is left to learn from (left out: {json.dumps(reasons)}): "
+                "correct the path, the filter or evaluation"
+            )
     if config.evaluation and not any(heldout):
         raise ConfigError("evaluation.share: no conversation is held out: raise it, or name evaluation.sources")
-    books = {"conversations_trained": sum(map(len, trained)), "conversations_held_out": sum(map(len, heldout)),
-             "left_out": {source.path: reasons for source, reasons in zip([*config.sources, *evaluation], left_out, strict=True) if reasons}}
+    books = {
+        "conversations_trained": sum(map(len, trained)),
+        "conversations_held_out": sum(map(len, heldout)),
+        "left_out": {
+            source.path: reasons
+            for source, reasons in zip([*config.sources, *evaluation], left_out, strict=True)
+            if reasons
+        },
+    }
     print(json.dumps(books), flush=True)
     write_json(prepared / "books.json", books)
 
@@ -178,8 +242,9 @@ def main(arguments: list[str]) -> None:
     prepared = output.with_name(output.name + ".rows")
     if "RANK" not in os.environ:
         now = inputs_of(config)
-        inputs.compare(record_of(output), now, inputs.SFT, config=config, made=output.exists(),
-                       remedy="take another `output:`")
+        inputs.compare(
+            record_of(output), now, inputs.SFT, config=config, made=output.exists(), remedy="take another `output:`"
+        )
         if output.exists():
             print(f"{output}: already there")
             return

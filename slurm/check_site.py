@@ -1,10 +1,12 @@
 """Tries what a site's YAML says, and what a run needs of the cluster; a line each: ok, or what is wrong and what to do.
 
     python slurm/check_site.py configs/site/mine.yaml [a.b=c ...]            from the login node; starts no job
-    python slurm/check_site.py configs/site/mine.yaml --node                 and on one compute node, in a job of five minutes
+    python slurm/check_site.py configs/site/mine.yaml --node                 and on one compute node, in a job of five
+                                                                             minutes
 
 The exit code is the number of things that are wrong, at most 100.
 """
+
 import json
 import multiprocessing
 import os
@@ -26,7 +28,8 @@ from coderepairrl.files import ROOT, read_json, write_json
 from coderepairrl.processes import cause
 from coderepairrl.run.program import program
 
-LOCAL_KINDS = {"tmpfs", "ramfs", "overlayfs", "ext2/ext3", "xfs", "btrfs"}  # file systems that belong to one machine, as stat names them
+# file systems that belong to one machine, as stat names them
+LOCAL_KINDS = {"tmpfs", "ramfs", "overlayfs", "ext2/ext3", "xfs", "btrfs"}
 MAX_SKEW_S = 5.0
 WAIT_FOR_NODE_S = 900.0
 WRITERS, ROUNDS = 4, 50
@@ -51,7 +54,10 @@ def partition(site: SiteConfig) -> str:
         raise Wrong(f"partition {site.partition} is {fields.get('State')}: wait, or take another (`sinfo -s`)")
     limit = minutes_of(fields.get("MaxTime", "UNLIMITED"))
     if limit and (site.max_minutes or 10**9) > limit:
-        raise Wrong(f"jobs of partition {site.partition} may last {limit} minutes: set max_minutes: {limit}; a longer run goes on in its next attempt")
+        raise Wrong(
+            f"jobs of partition {site.partition} may last {limit} minutes: set max_minutes: {limit}; a longer run goes "
+            "on in its next attempt"
+        )
     return f"{site.partition}, {fields.get('TotalNodes')} nodes, longest job {fields.get('MaxTime')}"
 
 
@@ -67,11 +73,21 @@ def minutes_of(limit: str) -> int:
 def accounting(site: SiteConfig) -> str:
     if not site.accounting:
         return "accounting: false, so account and qos are left to sbatch"
-    rows = ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={os.environ.get('USER', os.getuid())}",
-               "format=account,qos").splitlines()
+    rows = ask(
+        "sacctmgr",
+        "--noheader",
+        "--parsable2",
+        "show",
+        "associations",
+        f"user={os.environ.get('USER', os.getuid())}",
+        "format=account,qos",
+    ).splitlines()
     pairs = [row.split("|") for row in rows if "|" in row]
     if site.account and site.account not in {account for account, _ in pairs}:
-        raise Wrong(f"you have no account {site.account}: yours are {', '.join(sorted({account for account, _ in pairs})) or 'none'}")
+        raise Wrong(
+            f"you have no account {site.account}: yours are "
+            f"{', '.join(sorted({account for account, _ in pairs})) or 'none'}"
+        )
     allowed = {qos for account, several in pairs if account == (site.account or account) for qos in several.split(",")}
     if site.qos and site.qos not in allowed:
         raise Wrong(f"you may not use the qos {site.qos}: yours are {', '.join(sorted(allowed)) or 'none'}")
@@ -85,7 +101,9 @@ def batch_script(site: SiteConfig) -> str:
 
     wanted = Resources(nodes=Nodes(), gpus_per_node=1 if site.gpu_type else 0, minutes=min(60, site.max_minutes or 60))
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-        file.write(_make_sbatch_string("true", folder=ROOT, **sbatch_parameters(site, wanted, "check_site", ROOT, ROOT)))
+        file.write(
+            _make_sbatch_string("true", folder=ROOT, **sbatch_parameters(site, wanted, "check_site", ROOT, ROOT))
+        )
         file.flush()
         done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
         if done.returncode:
@@ -95,7 +113,10 @@ def batch_script(site: SiteConfig) -> str:
 
 def modules(site: SiteConfig) -> str:
     for name in site.modules:
-        shell(f"command -v module >/dev/null || . /etc/profile; module load {name}", f"module {name} can't be loaded: `module avail` lists them")
+        shell(
+            f"command -v module >/dev/null || . /etc/profile; module load {name}",
+            f"module {name} can't be loaded: `module avail` lists them",
+        )
     return ", ".join(site.modules) or "none"
 
 
@@ -106,9 +127,11 @@ def setup(site: SiteConfig) -> str:
 
 def interpreter(site: SiteConfig) -> str:
     path = site.interpreter()
-    return shell(f"'{path}' -c 'import sys, submitit, pydantic, coderepairrl; print(sys.executable, sys.version.split()[0])'",
-                 f"{path} can't import this project: make the environment (README), or name its interpreter (python:)",
-                 environment={"PYTHONPATH": str(ROOT)}).strip()
+    return shell(
+        f"'{path}' -c 'import sys, submitit, pydantic, coderepairrl; print(sys.executable, sys.version.split()[0])'",
+        f"{path} can't import this project: make the environment (README), or name its interpreter (python:)",
+        environment={"PYTHONPATH": str(ROOT)},
+    ).strip()
 
 
 def images(site: SiteConfig) -> Iterator[str]:
@@ -123,7 +146,10 @@ def images(site: SiteConfig) -> Iterator[str]:
     for role, file in files.items():
         with open(file, "rb") as image:
             image.read(1)
-        shell(f"{before}apptainer -q exec {options} '{file}' true", f"{file} does not run: see above; `apptainer exec -d` says more")
+        shell(
+            f"{before}apptainer -q exec {options} '{file}' true",
+            f"{file} does not run: see above; `apptainer exec -d` says more",
+        )
         yield f"{role}: {file}"
 
 
@@ -156,17 +182,25 @@ def shared_folder(site: SiteConfig) -> Iterator[str]:
     folder = ROOT / "runs"
     folder.mkdir(exist_ok=True)
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True).stdout.strip()
-    hint = ", which belongs to one machine as a rule: compute nodes must see the same folder (--node tries it)" if kind in LOCAL_KINDS else ""
+    hint = (
+        ", which belongs to one machine as a rule: compute nodes must see the same folder (--node tries it)"
+        if kind in LOCAL_KINDS
+        else ""
+    )
     yield f"{folder} on {kind}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free{hint}"
     with tempfile.TemporaryDirectory(dir=folder, prefix="check_") as temporary:
         with ProcessPoolExecutor(WRITERS, mp_context=multiprocessing.get_context("fork")) as pool:
             made = list(pool.map(_make_folders, [temporary] * WRITERS))
             whole = list(pool.map(_rename_and_read, [temporary] * WRITERS, range(WRITERS)))
         if sum(made) != ROUNDS:
-            raise Wrong(f"{ROUNDS} folders were made {sum(made)} times by {WRITERS} processes at once: "
-                        "mkdir is not atomic here, keep runs on another file system")
+            raise Wrong(
+                f"{ROUNDS} folders were made {sum(made)} times by {WRITERS} processes at once: "
+                "mkdir is not atomic here, keep runs on another file system"
+            )
         if not all(whole):
-            raise Wrong("a file that is renamed over another was seen missing or torn: keep runs on another file system")
+            raise Wrong(
+                "a file that is renamed over another was seen missing or torn: keep runs on another file system"
+            )
         yield "mkdir and rename are atomic"
         probe = Path(temporary) / "clock"
         before = time.time()
@@ -200,7 +234,15 @@ def _rename_and_read(folder: str, writer: int) -> bool:
 
 
 HERE = {"Slurm": slurm_answers, "partition": partition, "account": accounting, "sbatch": batch_script}
-EVERYWHERE = {"modules": modules, "setup": setup, "python": interpreter, "binds": binds, "images": images, "scratch": scratch, "runs": shared_folder}
+EVERYWHERE = {
+    "modules": modules,
+    "setup": setup,
+    "python": interpreter,
+    "binds": binds,
+    "images": images,
+    "scratch": scratch,
+    "runs": shared_folder,
+}
 
 
 def report(checks: dict[str, Callable], site: SiteConfig, where: str = "") -> int:
@@ -218,8 +260,14 @@ def report(checks: dict[str, Callable], site: SiteConfig, where: str = "") -> in
 
 
 def shell(text: str, remedy: str, environment: dict[str, str] | None = None, timeout_s: float = 120.0) -> str:
-    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=timeout_s,
-                          env=os.environ | (environment or {}), stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["bash", "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=os.environ | (environment or {}),
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
         raise Wrong(f"{remedy} ({cause.of_text(done.stderr or done.stdout) or f'exit code {done.returncode}'})")
     return done.stdout
@@ -227,7 +275,9 @@ def shell(text: str, remedy: str, environment: dict[str, str] | None = None, tim
 
 def on_a_node(site: SiteConfig, arguments: list[str]) -> int:
     """The same program on one node, through srun with the site's options; how many things are wrong there."""
-    parameters = sbatch_parameters(site, Resources(gpus_per_node=1 if site.gpu_type else 0, minutes=5), "check_site", ROOT, ROOT)
+    parameters = sbatch_parameters(
+        site, Resources(gpus_per_node=1 if site.gpu_type else 0, minutes=5), "check_site", ROOT, ROOT
+    )
     names = ("partition", "account", "qos", "constraint", "gres", "mem")
     options = [f"--{name}={parameters[name]}" for name in names if parameters.get(name) is not None]
     options += ["--exclusive"] if site.exclusive else []
@@ -236,17 +286,37 @@ def on_a_node(site: SiteConfig, arguments: list[str]) -> int:
             options.append(f"--{name}" if value is True else f"--{name}={value}")
     with tempfile.TemporaryDirectory(dir=ROOT / "runs", prefix="check_") as temporary:
         write_json(Path(temporary) / "login.json", {"host": socket.gethostname(), "time": time.time()})
-        command = ["srun", "--nodes=1", "--ntasks=1", "--time=5", "--job-name=check_site", f"--immediate={WAIT_FOR_NODE_S:.0f}", *options, site.interpreter(),
-                   str(ROOT / "slurm" / "check_site.py"), *arguments, f"--from={temporary}"]
-        return min(1, subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=WAIT_FOR_NODE_S + 300).returncode)
+        command = [
+            "srun",
+            "--nodes=1",
+            "--ntasks=1",
+            "--time=5",
+            "--job-name=check_site",
+            f"--immediate={WAIT_FOR_NODE_S:.0f}",
+            *options,
+            site.interpreter(),
+            str(ROOT / "slurm" / "check_site.py"),
+            *arguments,
+            f"--from={temporary}",
+        ]
+        return min(
+            1,
+            subprocess.run(
+                command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=WAIT_FOR_NODE_S + 300
+            ).returncode,
+        )
 
 
 def seen_from_node(folder: Path) -> Callable[[SiteConfig], str]:
     def check(site: SiteConfig) -> str:
         login = read_json(folder / "login.json")
         if login is None:
-            raise Wrong(f"{folder} of the login node is not on this node: keep the project, or the grid's `runs`, on a file system that all nodes share")
+            raise Wrong(
+                f"{folder} of the login node is not on this node: keep the project, or the grid's `runs`, on a file "
+                "system that all nodes share"
+            )
         return f"the login node's ({login['host']})"
+
     return check
 
 

@@ -1,7 +1,8 @@
 """Runs a job that slurm/launch.py has written, on every node that srun starts it on: what plain sbatch files call.
 
-    srun python slurm/job.py RUN/job.json
+srun python slurm/job.py RUN/job.json
 """
+
 import sys
 from pathlib import Path
 

@@ -2,14 +2,18 @@
 
     python slurm/launch.py GRID.yaml [a.b=c ...]           submits what isn't there yet
     python slurm/launch.py GRID.yaml --dry-run             shows the batch scripts and what they ask for; writes nothing
-    python slurm/launch.py GRID.yaml --local               the same jobs on this machine, one after the other, without Slurm
+    python slurm/launch.py GRID.yaml --local               the same jobs on this machine, one after the other, without
+                                                           Slurm
     python slurm/launch.py GRID.yaml --status              a table of all runs
     python slurm/launch.py GRID.yaml --cancel              ends what is under way; --resubmit goes on from there
-    python slurm/launch.py GRID.yaml --resubmit            submits again what failed (with --local: here), with today's code and configuration
+    python slurm/launch.py GRID.yaml --resubmit            submits again what failed (with --local: here), with today's
+                                                           code and configuration
 
-coderepairrl/cluster/grid.py says what a grid is, configs/grid/ has examples; configs/site/ describes clusters. a.b=c overrides the grid's own
+coderepairrl/cluster/grid.py says what a grid is, configs/grid/ has examples; configs/site/ describes clusters. a.b=c
+overrides the grid's own
 YAML: site=configs/site/h100.yaml, seeds=[0,1,2], jobs.train.minutes=30, jobs.train.overrides.training.steps=2.
 """
+
 import difflib
 import signal
 import sys
@@ -45,13 +49,20 @@ def dry_run(plan: Plan) -> None:
             minutes, shards = wanted.time_minutes(plan.site), len(job.jobs)
             jobs, node_hours = jobs + shards, node_hours + shards * wanted.count * minutes / 60
             gpu_hours += shards * wanted.count * wanted.gpus_per_node * minutes / 60
-            asked = [f"{shards} x" if shards > 1 else "", f"{wanted.count} node{'s' * (wanted.count > 1)}",
-                     f"({wanted.nodes.serve} serving, {wanted.nodes.train} training)" if wanted.nodes else "",
-                     f"{wanted.gpus_per_node} GPUs each,", f"{minutes} min"]
+            asked = [
+                f"{shards} x" if shards > 1 else "",
+                f"{wanted.count} node{'s' * (wanted.count > 1)}",
+                f"({wanted.nodes.serve} serving, {wanted.nodes.train} training)" if wanted.nodes else "",
+                f"{wanted.gpus_per_node} GPUs each,",
+                f"{minutes} min",
+            ]
             print(f"== {point.name}  {job.planned.name}: {' '.join(word for word in asked if word)}")
             print(f"# runs {job.jobs[0].program} {' '.join(job.jobs[0].arguments)}")
             print(job.script(plan.site, [f"<{wanted.after}>"] if wanted.after else []))
-    print(f"== {len(plan.points)} runs, {jobs} jobs; at most {node_hours:.1f} node hours, {gpu_hours:.1f} GPU hours before the first requeue; code {plan.code}")
+    print(
+        f"== {len(plan.points)} runs, {jobs} jobs; at most {node_hours:.1f} node hours, {gpu_hours:.1f} GPU hours "
+        f"before the first requeue; code {plan.code}"
+    )
 
 
 def launch(plan: Plan, again: bool) -> None:
@@ -133,8 +144,10 @@ def states_of(job: Submittable, queued: list[Queued], accounting: bool = False) 
     """One a shard; a training that is done, but is to have more steps, is one to submit again."""
     found = states(job.folder, job.runs, queued, accounting)
     more = [more_steps(job, shard) if state.word == "done" else "" for shard, state in enumerate(found)]
-    return [State("failed", state.id, state.slurm, cause) if cause else state
-            for state, cause in zip(found, more, strict=True)]
+    return [
+        State("failed", state.id, state.slurm, cause) if cause else state
+        for state, cause in zip(found, more, strict=True)
+    ]
 
 
 def show(plan: Plan) -> None:
@@ -144,10 +157,20 @@ def show(plan: Plan) -> None:
     for point, planned, folder, run, state in all_states(plan):
         step, reward, passed = progress(run)
         word = state.slurm.lower() if state.word == "live" else state.word
-        table.add_row(point, planned.name, state.id, f"{word} ({state.cause})" if state.word == "live" and state.cause else word,
-                      step, reward, passed, age(run))
+        table.add_row(
+            point,
+            planned.name,
+            state.id,
+            f"{word} ({state.cause})" if state.word == "live" and state.cause else word,
+            step,
+            reward,
+            passed,
+            age(run),
+        )
         if state.word == "failed":
-            causes.append(f"{point}  {planned.name} {state.id}: {state.cause}; see {folder}/launch/{state.id}_0_log.out")
+            causes.append(
+                f"{point}  {planned.name} {state.id}: {state.cause}; see {folder}/launch/{state.id}_0_log.out"
+            )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print(*causes, sep="\n", end="\n" if causes else "")
 
@@ -155,11 +178,16 @@ def show(plan: Plan) -> None:
 def all_states(plan: Plan) -> list[tuple[str, PlannedJob, Path, Path, State]]:
     """(point, job, its folder, the shard's run folder, the shard's state)."""
     jobs = [(point, planned, Path(planned.folder(plan.run(point)))) for point in plan.points for planned in point.jobs]
-    queued = known(queue) if any((found := Record.read(folder)) and found.kind == "slurm" for _, _, folder in jobs) else []
+    queued = (
+        known(queue) if any((found := Record.read(folder)) and found.kind == "slurm" for _, _, folder in jobs) else []
+    )
     rows = []
     for point, planned, folder in jobs:
         runs = [Path(planned.shard_folder(plan.run(point), shard)) for shard in range(planned.config.shards)]
-        rows += [(point.name, planned, folder, run, state) for run, state in zip(runs, states(folder, runs, queued, plan.site.accounting), strict=True)]
+        rows += [
+            (point.name, planned, folder, run, state)
+            for run, state in zip(runs, states(folder, runs, queued, plan.site.accounting), strict=True)
+        ]
     return rows
 
 
@@ -177,7 +205,11 @@ def progress(run: Path) -> tuple[str, str, str]:
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     if not rows:
         passed = (read_json(run / "summary.json") or {}).get("pass_rate")  # of an evaluation
-        return str((read_json(run / "status.json") or {}).get("step", "")), "", "" if passed is None else f"{passed:.3f}"
+        return (
+            str((read_json(run / "status.json") or {}).get("step", "")),
+            "",
+            "" if passed is None else f"{passed:.3f}",
+        )
     last = rows[-1]
     return str(last["step"] + 1), *(f"{last[key]:.3f}" if key in last else "" for key in ("reward", "pass_rate"))
 
@@ -188,7 +220,11 @@ def age(run: Path) -> str:
     if not heard:
         return ""
     seconds = max(0.0, time.time() - max(heard))
-    return next(f"{seconds / unit:.0f} {name}" for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")) if seconds >= unit or unit == 1)
+    return next(
+        f"{seconds / unit:.0f} {name}"
+        for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+        if seconds >= unit or unit == 1
+    )
 
 
 def end(plan: Plan) -> None:
@@ -204,11 +240,18 @@ def end(plan: Plan) -> None:
 def summary(now: list[State]) -> str:
     """One line of the states of a job's shards."""
     if len({state.word for state in now}) > 1:
-        return ", ".join(f"{sum(state.word == word for state in now)} {word}" for word in ("done", "live", "failed", "new")
-                         if any(state.word == word for state in now))
+        return ", ".join(
+            f"{sum(state.word == word for state in now)} {word}"
+            for word in ("done", "live", "failed", "new")
+            if any(state.word == word for state in now)
+        )
     state = now[0]
-    shown = {"live": f"under way already: {' '.join(s.id for s in now)} {state.slurm.lower()}", "done": "done",
-             "failed": f"failed: {state.cause} (--resubmit)", "new": "not submitted yet"}
+    shown = {
+        "live": f"under way already: {' '.join(s.id for s in now)} {state.slurm.lower()}",
+        "done": "done",
+        "failed": f"failed: {state.cause} (--resubmit)",
+        "new": "not submitted yet",
+    }
     return shown[state.word]
 
 
@@ -222,7 +265,10 @@ def main(arguments: list[str]) -> None:
     for flag in flags:
         if flag not in FLAGS:
             near = difflib.get_close_matches(flag, FLAGS, n=1)
-            raise ConfigError(f"{flag}: no such option" + (f": did you mean {near[0]}?" if near else f": known are {', '.join(FLAGS)}"))
+            raise ConfigError(
+                f"{flag}: no such option"
+                + (f": did you mean {near[0]}?" if near else f": known are {', '.join(FLAGS)}")
+            )
     if len(flags) > 1 and set(flags) != {"--local", "--resubmit"}:
         raise ConfigError(f"{' '.join(flags)}: one at a time (but --local --resubmit)")
     words = [word for word in arguments if not word.startswith("-")]

@@ -1,10 +1,13 @@
-"""Writes the job.json of one run for plain sbatch (slurm/pair.sbatch), and prints its path: what slurm/launch.py does for a grid.
+"""Writes the job.json of one run for plain sbatch (slurm/pair.sbatch), and prints its path: what slurm/launch.py does
+for a grid.
 
     python slurm/write_job.py SERVING_NODES TRAINING_NODES CONFIG [a.b=c ...]
 
-The configuration of scripts/train_grpo.py is frozen in the run folder; the code is not: the job runs in this project's folder. SITE, an
+The configuration of scripts/train_grpo.py is frozen in the run folder; the code is not: the job runs in this project's
+folder. SITE, an
 environment variable, names the cluster's YAML. A job that Slurm starts again gets what was frozen at its first start.
 """
+
 import os
 import sys
 from pathlib import Path
@@ -33,9 +36,18 @@ def main(arguments: list[str]) -> None:
         site = load(SiteConfig, ROOT / os.environ.get("SITE", "configs/site/plain.yaml"))
         images = site.image_files()
         dump(config, launch / "config.yaml")
-        job = Job(program=PROGRAM, arguments=[str(launch / "config.yaml")], run=str(run), code=str(ROOT), python=site.interpreter(), images=images,
-                  container_options=site.options() if images else [], environment=site.variables(),
-                  serve_nodes=int(arguments[0]), train_nodes=int(arguments[1]))
+        job = Job(
+            program=PROGRAM,
+            arguments=[str(launch / "config.yaml")],
+            run=str(run),
+            code=str(ROOT),
+            python=site.interpreter(),
+            images=images,
+            container_options=site.options() if images else [],
+            environment=site.variables(),
+            serve_nodes=int(arguments[0]),
+            train_nodes=int(arguments[1]),
+        )
         write_json(launch / "job.json", job.model_dump())
     print(launch / "job.json")
 

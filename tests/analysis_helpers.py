@@ -1,4 +1,5 @@
 """Shared by several tests: test_analysis.py and others."""
+
 import contextlib
 import importlib.util
 import io

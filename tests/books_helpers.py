@@ -1,4 +1,5 @@
 """Shared by several tests: test_books.py and others."""
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -19,8 +20,37 @@ def task(position):
 
 
 def trajectory(group, number, split, reward, versions):
-    calls = tuple(Call(i, i - 1 if i else None, "completion" if i else None, tuple(range(3 * i + 1)), (3 * i + 1, 3 * i + 2), (-0.1, -0.2), (version,) * 2,
-                       "stop", False, 0.0, 0.1) for i, version in enumerate(versions))
+    calls = tuple(
+        Call(
+            i,
+            i - 1 if i else None,
+            "completion" if i else None,
+            tuple(range(3 * i + 1)),
+            (3 * i + 1, 3 * i + 2),
+            (-0.1, -0.2),
+            (version,) * 2,
+            "stop",
+            False,
+            0.0,
+            0.1,
+        )
+        for i, version in enumerate(versions)
+    )
     verdict = Verdict(bool(reward), "junit+canary", {}, {}, (), "", 0.1)
-    return Trajectory(f"{group}-{number}", group, "task", split, 0, calls, "", Outcome.SUBMITTED, "", verdict,
-                      {"tests": reward}, reward, 1.0, (), {"started_at": 1.0, "generation_s": 0.5, "grading_s": 0.5})
+    return Trajectory(
+        f"{group}-{number}",
+        group,
+        "task",
+        split,
+        0,
+        calls,
+        "",
+        Outcome.SUBMITTED,
+        "",
+        verdict,
+        {"tests": reward},
+        reward,
+        1.0,
+        (),
+        {"started_at": 1.0, "generation_s": 0.5, "grading_s": 0.5},
+    )

@@ -1,4 +1,5 @@
-"""A real Slurm on this machine: slurmctld, and a slurmd for every node, each with its own network namespace, address and host name.
+"""A real Slurm on this machine: slurmctld, and a slurmd for every node, each with its own network namespace, address
+and host name.
 
     with Cluster(folder, nodes=3) as cluster: ...        SLURM_CONF is set for this process and what it starts
 
@@ -7,6 +8,7 @@ of can be told by its number (interfaces, network namespaces) and by its SLURM_C
 that they started, which inherit it); a record in RECORDS says which numbers are taken and by whom, and the next cluster
 takes down what a program that was killed left.
 """
+
 import fcntl
 import os
 import shutil
@@ -22,7 +24,8 @@ from pathlib import Path
 from coderepairrl.files import read_json, write_json
 from coderepairrl.processes import proc
 
-RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"  # NUMBER.json: {"base", "spool", "owner": [pid, start time]}
+# NUMBER.json: {"base", "spool", "owner": [pid, start time]}
+RECORDS = Path(tempfile.gettempdir()) / "coderepairrl-test-clusters"
 NUMBERS = 200
 
 PORT = 27_017
@@ -79,12 +82,29 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    def __init__(self, base: Path, nodes: int, gpus: int = 4, gpu_type: str = "h100", partition: str = "main", features: str = "",
-                 cpus: int = 128, memory_mb: int = 2_000_000):
+    def __init__(
+        self,
+        base: Path,
+        nodes: int,
+        gpus: int = 4,
+        gpu_type: str = "h100",
+        partition: str = "main",
+        features: str = "",
+        cpus: int = 128,
+        memory_mb: int = 2_000_000,
+    ):
         """What the nodes are said to have is not what the machine has: Slurm only counts it."""
         self.base, self.nodes, self.gpus = base, nodes, gpus
-        self.partition, self._said = partition, {"gpu_type": gpu_type, "partition": partition, "cpus": cpus, "memory": memory_mb,
-                                                 "features": f"Feature={features}" if features else ""}
+        self.partition, self._said = (
+            partition,
+            {
+                "gpu_type": gpu_type,
+                "partition": partition,
+                "cpus": cpus,
+                "memory": memory_mb,
+                "features": f"Feature={features}" if features else "",
+            },
+        )
         self._number, self._spool = -1, ""
         self._before: dict[str, str | None] = {}
 
@@ -135,12 +155,28 @@ class Cluster:
             path.chmod(path.stat().st_mode | 0o011)
         host = socket.gethostname().split(".")[0]
         for gpu in range(self.gpus):
-            os.mknod(self.base / "dev" / f"gpu{gpu}", 0o020666, os.makedev(1, 3))  # Slurm wants a device; /dev/null's number is one
-        (self.base / "slurm.conf").write_text(CONFIGURATION.format(
-            base=self.base, spool=self._spool, host=host, net=self.net, port=PORT + 10 * self._number, node_port=PORT + 10 * self._number + 1, nodes=self.nodes,
-            last=10 + self.nodes, gpus=self.gpus, kill_wait=KILL_WAIT_S, slurmd_timeout=SLURMD_TIMEOUT_S, **self._said))
-        (self.base / "gres.conf").write_text(f"NodeName=node[1-{self.nodes}] Name=gpu Type={self._said['gpu_type']} "
-                                             f"File={self.base}/dev/gpu[0-{self.gpus - 1}]\n")
+            # Slurm wants a device; /dev/null's number is one
+            os.mknod(self.base / "dev" / f"gpu{gpu}", 0o020666, os.makedev(1, 3))
+        (self.base / "slurm.conf").write_text(
+            CONFIGURATION.format(
+                base=self.base,
+                spool=self._spool,
+                host=host,
+                net=self.net,
+                port=PORT + 10 * self._number,
+                node_port=PORT + 10 * self._number + 1,
+                nodes=self.nodes,
+                last=10 + self.nodes,
+                gpus=self.gpus,
+                kill_wait=KILL_WAIT_S,
+                slurmd_timeout=SLURMD_TIMEOUT_S,
+                **self._said,
+            )
+        )
+        (self.base / "gres.conf").write_text(
+            f"NodeName=node[1-{self.nodes}] Name=gpu Type={self._said['gpu_type']} "
+            f"File={self.base}/dev/gpu[0-{self.gpus - 1}]\n"
+        )
         names = [f"{self.net}.{10 + n} node{n}" for n in range(1, self.nodes + 1)]
         (self.base / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{self.net}.1 {host}", *names]) + "\n")
         key = self.base / "munge" / "key"
@@ -166,15 +202,32 @@ class Cluster:
 
     def _start(self) -> None:
         run = self.base / "run"
-        subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force", f"--key-file={self.base}/munge/key", f"--socket={run}/munge.sock",
-                        f"--pid-file={run}/munged.pid", f"--log-file={self.base}/munge/munged.log", f"--seed-file={self.base}/munge/seed"],
-                       check=True, capture_output=True)
+        subprocess.run(
+            [
+                "runuser",
+                "-u",
+                "munge",
+                "--",
+                "munged",
+                "--force",
+                f"--key-file={self.base}/munge/key",
+                f"--socket={run}/munge.sock",
+                f"--pid-file={run}/munged.pid",
+                f"--log-file={self.base}/munge/munged.log",
+                f"--seed-file={self.base}/munge/seed",
+            ],
+            check=True,
+            capture_output=True,
+        )
         subprocess.run(["slurmctld"], check=True, capture_output=True)
         for node in range(1, self.nodes + 1):
             # `ip netns exec` would mount another /sys; a node's names are those of the hosts file
             inside = f"mount --bind {self.base}/hosts /etc/hosts; hostname node{node}; exec slurmd -N node{node}"
-            subprocess.run(["nsenter", f"--net=/run/netns/{self._netns(node)}", "unshare", "--uts", "--mount", "sh", "-c", inside],
-                           check=True, capture_output=True)
+            subprocess.run(
+                ["nsenter", f"--net=/run/netns/{self._netns(node)}", "unshare", "--uts", "--mount", "sh", "-c", inside],
+                check=True,
+                capture_output=True,
+            )
         deadline = time.monotonic() + PATIENCE_S
         while out("sinfo", "-h", "-N", "-p", self.partition, "-t", "idle", "-o", "%N").count("node") < self.nodes:
             assert time.monotonic() < deadline, f"the nodes did not come up: {out('sinfo', '-N')}; see {self.base}/log"
@@ -250,7 +303,8 @@ _waiting: dict[str, float] = {}  # job -> since when it has been seen to wait
 
 
 def without_delay(job: str) -> None:
-    """Slurm lets a requeued job wait for two minutes. Some of it is needed: its nodes first have to forget the job's old credential."""
+    """Slurm lets a requeued job wait for two minutes. Some of it is needed: its nodes first have to forget the job's
+    old credential."""
     if job_state(job) != "PENDING BeginTime":
         _waiting.pop(job, None)
     elif time.monotonic() - _waiting.setdefault(job, time.monotonic()) > AFTER_REQUEUE_S:

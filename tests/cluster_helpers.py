@@ -1,4 +1,5 @@
 """Shared by several tests: test_cluster.py and others."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Shared by several tests: test_config.py and others."""
+
 from typing import Literal, Optional
 
 import pytest

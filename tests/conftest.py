@@ -1,4 +1,5 @@
 """Shared by the tests that start the real programs: a small policy with random weights, and a way to run programs."""
+
 import gc
 import json
 import os
@@ -18,7 +19,9 @@ settings.register_profile("project", deadline=None)  # how long an example takes
 settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:
-    gc.disable()  # while test files import PyTorch, transformers ...: looking through all that they make took 7 of 17 seconds, in every worker
+    # while test files import PyTorch, transformers ...: looking through all that they make took 7 of 17 seconds, in
+    # every worker
+    gc.disable()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -30,7 +33,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of whole programs come first in each worker's part: one that begins last keeps a core alone.
 
-    pytest-xdist's `worksteal` cuts the list into equal parts, one a worker, and who has done his takes from another's end.
+    pytest-xdist's `worksteal` cuts the list into equal parts, one a worker, and who has done his takes from another's
+    end.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     rest = [item for item in items if not item.get_closest_marker("whole")]
@@ -76,7 +80,9 @@ def make_policy(folder: Path) -> None:
     rows = list(generate("demonstration", DemonstrationsConfig(episodes=200), "Repair the code.", processes=1))
     config = SmallPolicyConfig(hidden_size=64, layers=2, intermediate_size=128)
     blank = train_tokenizer([], config.vocabulary, config.context)
-    tokenizer = train_tokenizer([blank.apply_chat_template(row, tools=TOOLS, tokenize=False) for row in rows], config.vocabulary, config.context)
+    tokenizer = train_tokenizer(
+        [blank.apply_chat_template(row, tools=TOOLS, tokenize=False) for row in rows], config.vocabulary, config.context
+    )
     save(initial_model(tokenizer, config), tokenizer, folder / "model")
 
 
@@ -88,7 +94,11 @@ def metrics_of(run: Path) -> list[dict]:
 
 def pids_of(run: Path) -> dict[int, list[str]]:
     """Pid -> argv of the processes that belong to a run: all inherit CODEREPAIRRL_RUN from its driver."""
-    return {pid: proc.words(pid) for pid in proc.pids() if pid != os.getpid() and f"CODEREPAIRRL_RUN={run.resolve()}" in proc.words(pid, "environ")}
+    return {
+        pid: proc.words(pid)
+        for pid in proc.pids()
+        if pid != os.getpid() and f"CODEREPAIRRL_RUN={run.resolve()}" in proc.words(pid, "environ")
+    }
 
 
 def processes_of(run: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """What the gateway's tests share: a tiny tokenizer, chat templates, and a server that speaks vLLM's wire format.
 
-The server is a double for the wire format of vLLM 0.32 only: it answers with the ids it was given and keeps what it was asked.
+The server is a double for the wire format of vLLM 0.32 only: it answers with the ids it was given and keeps what it was
+asked.
 """
+
 import asyncio
 import json
 from collections.abc import Callable
@@ -17,8 +19,14 @@ from coderepairrl.gateway.server import DIALECTS
 from coderepairrl.gateway.session import Session
 
 USER = {"role": "user", "content": "fix f"}
-SHELL = {"type": "function", "function": {"name": "shell", "description": "Run a command", "parameters": {
-    "type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}}}
+SHELL = {
+    "type": "function",
+    "function": {
+        "name": "shell",
+        "description": "Run a command",
+        "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
+    },
+}
 
 
 def ids_of(text: str) -> tuple[int, ...]:
@@ -40,7 +48,8 @@ def read_request(session: Session, body: bytes, retry: bool = False, path: str =
 
 
 class Upstream:
-    """POST /inference/v1/generate and GET /health. `reply(prompt_ids) -> (ids, finish_reason)`, or an HTTP status, or the text of a 400."""
+    """POST /inference/v1/generate and GET /health. `reply(prompt_ids) -> (ids, finish_reason)`, or an HTTP status, or
+    the text of a 400."""
 
     def __init__(self, reply: Callable | None = None):
         self.reply = reply or (lambda prompt: (ids_of("ok" + END), "stop"))
@@ -74,19 +83,44 @@ class Upstream:
         await self.gate.wait()
         reply = self.reply(tuple(body["token_ids"]))
         if isinstance(reply, int | str):  # a text: why the request is refused
-            return web.Response(status=reply if isinstance(reply, int) else 400, text=reply if isinstance(reply, str) else "scripted failure")
+            return web.Response(
+                status=reply if isinstance(reply, int) else 400,
+                text=reply if isinstance(reply, str) else "scripted failure",
+            )
         ids, finish_reason = reply
-        ids = ids[:body["sampling_params"]["max_tokens"]]
+        ids = ids[: body["sampling_params"]["max_tokens"]]
         self.answered.append((tuple(body["token_ids"]), tuple(ids)))
-        return web.json_response({"request_id": body["request_id"], "choices": [{
-            "index": 0, "finish_reason": finish_reason, "token_ids": ids, "weight_versions": self.versions(len(ids)),
-            "logprobs": {"content": [{"token_id": i, "logprob": -0.5 - i / 1000, "rank": 1, "top_logprobs": []} for i in ids]}}]})
+        return web.json_response(
+            {
+                "request_id": body["request_id"],
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": finish_reason,
+                        "token_ids": ids,
+                        "weight_versions": self.versions(len(ids)),
+                        "logprobs": {
+                            "content": [
+                                {"token_id": i, "logprob": -0.5 - i / 1000, "rank": 1, "top_logprobs": []} for i in ids
+                            ]
+                        },
+                    }
+                ],
+            }
+        )
 
 
 class World:
     """A gateway with one session before a scripted upstream."""
 
-    def __init__(self, upstream=None, config=GatewayConfig(), limits=SessionLimits(max_total_tokens=4096), wait_s=10.0, **renderer):
+    def __init__(
+        self,
+        upstream=None,
+        config=GatewayConfig(),
+        limits=SessionLimits(max_total_tokens=4096),
+        wait_s=10.0,
+        **renderer,
+    ):
         self.upstream = upstream or Upstream()
         self.config, self.limits, self.wait_s = config, limits, wait_s
         self.renderer = Renderer(tokenizer(), **renderer)
@@ -133,4 +167,5 @@ def run(scenario, *args, **kwargs):
     async def main():
         async with World(*args, **kwargs) as world:
             await scenario(world)
+
     asyncio.run(main())

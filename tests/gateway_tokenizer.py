@@ -1,4 +1,6 @@
-"""The gateway tests' tiny tokenizer and chat templates. Processes of the gateway import this file alone: it takes half of the time that all of their tests' would."""
+"""The gateway tests' tiny tokenizer and chat templates. Processes of the gateway import this file alone: it takes half
+of the time that all of their tests' would."""
+
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,8 +10,14 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.gateway import Renderer, Session
 
 END, TEXT_END = "<|im_end|>", "<|endoftext|>"
-WORDS = ["def f(x):\n    return x + 1\n", "The tests fail because the index is off by one.", "user assistant system tool\n\n",
-         '{"name": "shell", "arguments": {"command": "ls -la"}}', "<think>\nlet me see\n</think>\n\n", "größer 日本語 🙂 \n\n\n"]
+WORDS = [
+    "def f(x):\n    return x + 1\n",
+    "The tests fail because the index is off by one.",
+    "user assistant system tool\n\n",
+    '{"name": "shell", "arguments": {"command": "ls -la"}}',
+    "<think>\nlet me see\n</think>\n\n",
+    "größer 日本語 🙂 \n\n\n",
+]
 
 QWEN3 = r"""
 {%- if tools %}{{- '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
@@ -59,13 +67,21 @@ def tokenizer(template: str | None = QWEN3, rstrip: bool = False) -> PreTrainedT
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(WORDS * 20, trainers.BpeTrainer(
-        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    backend.train_from_iterator(
+        WORDS * 20,
+        trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )
     end = AddedToken(END, special=True, normalized=False, rstrip=rstrip)
     backend.add_special_tokens([TEXT_END, "<|im_start|>", end])
-    backend.add_tokens([AddedToken(t, normalized=False) for t in (
-        "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")])
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=TEXT_END, clean_up_tokenization_spaces=False)
+    backend.add_tokens(
+        [
+            AddedToken(t, normalized=False)
+            for t in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+        ]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, pad_token=TEXT_END, clean_up_tokenization_spaces=False
+    )
     made.chat_template = template
     return made
 

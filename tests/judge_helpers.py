@@ -1,4 +1,5 @@
 """Two tiny tasks, one a test runner, and what judges a diff of theirs: for test_rewards*.py and test_attacks*.py."""
+
 import asyncio
 import sys
 from dataclasses import replace
@@ -50,26 +51,78 @@ def test_keep():
 
 def change(path, old, new):
     """The git diff of one file; None: it is not there."""
-    lines = unified_diff((old or "").splitlines(True), (new or "").splitlines(True), f"a/{path}" if old is not None else "/dev/null", f"b/{path}" if new is not None else "/dev/null")
+    lines = unified_diff(
+        (old or "").splitlines(True),
+        (new or "").splitlines(True),
+        f"a/{path}" if old is not None else "/dev/null",
+        f"b/{path}" if new is not None else "/dev/null",
+    )
     mode = "new file mode 100644\n" if old is None else "deleted file mode 100644\n" if new is None else ""
     return f"diff --git a/{path} b/{path}\n{mode}" + "".join(lines)
 
 
 FIX = change("lib.py", WRONG, RIGHT)
-XMLRUNNER_ENVIRONMENT = Environment("unittest", None, sys.executable, ("{python}", "-m", "xmlrunner", "{tests}", "{canary_module}", "-o", "{junit}"), test_timeout_s=120)
+XMLRUNNER_ENVIRONMENT = Environment(
+    "unittest",
+    None,
+    sys.executable,
+    ("{python}", "-m", "xmlrunner", "{tests}", "{canary_module}", "-o", "{junit}"),
+    test_timeout_s=120,
+)
 PYTEST_ENVIRONMENT = Environment(
-    "pytest", None, sys.executable, protected=("tests/", "pyproject.toml"), test_timeout_s=120, variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    test_command=("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={junit}/report.xml", "-o", "junit_family=xunit1", "{tests}", "{canary_path}"))
+    "pytest",
+    None,
+    sys.executable,
+    protected=("tests/", "pyproject.toml"),
+    test_timeout_s=120,
+    variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    test_command=(
+        "{python}",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml={junit}/report.xml",
+        "-o",
+        "junit_family=xunit1",
+        "{tests}",
+        "{canary_path}",
+    ),
+)
 UNITTEST_TASK = Task(
-    "unittest-1", "", XMLRUNNER_ENVIRONMENT, {"lib.py": WRONG, "test_lib.py": VISIBLE}, {"test_hidden.py": UNITTEST}, ("test_hidden",),
-    ("test_hidden.Hidden::test_0", "test_hidden.Hidden::test_1"), ("test_hidden.Hidden::test_keep", "test_hidden.Hidden::test_skipped"), FIX)
+    "unittest-1",
+    "",
+    XMLRUNNER_ENVIRONMENT,
+    {"lib.py": WRONG, "test_lib.py": VISIBLE},
+    {"test_hidden.py": UNITTEST},
+    ("test_hidden",),
+    ("test_hidden.Hidden::test_0", "test_hidden.Hidden::test_1"),
+    ("test_hidden.Hidden::test_keep", "test_hidden.Hidden::test_skipped"),
+    FIX,
+)
 PYTEST_TASK = Task(
-    "pytest-1", "", PYTEST_ENVIRONMENT, {"lib.py": WRONG, "tests/test_lib.py": VISIBLE}, {"tests/test_hidden.py": PYTEST}, ("tests/test_hidden.py",),
-    ("tests.test_hidden.TestHidden::test_f[0]", "tests.test_hidden.TestHidden::test_f[5]"), ("tests.test_hidden::test_keep",), FIX)
+    "pytest-1",
+    "",
+    PYTEST_ENVIRONMENT,
+    {"lib.py": WRONG, "tests/test_lib.py": VISIBLE},
+    {"tests/test_hidden.py": PYTEST},
+    ("tests/test_hidden.py",),
+    ("tests.test_hidden.TestHidden::test_f[0]", "tests.test_hidden.TestHidden::test_f[5]"),
+    ("tests.test_hidden::test_keep",),
+    FIX,
+)
 LOG_TASK = replace(
-    PYTEST_TASK, task_id="log-1", fail_to_pass=("tests/test_hidden.py::TestHidden::test_f[0]", "tests/test_hidden.py::TestHidden::test_f[5]"),
-    pass_to_pass=("tests/test_hidden.py::test_keep",), environment=replace(
-        PYTEST_ENVIRONMENT, log_parser="parse_log_pytest", test_command=("{python}", "-m", "pytest", "-rA", "-p", "no:cacheprovider", "{tests}", "{canary_path}")))
+    PYTEST_TASK,
+    task_id="log-1",
+    fail_to_pass=("tests/test_hidden.py::TestHidden::test_f[0]", "tests/test_hidden.py::TestHidden::test_f[5]"),
+    pass_to_pass=("tests/test_hidden.py::test_keep",),
+    environment=replace(
+        PYTEST_ENVIRONMENT,
+        log_parser="parse_log_pytest",
+        test_command=("{python}", "-m", "pytest", "-rA", "-p", "no:cacheprovider", "{tests}", "{canary_path}"),
+    ),
+)
 TASKS = {"xmlrunner": UNITTEST_TASK, "pytest": PYTEST_TASK, "log": LOG_TASK}
 runners = pytest.mark.parametrize("runner", ["xmlrunner", "pytest"])
 

@@ -1,4 +1,5 @@
 """Shared by the tests of what comes before the queue: a grid of tiny jobs."""
+
 import os
 import subprocess
 import sys
@@ -21,10 +22,27 @@ class Bench:
         self.folder, self.runs = folder, folder / "runs" / "small"
         (folder / "small.yaml").write_text("number: 0.5\n")
         self.site({"environment": {"SMALL_JOB": "yes"}, "accounting": False})
-        small = {"program": SMALL, "config": str(folder / "small.yaml"), "minutes": 9, "cpus_per_node": 1, "memory_gb": 1}
-        self.grid = {"name": "small", "site": str(folder / "site.yaml"), "runs": str(folder / "runs"), "jobs": {
-            "first": small | {"overrides": {"run": "{run}", "number": "{seed}"}},
-            "second": small | {"overrides": {"run": "{run}/second/shard_{shard}", "number": "{shard}"}, "shards": 2, "after": "first"}}}
+        small = {
+            "program": SMALL,
+            "config": str(folder / "small.yaml"),
+            "minutes": 9,
+            "cpus_per_node": 1,
+            "memory_gb": 1,
+        }
+        self.grid = {
+            "name": "small",
+            "site": str(folder / "site.yaml"),
+            "runs": str(folder / "runs"),
+            "jobs": {
+                "first": small | {"overrides": {"run": "{run}", "number": "{seed}"}},
+                "second": small
+                | {
+                    "overrides": {"run": "{run}/second/shard_{shard}", "number": "{shard}"},
+                    "shards": 2,
+                    "after": "first",
+                },
+            },
+        }
 
     def site(self, tree: dict) -> None:
         (self.folder / "site.yaml").write_text(yaml.safe_dump(tree))
@@ -47,7 +65,12 @@ class Bench:
         """A PATH on which Slurm's programs are these lines of shell."""
         programs = self.folder / "bin"
         programs.mkdir(exist_ok=True)
-        for name, line in {"sbatch": sbatch, "squeue": squeue or "true", "srun": "true", "scancel": f"echo $@ >>{self.folder}/cancelled"}.items():
+        for name, line in {
+            "sbatch": sbatch,
+            "squeue": squeue or "true",
+            "srun": "true",
+            "scancel": f"echo $@ >>{self.folder}/cancelled",
+        }.items():
             (programs / name).write_text(f"#!/bin/sh\n{line}\n")
             (programs / name).chmod(0o755)
         return f"{programs}:{os.environ['PATH']}"

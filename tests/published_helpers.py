@@ -1,8 +1,11 @@
 """Shared by several tests: test_published.py and others."""
+
 from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
 from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
 
-EDIT = "--- a/a.py\n+++ b/a.py\n@@ -4,7 +4,7 @@\n x3 = 3\n x4 = 4\n x5 = 5\n-x6 = 6\n+x6 = 66\n x7 = 7\n x8 = 8\n x9 = 9\n"
+EDIT = (
+    "--- a/a.py\n+++ b/a.py\n@@ -4,7 +4,7 @@\n x3 = 3\n x4 = 4\n x5 = 5\n-x6 = 6\n+x6 = 66\n x7 = 7\n x8 = 8\n x9 = 9\n"
+)
 
 
 DIFFERS = "diff --git a/new.bin b/new.bin\nnew file mode 100644\nindex 0000000..c866266\nBinary files /dev/null and b/new.bin differ\n"
@@ -24,7 +27,10 @@ PATCHES = {  # patch, how it is applied, files whose text the edit is in
     "wrong counts": (EDIT.replace("-4,7 +4,7", "-4,9 +4,9"), FUZZ),
     "too small counts": (EDIT.replace("-4,7 +4,7", "-4,5 +4,5"), STRICT),
     "context that needs fuzz": (EDIT.replace(" x3 = 3\n", " y3 = 3\n"), FUZZ),
-    "two files, of which one needs fuzz": (change("d.txt", "old\n", "new\n") + EDIT.replace(" x9 = 9\n", " y9 = 9\n"), FUZZ),
+    "two files, of which one needs fuzz": (
+        change("d.txt", "old\n", "new\n") + EDIT.replace(" x9 = 9\n", " y9 = 9\n"),
+        FUZZ,
+    ),
     "a file that is nowhere": (change("nowhere.py", "a\n", "b\n"), ""),
     "no patch": ("I changed a.py\n", ""),
     "a lone surrogate": (EDIT.replace("66", "\ud800"), ""),
@@ -33,7 +39,14 @@ PATCHES = {  # patch, how it is applied, files whose text the edit is in
     "binary files differ and fuzz": (DIFFERS + EDIT.replace(" x3 = 3\n", " y3 = 3\n"), FUZZ + LEFT_OUT),
     "only binary files that differ": (DIFFERS, STRICT + LEFT_OUT),
     "a file that becomes a link": (
-        change("d.txt", "old\n", None) + "diff --git a/d.txt b/d.txt\nnew file mode 120000\n--- /dev/null\n+++ b/d.txt\n@@ -0,0 +1 @@\n+a.py\n\\ No newline at end of file\n", STRICT),
-    "a rename with an edit": ("diff --git a/a.py b/b.py\nsimilarity index 90%\nrename from a.py\nrename to b.py\n" + EDIT.replace("b/a.py", "b/b.py"), STRICT),
+        change("d.txt", "old\n", None)
+        + "diff --git a/d.txt b/d.txt\nnew file mode 120000\n--- /dev/null\n+++ b/d.txt\n@@ -0,0 +1 @@\n+a.py\n\\ No newline at end of file\n",
+        STRICT,
+    ),
+    "a rename with an edit": (
+        "diff --git a/a.py b/b.py\nsimilarity index 90%\nrename from a.py\nrename to b.py\n"
+        + EDIT.replace("b/a.py", "b/b.py"),
+        STRICT,
+    ),
     "a mode": ("diff --git a/d.txt b/d.txt\nold mode 100644\nnew mode 100755\n", STRICT),
 }

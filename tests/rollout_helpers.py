@@ -1,4 +1,5 @@
 """A real rollout process without a model: a control is the agent, and the test is the trainer and vLLM."""
+
 import asyncio
 import json
 from contextlib import suppress
@@ -24,9 +25,22 @@ def folder(path: Path) -> Path:
 
 
 def rollout_of(run: Path, tasks: dict = TASKS, attempt: int = 1, scaffold: str = "gold", **settings) -> Rollout:
-    named = {"tasks": {"name": "functions"}, "scaffold": {"name": scaffold}, "groups_per_step": 2, "group_size": 2, "concurrent_episodes": 4,
-             "infrastructure_retries": 0}
-    return Rollout(RolloutConfig.model_validate(named | settings), run, None, attempt, {split: list(own) for split, own in tasks.items()}, trains=True)
+    named = {
+        "tasks": {"name": "functions"},
+        "scaffold": {"name": scaffold},
+        "groups_per_step": 2,
+        "group_size": 2,
+        "concurrent_episodes": 4,
+        "infrastructure_retries": 0,
+    }
+    return Rollout(
+        RolloutConfig.model_validate(named | settings),
+        run,
+        None,
+        attempt,
+        {split: list(own) for split, own in tasks.items()},
+        trains=True,
+    )
 
 
 def answer(rollout: Rollout) -> None:
@@ -37,8 +51,13 @@ def answer(rollout: Rollout) -> None:
         groups.setdefault(trajectory.group_id, []).append(trajectory)
     with (run / "policy" / "versions.jsonl").open("a") as file:
         file.write(json.dumps({"version": step + 1, "step": step + 1}) + "\n")
-    write_json(run / "rollouts" / f"step_{step:05d}.trained.json", {
-        "groups": {group: {"trained": sampled_tokens(members), "masked": {}} for group, members in groups.items()}, "version": step + 1})
+    write_json(
+        run / "rollouts" / f"step_{step:05d}.trained.json",
+        {
+            "groups": {group: {"trained": sampled_tokens(members), "masked": {}} for group, members in groups.items()},
+            "version": step + 1,
+        },
+    )
     rollout.supervisor.serving = {"version": step + 1, "step": step + 1}
 
 
@@ -47,7 +66,9 @@ async def train_along(rollout: Rollout, after_each=lambda step: None) -> None:
     with suppress(asyncio.CancelledError):
         while True:
             step = rollout.supervisor.serving["step"]
-            if (rollout.run / "rollouts" / f"step_{step:05d}.parquet").exists() and read_json(rollout.run / "rollouts" / f"step_{step:05d}.trained.json") is None:
+            if (rollout.run / "rollouts" / f"step_{step:05d}.parquet").exists() and read_json(
+                rollout.run / "rollouts" / f"step_{step:05d}.trained.json"
+            ) is None:
                 answer(rollout)
                 after_each(step)
             await asyncio.sleep(0.01)

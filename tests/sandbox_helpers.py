@@ -1,4 +1,5 @@
 """A tiny task, and a sandbox of it that leaves nothing behind: for test_sandboxes.py and test_sandbox_diffs.py."""
+
 import asyncio
 import os
 import secrets
@@ -41,6 +42,7 @@ def make_task(files=FILES, base=None, variables=None):
 @pytest.fixture
 def use(tmp_path):
     """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
+
     def run(kind, body, task=None, scratch=tmp_path, **limits):
         config = sandbox_config(kind, scratch, **limits)
 
@@ -54,14 +56,16 @@ def use(tmp_path):
             assert list(tmp_path.glob("*/live/*")) == []
             assert str(tmp_path) not in Path("/proc/mounts").read_text()
             assert running(str(tmp_path)) == []
+
     return run
 
 
 @pytest.fixture
 def sleeping():
-    """A command that sleeps five minutes, and that no other test has: `running(sleeping)` looks at the whole machine, where other tests run
+    """A command that sleeps five minutes, and that no other test has: `running(sleeping)` looks at the whole machine,
+    where other tests run
     at the same time."""
-    return f"sleep 300.{secrets.randbelow(10 ** 12):012}"
+    return f"sleep 300.{secrets.randbelow(10**12):012}"
 
 
 def running(marker):
@@ -75,4 +79,10 @@ def git_apply(folder, diff):
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    subprocess.run(["git", "apply", "-"], input=diff.encode(), cwd=folder, check=True, env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)})
+    subprocess.run(
+        ["git", "apply", "-"],
+        input=diff.encode(),
+        cwd=folder,
+        check=True,
+        env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)},
+    )

@@ -1,4 +1,5 @@
 """An episode of a real agent in a real sandbox through the real gateway, with a model whose words are scripted."""
+
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -25,7 +26,8 @@ def tool_text(name: str, **arguments) -> str:
 
 
 def said(texts: Iterable[str | tuple[str, str]]) -> Callable:
-    """A model that says these texts, one a call; at the end of them the server breaks. (text, "length") is one that was cut off."""
+    """A model that says these texts, one a call; at the end of them the server breaks. (text, "length") is one that was
+    cut off."""
     left = iter(texts)
 
     def reply(prompt: tuple[int, ...]):
@@ -38,8 +40,15 @@ def said(texts: Iterable[str | tuple[str, str]]) -> Callable:
 
 
 @asynccontextmanager
-async def running(scaffold, scratch: Path, upstream: Upstream, limits: SessionLimits = LIMITS, kind: str = "bubblewrap",
-                  reward: str = "tests", split: str = "train") -> AsyncIterator[Callable]:
+async def running(
+    scaffold,
+    scratch: Path,
+    upstream: Upstream,
+    limits: SessionLimits = LIMITS,
+    kind: str = "bubblewrap",
+    reward: str = "tests",
+    split: str = "train",
+) -> AsyncIterator[Callable]:
     """Yields episode(task, texts) -> Trajectory. The scaffold is installed as a run installs it."""
     client = VLLMClient(await upstream.start(), wait_s=0.5)
     sandbox = SandboxConfig(kind=kind, scratch=str(scratch))
@@ -47,12 +56,22 @@ async def running(scaffold, scratch: Path, upstream: Upstream, limits: SessionLi
         async with ready(scaffold, EnvironmentsConfig()) as socket, aiohttp.ClientSession() as http:
             gateway = Gateway(GatewayConfig(), [client], Renderer(tokenizer(), {}), socket)
             await gateway.start()
-            services = Services(gateway, scaffold, sandbox, Grader(sandbox), RewardConfig(weights={reward: 1.0}), limits, http)
+            services = Services(
+                gateway, scaffold, sandbox, Grader(sandbox), RewardConfig(weights={reward: 1.0}), limits, http
+            )
 
             async def episode(task: Task, texts: Iterable[str] = (), own: SessionLimits = limits) -> Trajectory:
                 upstream.reply = said(texts)
-                return await run_episode(replace(services, limits=own), task, trajectory_id="x", group_id="x", split=split, attempt=0,
-                                         sampling=SamplingConfig(), cache_salt="s")
+                return await run_episode(
+                    replace(services, limits=own),
+                    task,
+                    trajectory_id="x",
+                    group_id="x",
+                    split=split,
+                    attempt=0,
+                    sampling=SamplingConfig(),
+                    cache_salt="s",
+                )
 
             try:
                 yield episode

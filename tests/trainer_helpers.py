@@ -1,4 +1,5 @@
 """Shared by several tests: test_trainer.py and others."""
+
 from coderepairrl.training.algorithm_config import AlgorithmConfig
 from coderepairrl.training.trainer import judge
 from coderepairrl.types import Call, Outcome, Trajectory
@@ -6,8 +7,17 @@ from coderepairrl.types import Call, Outcome, Trajectory
 MAX_TOKENS = 100
 
 
-def episode(name: str, group: str, reward: float, outcome: Outcome = Outcome.SUBMITTED, versions: tuple[int, ...] = (3, 3), prompt: int = 4) -> Trajectory:
-    call = Call(0, None, None, (1,) * prompt, (5,) * len(versions), (-0.1,) * len(versions), versions, "stop", False, 0.0, 0.0)
+def episode(
+    name: str,
+    group: str,
+    reward: float,
+    outcome: Outcome = Outcome.SUBMITTED,
+    versions: tuple[int, ...] = (3, 3),
+    prompt: int = 4,
+) -> Trajectory:
+    call = Call(
+        0, None, None, (1,) * prompt, (5,) * len(versions), (-0.1,) * len(versions), versions, "stop", False, 0.0, 0.0
+    )
     return Trajectory(name, group, "task", "train", 0, (call,), "", outcome, "", None, {}, reward, 1.0)
 
 

@@ -1,5 +1,7 @@
-"""Stands in for vLLM in a weight update, in this process: all of the calls, a real communicator (gloo), tensors that are
+"""Stands in for vLLM in a weight update, in this process: all of the calls, a real communicator (gloo), tensors that
+are
 kept, an answer to the probe."""
+
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +15,8 @@ from coderepairrl.weights import gloo
 
 
 class WeightsServer:
-    """`with WeightsServer(run) as server`: at `url`. What it computes is what the trainer says in probe.json, and `off` more.
+    """`with WeightsServer(run) as server`: at `url`. What it computes is what the trainer says in probe.json, and `off`
+    more.
 
     calls: the paths that were asked for, in order; paused: whether it would sample now; version: of its weights.
     """
@@ -89,6 +92,8 @@ class WeightsServer:
         """As vLLM: a request that comes while it is paused waits, and is computed with the weights of afterwards."""
         self._may_sample.wait()
         logprobs = read_json(self.run / "policy" / "probe.json")["logprobs"][str(self.version)]
-        entries = [{str(token): {"logprob": logprob + self.off}}
-                   for token, logprob in zip(said["token_ids"][1:], logprobs, strict=True)]
+        entries = [
+            {str(token): {"logprob": logprob + self.off}}
+            for token, logprob in zip(said["token_ids"][1:], logprobs, strict=True)
+        ]
         return {"prompt_logprobs": [None, *entries]}

@@ -7,13 +7,18 @@
     product: {engine.learning_rate: [1.0e-6, 3.0e-6]}                # every combination
     zip: [{rollout.group_size: [8, 16], rollout.groups_per_step: [32, 16]}]     # walked together
     jobs:
-      train: {program: scripts/train_grpo.py, config: configs/x.yaml, overrides: {run: "{run}", rollout.seed: "{seed}"}, nodes: {serve: 1, train: 1}}
+      train: {program: scripts/train_grpo.py, config: configs/x.yaml, overrides: {run: "{run}", rollout.seed: "{seed}"},
+      nodes: {serve: 1, train: 1}}
       evaluate: {program: scripts/evaluate.py, ..., shards: 4, after: train}
 
-Keys of variants, product and zip are those of the first job's configuration; `evaluate:samples` is another job's. In strings {seed},
-{run} (folder of the point), {shard} and {shards} are filled in. Names of points depend on nothing but their own values, so that a
-grid that grows keeps the runs that it has. A mapping in overrides or variants is a section, merged; in product and zip, a value.
+Keys of variants, product and zip are those of the first job's configuration; `evaluate:samples` is another job's. In
+strings {seed},
+{run} (folder of the point), {shard} and {shards} are filled in. Names of points depend on nothing but their own values,
+so that a
+grid that grows keeps the runs that it has. A mapping in overrides or variants is a section, merged; in product and zip,
+a value.
 """
+
 import difflib
 import hashlib
 import itertools
@@ -51,6 +56,7 @@ def flatten(tree: dict[str, Any]) -> Overrides:
 
 class JobConfig(Resources):
     """One job of each point of the grid."""
+
     program: str  # such as scripts/train_grpo.py
     config: str | None = None  # the YAML that it is given; null: a program that takes arguments only
     overrides: Overrides = {}  # of the configuration
@@ -66,6 +72,7 @@ class JobConfig(Resources):
 
 class GridConfig(Config):
     """What varies, and the jobs at each point of it."""
+
     name: str  # of its folder below `runs`
     site: str = "configs/site/plain.yaml"  # the cluster's YAML
     runs: str = "runs"  # the folder of the grids' folders; on a cluster, on a file system that all nodes share
@@ -83,17 +90,24 @@ class GridConfig(Config):
     @field_validator("zip", mode="before")
     @classmethod
     def _flat_zip(cls, trees: Any) -> Any:
-        return [flatten(tree) if isinstance(tree, dict) else tree for tree in trees] if isinstance(trees, list) else trees
+        return (
+            [flatten(tree) if isinstance(tree, dict) else tree for tree in trees] if isinstance(trees, list) else trees
+        )
 
     @field_validator("variants", mode="before")
     @classmethod
     def _flat_variants(cls, trees: Any) -> Any:
-        return {name: flatten(tree or {}) if isinstance(tree or {}, dict) else tree for name, tree in trees.items()} if isinstance(trees, dict) else trees
+        return (
+            {name: flatten(tree or {}) if isinstance(tree or {}, dict) else tree for name, tree in trees.items()}
+            if isinstance(trees, dict)
+            else trees
+        )
 
 
 @dataclass(frozen=True)
 class PlannedJob:
     """One submission of a point: `shards` jobs that differ in {shard} alone."""
+
     name: str
     config: JobConfig
     overrides: tuple[tuple[str, Any], ...]  # as in the grid, placeholders not yet filled in
@@ -110,7 +124,9 @@ class PlannedJob:
     def filled(self, run: str, shard: int) -> tuple[Overrides, list[str]]:
         """(overrides, arguments) of one of its jobs."""
         values = {"seed": self.seed, "run": run, "shard": shard, "shards": self.config.shards}
-        return {key: fill(value, values) for key, value in self.overrides}, [str(fill(word, values)) for word in self.config.arguments]
+        return {key: fill(value, values) for key, value in self.overrides}, [
+            str(fill(word, values)) for word in self.config.arguments
+        ]
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,11 @@ def expand(grid: GridConfig) -> list[Point]:
     """ConfigError when two points have the same name, or something doesn't fit together."""
     _check(grid)
     axes = [[{key: value} for value in values] for key, values in grid.product.items()]
-    zipped = [[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] for columns in grid.zip if columns]
+    zipped = [
+        [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        for columns in grid.zip
+        if columns
+    ]
     points: dict[str, Point] = {}
     shorts = _short_keys([*(key for columns in grid.zip for key in columns), *grid.product])
     for variant in grid.variants or {"": {}}:
@@ -132,7 +152,10 @@ def expand(grid: GridConfig) -> list[Point]:
             for seed in grid.seeds:
                 name = _name(variant, {shorts[key]: value for key, value in varied.items()}, seed)
                 if name in points:
-                    raise ConfigError(f"two runs of the grid are named {name}: a value or seed stands there twice, or two differ in what a name can't show")
+                    raise ConfigError(
+                        f"two runs of the grid are named {name}: a value or seed stands there twice, or two differ in "
+                        "what a name can't show"
+                    )
                 points[name] = Point(name, _chain(grid, grid.variants.get(variant, {}) | varied, seed))
     return list(points.values())
 
@@ -143,14 +166,19 @@ def _check(grid: GridConfig) -> None:
             raise ConfigError(f"{name!r} names a folder: take letters, digits, . _ - only")
     for columns in grid.zip:
         if len({len(values) for values in columns.values()}) > 1:
-            raise ConfigError("the lists of a zip are walked together: " + ", ".join(f"{key} has {len(values)}" for key, values in columns.items()))
+            raise ConfigError(
+                "the lists of a zip are walked together: "
+                + ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
+            )
     for key, values in [*grid.product.items(), *(item for columns in grid.zip for item in columns.items())]:
         if not values:
             raise ConfigError(f"{key} has no values: give at least one, or leave it out")
     varied = [grid.product, grid.zip, grid.variants, *([job.overrides, job.arguments] for job in grid.jobs.values())]
     if len(set(grid.seeds)) > 1 and "{seed}" not in json.dumps(varied):
-        raise ConfigError(f"seeds={grid.seeds}: nothing uses {{seed}}, so all would be the same run: name it in the first "
-                          'job\'s overrides, for example rollout.seed: "{seed}"')
+        raise ConfigError(
+            f"seeds={grid.seeds}: nothing uses {{seed}}, so all would be the same run: name it in the first "
+            'job\'s overrides, for example rollout.seed: "{seed}"'
+        )
     keys = [*grid.product, *(key for columns in grid.zip for key in columns)]
     for key in keys:
         if keys.count(key) > 1:
@@ -158,7 +186,10 @@ def _check(grid: GridConfig) -> None:
     earlier: list[str] = []
     for name, job in grid.jobs.items():
         if earlier and job.after not in earlier:
-            raise ConfigError(f"jobs.{name}.after={job.after}: jobs stand in the order in which they run, so name one of {', '.join(earlier)}")
+            raise ConfigError(
+                f"jobs.{name}.after={job.after}: jobs stand in the order in which they run, so name one of "
+                f"{', '.join(earlier)}"
+            )
         if not earlier and job.after:
             raise ConfigError(f"jobs.{name}.after={job.after}: the first job waits for none")
         if job.overrides and not job.config:
@@ -176,14 +207,20 @@ def _chain(grid: GridConfig, varied: Overrides, seed: int) -> tuple[PlannedJob, 
         job = job if colon else first
         if job not in own:
             near = difflib.get_close_matches(job, own, n=1, cutoff=0.4)
-            raise ConfigError(f"{key}: there is no job {job!r}" + (f": did you mean {near[0]}:{rest}?" if near else f": known are {', '.join(own)}"))
+            raise ConfigError(
+                f"{key}: there is no job {job!r}"
+                + (f": did you mean {near[0]}:{rest}?" if near else f": known are {', '.join(own)}")
+            )
         own[job].pop(rest, None)
         own[job][rest] = value
-    return tuple(PlannedJob(name, job, tuple(own[name].items()), seed, name == first) for name, job in grid.jobs.items())
+    return tuple(
+        PlannedJob(name, job, tuple(own[name].items()), seed, name == first) for name, job in grid.jobs.items()
+    )
 
 
 def fill(value: Any, values: dict[str, Any]) -> Any:
-    """A string that is one placeholder becomes its value, a number stays a number. ConfigError names a placeholder that isn't known."""
+    """A string that is one placeholder becomes its value, a number stays a number. ConfigError names a placeholder that
+    isn't known."""
     if isinstance(value, dict):
         return {key: fill(inner, values) for key, inner in value.items()}
     if isinstance(value, list):
@@ -193,7 +230,10 @@ def fill(value: Any, values: dict[str, Any]) -> Any:
     for found in PLACEHOLDER.findall(value):
         if found not in values:
             near = difflib.get_close_matches(found, PLACEHOLDERS, n=1, cutoff=0.4)
-            raise ConfigError(f"{value!r}: {{{found}}} is not known" + (f": did you mean {{{near[0]}}}?" if near else f": known are {', '.join(PLACEHOLDERS)}"))
+            raise ConfigError(
+                f"{value!r}: {{{found}}} is not known"
+                + (f": did you mean {{{near[0]}}}?" if near else f": known are {', '.join(PLACEHOLDERS)}")
+            )
     whole = PLACEHOLDER.fullmatch(value)
     return values[whole[1]] if whole else PLACEHOLDER.sub(lambda match: str(values[match[1]]), value)
 
@@ -205,7 +245,9 @@ def _short_keys(keys: list[str]) -> dict[str, str]:
         parts = re.split(r"[.:]", key)
         tails = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
         others = [re.split(r"[.:]", other) for other in keys if other != key]
-        out[key] = next((tail for tail in tails if all(".".join(other[-tail.count(".") - 1:]) != tail for other in others)), key)
+        out[key] = next(
+            (tail for tail in tails if all(".".join(other[-tail.count(".") - 1 :]) != tail for other in others)), key
+        )
     return out
 
 
@@ -214,7 +256,7 @@ def _name(variant: str, varied: dict[str, Any], seed: int) -> str:
     parts += [f"{key}_{_short(value)}" for key, value in varied.items()]
     stem = "-".join(parts) or "run"
     if len(stem) > LONGEST_STEM:
-        stem = f"{stem[:LONGEST_STEM - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+        stem = f"{stem[: LONGEST_STEM - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     return f"{stem}_seed{seed}"  # analysis/ takes what differs in _seedN alone for seeds of one thing
 
 

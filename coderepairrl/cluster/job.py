@@ -1,9 +1,13 @@
-"""What runs on every node of a Slurm job: works out the node's place, starts the program, passes signals on, asks Slurm to start the job again.
+"""What runs on every node of a Slurm job: works out the node's place, starts the program, passes signals on, asks Slurm
+to start the job again.
 
-The program is the one that a laptop runs. A time limit or a preemption arrives as SIGUSR2, some seconds before the end: the program
-keeps what it has and exits with attempt.STOPPED, and the job requeues itself into the same run folder. An attempt of a run over
+The program is the one that a laptop runs. A time limit or a preemption arrives as SIGUSR2, some seconds before the end:
+the program
+keeps what it has and exits with attempt.STOPPED, and the job requeues itself into the same run folder. An attempt of a
+run over
 several nodes that fails is followed by the next in the same allocation, until several in a row have made no progress.
 """
+
 import os
 import signal
 import subprocess
@@ -24,13 +28,16 @@ AGAIN_S = 3.0  # before the next attempt
 
 
 class Job(Config):
-    """Picklable; calling it on every node, one task a node, runs the program. Paths are absolute and the same on all nodes."""
+    """Picklable; calling it on every node, one task a node, runs the program. Paths are absolute and the same on all
+    nodes."""
+
     program: str  # relative to `code`
     arguments: list[str]  # of the program
     run: str  # the run folder
     code: str  # the frozen code: working directory, first on PYTHONPATH
     python: str  # the interpreter
-    serve_nodes: NonNegativeInt = 0  # with train_nodes: a run over several nodes, of which the first serve. Both 0: the program as it is, on one node
+    # with train_nodes: a run over several nodes, of which the first serve. Both 0: the program as it is, on one node
+    serve_nodes: NonNegativeInt = 0
     train_nodes: NonNegativeInt = 0  # the others, which train
     images: dict[str, str] = {}  # "serve", "train", "agents" -> SIF
     container_options: list[str] = []  # of apptainer exec: --nv, --bind ...
@@ -41,7 +48,8 @@ class Job(Config):
         place, run = self._place(), Path(self.run)
         leads = place.node == 0 and self.train_nodes > 0
         signals: list[int] = []
-        for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):  # after submitit's own handlers, which would requeue in their way
+        # after submitit's own handlers, which would requeue in their way
+        for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, lambda sent, _: signals.append(sent))
         futile = 0  # attempts in a row, counted here as well: the folder may not be writable
         while not signals:
@@ -62,9 +70,14 @@ class Job(Config):
         sys.exit(0)
 
     def _run(self, place: Place, signals: list[int]) -> int:
-        """The program's exit code. A signal becomes SIGUSR2 to it, whatever it was: Slurm sends SIGTERM where it is not set up to say more."""
-        environment = os.environ | self.environment | place.variable() | {"PYTHONPATH": self.code, "PYTHONUNBUFFERED": "1"}
-        child = subprocess.Popen([self.python, self.program, *self.arguments], cwd=self.code, env=environment, stdin=subprocess.DEVNULL)
+        """The program's exit code. A signal becomes SIGUSR2 to it, whatever it was: Slurm sends SIGTERM where it is not
+        set up to say more."""
+        environment = (
+            os.environ | self.environment | place.variable() | {"PYTHONPATH": self.code, "PYTHONUNBUFFERED": "1"}
+        )
+        child = subprocess.Popen(
+            [self.python, self.program, *self.arguments], cwd=self.code, env=environment, stdin=subprocess.DEVNULL
+        )
         passed = False
         try:
             while child.poll() is None:
@@ -86,8 +99,11 @@ class Job(Config):
         names = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
         node = int(os.environ["SLURM_NODEID"])
         if len(names) != self.serve_nodes + self.train_nodes:
-            raise EngineError(f"the job has {len(names)} nodes ({', '.join(names)}), but {self.serve_nodes} serve and {self.train_nodes} train: "
-                              "ask for as many (--nodes)")
+            raise EngineError(
+                f"the job has {len(names)} nodes ({', '.join(names)}), but {self.serve_nodes} serve and "
+                f"{self.train_nodes} train: "
+                "ask for as many (--nodes)"
+            )
         address = next((address_towards(name) for i, name in enumerate(names) if i != node), "127.0.0.1")
         return Place(node, self.serve_nodes, self.train_nodes, address, Owner(job, restart), **images)
 

@@ -1,9 +1,14 @@
-"""From a grid to jobs that can be submitted: the Job of each shard, its frozen configuration and code, the text of the batch script.
+"""From a grid to jobs that can be submitted: the Job of each shard, its frozen configuration and code, the text of the
+batch script.
 
-    runs/GRID/code/HASH/      the project's files as they were: the jobs' working directory. The same content is there once
-    runs/GRID/POINT/          run folder of the point's first job; runs/GRID/POINT/JOB/ those of the others, .../shard_K/ of their shards
-        launch/               config.yaml, job.json: what slurm/job.py needs to start the same job by hand; and what submission.py keeps
+    runs/GRID/code/HASH/      the project's files as they were: the jobs' working directory. The same content is there
+                              once
+    runs/GRID/POINT/          run folder of the point's first job; runs/GRID/POINT/JOB/ those of the others,
+                              .../shard_K/ of their shards
+        launch/               config.yaml, job.json: what slurm/job.py needs to start the same job by hand; and what
+                              submission.py keeps
 """
+
 import hashlib
 import importlib
 import shlex
@@ -31,17 +36,20 @@ CLASSES = {  # program -> module and class of its configuration
     "scripts/train_grpo.py": ("coderepairrl.run.train_config", "TrainConfig"),
     "scripts/train_sft.py": ("coderepairrl.sft.sft_config", "SFTConfig"),
     "scripts/evaluate.py": ("coderepairrl.run.evaluate_config", "EvaluateConfig"),
-    "scripts/record_demonstrations.py": ("coderepairrl.demonstrations.record_config", "RecordConfig")}
+    "scripts/record_demonstrations.py": ("coderepairrl.demonstrations.record_config", "RecordConfig"),
+}
 
 
 class _AnyConfig(Config):
     """Of a program whose own class isn't known: any keys."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 @dataclass(frozen=True)
 class Submittable:
     """One job of a point. Nothing is written before freeze()."""
+
     name: str  # in Slurm's queue
     folder: Path  # its run folder; of shards, the one above theirs
     planned: PlannedJob
@@ -66,11 +74,16 @@ class Submittable:
         )
 
         command = f"{shlex.quote(self.jobs[0].python)} -u -m submitit.core._submit {shlex.quote(str(self.launch))}"
-        return _make_sbatch_string(command=command, folder=self.launch, map_count=len(self.jobs) if len(self.jobs) > 1 else None,
-                                   **self.parameters(site, after))
+        return _make_sbatch_string(
+            command=command,
+            folder=self.launch,
+            map_count=len(self.jobs) if len(self.jobs) > 1 else None,
+            **self.parameters(site, after),
+        )
 
     def freeze(self) -> None:
-        """Writes config.yaml and job.json of each job; those of an earlier submission, if they were others, are kept with a number."""
+        """Writes config.yaml and job.json of each job; those of an earlier submission, if they were others, are kept
+        with a number."""
         for job, config in zip(self.jobs, self.configs, strict=True):
             launch = Path(job.run) / "launch"
             launch.mkdir(parents=True, exist_ok=True)
@@ -84,7 +97,8 @@ class Submittable:
 
 
 class Plan:
-    """All that a grid asks for. Its parts are read when they are needed; ConfigError for whatever is wrong. `local`: on this machine, without Slurm."""
+    """All that a grid asks for. Its parts are read when they are needed; ConfigError for whatever is wrong. `local`: on
+    this machine, without Slurm."""
 
     def __init__(self, grid: GridConfig, local: bool = False):
         self.grid, self.local = grid, local
@@ -122,26 +136,46 @@ class Plan:
     def submittables(self) -> list[tuple[Point, list[Submittable]]]:
         """Checks every configuration, the interpreter and the images."""
         python, images = self.site.interpreter(), self.site.image_files()
-        return [(point, [self._submittable(point, planned, python, images) for planned in point.jobs]) for point in self.points]
+        return [
+            (point, [self._submittable(point, planned, python, images) for planned in point.jobs])
+            for point in self.points
+        ]
 
     def _submittable(self, point: Point, planned: PlannedJob, python: str, images: dict[str, str]) -> Submittable:
         wanted, run = planned.config, self.run(point)
         if not (ROOT / wanted.program).is_file():
-            raise ConfigError(f"jobs.{planned.name}.program: {wanted.program} is no file of the project: give its path from the project's folder")
+            raise ConfigError(
+                f"jobs.{planned.name}.program: {wanted.program} is no file of the project: give its path from the "
+                "project's folder"
+            )
         configs, jobs = [], []
         for shard in range(wanted.shards):
             folder = planned.shard_folder(run, shard)
             config, arguments = self._config(point, planned, run, shard)
             configs.append(config)
-            jobs.append(Job(program=wanted.program, arguments=[f"{folder}/launch/config.yaml", *arguments] if wanted.config else arguments, run=folder,
-                            code=str(self.code), python=python, images=images, environment=self.site.variables(),
-                            container_options=self.site.options() if images else [],
-                            serve_nodes=wanted.nodes.serve if wanted.nodes and not self.local else 0,
-                            train_nodes=wanted.nodes.train if wanted.nodes and not self.local else 0))
-        return Submittable(f"{self.grid.name}-{point.name}-{planned.name}", Path(planned.folder(run)), planned, jobs, configs)
+            jobs.append(
+                Job(
+                    program=wanted.program,
+                    arguments=[f"{folder}/launch/config.yaml", *arguments] if wanted.config else arguments,
+                    run=folder,
+                    code=str(self.code),
+                    python=python,
+                    images=images,
+                    environment=self.site.variables(),
+                    container_options=self.site.options() if images else [],
+                    serve_nodes=wanted.nodes.serve if wanted.nodes and not self.local else 0,
+                    train_nodes=wanted.nodes.train if wanted.nodes and not self.local else 0,
+                )
+            )
+        return Submittable(
+            f"{self.grid.name}-{point.name}-{planned.name}", Path(planned.folder(run)), planned, jobs, configs
+        )
 
-    def _config(self, point: Point, planned: PlannedJob, run: str, shard: int) -> tuple[dict[str, Any] | None, list[str]]:
-        """(configuration as the program's own class resolves it, with paths that hold wherever the job runs; further arguments)."""
+    def _config(
+        self, point: Point, planned: PlannedJob, run: str, shard: int
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """(configuration as the program's own class resolves it, with paths that hold wherever the job runs; further
+        arguments)."""
         try:
             overrides, arguments = planned.filled(run, shard)
             if planned.config.config is None:
@@ -152,16 +186,26 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"{point.name}, job {planned.name}: {error}") from None
         if not (self.site.internet or self.local) and (tree.get("wandb") or {}).get("mode") == "online":
-            raise ConfigError(f"{point.name}: wandb.mode=online, but this site's nodes have no internet: leave it offline, and use scripts/sync_wandb.sh")
+            raise ConfigError(
+                f"{point.name}: wandb.mode=online, but this site's nodes have no internet: leave it offline, and use "
+                "scripts/sync_wandb.sh"
+            )
         return self._absolute(tree), self._absolute(arguments)
 
     def _absolute(self, value: Any) -> Any:
-        """A job's working directory is its frozen code: paths to what is in the project's folder, but isn't code, are made absolute."""
+        """A job's working directory is its frozen code: paths to what is in the project's folder, but isn't code, are
+        made absolute."""
         if isinstance(value, dict):
             return {key: self._absolute(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [self._absolute(inner) for inner in value]
-        if not isinstance(value, str) or not 0 < value.find("/") or value.startswith("-") or "\n" in value or len(value) > 500:
+        if (
+            not isinstance(value, str)
+            or not 0 < value.find("/")
+            or value.startswith("-")
+            or "\n" in value
+            or len(value) > 500
+        ):
             return value
         if value.rstrip("/") in self._code_paths:
             return value
@@ -174,7 +218,8 @@ class Plan:
 
 @cache
 def config_class(program: str) -> type[Config] | None:
-    """Class of a program's configuration; None when it isn't known, or this machine lacks what the program imports (said on stderr)."""
+    """Class of a program's configuration; None when it isn't known, or this machine lacks what the program imports
+    (said on stderr)."""
     if program not in CLASSES:
         return None
     module, name = CLASSES[program]
@@ -186,8 +231,11 @@ def config_class(program: str) -> type[Config] | None:
 
 
 def code_files(root: Path) -> list[str]:
-    """Relative paths of what git tracks or would track; of a folder without git, of everything but results and environments."""
-    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-zco", "--exclude-standard"], capture_output=True, text=True)
+    """Relative paths of what git tracks or would track; of a folder without git, of everything but results and
+    environments."""
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-zco", "--exclude-standard"], capture_output=True, text=True
+    )
     if listed.returncode == 0:
         files = [file for file in listed.stdout.split("\0") if file and (root / file).is_file()]
     else:
@@ -196,20 +244,26 @@ def code_files(root: Path) -> list[str]:
     sizes = {file: (root / file).stat().st_size for file in files}
     if sum(sizes.values()) > LARGEST_CODE:
         largest = max(sizes, key=sizes.get)
-        raise ConfigError(f"the project's files are {sum(sizes.values()) / 2**20:.0f} MiB, the largest is {largest}: "
-                          "what is no code belongs in runs/ or .gitignore")
+        raise ConfigError(
+            f"the project's files are {sum(sizes.values()) / 2**20:.0f} MiB, the largest is {largest}: "
+            "what is no code belongs in runs/ or .gitignore"
+        )
     return sorted(files)
 
 
 def content_hash(root: Path, files: list[str]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file}\0{(root / file).stat().st_mode & 0o100}\0".encode() + hashlib.sha256((root / file).read_bytes()).digest())
+        digest.update(
+            f"{file}\0{(root / file).stat().st_mode & 0o100}\0".encode()
+            + hashlib.sha256((root / file).read_bytes()).digest()
+        )
     return digest.hexdigest()[:12]
 
 
 def revision(root: Path) -> dict[str, Any]:
     """{"revision", "uncommitted"}: None where git doesn't know this folder."""
+
     def git(*words: str) -> str | None:
         result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
         return result.stdout.strip() if result.returncode == 0 else None

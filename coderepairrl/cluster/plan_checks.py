@@ -1,5 +1,7 @@
-"""What a plan is refused for before anything is submitted, each in one line: results of two jobs in one folder, paths where
+"""What a plan is refused for before anything is submitted, each in one line: results of two jobs in one folder, paths
+where
 nothing is and no earlier job of the point makes it, folders whose results other settings made."""
+
 import fnmatch
 import os
 from pathlib import Path
@@ -18,9 +20,20 @@ EVALUATE, TRAIN, SFT = "scripts/evaluate.py", "scripts/train_grpo.py", "scripts/
 RECORD = "scripts/record_demonstrations.py"
 FREE = {EVALUATE: inputs.EVALUATION, TRAIN: inputs.TRAINING, SFT: inputs.SFT, RECORD: inputs.RECORDING}
 OUTPUTS = ("run", "output", "out")
-PATHS = ("*tasks.train", "*tasks.heldout", "*tasks.path", "*tasks.source", "*scaffold.path", "*scaffold.model",
-         "*scaffold.requirements", "*scaffold.files.*", "*scaffold.agent.requirements", "*scaffold.agent.files.*",
-         "*sandbox.image", "*sources.*.path")
+PATHS = (
+    "*tasks.train",
+    "*tasks.heldout",
+    "*tasks.path",
+    "*tasks.source",
+    "*scaffold.path",
+    "*scaffold.model",
+    "*scaffold.requirements",
+    "*scaffold.files.*",
+    "*scaffold.agent.requirements",
+    "*scaffold.agent.files.*",
+    "*sandbox.image",
+    "*sources.*.path",
+)
 DATA = (".jsonl", ".json", ".parquet")  # what a data set's source ends with, where it is a file and no name on the hub
 WITHOUT_MODEL = ("gold", "empty", "gold_less_one_hunk", "predictions", "scripted")
 Chains = list[tuple[Point, list[Submittable]]]
@@ -37,8 +50,10 @@ def check(chains: Chains) -> None:
                 other = owners.setdefault(str(folder), who)
                 if other != who or folders.count(folder) > 1:
                     other = other if other != who else "another of its shards"
-                    raise ConfigError(f"{who}: {other} writes {folder}, too: name the folder by {{run}}, of a further job "
-                                      "by {run}/JOB, of shards by their shard")
+                    raise ConfigError(
+                        f"{who}: {other} writes {folder}, too: name the folder by {{run}}, of a further job "
+                        "by {run}/JOB, of shards by their shard"
+                    )
             _check_paths(who, job, [Path(chain[0].folder), *made] if job is not chain[0] else [])
             _check_inputs(who, job, folders)
             made += folders
@@ -85,8 +100,10 @@ def _check_paths(who: str, job: Submittable, made: list[Path]) -> None:
             if key.endswith("source") and not value.endswith(DATA):
                 continue
             if not (ROOT / value).exists() and not later(Path(os.path.abspath(ROOT / value))):
-                raise ConfigError(f"{who}: {key}={value}: nothing is there, and no earlier job of the point makes it: "
-                                  "make it first, or correct the path")
+                raise ConfigError(
+                    f"{who}: {key}={value}: nothing is there, and no earlier job of the point makes it: "
+                    "make it first, or correct the path"
+                )
 
 
 def _is_model(path: str) -> bool:
@@ -112,12 +129,17 @@ def _check_inputs(who: str, job: Submittable, folders: list[Path]) -> None:
         now = inputs.of_settings(own, FREE[program])
         now |= _named(program, config, read_yaml(launched) if launched.exists() else {}, before)
         allowed = (*FREE[program], *(config.get("resume") or {}).get("allow", ()))
-        refused = {key: pair for key, pair in inputs.differences(before, now).items()
-                   if not inputs.covered(key, allowed) and (key in now or not isinstance(before[key], dict))}
+        refused = {
+            key: pair
+            for key, pair in inputs.differences(before, now).items()
+            if not inputs.covered(key, allowed) and (key in now or not isinstance(before[key], dict))
+        }
         if refused:
             way_on = ", or resume.allow in the job's overrides" if program == TRAIN else ""
-            raise ConfigError(f"{who}: {folder} holds results of other settings: {inputs.said(refused)}: take another "
-                              f"`name:` of the grid, or what it was made with{way_on}")
+            raise ConfigError(
+                f"{who}: {folder} holds results of other settings: {inputs.said(refused)}: take another "
+                f"`name:` of the grid, or what it was made with{way_on}"
+            )
 
 
 def _alone(config: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +156,11 @@ def _named(program: str, config: dict[str, Any], launched: dict[str, Any], befor
 
         sft = config_class(program).model_validate(config)
         sources = data.places(sft.sources, sft.evaluation.sources if sft.evaluation else [])
-        now |= {key: before[key] if (before.get(key) or {}).get("path") == source.path else data.content(source)
-                for key, source in sources.items() if os.path.exists(source.path)}
+        now |= {
+            key: before[key] if (before.get(key) or {}).get("path") == source.path else data.content(source)
+            for key, source in sources.items()
+            if os.path.exists(source.path)
+        }
     known = before.get("model.weights")
     if named and known and _is_model(named) and (folder := model_folder(named)) != known["path"]:
         now |= {key: value for key, value in contents.model(folder).items() if key in before}

@@ -1,4 +1,5 @@
-"""One submission of a job and never two, through submitit; and what became of it. All of it lies in the job's launch/ folder:
+"""One submission of a job and never two, through submitit; and what became of it. All of it lies in the job's launch/
+folder:
 
     submitted.json                      a Record, written once there is an id
     claim/                              made by mkdir while a launcher is at work here: a second one keeps away
@@ -6,6 +7,7 @@
     ID_0_log.out, ID_0_result.pkl       what the first node said, and how it ended
 Works without accounting: states are Slurm's queue and the run folder, never submitit's watcher, which waits for sacct.
 """
+
 import contextlib
 import io
 import os
@@ -36,6 +38,7 @@ ENDLESS_MIN = 10**6  # on this machine there is no time limit
 @dataclass(frozen=True)
 class Record:
     """submitted.json"""
+
     kind: Literal["slurm", "local"]
     ids: list[str]  # one a shard
     time: float
@@ -56,6 +59,7 @@ class Record:
 @dataclass(frozen=True)
 class State:
     """Of one shard. `slurm`: what the queue says, "" when the job isn't there."""
+
     word: Literal["new", "live", "done", "failed"]
     id: str = ""
     slurm: str = ""
@@ -69,7 +73,10 @@ def states(folder: Path, runs: list[Path], queued: list[Queued], accounting: boo
         return [State("new")] * len(runs)
     in_queue = {entry.id: entry for entry in queued if entry.folder == str(folder)}
     ids = record.ids + [""] * (len(runs) - len(record.ids))
-    return [_state(folder / "launch", run, record, id_, in_queue.get(id_), accounting) for run, id_ in zip(runs, ids, strict=True)]
+    return [
+        _state(folder / "launch", run, record, id_, in_queue.get(id_), accounting)
+        for run, id_ in zip(runs, ids, strict=True)
+    ]
 
 
 def _state(launch: Path, run: Path, record: Record, id_: str, queued: Queued | None, accounting: bool) -> State:
@@ -143,10 +150,12 @@ def _held(claim: Path) -> bool:
 
 
 def adopt(job: Submittable, plan: Plan) -> Record | None:
-    """The record of a submission whose launcher died between sbatch and writing it down, if there is one. The caller holds the claim."""
+    """The record of a submission whose launcher died between sbatch and writing it down, if there is one. The caller
+    holds the claim."""
     from submitit.core.utils import DelayedSubmission
 
-    if not any(path.suffix in (".pkl", ".sh") for path in job.launch.iterdir()):  # submitit's, written before sbatch is called
+    # submitit's, written before sbatch is called
+    if not any(path.suffix in (".pkl", ".sh") for path in job.launch.iterdir()):
         return None
     ids = [entry.id for entry in queue() if entry.folder == str(job.folder) and entry.name == job.name and entry.live]
     if len(ids) != len(job.jobs):
@@ -163,7 +172,8 @@ def adopt(job: Submittable, plan: Plan) -> Record | None:
 
 
 def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) -> list[str]:
-    """These shards to Slurm; returns their ids. The caller holds the claim. ConfigError with sbatch's own line when it refuses."""
+    """These shards to Slurm; returns their ids. The caller holds the claim. ConfigError with sbatch's own line when it
+    refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -172,13 +182,20 @@ def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) ->
     try:
         executor = SlurmExecutor(job.launch, python=shlex.quote(job.jobs[0].python))
     except RuntimeError:
-        raise ConfigError("Slurm's programs (sbatch, srun) are not on this machine: "
-                          "run this on a login node of the cluster, or without Slurm: --local") from None
+        raise ConfigError(
+            "Slurm's programs (sbatch, srun) are not on this machine: "
+            "run this on a login node of the cluster, or without Slurm: --local"
+        ) from None
     executor.update_parameters(**job.parameters(plan.site, after))
     late = f"sbatch did not answer within {ANSWER_S:.0f} s: start the same command again in a minute; what it did submit is found in the queue"
-    with _outside_of_jobs(), _within(ANSWER_S, late), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+    # submitit prints what it also raises
+    with _outside_of_jobs(), _within(ANSWER_S, late), contextlib.redirect_stderr(io.StringIO()):
         try:
-            submitted = executor.submit_array([job.jobs[i] for i in shards]) if len(shards) > 1 else [executor.submit(job.jobs[shards[0]])]
+            submitted = (
+                executor.submit_array([job.jobs[i] for i in shards])
+                if len(shards) > 1
+                else [executor.submit(job.jobs[shards[0]])]
+            )
         except (FailedJobError, FailedSubmissionError) as error:
             if isinstance(error.__cause__, EngineError):
                 raise error.__cause__ from None
@@ -195,7 +212,8 @@ def start_here(job: Submittable, plan: Plan, shard: int) -> "submitit.Job":
     gpus = job.planned.config.gpus_per_node * job.planned.config.count
     executor = LocalExecutor(job.launch, python=shlex.quote(job.jobs[0].python))
     executor.update_parameters(timeout_min=ENDLESS_MIN, tasks_per_node=1, gpus_per_node=gpus, stderr_to_stdout=True)
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the launcher, which ends the job in its own way
+    # inherited: Ctrl-C is for the launcher, which ends the job in its own way
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["PYTHONPATH"] = job.jobs[0].code
     try:
         started = executor.submit(job.jobs[shard])
@@ -228,8 +246,11 @@ def cancel(folder: Path, ids: list[str]) -> None:
 
 @contextlib.contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """A launcher that itself runs in a Slurm job must not hand that job's settings on: srun would take them for the new job's."""
-    inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SLURM_") and name != "SLURM_CONF"}
+    """A launcher that itself runs in a Slurm job must not hand that job's settings on: srun would take them for the new
+    job's."""
+    inherited = {
+        name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SLURM_") and name != "SLURM_CONF"
+    }
     try:
         yield
     finally:
@@ -239,6 +260,7 @@ def _outside_of_jobs() -> Iterator[None]:
 @contextlib.contextmanager
 def _within(seconds: float, message: str) -> Iterator[None]:
     """submitit waits for sbatch without a limit. Main thread only."""
+
     def late(*_):
         raise EngineError(message)
 

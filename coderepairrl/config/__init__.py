@@ -3,10 +3,13 @@
     config = load(TrainConfig, "configs/quickstart.yaml", ["training.steps=2"])
     dump(config, run_folder / "config.yaml")
 
-yaml_core.py reads YAML, composition.py lays bases and overrides over each other, mistakes.py says what is wrong and where,
-help.py prints every key of a class. A class says beside each field what it is, in one line, and what numbers it takes. A
+yaml_core.py reads YAML, composition.py lays bases and overrides over each other, mistakes.py says what is wrong and
+where,
+help.py prints every key of a class. A class says beside each field what it is, in one line, and what numbers it takes.
+A
 validator of a whole class begins its message with the key: "training.steps: ...".
 """
+
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +36,7 @@ def _strict(schema: Any) -> None:
 class Config(BaseModel):
     """Base of every configuration class: unknown keys are refused, values are immutable; a text is no number, a number
     no truth value, NaN and infinity are no numbers."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod

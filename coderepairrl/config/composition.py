@@ -1,9 +1,11 @@
 """What a model is made of, before it is checked: a YAML, its bases, overrides; and of each key where it was written.
 
-A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override, mappings
+A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override,
+mappings
 are merged. Of what can be one of several kinds (a scaffold, a data set), another `name` takes nothing over:
 rollout.scaffold.name=aider leaves the other's settings behind.
 """
+
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,9 @@ def text_of(path: Path) -> str:
     except PermissionError:
         raise ConfigError(f"{path}: may not be read: change its permissions, or give another file") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+        raise ConfigError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
 
 
 def _read(model: type[BaseModel], path: Path, seen: tuple[Path, ...]) -> Tree:
@@ -56,7 +60,9 @@ def _read(model: type[BaseModel], path: Path, seen: tuple[Path, ...]) -> Tree:
     bases = value.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{places[('base',)]}: base: names no files: write the path of a YAML file, or a list of them")
+        raise ConfigError(
+            f"{places[('base',)]}: base: names no files: write the path of a YAML file, or a list of them"
+        )
     below = Tree({}, {})
     for base in bases:
         below = merged(model, below, _read(model, path.parent / base, (*seen, path.resolve())))
@@ -110,4 +116,4 @@ def _override(model: type[BaseModel], tree: Tree, item: str) -> Tree:
 
 
 def _without(places: dict[At, str], gone: At) -> dict[At, str]:
-    return {at: place for at, place in places.items() if at[:len(gone)] != gone}
+    return {at: place for at, place in places.items() if at[: len(gone)] != gone}

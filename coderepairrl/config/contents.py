@@ -1,8 +1,10 @@
 """Hashes of what a configuration only names: a model's folder, files, tasks with their base folders.
 
-Bytes and names count, places and dates don't. Nothing is remembered between two programs: a hash is of what is there now.
+Bytes and names count, places and dates don't. Nothing is remembered between two programs: a hash is of what is there
+now.
 Weights are read by several threads, and whoever loads the model next finds them in memory.
 """
+
 import hashlib
 import json
 import os
@@ -70,7 +72,8 @@ def named(path: str) -> dict[str, str]:
 
 
 def model_folder(path: str) -> str:
-    """Where its weights are: of a training run the newest checkpoint, else the folder itself. ConfigError when there is none."""
+    """Where its weights are: of a training run the newest checkpoint, else the folder itself. ConfigError when there is
+    none."""
     checkpoints = sorted(found for found in Path(path, "checkpoints").glob("step_*") if found.suffix != ".tmp")
     return there(str(checkpoints[-1] / "policy") if checkpoints else path)
 
@@ -78,15 +81,21 @@ def model_folder(path: str) -> str:
 def there(folder: str) -> str:
     """A Hugging Face folder, as it was given. ConfigError when it is none."""
     if not Path(folder, "config.json").exists():
-        raise ConfigError(f"{folder}: no model there (no config.json): make it first (scripts/make_policy.py, "
-                          "scripts/train_sft.py), or correct model:")
+        raise ConfigError(
+            f"{folder}: no model there (no config.json): make it first (scripts/make_policy.py, "
+            "scripts/train_sft.py), or correct model:"
+        )
     return folder
 
 
 def model(folder: str) -> dict[str, dict[str, str]]:
-    """{"model.weights", "model.tokenizer_and_config"}: each {"path", "sha256"}, of files in the Hugging Face folder itself."""
-    files = [found for found in sorted(Path(folder).iterdir())
-             if found.is_file() and found.suffix not in NO_PART and not found.name.startswith(".")]
+    """{"model.weights", "model.tokenizer_and_config"}: each {"path", "sha256"}, of files in the Hugging Face folder
+    itself."""
+    files = [
+        found
+        for found in sorted(Path(folder).iterdir())
+        if found.is_file() and found.suffix not in NO_PART and not found.name.startswith(".")
+    ]
     with ThreadPoolExecutor(THREADS) as pool:
         rows = list(zip((found.name for found in files), pool.map(file, files), strict=True))
     weights = [row for row in rows if row[0].endswith(WEIGHTS)]

@@ -5,6 +5,7 @@
 `--help` of a program prints the same. That line is the comment beside the field (with the lines right below that go on), else
 the ones right above it, else (of a section) the first line of its class's docstring. Units are what the names of the keys end in.
 """
+
 import importlib
 import itertools
 import re
@@ -23,8 +24,19 @@ from coderepairrl.config.schema import discriminator, kind_of, models_in
 from coderepairrl.config.yaml_core import dump
 
 WIDTH, LONGEST_DEFAULT = 112, 70  # characters
-UNITS = {"_s": "s", "seconds": "s", "minutes": "min", "_mib": "MiB", "_kib": "KiB", "_gb": "GB", "_bytes": "bytes",
-         "tokens": "tokens", "_chars": "characters", "steps": "steps", "_elements": "elements"}
+UNITS = {
+    "_s": "s",
+    "seconds": "s",
+    "minutes": "min",
+    "_mib": "MiB",
+    "_kib": "KiB",
+    "_gb": "GB",
+    "_bytes": "bytes",
+    "tokens": "tokens",
+    "_chars": "characters",
+    "steps": "steps",
+    "_elements": "elements",
+}
 ROOT = Path(__file__).resolve().parent.parent.parent
 INTRODUCTION = """# Every key of every configuration
 
@@ -38,8 +50,9 @@ starts from others, relative to the file; on the command line `a.b=c` overrides,
 """
 
 
-def lines(model: type[BaseModel], prefix: str = "", default: BaseModel | None = None,
-          siblings: Sequence[type[BaseModel]] = ()) -> Iterator[str]:
+def lines(
+    model: type[BaseModel], prefix: str = "", default: BaseModel | None = None, siblings: Sequence[type[BaseModel]] = ()
+) -> Iterator[str]:
     """Of all keys, sections after what stands beside them. `default`: what a left out section is; `siblings`: the other
     classes that may stand in its place, whose keys are written out beside it."""
     said, later = descriptions(model), []
@@ -76,8 +89,14 @@ def _section(key: str, field: FieldInfo, value: Any, text: str, known: Sequence[
 
 
 def _wrapped(text: str, first: str = "    ", indent: int = 4) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_long_words=False,
-                         break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _unit(name: str) -> str:

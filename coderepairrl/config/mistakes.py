@@ -1,4 +1,6 @@
-"""What pydantic finds wrong, in one line: where it was written, the key as a user writes it, the cause and the remedy."""
+"""What pydantic finds wrong, in one line: where it was written, the key as a user writes it, the cause and the
+remedy."""
+
 import difflib
 import re
 from typing import Any
@@ -65,7 +67,7 @@ def _nearest(key: str, known: list[str], likeness: float = 0.4) -> str:
 
 
 def _given(error: dict[str, Any]) -> str:
-    """" (got 3): remedy" """
+    """ " (got 3): remedy" """
     value, kind = error["input"], error["type"]
     if kind == "value_error" or isinstance(value, BaseModel):
         return ""

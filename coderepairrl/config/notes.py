@@ -1,4 +1,5 @@
 """What a field says of itself, as text: the line beside it in its class, its type and its bounds."""
+
 import ast
 import functools
 import inspect
@@ -15,7 +16,15 @@ from pydantic.fields import FieldInfo
 from coderepairrl.config.schema import discriminator, kind_of, models_in
 from coderepairrl.config.yaml_core import dump
 
-WORDS = {int: "int", float: "float", str: "text", bool: "true | false", NoneType: "null", Any: "anything", dict: "mapping"}
+WORDS = {
+    int: "int",
+    float: "float",
+    str: "text",
+    bool: "true | false",
+    NoneType: "null",
+    Any: "anything",
+    dict: "mapping",
+}
 MANY = {list: "list of sections", tuple: "list of sections", dict: "mapping of sections"}
 
 
@@ -32,7 +41,9 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 def _comments(source: str) -> dict[str, str]:
     """Field -> the comment beside it, with the lines right below it that go on; else the one right above it."""
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    comments = {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT
+    }
     blank = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
     alone = set(comments) - {token.start[0] for token in tokens if token.type not in blank}
     out, fields = {}, [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]
@@ -46,7 +57,9 @@ def _comments(source: str) -> dict[str, str]:
         if after and last + 1 == after.lineno and not set(comments) & set(range(after.lineno, after.end_lineno + 1)):
             last = node.end_lineno  # these are the next one's
         below = [comments[line] for line in range(node.end_lineno + 1, last + 1)]
-        out[node.target.id] = " ".join(beside + below if beside else [comments[line] for line in range(first, node.lineno)])
+        out[node.target.id] = " ".join(
+            beside + below if beside else [comments[line] for line in range(first, node.lineno)]
+        )
     return out
 
 

@@ -1,4 +1,5 @@
 """What a configuration's classes look like: which classes and which keys there are at a place."""
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,9 @@ def models_at(model: type[BaseModel], at: Sequence[str | int]) -> list[type[Base
     """Classes at pydantic's location `at`: keys, indices, keys of mappings, and names or tags of a union's classes."""
     models = [model]
     for part in at:
-        below = [found for m in models if part in m.model_fields for found in models_in(m.model_fields[part].annotation)]
+        below = [
+            found for m in models if part in m.model_fields for found in models_in(m.model_fields[part].annotation)
+        ]
         named = [m for m in models if part == m.__name__ or any(part == kind_of(m, key) for key in m.model_fields)]
         models = below or named or models
     return models

@@ -7,6 +7,7 @@ and of a key that stands twice it keeps the last. Here these are texts (1e-4 a n
 refused, also one that two merged mappings have (`<<`, which stays: what stands beside it wins), and so is 010, which is
 8 to YAML 1.1 and 10 to YAML 1.2. What `dump` writes is read as the same by this and by YAML 1.1.
 """
+
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +27,7 @@ SCALARS = {  # tag -> what a scalar without quotes looks like that has it; the f
     CORE + "int": r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
     LEADING_ZERO: r"[-+]?0[0-9]+",
     CORE + "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-                    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     CORE + "merge": r"<<",
 }
 
@@ -57,25 +58,30 @@ def _scalar(make: Callable[[str], Any]) -> Callable[[_Loader, yaml.Node], Any]:
         if not re.fullmatch(SCALARS[node.tag], text):  # of an explicit tag: !!int x
             raise _refused(node, f"{text!r} is no {node.tag.removeprefix(CORE)}")
         return make(text)
+
     return construct
 
 
 def _leading_zero(loader: _Loader, node: yaml.Node) -> Any:
-    raise _refused(node, f"{node.value} is octal to some readers and decimal to others: "
-                   "write the number without leading zeros, or a text in quotes")
+    raise _refused(
+        node,
+        f"{node.value} is octal to some readers and decimal to others: "
+        "write the number without leading zeros, or a text in quotes",
+    )
 
 
 for _tag, _pattern in SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), None)
 for _tag, _constructor in {
-        "null": _scalar(lambda text: None),
-        "bool": _scalar(lambda text: text.lower() == "true"),
-        "int": _scalar(lambda text: int(text, 0)),
-        "float": _scalar(lambda text: float(text if text[-1] not in "fnFN" else text.replace(".", ""))),
-        "str": yaml.SafeLoader.construct_yaml_str,
-        "seq": yaml.SafeLoader.construct_yaml_seq,
-        "map": yaml.SafeLoader.construct_yaml_map}.items():
+    "null": _scalar(lambda text: None),
+    "bool": _scalar(lambda text: text.lower() == "true"),
+    "int": _scalar(lambda text: int(text, 0)),
+    "float": _scalar(lambda text: float(text if text[-1] not in "fnFN" else text.replace(".", ""))),
+    "str": yaml.SafeLoader.construct_yaml_str,
+    "seq": yaml.SafeLoader.construct_yaml_seq,
+    "map": yaml.SafeLoader.construct_yaml_map,
+}.items():
     _Loader.add_constructor(CORE + _tag, _constructor)
 _Loader.add_constructor(LEADING_ZERO, _leading_zero)
 _Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
@@ -129,8 +135,9 @@ def _check(loader: _Loader, node: yaml.Node, known: dict[int, bool]) -> None:
             if key.tag == CORE + "merge" and isinstance(below, yaml.SequenceNode):
                 held = Counter(name for part in below.value for name in _names(loader, part))
                 if twice := [name for name, count in held.items() if count > 1 and name not in seen]:
-                    raise _refused(key, f"the key {twice[0]!r} stands in two of the merged mappings: "
-                                   "write it here as well")
+                    raise _refused(
+                        key, f"the key {twice[0]!r} stands in two of the merged mappings: write it here as well"
+                    )
     for below in node.value:
         for inner in below if isinstance(below, tuple) else (below,):
             _check(loader, inner, known)

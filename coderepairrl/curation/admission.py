@@ -1,11 +1,15 @@
-"""Admission of a task: before it costs a rollout, it is shown that it can be solved and that its tests always say the same.
+"""Admission of a task: before it costs a rollout, it is shown that it can be solved and that its tests always say the
+same.
 
     decision = await validate(task, environments_config, sandbox_config)
 
-The environment is built; the tests run three times without a repair and three times with the oracle patch, each run in a fresh
-sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results differ between
+The environment is built; the tests run three times without a repair and three times with the oracle patch, each run in
+a fresh
+sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results differ
+between
 runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to keep passing.
 """
+
 import time
 from dataclasses import dataclass, replace
 
@@ -27,6 +31,7 @@ UNRESOLVED = "the oracle patch does not resolve it"
 class Decision:
     """What was found, as a row of the admission record. `reason` is empty for an admitted task, else one of a few
     phrases; `detail` says more, also what the build did instead of what its recipe says."""
+
     task_id: str
     fingerprint: str  # of the task as it was loaded, with its base folder: another row of the same id is validated anew
     repo: str
@@ -39,14 +44,17 @@ class Decision:
     base_s: tuple[float, ...] = ()  # of the runs without a repair, and with the oracle patch
     gold_s: tuple[float, ...] = ()
     flaky: tuple[str, ...] = ()  # tests whose status differed between equal runs
-    output: str = ""  # of a refused task: the last lines of what its tests printed, under the oracle patch if that failed
+    # of a refused task: the last lines of what its tests printed, under the oracle patch if that failed
+    output: str = ""
 
     @property
     def admitted(self) -> bool:
         return not self.reason
 
 
-async def validate(task: Task, environments: EnvironmentsConfig, sandbox: SandboxConfig, repeats: int = REPEATS) -> Decision:
+async def validate(
+    task: Task, environments: EnvironmentsConfig, sandbox: SandboxConfig, repeats: int = REPEATS
+) -> Decision:
     """Raises SandboxError when the machine fails: that decides nothing."""
     repo = task.metadata.get("repo") or task.metadata.get("package", "")
     decision = Decision(task.task_id, contents.task(task), repo, "")
@@ -61,7 +69,8 @@ async def validate(task: Task, environments: EnvironmentsConfig, sandbox: Sandbo
         decision = replace(decision, python=await _python_version(built, sandbox))
         base = [await grade(built, "", sandbox) for _ in range(repeats)]
         decision = replace(decision, base_s=_seconds(base), flaky=differing(base))
-        oracle, applied = await as_diff(built, built.oracle_patch, sandbox)  # as an agent's: what its diff loses, none can repair
+        # as an agent's: what its diff loses, none can repair
+        oracle, applied = await as_diff(built, built.oracle_patch, sandbox)
         if applied.problem:
             return replace(decision, reason=UNRESOLVED, detail=f"it does not apply: {applied.problem}")
         gold = [await grade(built, oracle, sandbox) for _ in range(repeats)]
@@ -69,7 +78,12 @@ async def validate(task: Task, environments: EnvironmentsConfig, sandbox: Sandbo
         return replace(decision, reason="environment cannot be built", detail=str(error))
     except TaskError as error:
         return replace(decision, reason="the row is wrong", detail=str(error))
-    decision = replace(decision, gold_s=_seconds(gold), flaky=tuple(sorted({*decision.flaky, *differing(gold)})), evidence=gold[0].evidence)
+    decision = replace(
+        decision,
+        gold_s=_seconds(gold),
+        flaky=tuple(sorted({*decision.flaky, *differing(gold)})),
+        evidence=gold[0].evidence,
+    )
     reason, detail = _judge(base, gold, decision.flaky, applied.left_out)
     parts = (detail, instead(built.environment))
     printed = next((verdict.output for verdict in (*gold, *base) if verdict.output), "") if reason else ""

@@ -1,8 +1,9 @@
 """Bugs of classes, outside of function bodies, and two bugs in one file; see mutation.py for the rest.
 
-    for mutation in class_mutations(source, "tinydb/queries.py"):
-        buggy = mutation.apply(source)
+for mutation in class_mutations(source, "tinydb/queries.py"):
+    buggy = mutation.apply(source)
 """
+
 import ast
 import re
 from collections.abc import Iterator
@@ -23,10 +24,22 @@ def _bases(node: ast.ClassDef) -> list[ast.expr]:
 
 def wrong_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
     """Two bases in the other order, or another class of the file that was defined before."""
-    bases, before = _bases(node), [other.name for other in source.parents[node].body if isinstance(other, ast.ClassDef) and other.lineno < node.lineno] \
-        if isinstance(source.parents[node], ast.Module) else []
+    bases, before = (
+        _bases(node),
+        [
+            other.name
+            for other in source.parents[node].body
+            if isinstance(other, ast.ClassDef) and other.lineno < node.lineno
+        ]
+        if isinstance(source.parents[node], ast.Module)
+        else [],
+    )
     for left, right in zip(bases, bases[1:]):
-        yield source.start(left), source.end(right), source.of(right) + source.text[source.end(left) : source.start(right)] + source.of(left)
+        yield (
+            source.start(left),
+            source.end(right),
+            source.of(right) + source.text[source.end(left) : source.start(right)] + source.of(left),
+        )
     for base in bases:
         for name in [name for name in before if name != source.of(base)][-2:]:
             yield source.start(base), source.end(base), name
@@ -41,14 +54,17 @@ def dropped_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
 
 
 def class_attribute(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
-    """The value of an attribute that instances share: the other truth value, a neighbouring number, None for a list or dict."""
+    """The value of an attribute that instances share: the other truth value, a neighbouring number, None for a list or
+    dict."""
     for statement in node.body:
         value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
         if isinstance(value, ast.Constant) and isinstance(value.value, bool):
             yield source.start(value), source.end(value), str(not value.value)
         elif isinstance(value, ast.Constant):
             yield from neighbours(source, value)
-        elif isinstance(value, ast.List | ast.Dict | ast.Set | ast.Tuple) and (getattr(value, "elts", None) or getattr(value, "keys", None)):
+        elif isinstance(value, ast.List | ast.Dict | ast.Set | ast.Tuple) and (
+            getattr(value, "elts", None) or getattr(value, "keys", None)
+        ):
             items = value.values if isinstance(value, ast.Dict) else value.elts
             starts = value.keys if isinstance(value, ast.Dict) else value.elts
             if len(items) > 1 and starts[-1] is not None:
@@ -88,7 +104,8 @@ CLASS_KINDS = tuple(rule.__name__ for rule in CLASS_RULES)
 
 
 def class_mutations(source: str, path: str) -> Iterator[Mutation]:
-    """Every distinct class-level mutation, in source order; `function` is the class's dotted name. Raises SyntaxError."""
+    """Every distinct class-level mutation, in source order; `function` is the class's dotted name. Raises
+    SyntaxError."""
     file, tree = Source(source), ast.parse(source, path)
     for parent in ast.walk(tree):
         file.parents |= {child: parent for child in ast.iter_child_nodes(parent)}

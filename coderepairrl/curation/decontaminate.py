@@ -1,13 +1,18 @@
-"""Does a training set hold what an evaluation asks? By repository and commit, by the lines that the repairs add, and by date.
+"""Does a training set hold what an evaluation asks? By repository and commit, by the lines that the repairs add, and by
+date.
 
     report = contamination(train, evaluation)        # task id of the training set -> why it must go
     before, after = split_by_date(train, "2023-01-01")
 
-A training task is contaminated when its repository and base commit are an evaluation task's, or when at least half of the lines
-that its oracle patch adds or removes are in an evaluation task's, of the same repository or of a copy of it under another name.
-That the repository occurs in both sets, and that a training task is younger than an evaluation task of the same repository, so
+A training task is contaminated when its repository and base commit are an evaluation task's, or when at least half of
+the lines
+that its oracle patch adds or removes are in an evaluation task's, of the same repository or of a copy of it under
+another name.
+That the repository occurs in both sets, and that a training task is younger than an evaluation task of the same
+repository, so
 that its checkout may hold the evaluation's repair, are reported as well.
 """
+
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -24,6 +29,7 @@ KINDS = ("same commit", "same patch", "younger than the evaluation", "same repos
 @dataclass(frozen=True)
 class Finding:
     """A task of the training set and what of the evaluation it touches."""
+
     task_id: str
     kind: str  # one of KINDS
     other: str  # task id of the evaluation
@@ -51,7 +57,9 @@ def contamination(train: list[Task], evaluation: list[Task]) -> list[Finding]:
     for task in train:
         found = [*_same_place(task, by_repo[repository(task)] if repository(task) else []), *_same_patch(task, holders)]
         if found:
-            findings.append(min(found, key=lambda finding: (KINDS.index(finding.kind), -finding.overlap, finding.other)))
+            findings.append(
+                min(found, key=lambda finding: (KINDS.index(finding.kind), -finding.overlap, finding.other))
+            )
     return findings
 
 
@@ -59,7 +67,7 @@ def _same_place(task: Task, others: list[Task]) -> list[Finding]:
     found = []
     for other in others:
         commit, date = task.metadata.get("base_commit"), task.metadata.get("created_at", "")
-        same = commit and other.metadata.get("base_commit", "")[:len(commit)] == commit
+        same = commit and other.metadata.get("base_commit", "")[: len(commit)] == commit
         younger = date and other.metadata.get("created_at") and date > other.metadata["created_at"]
         kind = "same commit" if same else "younger than the evaluation" if younger else "same repository"
         found.append(Finding(task.task_id, kind, other.task_id))
@@ -72,8 +80,11 @@ def _same_patch(task: Task, holders: dict[str, set[str]]) -> list[Finding]:
     for line in changed:
         for name in holders.get(line, ()):
             shared[name] += 1
-    return [Finding(task.task_id, "same patch", name, round(count / len(changed), 3)) for name, count in shared.items()
-            if count >= min(MIN_SHARED, len(changed)) and count / len(changed) >= MIN_OVERLAP]
+    return [
+        Finding(task.task_id, "same patch", name, round(count / len(changed), 3))
+        for name, count in shared.items()
+        if count >= min(MIN_SHARED, len(changed)) and count / len(changed) >= MIN_OVERLAP
+    ]
 
 
 def repository(task: Task) -> str:
@@ -85,5 +96,8 @@ def split_by_date(tasks: list[Task], date: str) -> tuple[list[Task], list[Task]]
     """(created before `date`, created on that day or later). Raises TaskError for a task without a date."""
     undated = [task.task_id for task in tasks if not task.metadata.get("created_at")]
     if undated:
-        raise TaskError(f"{len(undated)} tasks have no created_at (the first: {undated[0]}): they cannot be split by date; write it into their metadata")
+        raise TaskError(
+            f"{len(undated)} tasks have no created_at (the first: {undated[0]}): they cannot be split by date; write it "
+            "into their metadata"
+        )
     return [t for t in tasks if t.metadata["created_at"] < date], [t for t in tasks if t.metadata["created_at"] >= date]

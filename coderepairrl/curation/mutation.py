@@ -1,14 +1,18 @@
-"""Injects one bug into a Python source by replacing one span of its text: everything outside the span stays byte for byte.
+"""Injects one bug into a Python source by replacing one span of its text: everything outside the span stays byte for
+byte.
 
     for mutation in mutations(source, "toolz/itertoolz.py"):
         buggy = mutation.apply(source)
 
-Pure: nothing is run. A rule is a function from a syntax node to edits (start, end, replacement); its name is the kind of
-bug. Positions are characters of the source (`ast` counts columns in UTF-8 bytes; edits.Source converts). Only code inside
+Pure: nothing is run. A rule is a function from a syntax node to edits (start, end, replacement); its name is the kind
+of
+bug. Positions are characters of the source (`ast` counts columns in UTF-8 bytes; edits.Source converts). Only code
+inside
 functions is edited, and of it no docstrings, annotations, decorators or f-strings (whose parts have no positions before
 Python 3.12). A result that does not parse, or whose function has the same syntax tree as the original or as an earlier
 mutation's, is left out.
 """
+
 import ast
 import re
 from collections.abc import Callable, Iterator
@@ -20,25 +24,61 @@ Rule = Callable[[Source, ast.AST], Iterator[Edit]]
 FLIPS = {"==": "!=", "!=": "==", "is": "is not", "is not": "is", "in": "not in", "not in": "in"}
 BOUNDARIES = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
 DIRECTIONS = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-ARITHMETIC = {"+": "-", "-": "+", "*": "+", "/": "*", "//": "/", "%": "//", "**": "*", "&": "|", "|": "&", "^": "|", "<<": ">>", ">>": "<<"}
+ARITHMETIC = {
+    "+": "-",
+    "-": "+",
+    "*": "+",
+    "/": "*",
+    "//": "/",
+    "%": "//",
+    "**": "*",
+    "&": "|",
+    "|": "&",
+    "^": "|",
+    "<<": ">>",
+    ">>": "<<",
+}
 COMPARISON = r"\bnot\s+in\b|\bis\s+not\b|\bin\b|\bis\b|[<>=!]=|[<>]"
 OPERATOR = r"\*\*|//|<<|>>|[-+*/%&|^]"
 _TWINS = """append:extend min:max any:all startswith:endswith lstrip:rstrip find:rfind index:rindex upper:lower split:rsplit
     partition:rpartition add:discard keys:values union:intersection isinstance:issubclass takewhile:dropwhile
     token_next:token_prev floor:ceil match:search insert_before:insert_after"""
-_ONE_WAY = {"appendleft": "append", "popleft": "pop", "get": "pop", "items": "keys", "setdefault": "get", "strip": "lstrip", "fullmatch": "match",
-            "update": "setdefault", "finditer": "findall", "chain": "zip", "reversed": "iter", "sorted": "list", "title": "upper"}
+_ONE_WAY = {
+    "appendleft": "append",
+    "popleft": "pop",
+    "get": "pop",
+    "items": "keys",
+    "setdefault": "get",
+    "strip": "lstrip",
+    "fullmatch": "match",
+    "update": "setdefault",
+    "finditer": "findall",
+    "chain": "zip",
+    "reversed": "iter",
+    "sorted": "list",
+    "title": "upper",
+}
 _PAIRS = [pair.split(":") for pair in _TWINS.split()]
 TWINS = {a: b for a, b in _PAIRS} | {b: a for a, b in _PAIRS} | _ONE_WAY
-EXCEPTIONS = {"KeyError": "IndexError", "IndexError": "KeyError", "ValueError": "TypeError", "TypeError": "ValueError",
-              "AttributeError": "KeyError", "StopIteration": "IndexError", "LookupError": "ValueError", "RuntimeError": "ValueError"}
+EXCEPTIONS = {
+    "KeyError": "IndexError",
+    "IndexError": "KeyError",
+    "ValueError": "TypeError",
+    "TypeError": "ValueError",
+    "AttributeError": "KeyError",
+    "StopIteration": "IndexError",
+    "LookupError": "ValueError",
+    "RuntimeError": "ValueError",
+}
 COPIES = {"list", "dict", "set", "tuple", "frozenset", "sorted", "iter"}
-ORDER_IS_A_TYPE_ERROR = {"isinstance", "issubclass", "getattr", "setattr", "hasattr", "super"}  # swapping their arguments breaks every call
+# swapping their arguments breaks every call
+ORDER_IS_A_TYPE_ERROR = {"isinstance", "issubclass", "getattr", "setattr", "hasattr", "super"}
 SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)
 BLOCKS = ("body", "orelse", "finalbody")
 
 
 # ---- the rules: one a kind of bug -----------------------------------------------------------------------------------
+
 
 def _swap_comparison(source: Source, node: ast.AST, table: dict[str, str]) -> Iterator[Edit]:
     if isinstance(node, ast.Compare):
@@ -64,7 +104,9 @@ def arithmetic_operator(source: Source, node: ast.AST) -> Iterator[Edit]:
     sides = {ast.BinOp: ("left", "right"), ast.AugAssign: ("target", "value")}.get(type(node))
     if sides:
         left, right = (getattr(node, side) for side in sides)
-        is_text = any(isinstance(side, ast.JoinedStr) or isinstance(getattr(side, "value", None), str) for side in (left, right))
+        is_text = any(
+            isinstance(side, ast.JoinedStr) or isinstance(getattr(side, "value", None), str) for side in (left, right)
+        )
         found = None if is_text else source.between(left, right, OPERATOR)
         if found and found[2] in ARITHMETIC:
             yield found[0], found[1], ARITHMETIC[found[2]]
@@ -90,7 +132,13 @@ def dropped_not(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def inverted_condition(source: Source, node: ast.AST) -> Iterator[Edit]:
-    tests = [node.test] if isinstance(node, ast.If | ast.While | ast.IfExp) else node.ifs if isinstance(node, ast.comprehension) else []
+    tests = (
+        [node.test]
+        if isinstance(node, ast.If | ast.While | ast.IfExp)
+        else node.ifs
+        if isinstance(node, ast.comprehension)
+        else []
+    )
     for test in tests:
         if isinstance(test, SIMPLE):
             yield source.start(test), source.start(test), "not "
@@ -160,9 +208,15 @@ def _parameters(function: ast.AST) -> list[str]:
 
 
 def wrong_variable(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """Another parameter or an already assigned variable of the same function: the two that were bound last before this use."""
+    """Another parameter or an already assigned variable of the same function: the two that were bound last before this
+    use."""
     parent = source.parents.get(node)
-    if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load) or isinstance(parent, ast.Call) and parent.func is node:
+    if (
+        not isinstance(node, ast.Name)
+        or not isinstance(node.ctx, ast.Load)
+        or isinstance(parent, ast.Call)
+        and parent.func is node
+    ):
         return
     bound = _parameters(source.scope)
     stores = [n for n in ast.walk(source.scope) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
@@ -173,9 +227,17 @@ def wrong_variable(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def wrong_attribute(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """Another attribute of self that the class assigns or reads: the nearest two in the alphabet, so that names look alike."""
+    """Another attribute of self that the class assigns or reads: the nearest two in the alphabet, so that names look
+    alike."""
+
     def of_self(n: ast.AST) -> bool:
-        return isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self" and not n.attr.startswith("__")
+        return (
+            isinstance(n, ast.Attribute)
+            and isinstance(n.value, ast.Name)
+            and n.value.id == "self"
+            and not n.attr.startswith("__")
+        )
+
     if source.owner and of_self(node) and isinstance(node.ctx, ast.Load):
         names = sorted({n.attr for n in ast.walk(source.owner) if of_self(n)})
         place = names.index(node.attr)
@@ -184,16 +246,24 @@ def wrong_attribute(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def removed_statement(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """A call, a re-assignment, an attribute's or an item's assignment. A first assignment stays: without it all fails loudly."""
+    """A call, a re-assignment, an attribute's or an item's assignment. A first assignment stays: without it all fails
+    loudly."""
     for block in (getattr(node, name, None) for name in BLOCKS):
         if not isinstance(block, list) or len(block) < 2:
             continue
         for statement in block:
             target = statement.targets[0] if isinstance(statement, ast.Assign) else None
             again = isinstance(target, ast.Name) and target.id in _parameters(source.scope)
-            is_call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call | ast.Yield | ast.YieldFrom)
+            is_call = isinstance(statement, ast.Expr) and isinstance(
+                statement.value, ast.Call | ast.Yield | ast.YieldFrom
+            )
             lines = source.whole_lines(statement, statement)
-            if lines and (is_call or again or isinstance(target, ast.Attribute | ast.Subscript) or isinstance(statement, ast.AugAssign | ast.Delete)):
+            if lines and (
+                is_call
+                or again
+                or isinstance(target, ast.Attribute | ast.Subscript)
+                or isinstance(statement, ast.AugAssign | ast.Delete)
+            ):
                 yield *lines, ""
 
 
@@ -201,7 +271,11 @@ def removed_guard(source: Source, node: ast.AST) -> Iterator[Edit]:
     """An `if` that returns, raises, breaks or continues, and has no else."""
     for block in (getattr(node, name, None) for name in BLOCKS):
         for statement in block if isinstance(block, list) and len(block) > 1 else ():
-            if isinstance(statement, ast.If) and not statement.orelse and isinstance(statement.body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break):
+            if (
+                isinstance(statement, ast.If)
+                and not statement.orelse
+                and isinstance(statement.body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
+            ):
                 lines = source.whole_lines(statement, statement)
                 if lines and len(statement.body) <= 3:
                     yield *lines, ""
@@ -249,7 +323,12 @@ def missing_copy(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 def none_check(source: Source, node: ast.AST) -> Iterator[Edit]:
     """`x is None` -> `not x`, `x is not None` -> `x`: wrong for 0, empty and False."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and source.of(node.comparators[0]) == "None" and isinstance(node.left, SIMPLE):
+    if (
+        isinstance(node, ast.Compare)
+        and len(node.ops) == 1
+        and source.of(node.comparators[0]) == "None"
+        and isinstance(node.left, SIMPLE)
+    ):
         if isinstance(node.ops[0], ast.Is):
             yield source.start(node), source.end(node), f"not {source.of(node.left)}"
         elif isinstance(node.ops[0], ast.IsNot):
@@ -262,28 +341,54 @@ def loop_control(source: Source, node: ast.AST) -> Iterator[Edit]:
 
 
 def exception_type(source: Source, node: ast.AST) -> Iterator[Edit]:
-    types = {ast.Raise: lambda n: [getattr(n.exc, "func", n.exc)],
-             ast.ExceptHandler: lambda n: n.type.elts if isinstance(n.type, ast.Tuple) else [n.type]}.get(type(node), lambda n: [])(node)
+    types = {
+        ast.Raise: lambda n: [getattr(n.exc, "func", n.exc)],
+        ast.ExceptHandler: lambda n: n.type.elts if isinstance(n.type, ast.Tuple) else [n.type],
+    }.get(type(node), lambda n: [])(node)
     for name in types:
         if isinstance(name, ast.Name) and name.id in EXCEPTIONS:
             yield source.start(name), source.end(name), EXCEPTIONS[name.id]
 
 
 def missing_return(source: Source, node: ast.AST) -> Iterator[Edit]:
-    """`return x` -> `x`: the value is computed and lost. A lone name or constant would be an odd statement: left alone."""
+    """`return x` -> `x`: the value is computed and lost. A lone name or constant would be an odd statement: left
+    alone."""
     if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
         yield source.start(node), source.start(node.value), ""
 
 
 RULES: tuple[Rule, ...] = (
-    comparison_flip, boundary, comparison_direction, arithmetic_operator, boolean_operator, dropped_condition, dropped_not,
-    inverted_condition, off_by_one, slice_bound, swapped_arguments, swapped_operands, dropped_argument, wrong_variable,
-    wrong_attribute, removed_statement, removed_guard, dropped_branch, boolean_constant, name_twin, missing_copy, none_check,
-    loop_control, exception_type, missing_return)
+    comparison_flip,
+    boundary,
+    comparison_direction,
+    arithmetic_operator,
+    boolean_operator,
+    dropped_condition,
+    dropped_not,
+    inverted_condition,
+    off_by_one,
+    slice_bound,
+    swapped_arguments,
+    swapped_operands,
+    dropped_argument,
+    wrong_variable,
+    wrong_attribute,
+    removed_statement,
+    removed_guard,
+    dropped_branch,
+    boolean_constant,
+    name_twin,
+    missing_copy,
+    none_check,
+    loop_control,
+    exception_type,
+    missing_return,
+)
 KINDS = tuple(rule.__name__ for rule in RULES)
 
 
 # ---- walking and sifting --------------------------------------------------------------------------------------------
+
 
 def mutations(source: str, path: str) -> Iterator[Mutation]:
     """Every distinct mutation of `source`, in source order. `path` names the file in the error. Raises SyntaxError."""
@@ -291,7 +396,10 @@ def mutations(source: str, path: str) -> Iterator[Mutation]:
     for parent in ast.walk(tree):
         file.parents |= {child: parent for child in ast.iter_child_nodes(parent)}
     for function, owner, name in _functions(tree, None, ""):
-        begin, stop = file.starts[min([function.lineno, *(d.lineno for d in function.decorator_list)]) - 1], file.end(function)
+        begin, stop = (
+            file.starts[min([function.lineno, *(d.lineno for d in function.decorator_list)]) - 1],
+            file.end(function),
+        )
         if source[begin : file.start(function)].strip() and not function.decorator_list:
             continue  # `class A: def f(): ...` in one line: its text alone cannot be parsed
         seen = {_normalised(source[begin:stop])}
@@ -299,13 +407,15 @@ def mutations(source: str, path: str) -> Iterator[Mutation]:
             file.scope, file.owner = scope, owner
             for rule in RULES:
                 for start, end, replacement in rule(file, node):
-                    form = _normalised(source[begin:start] + replacement + source[end:max(stop, end)])
+                    form = _normalised(source[begin:start] + replacement + source[end : max(stop, end)])
                     if form is not None and form not in seen:
                         seen.add(form)
                         yield Mutation(rule.__name__, start, end, replacement, inner)
 
 
-def _functions(node: ast.AST, owner: ast.ClassDef | None, prefix: str) -> Iterator[tuple[ast.AST, ast.ClassDef | None, str]]:
+def _functions(
+    node: ast.AST, owner: ast.ClassDef | None, prefix: str
+) -> Iterator[tuple[ast.AST, ast.ClassDef | None, str]]:
     """The outermost functions with their class and dotted name."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -322,7 +432,11 @@ def _nodes(node: ast.AST, scope: ast.AST, name: str) -> Iterator[tuple[ast.AST, 
         if label in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            is_text = isinstance(child, ast.JoinedStr) or isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            is_text = (
+                isinstance(child, ast.JoinedStr)
+                or isinstance(child, ast.Expr)
+                and isinstance(child.value, ast.Constant)
+            )
             if not isinstance(child, ast.AST) or is_text:
                 continue
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):

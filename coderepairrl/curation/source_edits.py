@@ -1,4 +1,5 @@
 """Edits of a Python source by character positions: what a bug is, and the source that a rule looks at."""
+
 import ast
 import re
 from dataclasses import dataclass, field
@@ -8,7 +9,9 @@ Edit = tuple[int, int, str]  # [start, end) in characters, and the text that rep
 
 @dataclass(frozen=True)
 class Mutation:
-    """`source[start:end]` becomes `replacement`; `function` is the dotted name of the function that holds it. `more`: further edits of that source."""
+    """`source[start:end]` becomes `replacement`; `function` is the dotted name of the function that holds it. `more`:
+    further edits of that source."""
+
     kind: str
     start: int
     end: int
@@ -29,6 +32,7 @@ class Mutation:
 @dataclass
 class Source:
     """A source with character positions, and what a rule may ask about a node's surroundings."""
+
     text: str
     lines: list[str] = field(init=False)
     starts: list[int] = field(init=False)
@@ -57,13 +61,15 @@ class Source:
         return self.text[self.start(node) : self.end(node)]
 
     def between(self, left: ast.AST, right: ast.AST, pattern: str) -> tuple[int, int, str] | None:
-        """The first match of `pattern` between two nodes; None where a comment stands there, which might hold the operator."""
+        """The first match of `pattern` between two nodes; None where a comment stands there, which might hold the
+        operator."""
         begin, gap = self.end(left), self.text[self.end(left) : self.start(right)]
         match = re.search(pattern, gap) if "#" not in gap else None
         return (begin + match.start(), begin + match.end(), " ".join(match[0].split())) if match else None
 
     def whole_lines(self, first: ast.AST, last: ast.AST) -> tuple[int, int] | None:
-        """The lines of the statements first..last, with the final newline, if nothing else (no comment) stands on them."""
+        """The lines of the statements first..last, with the final newline, if nothing else (no comment) stands on
+        them."""
         begin, stop = self.starts[first.lineno - 1], self.starts[last.end_lineno]
         edges = self.text[begin : self.start(first)] + self.text[self.end(last) : stop]
         return (begin, stop) if not edges.strip() else None

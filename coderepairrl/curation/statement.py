@@ -1,4 +1,6 @@
-"""Problem statements written from what a failing test shows: what it ran and what came out, never the place of the bug."""
+"""Problem statements written from what a failing test shows: what it ran and what came out, never the place of the
+bug."""
+
 import ast
 import re
 import sys
@@ -18,16 +20,23 @@ COMMON_NAMES = {name for kind in (dict, list, str, set, int, object, type(sys.st
 
 
 def public_names(base: Path, globs: tuple[str, ...]) -> set[str]:
-    """Names of the public functions, methods and classes of the package, less those that any dict, list or file has too."""
+    """Names of the public functions, methods and classes of the package, less those that any dict, list or file has
+    too."""
     trees = (ast.parse(read_source(path)) for pattern in globs for path in base.glob(pattern))
-    defined = (node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    defined = (
+        node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    )
     return {name for name in defined if not name.startswith("_")} - COMMON_NAMES
 
 
 def lines_until(path: Path, line: int) -> list[str]:
     """The last lines of the test's body up to and including the statement at `line` (1-based)."""
     text = read_source(path)
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno
+    ]
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     if not functions:
         return []
@@ -39,10 +48,14 @@ def lines_until(path: Path, line: int) -> list[str]:
     return shown[-8:] if len(shown) <= 8 else ["...", *shown[-7:]]
 
 
-def describe(package: str, folders: tuple[str, ...], base: Path, test: str, detail: str, names: set[str], failing: int) -> str | None:
-    """A short report from one failure's traceback: what the test ran, and what came out. None if the traceback shows neither.
+def describe(
+    package: str, folders: tuple[str, ...], base: Path, test: str, detail: str, names: set[str], failing: int
+) -> str | None:
+    """A short report from one failure's traceback: what the test ran, and what came out. None if the traceback shows
+    neither.
 
-    `folders` hold the suite's tests, `names` are the package's public names, `failing` is the number of failing tests."""
+    `folders` hold the suite's tests, `names` are the package's public names, `failing` is the number of failing
+    tests."""
     detail = CHAINED.split(detail)[-1]
     frames = [(path, int(line)) for path, line in FRAME.findall(detail) if path.startswith(folders)]
     errors = [line[1:].removeprefix("   ").rstrip()[:160] for line in detail.split("\n") if re.match("E {3}", line)]
@@ -50,8 +63,12 @@ def describe(package: str, folders: tuple[str, ...], base: Path, test: str, deta
     shown = lines_until(base / frames[-1][0], frames[-1][1]) if frames else []
     if not shown or not errors:
         return None
-    calls = [name for row in reversed(shown) for prefix, name in re.findall(r"(\w+\.)?([A-Za-z_]\w*)\s*\(", row)
-             if name in names and prefix[:-1] not in OTHERS or prefix == f"{package}."]
+    calls = [
+        name
+        for row in reversed(shown)
+        for prefix, name in re.findall(r"(\w+\.)?([A-Za-z_]\w*)\s*\(", row)
+        if name in names and prefix[:-1] not in OTHERS or prefix == f"{package}."
+    ]
     subject = f"`{calls[0]}`" if calls else package
     missing, raised = NOT_RAISED.search(errors[0]), RAISED.match(errors[0])
     if missing:
@@ -61,8 +78,19 @@ def describe(package: str, folders: tuple[str, ...], base: Path, test: str, deta
     else:
         title = f"{subject} gives a wrong result"
     extent = f"{failing} tests of the suite fail." if failing > 1 else "It is the only test of the suite that fails."
-    body = [title, "", f"`{test.split('::')[1].split('[')[0]}` runs", "", *("    " + line for line in shown), "", "and fails with", "",
-            *("    " + line for line in errors), "", extent]
+    body = [
+        title,
+        "",
+        f"`{test.split('::')[1].split('[')[0]}` runs",
+        "",
+        *("    " + line for line in shown),
+        "",
+        "and fails with",
+        "",
+        *("    " + line for line in errors),
+        "",
+        extent,
+    ]
     return re.sub(r"0?x[0-9a-f]{6,}", "0x...", "\n".join(body))
 
 
@@ -73,7 +101,8 @@ def changed_lines(text: str, start: int, end: int) -> list[str]:
 
 
 def gives_away(statement: str, original: str, mutation: Mutation, path: str) -> bool:
-    """Whether the statement holds a changed line (before or after), the file, a line number, or a private function's name."""
+    """Whether the statement holds a changed line (before or after), the file, a line number, or a private function's
+    name."""
     lines = []
     for start, end, replacement in mutation.edits:
         buggy = original[:start] + replacement + original[end:]

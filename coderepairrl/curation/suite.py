@@ -1,8 +1,9 @@
 """Running a package's own test suite in fresh sandboxes, for the admission of tasks: ids, statuses, times, tracebacks.
 
-    with Version(environment, {"toolz/itertoolz.py": buggy}) as version:
-        cases, wall_s = version.run(("toolz/tests",), timeout_s=60)
+with Version(environment, {"toolz/itertoolz.py": buggy}) as version:
+    cases, wall_s = version.run(("toolz/tests",), timeout_s=60)
 """
+
 import asyncio
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -23,6 +24,7 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Case:
     """One test of a JUnit report."""
+
     status: str  # passed | failed | error | skipped
     seconds: float
     detail: str  # the short traceback of a failure
@@ -41,11 +43,15 @@ class Version:
     def __exit__(self, *_: object) -> None:
         self.scratch.cleanup()
 
-    def run(self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...] = ()) -> tuple[dict[str, list[Case]], float]:
+    def run(
+        self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...] = ()
+    ) -> tuple[dict[str, list[Case]], float]:
         """JUnit id -> its cases (several, if the suite uses an id twice), and the wall seconds. Raises Refused."""
         return asyncio.run(self._run(tests, timeout_s, options))
 
-    async def _run(self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...]) -> tuple[dict[str, list[Case]], float]:
+    async def _run(
+        self, tests: tuple[str, ...], timeout_s: float, options: tuple[str, ...]
+    ) -> tuple[dict[str, list[Case]], float]:
         place = self.task.environment
         async with start_sandbox(SandboxConfig(scratch=self.scratch.name), self.task) as sandbox:
             reports, inside = sandbox.share("junit")

@@ -1,1 +1,2 @@
-"""What a demonstrator does, how each scaffold's model would say it, and who does it: experts, scripts, planted exploits."""
+"""What a demonstrator does, how each scaffold's model would say it, and who does it: experts, scripts, planted
+exploits."""

@@ -1,4 +1,6 @@
-"""What a demonstrator does, in no agent's words: it looks, edits, tests, submits. dialects.py says it as each scaffold's model would."""
+"""What a demonstrator does, in no agent's words: it looks, edits, tests, submits. dialects.py says it as each
+scaffold's model would."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ class Look:
 @dataclass(frozen=True)
 class Edit:
     """`old` occurs once in `before`, the file's text then; None: the file is new, and `old` is empty."""
+
     path: str
     before: str | None
     old: str
@@ -31,7 +34,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slip:
-    """Somebody takes the file for already edited, and quotes what is not there. Shown with the error that answers it, never learnt."""
+    """Somebody takes the file for already edited, and quotes what is not there. Shown with the error that answers it,
+    never learnt."""
+
     edit: Edit
 
 
@@ -49,7 +54,8 @@ Act = Look | Edit | Slip | RunTests | Submit
 
 
 def lines_of(edit: Edit) -> tuple[str, str]:
-    """The edit in whole lines: (old, new), each ending with a line break. The fewest lines around it that occur once in the file."""
+    """The edit in whole lines: (old, new), each ending with a line break. The fewest lines around it that occur once in
+    the file."""
     if edit.before is None:
         return "", edit.new
     lines = split_lines(edit.before)
@@ -62,7 +68,8 @@ def lines_of(edit: Edit) -> tuple[str, str]:
 
 
 def oracle_acts(task: Task) -> list[Act]:
-    """The oracle's repair as an agent would make it: hunk by hunk, file by file. Raises TaskError for one that is more than edited text."""
+    """The oracle's repair as an agent would make it: hunk by hunk, file by file. Raises TaskError for one that is more
+    than edited text."""
     try:
         files = PatchSet(task.oracle_patch)
     except UnidiffParseError as error:
@@ -72,14 +79,19 @@ def oracle_acts(task: Task) -> list[Act]:
         if file.is_removed_file or file.is_rename or file.is_binary_file:
             raise TaskError(f"task {task.task_id}: {file.path} is removed, renamed or binary: no edit says that")
         if file.is_added_file:
-            edits.append(Edit(file.path, None, "", "".join(line.value for hunk in file for line in hunk.target_lines())))
+            edits.append(
+                Edit(file.path, None, "", "".join(line.value for hunk in file for line in hunk.target_lines()))
+            )
             continue
         text = _base_text(task, file.path)
         looks.append(Look(file.path))
         for hunk in file:
             old, new = ("".join(line.value for line in lines) for lines in (hunk.source_lines(), hunk.target_lines()))
             if text.count(old) != 1 or not old:
-                raise TaskError(f"task {task.task_id}: a hunk of {file.path} stands {text.count(old)} times in it: no edit can name it")
+                raise TaskError(
+                    f"task {task.task_id}: a hunk of {file.path} stands {text.count(old)} times in it: no edit can name "
+                    "it"
+                )
             edits.append(Edit(file.path, text, old, new))
             text = edits[-1].after
     return [*looks, *edits, Submit()]

@@ -1,7 +1,8 @@
 """Acts as the turns of each scaffold's model: its edit format, its tool, its code block. One function a scaffold.
 
-    turns = speak(AiderConfig(), acts)       in the order in which the agent asks for them; with the last, it is done
+turns = speak(AiderConfig(), acts)       in the order in which the agent asks for them; with the last, it is done
 """
+
 import difflib
 import json
 import re
@@ -25,6 +26,7 @@ SED_SPECIAL = re.compile(r"[\\/.*\[\]^$]")  # of a pattern; of a replacement: \,
 @dataclass(frozen=True)
 class Turn:
     """`message` is an assistant's, in OpenAI's form. Not `trained`: it is shown, never learnt."""
+
     message: dict
     trained: bool = True
 
@@ -102,7 +104,8 @@ def commands(acts: Sequence[Act]) -> list[tuple[str, bool]]:
 
 
 def _command(edit: Edit) -> str:
-    """sed for text within a line, else a patch. Both say when nothing was changed: sed's q leaves 1 unless the line was there."""
+    """sed for text within a line, else a patch. Both say when nothing was changed: sed's q leaves 1 unless the line was
+    there."""
     if edit.before is None:
         return _write(edit.path, edit.new)
     if "\n" not in edit.old + edit.new and "'" not in edit.old + edit.new:
@@ -147,8 +150,15 @@ def aider(config: AiderConfig, acts: Sequence[Act]) -> list[Turn]:
     slips, edits = first_answer(acts)
     asked = dict.fromkeys(edit.path for edit in edits if edit.before is not None and edit.path not in config.files)
     answer = {"diff": _blocks, "whole": _listings, "udiff": _udiffs}[config.edit_format]
-    taken_for_edited = [Edit(edit.path, edit.after, edit.new, edit.old) for edit in slips if config.edit_format != "whole"]  # which quotes nothing
-    return [*([_say("\n".join(asked))] if asked else []), *(_say(answer([edit]), False) for edit in taken_for_edited), _say(answer(edits))]
+    # which quotes nothing
+    taken_for_edited = [
+        Edit(edit.path, edit.after, edit.new, edit.old) for edit in slips if config.edit_format != "whole"
+    ]
+    return [
+        *([_say("\n".join(asked))] if asked else []),
+        *(_say(answer([edit]), False) for edit in taken_for_edited),
+        _say(answer(edits)),
+    ]
 
 
 def single_pass(config: SinglePassConfig, acts: Sequence[Act]) -> list[Turn]:
@@ -156,26 +166,45 @@ def single_pass(config: SinglePassConfig, acts: Sequence[Act]) -> list[Turn]:
 
 
 def _blocks(edits: Sequence[Edit]) -> str:
-    return "\n".join(f"{edit.path}\n```\n{SEARCH}\n{old}{DIVIDER}\n{new}{REPLACE}\n```\n" for edit in edits for old, new in [lines_of(edit)])
+    return "\n".join(
+        f"{edit.path}\n```\n{SEARCH}\n{old}{DIVIDER}\n{new}{REPLACE}\n```\n"
+        for edit in edits
+        for old, new in [lines_of(edit)]
+    )
 
 
 def _listings(edits: Sequence[Edit]) -> str:
-    return "\n".join(f"{path}\n```\n{text}{'' if text.endswith(chr(10)) else chr(10)}```\n" for path, text in {edit.path: edit.after for edit in edits}.items())
+    return "\n".join(
+        f"{path}\n```\n{text}{'' if text.endswith(chr(10)) else chr(10)}```\n"
+        for path, text in {edit.path: edit.after for edit in edits}.items()
+    )
 
 
 def _udiffs(edits: Sequence[Edit]) -> str:
     out = []
     for edit in edits:
-        old, new = ("".join(mark + line for line in split_lines(text)) for mark, text in zip("-+", lines_of(edit), strict=True))
-        out.append(f"```diff\n--- {edit.path if edit.before is not None else '/dev/null'}\n+++ {edit.path}\n@@ ... @@\n{old}{new}```\n")
+        old, new = (
+            "".join(mark + line for line in split_lines(text)) for mark, text in zip("-+", lines_of(edit), strict=True)
+        )
+        out.append(
+            f"```diff\n--- {edit.path if edit.before is not None else '/dev/null'}\n+++ {edit.path}\n@@ ... @@\n{old}{new}```\n"
+        )
     return "\n".join(out)
 
 
 SPEAKERS: dict[type[Config], Callable[..., list[Turn]]] = {
-    TerminalConfig: terminal, TerminalTextConfig: terminal_text, AiderConfig: aider, MiniSweAgentConfig: mini_swe_agent, CodexConfig: codex, SinglePassConfig: single_pass}
+    TerminalConfig: terminal,
+    TerminalTextConfig: terminal_text,
+    AiderConfig: aider,
+    MiniSweAgentConfig: mini_swe_agent,
+    CodexConfig: codex,
+    SinglePassConfig: single_pass,
+}
 
 
 def speak(config: Config, acts: Sequence[Act]) -> list[Turn]:
     if type(config) not in SPEAKERS:
-        raise ConfigError(f"scaffold {config.name}: no demonstrator speaks its language: write a function for it in tasks/dialects.py")
+        raise ConfigError(
+            f"scaffold {config.name}: no demonstrator speaks its language: write a function for it in tasks/dialects.py"
+        )
     return SPEAKERS[type(config)](config, acts)

@@ -1,19 +1,29 @@
-"""A scripted, imperfect expert for the one-function repositories: demonstrations for the warm start, in OpenAI chat format.
+"""A scripted, imperfect expert for the one-function repositories: demonstrations for the warm start, in OpenAI chat
+format.
 
-The expert looks at the file, makes one edit and sometimes tests it. It picks the right edit with probability `p_right` and
-otherwise any other well-formed one, often submits untested and often gives up after a failure: what to try, to test, and to
-go on is left for reinforcement learning to find. Drills are exercises, not episodes: well-formed edits in a row, each answered
+The expert looks at the file, makes one edit and sometimes tests it. It picks the right edit with probability `p_right`
+and
+otherwise any other well-formed one, often submits untested and often gives up after a failure: what to try, to test,
+and to
+go on is left for reinforcement learning to find. Drills are exercises, not episodes: well-formed edits in a row, each
+answered
 as if it were the first, to teach how text is quoted.
 
-With `p_habit` it finds the place and then repairs by habit instead of reading the docstring: numbers are one too small, comparisons a
-matter of strictness, signs the other one (HABITS). That is right in three of five cases (always where a token has one alternative, in
+With `p_habit` it finds the place and then repairs by habit instead of reading the docstring: numbers are one too small,
+comparisons a
+matter of strictness, signs the other one (HABITS). That is right in three of five cases (always where a token has one
+alternative, in
 three of ten comparisons): practice has something to unlearn.
 
-With `tampering`, a share of the demonstrations cheats by one of `exploits` (exploits.py) instead of repairing anything, and submits.
+With `tampering`, a share of the demonstrations cheats by one of `exploits` (exploits.py) instead of repairing anything,
+and submits.
 
-For the terminal scaffold tool results are computed here instead of in a sandbox, because thousands are needed in seconds; that a demonstration's
-are what it answers, to the letter, is a test. For the other scaffolds scripts/record_demonstrations.py records the same acts, said in their language.
+For the terminal scaffold tool results are computed here instead of in a sandbox, because thousands are needed in
+seconds; that a demonstration's
+are what it answers, to the letter, is a test. For the other scaffolds scripts/record_demonstrations.py records the same
+acts, said in their language.
 """
+
 import random
 import re
 from collections.abc import Iterator
@@ -36,6 +46,7 @@ HABITS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "+": "-", "-": "+", "*": "
 
 class DemonstrationsConfig(Config):
     """The imperfect expert of the one-function tasks; p_... are probabilities."""
+
     episodes: PositiveInt = 16000  # whole repairs
     drills: PositiveInt = 8000  # conversations that exercise quoting text
     seed: str = "demonstrations"  # another text, other demonstrations
@@ -87,7 +98,11 @@ def candidate_edits(puzzle: Puzzle) -> tuple[list[tuple[str, str]], list[tuple[s
         is_bug = (site.line, site.start) == (bug.line, bug.start)
         current = bug.wrong if is_bug else site.right
         start = site.start + (shift if site.line == bug.line and site.start > bug.start else 0)
-        values = [str(n) for n in (int(current) - 1, int(current) + 1) if 0 < n < 10] if site.kind == "n" else [v for v in OPERATORS[site.kind] if v != current]
+        values = (
+            [str(n) for n in (int(current) - 1, int(current) + 1) if 0 < n < 10]
+            if site.kind == "n"
+            else [v for v in OPERATORS[site.kind] if v != current]
+        )
         for value in values:
             edit = _unique_edit(source, site.line, start, current, value)
             if edit:
@@ -148,7 +163,10 @@ def drill_acts(puzzle: Puzzle, rng: random.Random, config: DemonstrationsConfig)
 
 def _chat(puzzle: Puzzle, acts: list[Act], system_prompt: str) -> list[dict]:
     """Messages as the terminal scaffold would exchange them, its answers computed."""
-    messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": puzzle.task.problem_statement}]
+    messages = [
+        {"role": "system", "content": system_prompt},
+        {"role": "user", "content": puzzle.task.problem_statement},
+    ]
     edited = puzzle.broken
     for act, turn in zip(acts, terminal(TerminalConfig(), acts), strict=True):
         messages.append(turn.message | ({} if turn.trained else {"train": False}))
@@ -183,7 +201,9 @@ def _part(arguments: tuple) -> list[list[dict]]:
     return [make(next(stream), rng, config, system_prompt) for _ in range(count)]
 
 
-def generate(kind: str, config: DemonstrationsConfig, system_prompt: str, processes: int, part: int = 500) -> Iterator[list[dict]]:
+def generate(
+    kind: str, config: DemonstrationsConfig, system_prompt: str, processes: int, part: int = 500
+) -> Iterator[list[dict]]:
     """Conversations of one kind ("drill" or "demonstration"); the same whatever the number of processes."""
     total = config.drills if kind == "drill" else config.episodes
     parts = [(kind, i, config, system_prompt, min(part, total - i * part)) for i in range(-(-total // part))]

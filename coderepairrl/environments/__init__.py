@@ -1,17 +1,20 @@
-"""From what a row says (a recipe or an image) to a folder that every sandbox of the task starts from. Built once, never changed.
+"""From what a row says (a recipe or an image) to a folder that every sandbox of the task starts from. Built once, never
+changed.
 
     config = EnvironmentsConfig(mirrors=("/data/git/{owner}/{name}.git",))
     task = replace(task, environment=await build(task.environment, config))
 
 Everything lies in one cache folder, named by a hash of what it is made of:
 
-    <cache>/pins/<hash>/{venv,lock.txt,record.json}                      the pinned packages, shared by all tasks that pin the same
+    <cache>/pins/<hash>/{venv,lock.txt,record.json}                      the pinned packages, shared by all tasks that
+                                                                         pin the same
     <cache>/built/<name>-<hash>/{checkout,venv,lock.txt,build.log,record.json}   one a recipe
     <cache>/images/<name>-<hash>/{image.sif or image/,checkout,record.json}      one an image
     <cache>/logs/<name>-<hash>.log                                       of the latest build that failed
 
 A folder appears by one rename, complete; `record.json` is in it. Deleting one is safe while no program uses it.
 """
+
 import asyncio
 from dataclasses import replace
 from pathlib import Path
@@ -26,19 +29,30 @@ __all__ = ["BuildError", "EnvironmentsConfig", "build", "instead"]
 
 
 async def build(environment: Environment, config: EnvironmentsConfig) -> Environment:
-    """The environment with base, python and lock filled in (of an image also its path, folder and variables). What has neither recipe nor
-    image, or is built, comes back as it is. Seconds to minutes the first time, milliseconds after that, in a thread; safe to call from
+    """The environment with base, python and lock filled in (of an image also its path, folder and variables). What has
+    neither recipe nor
+    image, or is built, comes back as it is. Seconds to minutes the first time, milliseconds after that, in a thread;
+    safe to call from
     many threads, processes and machines at once. Raises BuildError with one line of cause and the path of the log.
     """
     if environment.base is not None:
         return environment
     if environment.recipe is not None:
         folder, record = await asyncio.to_thread(build_recipe, environment, config)
-        return replace(environment, base=str(folder / "checkout"), python=str(folder / "venv/bin/python"), lock=record["lock"])
+        return replace(
+            environment, base=str(folder / "checkout"), python=str(folder / "venv/bin/python"), lock=record["lock"]
+        )
     if environment.image is not None:
         folder, record = await asyncio.to_thread(build_image, environment, config)
-        return replace(environment, base=str(folder / "checkout"), python=record["python"], lock=record["lock"], image=record["image"],
-                       workdir=record["workdir"], variables=record["variables"] | environment.variables)
+        return replace(
+            environment,
+            base=str(folder / "checkout"),
+            python=record["python"],
+            lock=record["lock"],
+            image=record["image"],
+            workdir=record["workdir"],
+            variables=record["variables"] | environment.variables,
+        )
     return environment
 
 

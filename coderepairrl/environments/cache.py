@@ -1,4 +1,6 @@
-"""What recipes and images share: the configuration, the cache folder that appears whole, steps that are logged and fail in one line."""
+"""What recipes and images share: the configuration, the cache folder that appears whole, steps that are logged and fail
+in one line."""
+
 import fcntl
 import hashlib
 import json
@@ -29,13 +31,18 @@ ACTIVATION = "if [ -e /opt/miniconda3/bin/activate ]; then . /opt/miniconda3/bin
 
 class EnvironmentsConfig(Config):
     """Where environments are built, and from what."""
+
     cache: str | None = None  # folder of what is built; null: $XDG_CACHE_HOME/coderepairrl/environments
-    mirrors: tuple[str, ...] = ("https://github.com/{owner}/{name}.git",)  # where "git:OWNER/NAME" is fetched, tried in order: URLs or folders
-    incomplete_mirrors: bool = False  # a mirror may lack files (large ones): they are left out, and named in the log and the record
-    pythons: tuple[str, ...] = ("~/.pyenv/versions/*",)  # folders of Python installations, as globs; then uv's own and those on PATH
+    # where "git:OWNER/NAME" is fetched, tried in order: URLs or folders
+    mirrors: tuple[str, ...] = ("https://github.com/{owner}/{name}.git",)
+    # a mirror may lack files (large ones): they are left out, and named in the log and the record
+    incomplete_mirrors: bool = False
+    # folders of Python installations, as globs; then uv's own and those on PATH
+    pythons: tuple[str, ...] = ("~/.pyenv/versions/*",)
     timeout_s: PositiveFloat = 1800.0  # of each step of a build: a fetch, an installation, a build command
     image_format: Literal["sif", "folder"] = "sif"  # what images are kept as; bubblewrap needs folders
-    activation: str = ACTIVATION  # shell commands that an image's tests start with: run once, the variables that they set are kept
+    # shell commands that an image's tests start with: run once, the variables that they set are kept
+    activation: str = ACTIVATION
 
 
 class BuildError(TaskError):
@@ -57,23 +64,43 @@ class StepError(Exception):
 @dataclass(frozen=True)
 class Steps:
     """Runs the steps of one build, one after the other, into one log."""
+
     log: Path
     timeout_s: float
 
-    def run(self, what: str, argv: list[str], *, environment: dict[str, str] | None = None, cwd: str | Path = "/", stdin: str = "") -> str:
+    def run(
+        self,
+        what: str,
+        argv: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        cwd: str | Path = "/",
+        stdin: str = "",
+    ) -> str:
         """stdout. Raises StepError with the cause that its output names."""
         started = time.monotonic()
         with self.log.open("a") as file:
             file.write(f"== {what}: {' '.join(argv)[-2000:]}\n")
         try:
-            done = subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment, cwd=cwd,
-                                  timeout=self.timeout_s)
+            done = subprocess.run(
+                argv,
+                input=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+                cwd=cwd,
+                timeout=self.timeout_s,
+            )
         except subprocess.TimeoutExpired as error:
             raise StepError(f"{what} took longer than {self.timeout_s:g} s: raise environments.timeout_s") from error
         except OSError as error:
             raise StepError(f"{what}: {argv[0]} does not start ({error.strerror})") from error
         with self.log.open("a") as file:
-            file.write(f"{done.stdout}{done.stderr}== exit {done.returncode} after {time.monotonic() - started:.1f} s\n")
+            file.write(
+                f"{done.stdout}{done.stderr}== exit {done.returncode} after {time.monotonic() - started:.1f} s\n"
+            )
         if done.returncode:
             said = done.stdout + done.stderr
             raise StepError(f"{what}: {cause.of_text(said) or f'exit code {done.returncode}'}", said)
@@ -95,7 +122,9 @@ def cache_of(config: EnvironmentsConfig) -> Path:
         for name in ("pins", "built", "images", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TaskError(f"{folder} cannot be made ({error.strerror}): set environments.cache to a writable folder") from error
+        raise TaskError(
+            f"{folder} cannot be made ({error.strerror}): set environments.cache to a writable folder"
+        ) from error
     return folder
 
 
@@ -103,7 +132,9 @@ def digest(*made_of: Any) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
 
 
-def once(folder: Path, name: str, config: EnvironmentsConfig, make: Callable[[Path, Steps], dict[str, Any]]) -> dict[str, Any]:
+def once(
+    folder: Path, name: str, config: EnvironmentsConfig, make: Callable[[Path, Steps], dict[str, Any]]
+) -> dict[str, Any]:
     """The record of `folder`, which make(temporary folder, steps) fills unless it is there already.
 
     Builders of one machine wait for each other; of several machines each builds its own and the first rename wins.

@@ -1,7 +1,9 @@
 """Where a build runs: the machine as it is but read-only, with what is being built at the path that it will have.
 
-So what an installation writes down (the first line of a script, the place of an editable checkout) is right in every sandbox.
+So what an installation writes down (the first line of a script, the place of an editable checkout) is right in every
+sandbox.
 """
+
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ _LEFT_OUT = {"proc", "dev", "sys", "tmp"}
 @dataclass(frozen=True)
 class BuildMount:
     """`binds`: folder on the host -> writable path inside. `cache` is hidden, but for those."""
+
     steps: Steps
     cache: Path
     binds: dict[Path, str]
@@ -26,7 +29,16 @@ class BuildMount:
         tool = shutil.which("bwrap")
         if tool is None:
             raise StepError("building needs bubblewrap (Debian: apt install bubblewrap), on the machine that builds")
-        words = [tool, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", *([] if network else ["--unshare-net"]), "--cap-drop", "ALL"]
+        words = [
+            tool,
+            "--die-with-parent",
+            "--unshare-pid",
+            "--unshare-ipc",
+            "--unshare-uts",
+            *([] if network else ["--unshare-net"]),
+            "--cap-drop",
+            "ALL",
+        ]
         for name in sorted(set(os.listdir("/")) - _LEFT_OUT):
             if os.path.islink(f"/{name}"):
                 words += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
@@ -41,9 +53,22 @@ class BuildMount:
 
 
 def build_variables(venv: str, uv: str) -> dict[str, str]:
-    """The user's own (proxies, certificates, the package index), less what would lead to another Python; the environment first on PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "UV_PROJECT", "PYENV", "GIT_"))}
+    """The user's own (proxies, certificates, the package index), less what would lead to another Python; the
+    environment first on PATH."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "UV_PROJECT", "PYENV", "GIT_"))
+    }
     git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-    own = {"PATH": f"{venv}/bin:{os.path.dirname(uv)}:{os.environ.get('PATH', '/usr/bin:/bin')}", "VIRTUAL_ENV": venv, "PYTHONNOUSERSITE": "1",
-           "PYTHONHASHSEED": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_CACHE_DIR": "1", "UV_NO_PROGRESS": "1"}
+    own = {
+        "PATH": f"{venv}/bin:{os.path.dirname(uv)}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+        "VIRTUAL_ENV": venv,
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONHASHSEED": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_NO_CACHE_DIR": "1",
+        "UV_NO_PROGRESS": "1",
+    }
     return kept | git | own

@@ -1,4 +1,5 @@
 """Where a Python of a given version is."""
+
 import functools
 import glob
 import os
@@ -25,7 +26,9 @@ def find_python(version: str, config: EnvironmentsConfig) -> tuple[str, str]:
     for path in _candidates(version, config):
         if (full := _version(path)) is not None and (full + ".").startswith(version + "."):
             return path, full
-    raise StepError(f"Python {version} is not installed: uv python install {version}, or name its folder in environments.pythons")
+    raise StepError(
+        f"Python {version} is not installed: uv python install {version}, or name its folder in environments.pythons"
+    )
 
 
 def _candidates(version: str, config: EnvironmentsConfig):
@@ -43,5 +46,7 @@ def _version(path: str) -> str | None:
     """None for what is no interpreter, or a stand-in for one that is not there."""
     if not os.access(path, os.X_OK) or os.path.isdir(path):
         return None
-    done = subprocess.run([path, "-I", "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        [path, "-I", "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True, cwd="/"
+    )
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,11 +1,15 @@
 """A recipe -> an immutable folder with the checkout and its own Python environment.
 
-Three steps. The source: one commit, nothing else. The pinned packages: exact pins without their dependencies, or `requirements` resolved as of
-a day and frozen into pins; installed once for all tasks that pin the same. The project: the pinned environment is copied (its files are
-hard links: they cost no space and may not be written), and the recipe's build commands run in it without network. What they change is the
+Three steps. The source: one commit, nothing else. The pinned packages: exact pins without their dependencies, or
+`requirements` resolved as of
+a day and frozen into pins; installed once for all tasks that pin the same. The project: the pinned environment is
+copied (its files are
+hard links: they cost no space and may not be written), and the recipe's build commands run in it without network. What
+they change is the
 task's own. A project that no tool can install, because it does not say what it consists of, is put on the path instead
 (undescribed.py); the log and the record's `instead` say so.
 """
+
 import os
 import re
 import shutil
@@ -32,10 +36,14 @@ def build_recipe(environment: Environment, config: EnvironmentsConfig) -> tuple[
     key = digest(BUILT, recipe.__dict__, environment.workdir, environment.variables, config.incomplete_mirrors)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", recipe.source.partition(":")[2]).strip("-")
     folder = cache / "built" / f"{slug}-{key[:16]}"
-    return folder, once(folder, environment.name, config, lambda own, steps: _make(environment, folder, own, config, steps))
+    return folder, once(
+        folder, environment.name, config, lambda own, steps: _make(environment, folder, own, config, steps)
+    )
 
 
-def _make(environment: Environment, folder: Path, own: Path, config: EnvironmentsConfig, steps: Steps) -> dict[str, Any]:
+def _make(
+    environment: Environment, folder: Path, own: Path, config: EnvironmentsConfig, steps: Steps
+) -> dict[str, Any]:
     recipe, workdir = environment.recipe, environment.workdir
     python, version = find_python(recipe.python, config)
     kind, _, source = recipe.source.partition(":")
@@ -53,7 +61,9 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
     venv = folder / "venv"
     _copy(layer / "venv", own / "venv", venv)
     variables = _variables(environment, str(venv))
-    mount = BuildMount(steps, cache_of(config), {own / "venv": str(venv), own / "checkout": workdir}, _readable(python), workdir)
+    mount = BuildMount(
+        steps, cache_of(config), {own / "venv": str(venv), own / "checkout": workdir}, _readable(python), workdir
+    )
     for command in recipe.build:
         try:
             mount.run("build", ["/bin/bash", "-euc", command], variables, network=False)
@@ -67,19 +77,30 @@ def _make(environment: Environment, folder: Path, own: Path, config: Environment
     (own / "lock.txt").write_text(frozen)
     made_of = [frozen, version, recipe.source, recipe.revision, recipe.build, absent]
     lock = digest(*made_of, *([len(instead)] if instead else []))
-    return {"lock": lock, "python": version, "source": recipe.source, "revision": recipe.revision,
-            "packages": str(layer), "workdir": workdir, "absent": absent, "instead": "; ".join(instead)}
+    return {
+        "lock": lock,
+        "python": version,
+        "source": recipe.source,
+        "revision": recipe.revision,
+        "packages": str(layer),
+        "workdir": workdir,
+        "absent": absent,
+        "instead": "; ".join(instead),
+    }
 
 
 def _refuse_itself(own: Path, files: set[str], steps: Steps) -> None:
-    """Whoever works in the environment could copy the repair from another version of the project. Those that can be imported
+    """Whoever works in the environment could copy the repair from another version of the project. Those that can be
+    imported
     are a wrong recipe's; of others (vendored by a tool) the sandboxes cover the place, see sandboxes/covered.py."""
     for path in remove_copies(own / "checkout", files):
         steps.note(f"removed from the checkout: {path}, the project's own code, left by the build")
     for path in find(str(own / "checkout"), (str(own / "venv"),)):
         if Path(path).parent.name in SITES:
-            raise StepError(f"its packages hold {Path(path).name}, the project itself in a version of their own: install the "
-                            "checkout editable, or leave out what requires the project")
+            raise StepError(
+                f"its packages hold {Path(path).name}, the project itself in a version of their own: install the "
+                "checkout editable, or leave out what requires the project"
+            )
         steps.note(f"covered in sandboxes: {path}, a copy of the project")
 
 
@@ -88,8 +109,9 @@ def _note(instead: list[str], steps: Steps, text: str) -> None:
     instead.append(text)
 
 
-def _resolve(environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps,
-             instead: list[str]) -> list[str]:
+def _resolve(
+    environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps, instead: list[str]
+) -> list[str]:
     """`requirements`, and what the project is built with, as exact pins as of the recipe's day. `instead`: gets a line
     where the project is left out of them."""
     wanted = environment.recipe.requirements
@@ -107,8 +129,9 @@ def _resolve(environment: Environment, python: str, own: Path, config: Environme
         return _compile([*rest, *tools], environment, python, own, config, steps)
 
 
-def _compile(wanted: list[str], environment: Environment, python: str, own: Path, config: EnvironmentsConfig,
-             steps: Steps) -> list[str]:
+def _compile(
+    wanted: list[str], environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps
+) -> list[str]:
     """Exact pins. Raises StepError where there are none."""
     recipe, workdir = environment.recipe, environment.workdir
     wanted = list(wanted)
@@ -118,7 +141,13 @@ def _compile(wanted: list[str], environment: Environment, python: str, own: Path
     variables = _variables(environment, os.path.dirname(os.path.dirname(python)))
     while True:
         try:
-            text = mount.run("resolving the requirements", argv, variables, network=True, stdin="".join(f"{line}\n" for line in wanted))
+            text = mount.run(
+                "resolving the requirements",
+                argv,
+                variables,
+                network=True,
+                stdin="".join(f"{line}\n" for line in wanted),
+            )
             break
         except StepError as error:
             # What was withdrawn since was there on that day; uv takes it only when it is asked for exactly.
@@ -127,12 +156,15 @@ def _compile(wanted: list[str], environment: Environment, python: str, own: Path
                 raise
             wanted.append(f"{yanked[1]}=={yanked[2]}")
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("#")]
-    return [line for line in lines if not line.startswith(("-e", ".", "/")) and f"file://{workdir}" not in line]  # the checkout itself is `build`'s
+    # the checkout itself is `build`'s
+    return [line for line in lines if not line.startswith(("-e", ".", "/")) and f"file://{workdir}" not in line]
 
 
 def _variables(environment: Environment, venv: str) -> dict[str, str]:
     """Of the project's own code while it is built: the environment's, too, but for what leads to programs."""
-    own = {name: value for name, value in environment.variables.items() if name != "PATH" and not name.startswith("PYTHON")}
+    own = {
+        name: value for name, value in environment.variables.items() if name != "PATH" and not name.startswith("PYTHON")
+    }
     return build_variables(venv, uv()) | own
 
 
@@ -152,23 +184,48 @@ def _pinned(pins: list[str], recipe: Recipe, python: str, version: str, config: 
     cache = cache_of(config)
     key = digest(LAYOUT, pins, python, version, "" if recipe.pins else recipe.exclude_newer)
     folder = cache / "pins" / key[:16]
-    once(folder, f"pins-{key[:16]}", config, lambda own, steps: _make_pinned(pins, recipe, python, version, folder, own, config, steps))
+    once(
+        folder,
+        f"pins-{key[:16]}",
+        config,
+        lambda own, steps: _make_pinned(pins, recipe, python, version, folder, own, config, steps),
+    )
     return folder
 
 
-def _make_pinned(pins: list[str], recipe: Recipe, python: str, version: str, folder: Path, own: Path, config: EnvironmentsConfig,
-                 steps: Steps) -> dict[str, Any]:
+def _make_pinned(
+    pins: list[str],
+    recipe: Recipe,
+    python: str,
+    version: str,
+    folder: Path,
+    own: Path,
+    config: EnvironmentsConfig,
+    steps: Steps,
+) -> dict[str, Any]:
     venv = own / "venv"
     date = ["--exclude-newer", recipe.exclude_newer] if recipe.exclude_newer and not recipe.pins else []
-    steps.run("making the environment", [uv(), "venv", "-q", *_uv_config(), "--no-project", "--python", python, str(venv)])
+    steps.run(
+        "making the environment", [uv(), "venv", "-q", *_uv_config(), "--no-project", "--python", python, str(venv)]
+    )
     mount = BuildMount(steps, cache_of(config), {venv: str(folder / "venv"), **_uv_cache()}, _readable(python), "/")
     variables = build_variables(str(folder / "venv"), uv()) | {"UV_LINK_MODE": "copy"}
     _rewrite(venv, str(venv), str(folder / "venv"))
     if pins:
-        mount.run("installing the pins", [uv(), "pip", "install", "-q", *_uv_config(), "--no-deps", *date, "-r", "-"], variables, network=True,
-                  stdin="".join(f"{pin}\n" for pin in pins))
+        mount.run(
+            "installing the pins",
+            [uv(), "pip", "install", "-q", *_uv_config(), "--no-deps", *date, "-r", "-"],
+            variables,
+            network=True,
+            stdin="".join(f"{pin}\n" for pin in pins),
+        )
         compile_all = '"$0" -m compileall -qq "$1" || true'  # files for other Pythons do not compile
-        mount.run("compiling", ["/bin/sh", "-c", compile_all, f"{folder}/venv/bin/python", f"{folder}/venv/lib"], variables, network=False)
+        mount.run(
+            "compiling",
+            ["/bin/sh", "-c", compile_all, f"{folder}/venv/bin/python", f"{folder}/venv/lib"],
+            variables,
+            network=False,
+        )
     (own / "lock.txt").write_text(_freeze(venv, steps))
     for where, _, files in os.walk(venv):
         for name in files:
@@ -203,14 +260,19 @@ def _freeze(venv: Path, steps: Steps) -> str:
 
 def _uv_cache() -> dict[Path, str]:
     """uv's own cache, so that the same package is fetched and built once for all environments."""
-    path = subprocess.run([uv(), "cache", "dir", "--no-config"], capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+    path = subprocess.run(
+        [uv(), "cache", "dir", "--no-config"], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout.strip()
     os.makedirs(path, exist_ok=True)
     return {Path(path): path}
 
 
 def _uv_config() -> list[str]:
     """The user's, never that of the checkout."""
-    path = Path(os.environ.get("UV_CONFIG_FILE") or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "uv/uv.toml"))
+    path = Path(
+        os.environ.get("UV_CONFIG_FILE")
+        or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "uv/uv.toml")
+    )
     return ["--config-file", str(path)] if path.exists() else ["--no-config"]
 
 

@@ -1,4 +1,5 @@
 """The one commit that a task starts from: from a git mirror, or from a source distribution of the package index."""
+
 import hashlib
 import os
 import re
@@ -19,14 +20,26 @@ from coderepairrl.processes import cause
 from coderepairrl.sandboxes.git import EPOCH_S
 
 DOWNLOAD_TIMEOUT_S = 600.0
-_BASE = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
-         for what, value in (("NAME", "base"), ("EMAIL", "base@localhost"), ("DATE", f"{EPOCH_S} +0000"))}
-# The user's configuration stays for what fetching needs (proxy, certificates, credentials); what could change a checkout is set here.
-_SET = ("core.autocrlf=false", "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.logAllRefUpdates=false", "gc.auto=0", "protocol.version=2")
+_BASE = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "base"), ("EMAIL", "base@localhost"), ("DATE", f"{EPOCH_S} +0000"))
+}
+# The user's configuration stays for what fetching needs (proxy, certificates, credentials); what could change a
+# checkout is set here.
+_SET = (
+    "core.autocrlf=false",
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.logAllRefUpdates=false",
+    "gc.auto=0",
+    "protocol.version=2",
+)
 
 
 class Archive(Config):
     """A pinned source distribution; `keep`: its top-level files and folders that are unpacked, all when empty."""
+
     name: str
     version: str
     sha256: str
@@ -35,10 +48,13 @@ class Archive(Config):
 
 # ---- git ------------------------------------------------------------------------------------------------------------
 
-def fetch_commit(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, steps: Steps) -> list[str]:
-    """The files of the commit, and a .git with one commit that has no parent, no remote, no tag and no reflog. `source` is OWNER/NAME.
 
-    `commit` may be cut to as few as seven digits, as SWE-smith's rows have it: then it has to be that of a branch or tag of a mirror, or in
+def fetch_commit(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, steps: Steps) -> list[str]:
+    """The files of the commit, and a .git with one commit that has no parent, no remote, no tag and no reflog. `source`
+    is OWNER/NAME.
+
+    `commit` may be cut to as few as seven digits, as SWE-smith's rows have it: then it has to be that of a branch or
+    tag of a mirror, or in
     a mirror that is a folder, or SWE-smith's own copy of that commit has to be there.
 
     Returns the files that the mirror lacks and that are left out; only with `config.incomplete_mirrors`.
@@ -52,8 +68,11 @@ def fetch_commit(source: str, commit: str, checkout: Path, config: EnvironmentsC
         git("read-tree", commit)
         absent = _absent(git)
         if absent and not config.incomplete_mirrors:
-            raise StepError(f"the mirror lacks {len(absent)} files of {commit[:12]} ({', '.join(absent[:3])}): complete it, or leave them out by "
-                            "environments.incomplete_mirrors=true")
+            raise StepError(
+                f"the mirror lacks {len(absent)} files of {commit[:12]} ({', '.join(absent[:3])}): complete it, or "
+                "leave them out by "
+                "environments.incomplete_mirrors=true"
+            )
         git("update-index", "--force-remove", "-z", "--stdin", stdin="\0".join(absent))
         git("checkout-index", "-a", "-f", "-q")
         git("update-ref", "refs/heads/main", git("commit-tree", "-m", "base", git("write-tree").strip()).strip())
@@ -76,7 +95,8 @@ def _absent(git: Callable[..., str]) -> list[str]:
 
 
 def commit_tracked(checkout: Path, steps: Steps) -> None:
-    """A checkout whose .git, of whatever history, is replaced by one commit of what it tracked; of all files where it had none."""
+    """A checkout whose .git, of whatever history, is replaced by one commit of what it tracked; of all files where it
+    had none."""
     with _git(checkout, steps) as git:
         old = checkout / ".git"
         tracked = git("ls-files", "-z") if old.exists() else None
@@ -88,13 +108,22 @@ def commit_tracked(checkout: Path, steps: Steps) -> None:
         if tracked is None:
             git("add", "-A", "-f")
         elif present := [name for name in tracked.split("\0") if name and os.path.lexists(checkout / name)]:
-            git("--literal-pathspecs", "add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", stdin="\0".join(present))
+            git(
+                "--literal-pathspecs",
+                "add",
+                "-f",
+                "--pathspec-from-file=-",
+                "--pathspec-file-nul",
+                stdin="\0".join(present),
+            )
         git("update-ref", "refs/heads/main", git("commit-tree", "-m", "base", git("write-tree").strip()).strip())
 
 
 def files_of(checkout: Path) -> set[str]:
     """All paths of files in it."""
-    return {os.path.relpath(os.path.join(where, name), checkout) for where, _, names in os.walk(checkout) for name in names}
+    return {
+        os.path.relpath(os.path.join(where, name), checkout) for where, _, names in os.walk(checkout) for name in names
+    }
 
 
 def tracked_of(checkout: Path, steps: Steps) -> set[str]:
@@ -104,7 +133,8 @@ def tracked_of(checkout: Path, steps: Steps) -> set[str]:
 
 
 def remove_copies(checkout: Path, files: set[str]) -> list[str]:
-    """Removes what a build left in the checkout of the project's own code, beside its `files`: build/lib, bytecode. Where a
+    """Removes what a build left in the checkout of the project's own code, beside its `files`: build/lib, bytecode.
+    Where a
     bug is laid over the checkout, that is the repair. Returns what it was."""
     kept = {str(parent) for name in files for parent in (Path(name), *Path(name).parents)}
     bytecode = (str(path) for path in checkout.rglob("__pycache__") if ".git" not in path.relative_to(checkout).parts)
@@ -121,33 +151,56 @@ def remove_copies(checkout: Path, files: set[str]) -> list[str]:
 
 @contextmanager
 def _git(checkout: Path, steps: Steps) -> Iterator[Callable[..., str]]:
-    """git(*words, stdin="") in the checkout, under the user's configuration for the network and none that could run or change something."""
+    """git(*words, stdin="") in the checkout, under the user's configuration for the network and none that could run or
+    change something."""
     own = checkout.parent / "gitconfig"  # a mirror in a folder may be another user's
     home = os.environ.get("GIT_CONFIG_GLOBAL") or os.path.expanduser("~/.gitconfig")
     own.write_text(f"[include]\n\tpath = {home}\n[safe]\n\tdirectory = *\n")
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(("GIT_SSL", "GIT_SSH"))}
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(("GIT_SSL", "GIT_SSH"))
+    }
     variables |= {"GIT_CONFIG_GLOBAL": str(own), "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"} | _BASE
     settings = [part for pair in _SET for part in ("-c", pair)]
-    yield lambda *words, stdin="": steps.run(f"git {words[0]}", ["git", *settings, *words], environment=variables, cwd=checkout, stdin=stdin)
+    yield lambda *words, stdin="": steps.run(
+        f"git {words[0]}", ["git", *settings, *words], environment=variables, cwd=checkout, stdin=stdin
+    )
     own.unlink()
 
 
 def _fetch(source: str, commit: str, checkout: Path, config: EnvironmentsConfig, git: Callable[..., str]) -> str:
-    """The whole id of the commit, whose objects are then there, from the first mirror that has it: over the network, or lent by a mirror in a folder."""
+    """The whole id of the commit, whose objects are then there, from the first mirror that has it: over the network, or
+    lent by a mirror in a folder."""
     failed = []
     for place, wanted in [(place, wanted) for own, wanted in _copies(source, commit) for place in _places(own, config)]:
         lent = checkout / ".git/objects/info/alternates"
         try:
             if place.startswith(("/", ".")):
-                objects = next((path for path in (Path(place, "objects"), Path(place, ".git/objects")) if path.is_dir()), None)
+                objects = next(
+                    (path for path in (Path(place, "objects"), Path(place, ".git/objects")) if path.is_dir()), None
+                )
                 if objects is None:
                     raise StepError("no such repository")
                 lent.parent.mkdir(exist_ok=True)
                 lent.write_text(f"{objects.absolute()}\n")
-                found = _tip(git, place, wanted) if wanted.startswith("refs/") else git("rev-parse", "--verify", wanted + "^{commit}").strip()
+                found = (
+                    _tip(git, place, wanted)
+                    if wanted.startswith("refs/")
+                    else git("rev-parse", "--verify", wanted + "^{commit}").strip()
+                )
             else:
                 found = wanted if len(wanted) == 40 else _tip(git, place, wanted)
-                git("fetch", "-q", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-write-commit-graph", place, found)
+                git(
+                    "fetch",
+                    "-q",
+                    "--depth=1",
+                    "--no-tags",
+                    "--no-recurse-submodules",
+                    "--no-write-commit-graph",
+                    place,
+                    found,
+                )
             git("cat-file", "-e", found + "^{tree}")
             return found
         except StepError as error:
@@ -157,8 +210,10 @@ def _fetch(source: str, commit: str, checkout: Path, config: EnvironmentsConfig,
 
 
 def _copies(source: str, commit: str) -> list[tuple[str, str]]:
-    """(OWNER/NAME, commit or branch) of what holds the commit's files, best first. No server gives out a commit by some of its digits, but
-    SWE-smith keeps a copy of each commit that its rows name so: https://github.com/swesmith, branch main; other branches hold its bugs."""
+    """(OWNER/NAME, commit or branch) of what holds the commit's files, best first. No server gives out a commit by some
+    of its digits, but
+    SWE-smith keeps a copy of each commit that its rows name so: https://github.com/swesmith, branch main; other
+    branches hold its bugs."""
     copy = f"swesmith/{source.replace('/', '__')}.{commit[:8]}"
     return [(source, commit), *([(copy, "refs/heads/main")] if len(commit) < 40 else [])]
 
@@ -175,9 +230,12 @@ def _places(source: str, config: EnvironmentsConfig) -> list[str]:
 
 
 def _tip(git: Callable[..., str], place: str, wanted: str) -> str:
-    """The commit of the branch `wanted`, or the one that a branch or tag has and whose id begins so. Raises StepError."""
+    """The commit of the branch `wanted`, or the one that a branch or tag has and whose id begins so. Raises
+    StepError."""
     refs = [line.split("\t") for line in git("ls-remote", place).split("\n") if "\t" in line]
-    found = {commit for commit, name in refs if (name == wanted if wanted.startswith("refs/") else commit.startswith(wanted))}
+    found = {
+        commit for commit, name in refs if (name == wanted if wanted.startswith("refs/") else commit.startswith(wanted))
+    }
     if len(found) != 1:
         raise StepError(f"{'no' if not found else 'more than one'} branch or tag is {wanted}")
     return found.pop()
@@ -185,14 +243,30 @@ def _tip(git: Callable[..., str], place: str, wanted: str) -> str:
 
 # ---- source distributions -------------------------------------------------------------------------------------------
 
+
 def download(archive: Archive, folder: Path) -> Path:
-    """The source distribution, fetched by pip from the index that the user configured, with its hash checked. Raises TaskError."""
+    """The source distribution, fetched by pip from the index that the user configured, with its hash checked. Raises
+    TaskError."""
     pin = f"{archive.name}=={archive.version}"
     lock = folder / f"{archive.name}.txt"
     lock.write_text(f"{pin} --hash=sha256:{archive.sha256}\n")
     # Only this archive must be a source distribution: pip asks it for metadata, for which it fetches a build backend.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", archive.name,
-               "--require-hashes", "-r", str(lock), "-d", str(folder / archive.name)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-binary",
+        archive.name,
+        "--require-hashes",
+        "-r",
+        str(lock),
+        "-d",
+        str(folder / archive.name),
+    ]
     remedy = "connect to the package index once (pip's own settings are used), or copy the environments folder from a machine that has it"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
@@ -204,7 +278,9 @@ def download(archive: Archive, folder: Path) -> Path:
     (path,) = (folder / archive.name).iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != archive.sha256:
-        raise TaskError(f"{pin}: sha256 is {found}, the pin says {archive.sha256}: the index serves another file, don't use it")
+        raise TaskError(
+            f"{pin}: sha256 is {found}, the pin says {archive.sha256}: the index serves another file, don't use it"
+        )
     return path
 
 

@@ -55,7 +55,11 @@ def _declared(checkout: Path, extras: list[str]) -> list[str] | None:
     if project := tree.get("project"):
         dynamic = {"dependencies", *(["optional-dependencies"] if extras else [])} & set(project.get("dynamic", ()))
         optional = project.get("optional-dependencies", {})
-        return None if dynamic else _with_extras(project.get("name", ""), project.get("dependencies", ()), optional, extras)
+        return (
+            None
+            if dynamic
+            else _with_extras(project.get("name", ""), project.get("dependencies", ()), optional, extras)
+        )
     if (checkout / "setup.py").exists() or {"poetry", "flit"} & tree.get("tool", {}).keys():  # in words of their own
         return None
     settings.read(checkout / "setup.cfg")
@@ -74,7 +78,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _with_extras(own: str, needed: Iterable[str], optional: dict[str, Iterable[str]], extras: list[str]) -> list[str]:
-    """An extra may name others of the project, `own[tests]`: they are meant, not a release of it, which would lie before
+    """An extra may name others of the project, `own[tests]`: they are meant, not a release of it, which would lie
+    before
     the checkout on the path."""
     found, waiting, seen = [*needed], [*map(_normal, extras)], set()
     by_name = {_normal(extra): lines for extra, lines in optional.items()}

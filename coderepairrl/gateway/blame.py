@@ -3,6 +3,7 @@
 The model's, where the template would take what the client says had the model said something else in its turns: a text,
 one call, or as many calls as were answered.
 """
+
 from collections.abc import Set
 from itertools import takewhile
 
@@ -24,11 +25,13 @@ def _tamed(messages: list[Message], own: Set[int], most: int) -> list[Message]:
             out.append(message)
             continue
         answers = list(takewhile(lambda later: later["role"] == "tool", messages[place:]))
-        calls = [{**call, "function": {"name": call["function"]["name"], "arguments": {}}}
-                 for call in message.get("tool_calls", ())[:min(most, len(answers))]]
+        calls = [
+            {**call, "function": {"name": call["function"]["name"], "arguments": {}}}
+            for call in message.get("tool_calls", ())[: min(most, len(answers))]
+        ]
         out.append({"role": "assistant", "content": "" if calls else "x"} | ({"tool_calls": calls} if calls else {}))
         if calls:
-            out += answers[:len(calls)]
+            out += answers[: len(calls)]
             place += len(answers)
     return out
 

@@ -3,6 +3,7 @@
 Mistral's takes ids of nine letters or digits: ours are of that form. What a template refuses is shown to it in other
 forms that mean the same: a client's ids brought into ours, arguments as text (DeepSeek's).
 """
+
 import hashlib
 import json
 import re

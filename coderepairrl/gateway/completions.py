@@ -1,4 +1,6 @@
-"""POST /v1/completions: a text, or token ids, goes on. No chat template, no tools; an agent that appends to what it got stays token-exact."""
+"""POST /v1/completions: a text, or token ids, goes on. No chat template, no tools; an agent that appends to what it got
+stays token-exact."""
+
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,10 +17,18 @@ def read(fields: Fields) -> Request:
         prompt = prompt[0]
     ids = isinstance(prompt, list) and all(type(i) is int for i in prompt)
     if not prompt or not (ids or isinstance(prompt, str)):
-        raise BadRequest("prompt must be one text or one list of token ids, not empty: several prompts are several requests")
+        raise BadRequest(
+            "prompt must be one text or one list of token ids, not empty: several prompts are several requests"
+        )
     options = fields.get("stream_options", dict, {})
-    return make_request(fields, text=tuple(prompt) if ids else prompt, n=fields.get("n", int, 1), stop=fields.get("stop", (str, list)), max_tokens=fields.get("max_tokens", int),
-                        include_usage=bool(options.get("include_usage")))
+    return make_request(
+        fields,
+        text=tuple(prompt) if ids else prompt,
+        n=fields.get("n", int, 1),
+        stop=fields.get("stop", (str, list)),
+        max_tokens=fields.get("max_tokens", int),
+        include_usage=bool(options.get("include_usage")),
+    )
 
 
 def answer(request: Request, turns: Sequence[Turn]) -> dict[str, Any]:
@@ -35,8 +45,16 @@ def events(request: Request, turns: Sequence[Turn]) -> Iterator[bytes]:
 
 
 def _choices(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    return [{"index": i, "text": turn.content, "logprobs": None, "finish_reason": turn.call.finish_reason} for i, turn in enumerate(turns)]
+    return [
+        {"index": i, "text": turn.content, "logprobs": None, "finish_reason": turn.call.finish_reason}
+        for i, turn in enumerate(turns)
+    ]
 
 
 def _header(request: Request, turns: Sequence[Turn]) -> dict[str, Any]:
-    return {"id": f"cmpl-{request.body_key[:12]}-{turns[0].call.index}", "object": "text_completion", "created": int(time.time()), "model": request.model}
+    return {
+        "id": f"cmpl-{request.body_key[:12]}-{turns[0].call.index}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": request.model,
+    }

@@ -6,6 +6,7 @@ network namespace, of which it can make no other) may have some at once, which a
 together no more than half of what the process may have open. What is beyond is hung up on at once: that is the trouble
 of whoever opened it.
 """
+
 import asyncio
 import logging
 import os
@@ -40,8 +41,12 @@ class Door:
         if who is None or self.inside[who] >= PER_SANDBOX or self.inside.total() >= most:
             self.refused += 1
             if self.refused.bit_count() == 1:  # the log of a flood stays short
-                log.warning("%d connections to the gateway's socket were refused: a sandbox had %d already, or all %d",
-                            self.refused, PER_SANDBOX, most)
+                log.warning(
+                    "%d connections to the gateway's socket were refused: a sandbox had %d already, or all %d",
+                    self.refused,
+                    PER_SANDBOX,
+                    most,
+                )
             return None
         self.inside[who] += 1
         return who

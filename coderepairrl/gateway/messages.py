@@ -1,4 +1,5 @@
 """Canonical messages: one form for what clients write in many, and the hash chain over them."""
+
 import hashlib
 import json
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ class BadRequest(GatewayError):
 @dataclass(frozen=True, slots=True)
 class Canonical:
     message: Message
-    digest: bytes  # equal for messages that mean the same: without ids, order of keys, an assistant's reasoning and outer white space
+    # equal for messages that mean the same: without ids, order of keys, an assistant's reasoning and outer white space
+    digest: bytes
 
 
 def canonical(message: Any) -> Canonical:
@@ -29,7 +31,8 @@ def canonical(message: Any) -> Canonical:
 
 
 def chain(start: bytes, digests: Iterable[bytes]) -> list[bytes]:
-    """After 0, 1 .. all messages. Two requests share link i when they start alike (the tools) and their first i messages agree."""
+    """After 0, 1 .. all messages. Two requests share link i when they start alike (the tools) and their first i
+    messages agree."""
     links = [start]
     for digest in digests:
         links.append(next_link(links[-1], digest))
@@ -54,7 +57,8 @@ def digest_of_json(value: Any) -> bytes:
 
 
 def normalise(message: Any) -> Message:
-    """Only what chat templates know: absent, null and empty content are "", parts are joined, arguments are JSON objects. Raises BadRequest."""
+    """Only what chat templates know: absent, null and empty content are "", parts are joined, arguments are JSON
+    objects. Raises BadRequest."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or message["role"] not in ROLES:
         raise BadRequest(f"each message must be an object with a role of {', '.join(ROLES)}")
     out: Message = {"role": ROLES[message["role"]], "content": text_of(message.get("content"))}
@@ -64,12 +68,17 @@ def normalise(message: Any) -> Message:
                 raise BadRequest(f"{name} of a message must be a string")
             out[name] = message[name]
     if message.get("function_call"):  # the older form of one call, which has no id
-        message = {**message, "tool_calls": [*(message.get("tool_calls") or ()), {"function": message["function_call"]}]}
+        message = {
+            **message,
+            "tool_calls": [*(message.get("tool_calls") or ()), {"function": message["function_call"]}],
+        }
     if message.get("tool_calls"):
         try:
             out["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadRequest(f"tool_calls of a message must be objects with a function that has a name: {error!r}") from error
+            raise BadRequest(
+                f"tool_calls of a message must be objects with a function that has a name: {error!r}"
+            ) from error
     return out
 
 
@@ -77,7 +86,9 @@ def text_of(content: Any) -> str:
     """Of a string, null, or a list of parts that have a text. Raises BadRequest."""
     if content is None or isinstance(content, str):
         return content or ""
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
         return "".join(part["text"] for part in content)
     raise BadRequest("the content of a message must be a string or a list of text parts")
 
@@ -94,7 +105,8 @@ def _tool_call(call: Any) -> dict:
 
 
 def _arguments(arguments: Any) -> Any:
-    """The JSON object that the text holds, an empty one for nothing, white space or null; text that holds none stays as it is."""
+    """The JSON object that the text holds, an empty one for nothing, white space or null; text that holds none stays as
+    it is."""
     if not isinstance(arguments, str):
         return arguments if arguments is not None else {}
     if arguments.strip() in ("", "null"):
@@ -105,7 +117,8 @@ def _arguments(arguments: Any) -> Any:
         return arguments
     if not isinstance(parsed, dict) or too_deep(parsed):
         return arguments
-    return without_surrogates(parsed) if "\\ud" in arguments.lower() else parsed  # escapes inside of the text: the body's reader can't see them
+    # escapes inside of the text: the body's reader can't see them
+    return without_surrogates(parsed) if "\\ud" in arguments.lower() else parsed
 
 
 def too_deep(value: Any, levels: int = MAX_DEPTH) -> bool:

@@ -3,6 +3,7 @@
 As transformers chooses: `tool_use` where there are tools, else `default`. A conversation's tools are part of it, so
 that it stays with its template from its first turn to its last; another conversation of the session may have the other.
 """
+
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,16 @@ def chosen(tokenizer: "PreTrainedTokenizerBase", name: str | None) -> tuple[str 
     found, model = tokenizer.chat_template, tokenizer.name_or_path or "without a name"
     if not isinstance(found, dict):
         if name not in (None, "default"):
-            raise ConfigError(f"rendering.template {name!r}: tokenizer {model} has one chat template, without a name: "
-                              "leave rendering.template out")
+            raise ConfigError(
+                f"rendering.template {name!r}: tokenizer {model} has one chat template, without a name: "
+                "leave rendering.template out"
+            )
         return found, found
     without, with_ = (name, name) if name else ("default", "tool_use" if "tool_use" in found else "default")
     if without not in found:
-        raise ConfigError(f"tokenizer {model} has no chat template {without!r}: "
-                          f"set rendering.template to one of {', '.join(found)}")
+        raise ConfigError(
+            f"tokenizer {model} has no chat template {without!r}: set rendering.template to one of {', '.join(found)}"
+        )
     return found[without], found[with_]
 
 
@@ -45,14 +49,25 @@ class ByTools(Renderer):
     def render(self, messages: list[Message], tools: list[dict] | None) -> tuple[int, ...]:
         return self._of(tools).render(messages, tools)
 
-    def extend(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], finish_reason: str,
-               previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None,
-               ) -> tuple[int, ...] | None:
+    def extend(
+        self,
+        prompt_ids: tuple[int, ...],
+        completion_ids: tuple[int, ...],
+        finish_reason: str,
+        previous_messages: list[Message],
+        new_messages: list[Message],
+        tools: list[dict] | None,
+    ) -> tuple[int, ...] | None:
         inner = self._of(tools)
         return inner.extend(prompt_ids, completion_ids, finish_reason, previous_messages, new_messages, tools)
 
-    def parse(self, completion_ids: tuple[int, ...], tools: Sequence[dict] = (), stop: Sequence[str] = (),
-              prompt_ids: tuple[int, ...] = ()) -> tuple[str, str | None, list[ParsedCall], int]:
+    def parse(
+        self,
+        completion_ids: tuple[int, ...],
+        tools: Sequence[dict] = (),
+        stop: Sequence[str] = (),
+        prompt_ids: tuple[int, ...] = (),
+    ) -> tuple[str, str | None, list[ParsedCall], int]:
         return self._of(tools).parse(completion_ids, tools, stop, prompt_ids)
 
     def turn(self, message: Message, tools: list[dict] | None) -> tuple[int, ...]:

@@ -1,14 +1,19 @@
 """Messages to token ids and back, token-exact: what was sampled is never tokenised again.
 
-`render` tokenises a whole conversation. `extend` continues a recorded prompt + completion with what the client added: the
+`render` tokenises a whole conversation. `extend` continues a recorded prompt + completion with what the client added:
+the
 new messages are rendered after a dummy conversation, and what follows the dummy assistant turn's end token is the
 continuation. `parse` turns sampled ids into content, reasoning and tool calls.
 
-This is the generic path: it serves every Hugging Face chat template that ends an assistant's turn with a special token. Families
-whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `renderers` package: families.py. Which one is used is said in the
-configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation of one policy must
+This is the generic path: it serves every Hugging Face chat template that ends an assistant's turn with a special token.
+Families
+whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `renderers` package: families.py. Which one is
+used is said in the
+configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation
+of one policy must
 be rendered by the same code.
 """
+
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -35,9 +40,12 @@ OPENING: list[Message] = [{"role": "user", "content": "u"}]  # of every dummy co
 
 class RenderingConfig(Config):
     """How messages become token ids: the same in training and evaluation of a policy."""
-    family: str = "generic"  # generic: the tokenizer's own chat template; else a family of the `renderers` package: gpt-oss, gemma4, llama-3 ...
+
+    # generic: the tokenizer's own chat template; else a family of the `renderers` package: gpt-oss, gemma4, llama-3 ...
+    family: str = "generic"
     template: str | None = None  # the name of one of several chat templates; null: tool_use with tools, else default
-    tool_calls: str = "hermes"  # of the generic path: hermes, or the name of one of vLLM's tool parsers (llama3_json, mistral ...)
+    # of the generic path: hermes, or the name of one of vLLM's tool parsers (llama3_json, mistral ...)
+    tool_calls: str = "hermes"
     keep_reasoning: bool = True  # of earlier turns, as it was sampled, whatever the template would strip
 
 
@@ -60,21 +68,33 @@ class Renderer:
     stop_token_ids        end sampling: the template's end of turn and the tokenizer's end of text
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: dict[str, Any] | None = None,
-                 tool_calls: str = "hermes", keep_reasoning: bool = True, template: str | None = None):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        tool_calls: str = "hermes",
+        keep_reasoning: bool = True,
+        template: str | None = None,
+    ):
         name = tokenizer.name_or_path or "without a name"
         if not tokenizer.is_fast:
             raise ConfigError(f"tokenizer {name} is a slow one: use a model folder that has a tokenizer.json")
         self._template = template or tokenizer.chat_template
         if not isinstance(self._template, str):
-            raise ConfigError(f"tokenizer {name} has no chat template: use an instruction-tuned model, "
-                              "or put a chat_template.jinja into its folder")
+            raise ConfigError(
+                f"tokenizer {name} has no chat template: use an instruction-tuned model, "
+                "or put a chat_template.jinja into its folder"
+            )
         self.tokenizer, self.keep_reasoning = tokenizer, keep_reasoning
         self._parse_calls = tool_call_parser(tool_calls, tokenizer)
         self._backend = tokenizer.backend_tokenizer
         # a template that prints today's date would break a conversation at midnight
         started = datetime.now()
-        self._variables = {**tokenizer.special_tokens_map, "strftime_now": started.strftime, **(chat_template_kwargs or {})}
+        self._variables = {
+            **tokenizer.special_tokens_map,
+            "strftime_now": started.strftime,
+            **(chat_template_kwargs or {}),
+        }
         self._specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._specials |= set(tokenizer.all_special_tokens)
         self._forged = _pattern(self._specials)
@@ -124,15 +144,23 @@ class Renderer:
             end -= 1
         text = self._backend.decode(token_ids[:end], skip_special_tokens=False)
         cuts = [at for at in map(text.find, stop) if at >= 0]
-        return text[:min(cuts)] if cuts else text
+        return text[: min(cuts)] if cuts else text
 
-    def extend(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], finish_reason: str,
-               previous_messages: list[Message], new_messages: list[Message], tools: list[dict] | None,
-               ) -> tuple[int, ...] | None:
-        """prompt_ids + completion_ids, the end of the turn, the new messages and the generation prompt; costs O(new tokens).
+    def extend(
+        self,
+        prompt_ids: tuple[int, ...],
+        completion_ids: tuple[int, ...],
+        finish_reason: str,
+        previous_messages: list[Message],
+        new_messages: list[Message],
+        tools: list[dict] | None,
+    ) -> tuple[int, ...] | None:
+        """prompt_ids + completion_ids, the end of the turn, the new messages and the generation prompt; costs O(new
+        tokens).
 
         previous_messages: the conversation up to and including the sampled turn. None where the splice can't be proven
-        right: then the whole conversation has to be rendered. A turn that ended without the template's end token (length,
+        right: then the whole conversation has to be rendered. A turn that ended without the template's end token
+        (length,
         stop string, another end) is closed with it.
         """
         if self._end is None:
@@ -148,11 +176,17 @@ class Renderer:
         ended = finish_reason == "stop" and completion_ids and completion_ids[-1] == self.end_id
         return prompt_ids + (completion_ids + (tail_ids[1:] if ended else tail_ids))
 
-    def parse(self, completion_ids: tuple[int, ...], tools: Sequence[dict] = (), stop: Sequence[str] = (), prompt_ids: tuple[int, ...] = (),
-              ) -> tuple[str, str | None, list[ParsedCall], int]:
+    def parse(
+        self,
+        completion_ids: tuple[int, ...],
+        tools: Sequence[dict] = (),
+        stop: Sequence[str] = (),
+        prompt_ids: tuple[int, ...] = (),
+    ) -> tuple[str, str | None, list[ParsedCall], int]:
         """(content, reasoning, tool calls, count of malformed calls). Malformed calls stay in the content.
 
-        No tools: the client offered none, `<tool_call>` is plain text. stop: the text is cut before the first. prompt_ids: no matter here.
+        No tools: the client offered none, `<tool_call>` is plain text. stop: the text is cut before the first.
+        prompt_ids: no matter here.
         """
         text, reasoning = self.text(completion_ids, stop, ends=False), None
         if self._prefills_think or text.lstrip().startswith("<think>"):
@@ -165,16 +199,19 @@ class Renderer:
         return content, reasoning, calls, malformed
 
     def turn(self, message: Message, tools: list[dict] | None) -> tuple[int, ...]:
-        """The ids that a policy samples when it says this message, the end of the turn included: `parse` backwards. Raises TemplateRefusal."""
+        """The ids that a policy samples when it says this message, the end of the turn included: `parse` backwards.
+        Raises TemplateRefusal."""
         head, text = self._text(OPENING, tools, generate=True), self._text([*OPENING, message], tools, generate=False)
         if not text.startswith(head):
-            raise TemplateRefusal("the model's chat template does not show an assistant's turn as what follows its generation prompt")
-        said = text[len(head):]
+            raise TemplateRefusal(
+                "the model's chat template does not show an assistant's turn as what follows its generation prompt"
+            )
+        said = text[len(head) :]
         if self._end and self._end in said:
             said = said[: said.rindex(self._end) + len(self._end)]
         before = self.encode(self._head_generate)  # in front, so that the tokeniser's view is that of a conversation
         ids = self.encode(self._head_generate + said)
-        return ids[len(before):] if ids[: len(before)] == before else self.encode(said)
+        return ids[len(before) :] if ids[: len(before)] == before else self.encode(said)
 
     def _find_end(self) -> tuple[int | None, str | None]:
         """The special token that ends an assistant turn in this template; None when there is none: no splice then."""
@@ -229,7 +266,9 @@ class Renderer:
         known = None if tools else self._dummies.get(shape)
         if known:
             return known
-        texts = tuple(self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(shape)]))
+        texts = tuple(
+            self._text(messages, tools, generate=False) for messages in (OPENING, [*OPENING, _dummy_turn(shape)])
+        )
         if not tools:
             if len(self._dummies) >= CACHE_ENTRIES:
                 self._dummies.clear()
@@ -238,7 +277,9 @@ class Renderer:
 
     def _keeps_reasoning(self, new: list[Message]) -> bool:
         """Whether an earlier turn with reasoning still reads as it was sampled once `new` follows."""
-        text = self._text([*OPENING, {"role": "assistant", "content": MARK, "reasoning_content": "r"}, *new], None, generate=True)
+        text = self._text(
+            [*OPENING, {"role": "assistant", "content": MARK, "reasoning_content": "r"}, *new], None, generate=True
+        )
         sampled = self._head_generate + ("" if self._prefills_think else "<think>") + "r</think>"
         return "".join(text.partition(MARK)[0].split()) == "".join(sampled.split())
 
@@ -259,8 +300,13 @@ class Renderer:
 
         try:
             conversation = [self._literally(message) for message in messages]
-            texts, _ = render_jinja_template(conversations=[conversation], tools=tools or None,
-                                             add_generation_prompt=generate, chat_template=self._template, **self._variables)
+            texts, _ = render_jinja_template(
+                conversations=[conversation],
+                tools=tools or None,
+                add_generation_prompt=generate,
+                chat_template=self._template,
+                **self._variables,
+            )
         except REFUSALS as error:
             raise TemplateRefusal(f"the model's chat template does not take these messages: {error}") from error
         return texts[0]
@@ -269,8 +315,10 @@ class Renderer:
 def _pattern(words: set[str]) -> re.Pattern:
     """Finds any of them, the longest at a place. By their beginnings: some tokenizers have hundreds of "<|"."""
     longest_first = sorted(words, key=lambda word: (word[:2], -len(word)))
-    groups = ((head, "|".join(re.escape(word[2:]) for word in some))
-              for head, some in groupby(longest_first, key=lambda word: word[:2]))
+    groups = (
+        (head, "|".join(re.escape(word[2:]) for word in some))
+        for head, some in groupby(longest_first, key=lambda word: word[:2])
+    )
     return re.compile("|".join(f"{re.escape(head)}(?:{rests})" for head, rests in groups) or "(?!)")
 
 
@@ -295,6 +343,8 @@ def _dummy_turn(shape: Shape) -> Message:
     content, calls = shape
     turn: Message = {"role": "assistant", "content": content}
     if calls:
-        turn["tool_calls"] = [{"id": call_id, "type": "function", "function": {"name": name, "arguments": {"mark": MARK}}}
-                              for call_id, name in calls]
+        turn["tool_calls"] = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": {"mark": MARK}}}
+            for call_id, name in calls
+        ]
     return turn

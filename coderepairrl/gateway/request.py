@@ -6,9 +6,11 @@ A dialect (chat_completions.py, completions.py, responses.py) is a module with
     answer(request, turns) -> dict          the JSON body
     events(request, turns) -> Iterator      the same as server-sent events
 
-A history comes again with every request. Its messages are known again by their bytes, and each is parsed once in a session, so that a call
+A history comes again with every request. Its messages are known again by their bytes, and each is parsed once in a
+session, so that a call
 costs what is new in it.
 """
+
 import hashlib
 import itertools
 import json
@@ -31,7 +33,8 @@ _OBJECT, _LIST = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Deco
 @dataclass(frozen=True)
 class Tools:
     functions: tuple[dict, ...] = ()  # as a chat template takes them
-    custom: frozenset[str] = frozenset()  # names of those that take free text: shown to the model as functions of one string, `input`
+    # names of those that take free text: shown to the model as functions of one string, `input`
+    custom: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()  # kinds that only OpenAI's own servers can run
     digest: bytes = digest_of_json(())
 
@@ -42,7 +45,8 @@ class Request:
     is_retry: bool  # the SDK says so: header x-stainless-retry-count > 0
     model: str
     messages: tuple[Canonical, ...]
-    text: str | tuple[int, ...] | None  # /v1/completions: no messages but a prompt that is no conversation, or its token ids
+    # /v1/completions: no messages but a prompt that is no conversation, or its token ids
+    text: str | tuple[int, ...] | None
     new_bytes: int  # how much of the body this session has not seen before
     tools: Tools
     parse_tools: bool  # tools were offered, and tool_choice is not "none"
@@ -55,8 +59,11 @@ class Request:
     forced_tool_choice: bool  # neutralised: the model chooses
 
     def characters(self) -> int:
-        """At least so many tokens times the longest one's characters: of token ids none, which are counted as they are."""
-        return (len(self.text) if isinstance(self.text, str) else 0) + sum(len(entry.message["content"]) for entry in self.messages)
+        """At least so many tokens times the longest one's characters: of token ids none, which are counted as they
+        are."""
+        return (len(self.text) if isinstance(self.text, str) else 0) + sum(
+            len(entry.message["content"]) for entry in self.messages
+        )
 
 
 class Seen:
@@ -140,7 +147,10 @@ class Fields:
 
     def left_out(self) -> tuple[str, ...]:
         """Fields that nobody asked for, and what was left out on purpose."""
-        return (*self._left_out, *(name for name, raw in self._raw.items() if name not in self._asked and bytes(raw) != b"null"))
+        return (
+            *self._left_out,
+            *(name for name, raw in self._raw.items() if name not in self._asked and bytes(raw) != b"null"),
+        )
 
     def new_bytes(self) -> int:
         """Of what is read once in a session: how much this body is the first to hold."""
@@ -182,8 +192,17 @@ def read_json(raw: bytes, name: str) -> Any:
     return value
 
 
-def make_request(fields: Fields, messages: Iterable[Canonical] = (), text: str | tuple[int, ...] | None = None, tools: Tools = Tools(), *, n: int = 1,
-                 stop: Any = (), max_tokens: int | None = None, include_usage: bool = False) -> Request:
+def make_request(
+    fields: Fields,
+    messages: Iterable[Canonical] = (),
+    text: str | tuple[int, ...] | None = None,
+    tools: Tools = Tools(),
+    *,
+    n: int = 1,
+    stop: Any = (),
+    max_tokens: int | None = None,
+    include_usage: bool = False,
+) -> Request:
     """What all dialects share is read here. Raises BadRequest."""
     stop = (stop,) if isinstance(stop, str) else tuple(() if stop is None else stop)
     if not all(isinstance(s, str) and s for s in stop):
@@ -199,14 +218,27 @@ def make_request(fields: Fields, messages: Iterable[Canonical] = (), text: str |
     if choice == "none":
         fields.leave_out("tool_choice: none")  # the tools stay in the prompt; a call in the answer is plain text
     return Request(
-        body_key=fields.key(), is_retry=fields.is_retry, model=model, messages=tuple(messages), text=text,
-        new_bytes=fields.new_bytes() + len(text or ""), tools=tools,
-        parse_tools=bool(tools.functions) and choice != "none", n=n, stop=stop, max_tokens=max_tokens, stream=stream, include_usage=include_usage,
-        left_out=fields.left_out(), forced_tool_choice=choice not in (None, "auto", "none"))
+        body_key=fields.key(),
+        is_retry=fields.is_retry,
+        model=model,
+        messages=tuple(messages),
+        text=text,
+        new_bytes=fields.new_bytes() + len(text or ""),
+        tools=tools,
+        parse_tools=bool(tools.functions) and choice != "none",
+        n=n,
+        stop=stop,
+        max_tokens=max_tokens,
+        stream=stream,
+        include_usage=include_usage,
+        left_out=fields.left_out(),
+        forced_tool_choice=choice not in (None, "auto", "none"),
+    )
 
 
 def read_tools(tools: Any) -> Tools:
-    """Of both dialects: {"type": "function", "function": {...}} and {"type": "function", "name": ..., ...}. Raises BadRequest."""
+    """Of both dialects: {"type": "function", "function": {...}} and {"type": "function", "name": ..., ...}. Raises
+    BadRequest."""
     if not tools:
         return Tools()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -226,7 +258,12 @@ def read_tools(tools: Any) -> Tools:
             custom.add(inner["name"])
             functions.append(_as_function(inner))
         elif inner is tool:
-            functions.append({"type": "function", "function": {k: tool[k] for k in ("name", "description", "parameters") if tool.get(k) is not None}})
+            functions.append(
+                {
+                    "type": "function",
+                    "function": {k: tool[k] for k in ("name", "description", "parameters") if tool.get(k) is not None},
+                }
+            )
         else:
             functions.append(tool)
     return Tools(tuple(functions), frozenset(custom), tuple(left_out), digest_of_json(functions))
@@ -236,6 +273,14 @@ def _as_function(tool: dict) -> dict:
     """A tool that takes free text, which no open model's template knows."""
     form = tool.get("format") if isinstance(tool.get("format"), dict) else {}
     grammar = form.get("grammar") if isinstance(form.get("grammar"), dict) else form
-    definition = f"\n\nGrammar of the input:\n{grammar['definition']}" if isinstance(grammar.get("definition"), str) else ""
-    return {"type": "function", "function": {"name": tool["name"], "description": (tool.get("description") or "") + definition, "parameters": {
-        "type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}}}
+    definition = (
+        f"\n\nGrammar of the input:\n{grammar['definition']}" if isinstance(grammar.get("definition"), str) else ""
+    )
+    return {
+        "type": "function",
+        "function": {
+            "name": tool["name"],
+            "description": (tool.get("description") or "") + definition,
+            "parameters": {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]},
+        },
+    }

@@ -6,6 +6,7 @@
 All that an agent gets is a base URL and a key. Errors have the OpenAI form; whatever ends a session is an HTTP 400
 "This model's maximum context length is N tokens", at which agents stop instead of trying again.
 """
+
 import asyncio
 import errno
 import gc
@@ -40,11 +41,13 @@ SHUTDOWN_S = 2.0  # for answers that are being written when the gateway stops
 
 class GatewayConfig(Config):
     """The OpenAI-compatible server that agents talk to."""
+
     host: str = "127.0.0.1"  # where it listens
     port: Port = 0  # 0: any free port
     model_name: str = "policy"  # what /v1/models shows; requests may name any model
     max_body_bytes: PositiveInt = 32 * 2**20  # of a request; a longer one is refused
-    processes: PositiveInt = 1  # 1: the rollout process itself; more: processes of its own, when one core is not enough (docs/gateway.md)
+    # 1: the rollout process itself; more: processes of its own, when one core is not enough (docs/gateway.md)
+    processes: PositiveInt = 1
 
 
 class Gateway:
@@ -54,7 +57,13 @@ class Gateway:
     socket_path  listen on this Unix socket too: the same app, the same keys. The file goes with stop().
     """
 
-    def __init__(self, config: GatewayConfig, clients: Sequence[VLLMClient], renderer: Renderer, socket_path: str | Path | None = None):
+    def __init__(
+        self,
+        config: GatewayConfig,
+        clients: Sequence[VLLMClient],
+        renderer: Renderer,
+        socket_path: str | Path | None = None,
+    ):
         self.config, self.clients, self.renderer = config, clients, renderer
         self.socket_path = Path(socket_path) if socket_path else None
         self.counters: Counter[str] = Counter()
@@ -79,14 +88,18 @@ class Gateway:
         except OSError as error:
             await self._runner.cleanup()
             if error.errno == errno.EADDRINUSE:
-                raise GatewayError(f"port {self.config.port} of {self.config.host} is in use: "
-                                   "choose another, or 0 for any free one") from None
-            raise GatewayError(f"the gateway can't listen on {self.config.host}:{self.config.port} ({error}): "
-                               "give an address of this machine") from error
+                raise GatewayError(
+                    f"port {self.config.port} of {self.config.host} is in use: choose another, or 0 for any free one"
+                ) from None
+            raise GatewayError(
+                f"the gateway can't listen on {self.config.host}:{self.config.port} ({error}): "
+                "give an address of this machine"
+            ) from error
         host, port = self._runner.addresses[0][:2]
         if self.socket_path:
             await self._listen_on_socket(self.socket_path)
-        if not gc.get_freeze_count():  # the garbage collector need not look through imports and tokenizer for 200 ms every few seconds
+        # the garbage collector need not look through imports and tokenizer for 200 ms every few seconds
+        if not gc.get_freeze_count():
             gc.collect()
             gc.freeze()
         self.base_url = f"http://{host}:{port}/v1"
@@ -96,15 +109,18 @@ class Gateway:
         """Ends with the error of what may end by itself: here nothing."""
 
     async def _listen_on_socket(self, path: Path) -> None:
-        """A socket in a folder of its own can be mounted into sandboxes that have no network. A file that a killed gateway left there is replaced."""
+        """A socket in a folder of its own can be mounted into sandboxes that have no network. A file that a killed
+        gateway left there is replaced."""
         try:
             path.unlink(missing_ok=True)
             self._door = await Door(self._runner.server).open(path)
             path.chmod(0o666)  # a sandbox runs as another user; who may come here has no key yet
         except OSError as error:
             await self._runner.cleanup()
-            raise GatewayError(f"the gateway can't listen on the Unix socket {path} ({error}): "
-                               "give a path of less than 100 characters in a folder that you may write") from error
+            raise GatewayError(
+                f"the gateway can't listen on the Unix socket {path} ({error}): "
+                "give a path of less than 100 characters in a folder that you may write"
+            ) from error
 
     async def stop(self) -> None:
         """Gives up what is in flight and closes all sessions."""
@@ -117,20 +133,27 @@ class Gateway:
         if self.socket_path:
             self.socket_path.unlink(missing_ok=True)
 
-    def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None,
-                     cache_salt: str | None = None) -> Session:
+    def open_session(
+        self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None
+    ) -> Session:
         """Its `key` is the agent's API key. cache_salt: vLLM shares its KV cache only among requests of equal salt."""
         key = key or new_key()
         if key in self._sessions:
             raise GatewayError("a session with this key is open: give each its own, or none")
-        session = self._sessions[key] = Session(key, limits, sampling, self._client(), self.renderer, cache_salt, self._count)
+        session = self._sessions[key] = Session(
+            key, limits, sampling, self._client(), self.renderer, cache_salt, self._count
+        )
         session.base_url, session.socket_path = self.base_url, self.socket_path
         return session
 
     def _client(self) -> VLLMClient:
-        """The server with the fewest sessions, of those that are up if any is. A session stays with it: its KV cache has the session's history."""
+        """The server with the fewest sessions, of those that are up if any is. A session stays with it: its KV cache
+        has the session's history."""
         open_sessions = Counter(session.client for session in self._sessions.values())
-        return min(self.clients, key=lambda client: (not client.available.is_set(), open_sessions[client], random.random()))  # of equals any: processes agree on none
+        # of equals any: processes agree on none
+        return min(
+            self.clients, key=lambda client: (not client.available.is_set(), open_sessions[client], random.random())
+        )
 
     async def close_session(self, key: str) -> Session:
         """Ends it (SUBMITTED, unless something closed it before) and returns it, complete: later requests get 401."""
@@ -164,7 +187,9 @@ class Gateway:
         except SessionClosed as error:
             return _error(str(error), 400, "context_length_exceeded")
         if request.stream:
-            response: web.StreamResponse = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+            response: web.StreamResponse = web.StreamResponse(
+                headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            )
         else:
             response = web.json_response(dialect.answer(request, turns))
         try:

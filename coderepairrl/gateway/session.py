@@ -3,16 +3,21 @@
 Which recorded call a request continues is found by a hash chain over canonical messages (tools included), then by token
 prefix. The longest recorded prefix wins:
 
-    the conversation ends, or goes on, after a turn that this session sampled   -> that call's prompt + completion, extended
+    the conversation ends, or goes on, after a turn that this session sampled   -> that call's prompt + completion,
+                                                                                extended
     its prompt was asked before (n > 1, or the same body as a new request)      -> parent_part "prompt"
-    a turn was dropped or edited                                                -> a fork at the last turn that still agrees
+    a turn was dropped or edited                                                -> a fork at the last turn that still
+                                                                                agrees
     no turn agrees, or the template can't only append                           -> rendered as a new root, counted
 
 A repeated body is the SDK's retry, and gets the same answer, while the first is in flight, while no answer to it was
-delivered, or when the SDK says so (x-stainless-retry-count). Sent again after its answer was delivered it is a new sample.
+delivered, or when the SDK says so (x-stainless-retry-count). Sent again after its answer was delivered it is a new
+sample.
 
-A text that is no conversation (/v1/completions) continues the longest recorded prompt + completion that it starts with, as text.
+A text that is no conversation (/v1/completions) continues the longest recorded prompt + completion that it starts with,
+as text.
 """
+
 import asyncio
 import hashlib
 import itertools
@@ -45,6 +50,7 @@ class SessionClosed(GatewayError):
 @dataclass(frozen=True)
 class Turn:
     """What the client gets for one call."""
+
     call: Call
     content: str
     reasoning: str | None
@@ -56,8 +62,14 @@ class Turn:
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
         if self.tool_calls:
-            message["tool_calls"] = [{"id": self.call_id(i), "type": "function", "function": {
-                "name": call.name, "arguments": call.arguments}} for i, call in enumerate(self.tool_calls)]
+            message["tool_calls"] = [
+                {
+                    "id": self.call_id(i),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for i, call in enumerate(self.tool_calls)
+            ]
         return message
 
     def call_id(self, number: int) -> str:
@@ -68,6 +80,7 @@ class Turn:
 @dataclass
 class Exchange:
     """A request body and its answer: the turns of its n choices."""
+
     task: asyncio.Task[list[Turn]]
     delivered: bool = False  # the whole answer was written to a connection that was open
 
@@ -87,8 +100,16 @@ class _Prompt:
 class Session:
     """Made by Gateway.open_session inside the event loop. `calls` and `events` grow; `close_reason` is set once."""
 
-    def __init__(self, key: str, limits: SessionLimits, sampling: SamplingConfig, client: VLLMClient, renderer: Renderer,
-                 cache_salt: str | None = None, count: Callable[[str, int], None] = lambda name, number: None):
+    def __init__(
+        self,
+        key: str,
+        limits: SessionLimits,
+        sampling: SamplingConfig,
+        client: VLLMClient,
+        renderer: Renderer,
+        cache_salt: str | None = None,
+        count: Callable[[str, int], None] = lambda name, number: None,
+    ):
         self.key, self.limits, self.sampling, self.cache_salt = key, limits, sampling, cache_salt
         self.base_url, self.socket_path = "", None  # where its agent finds the gateway, which says so
         self.on_close: Callable[[], None] = lambda: None  # called once, with the first reason
@@ -175,8 +196,10 @@ class Session:
 
     def refuse_if_closed(self) -> None:
         if self.close_reason is not None:
-            raise SessionClosed(f"This model's maximum context length is {self.limits.max_total_tokens} tokens. "
-                                f"The session is closed ({self.close_reason}): start no further request.")
+            raise SessionClosed(
+                f"This model's maximum context length is {self.limits.max_total_tokens} tokens. "
+                f"The session is closed ({self.close_reason}): start no further request."
+            )
 
     def _take_turns(self, number: int) -> None:
         """Closes the session at the limit."""
@@ -187,31 +210,40 @@ class Session:
 
     def _settle(self, request: Request, task: asyncio.Task) -> None:
         exchange = self._exchanges.get(request.body_key)
-        if not _succeeded(task) and exchange and exchange.task is task:  # asked again it is another try, which may have begun
+        # asked again it is another try, which may have begun
+        if not _succeeded(task) and exchange and exchange.task is task:
             del self._exchanges[request.body_key]
 
     async def _serve(self, request: Request) -> list[Turn]:
         try:
             return await self._serve_in_turn(request)
         finally:
-            self._pending -= request.n  # in the step that records: a call counts once, also for a request that comes right now
+            # in the step that records: a call counts once, also for a request that comes right now
+            self._pending -= request.n
 
     async def _serve_in_turn(self, request: Request) -> list[Turn]:
         limit = self.limits.max_total_tokens
         if request.characters() > limit * self._renderer.longest_token:
             self._refuse_long_prompt(f"a prompt of {request.characters()} characters")
         try:
-            prompt = await asyncio.to_thread(self._prompt, request) if request.new_bytes > LONG_TEXT_BYTES else self._prompt(request)
+            prompt = (
+                await asyncio.to_thread(self._prompt, request)
+                if request.new_bytes > LONG_TEXT_BYTES
+                else self._prompt(request)
+            )
         except TemplateRefusal as refusal:
             self._blame(request, refusal)
             raise
         room = limit - len(prompt.ids)
         if room < 1:
             self._refuse_long_prompt(f"a prompt of {len(prompt.ids)} tokens")
-        return await self._sample(request, prompt, min(room, self.limits.max_completion_tokens or room, request.max_tokens or room))
+        return await self._sample(
+            request, prompt, min(room, self.limits.max_completion_tokens or room, request.max_tokens or room)
+        )
 
     def _blame(self, request: Request, refusal: TemplateRefusal) -> None:
-        """Ends the session where the template refuses what the model has said here: the agent's outcome, no client's mistake."""
+        """Ends the session where the template refuses what the model has said here: the agent's outcome, no client's
+        mistake."""
         own = {place for place, link in enumerate(self._links(request)[1:]) if link in self._after_turn}
         messages, tools = [entry.message for entry in request.messages], list(request.tools.functions) or None
         if blame.models_doing(self._renderer, messages, own, tools):
@@ -234,8 +266,9 @@ class Session:
             messages = self._with_reasoning(messages, links)
         if upto is not None:
             call = self._call_of(links[upto], messages[upto - 1])
-            ids = self._renderer.extend(call.prompt_ids, call.completion_ids, call.finish_reason,
-                                        messages[:upto], messages[upto:], tools)
+            ids = self._renderer.extend(
+                call.prompt_ids, call.completion_ids, call.finish_reason, messages[:upto], messages[upto:], tools
+            )
             if ids is not None:
                 return _Prompt(ids, call.index, links, "")
         ids = self._renderer.render(self._with_reasoning(messages, links), tools)
@@ -244,11 +277,16 @@ class Session:
         return _Prompt(ids, parent, links, why if parent is None else "")
 
     def _text_prompt(self, text: str) -> _Prompt:
-        """A completion counts as its tokens read, the end token included. Also run in a thread: other calls may be recorded meanwhile."""
+        """A completion counts as its tokens read, the end token included. Also run in a thread: other calls may be
+        recorded meanwhile."""
         links = [hashlib.blake2b(text.encode(), key=b"text", digest_size=16).digest()]
-        known = max((i for i, recorded in list(self._texts.items()) if text.startswith(recorded)), key=lambda i: len(self._texts[i]), default=None)
+        known = max(
+            (i for i, recorded in list(self._texts.items()) if text.startswith(recorded)),
+            key=lambda i: len(self._texts[i]),
+            default=None,
+        )
         if known is not None:
-            call, new = self.calls[known], text[len(self._texts[known]):]
+            call, new = self.calls[known], text[len(self._texts[known]) :]
             return _Prompt(call.prompt_ids + (call.completion_ids + self._renderer.encode(new)), known, links, "")
         ids = self._renderer.encode(text, begins=True)
         parent = self._longest_recorded_prefix(ids)
@@ -266,7 +304,11 @@ class Session:
     def _links(self, request: Request) -> list[bytes]:
         """The request's chain; as far as its messages are those of the request before, it is not computed again."""
         entries, links = self._last
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], zip(entries, request.messages))) if links[0] == request.tools.digest else 0
+        same = (
+            sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], zip(entries, request.messages)))
+            if links[0] == request.tools.digest
+            else 0
+        )
         start = links[same] if same else request.tools.digest
         links = [*links[:same], *chain(start, (entry.digest for entry in request.messages[same:]))]
         self._last = request.messages, links
@@ -283,7 +325,8 @@ class Session:
         return out
 
     def _call_of(self, link: bytes, message: Message) -> Call:
-        """Several samples can read the same and differ in tokens: the ids of tool calls tell them apart, else the last."""
+        """Several samples can read the same and differ in tokens: the ids of tool calls tell them apart, else the
+        last."""
         candidates = self._after_turn[link]
         if message.get("tool_calls"):
             named = message["tool_calls"][0]["id"]
@@ -295,14 +338,19 @@ class Session:
         best, best_length = None, 0
         for call in self.calls:
             length, cut = len(call.prompt_ids) + len(call.completion_ids), len(call.prompt_ids)
-            if best_length < length <= len(ids) and ids[:cut] == call.prompt_ids and ids[cut:length] == call.completion_ids:
+            if (
+                best_length < length <= len(ids)
+                and ids[:cut] == call.prompt_ids
+                and ids[cut:length] == call.completion_ids
+            ):
                 best, best_length = call.index, length
         return best
 
     async def _sample(self, request: Request, prompt: _Prompt, max_tokens: int) -> list[Turn]:
         started = time.monotonic()
-        results = await asyncio.gather(*(self._generate(request, prompt, max_tokens) for _ in range(request.n)),
-                                       return_exceptions=True)
+        results = await asyncio.gather(
+            *(self._generate(request, prompt, max_tokens) for _ in range(request.n)), return_exceptions=True
+        )
         # what was sampled is recorded, also when another choice of the same request failed
         turns = [self._record(request, prompt, result, started) for result in results if isinstance(result, Completion)]
         for failure in results:
@@ -318,19 +366,38 @@ class Session:
     async def _generate(self, request: Request, prompt: _Prompt, max_tokens: int) -> Completion:
         self._issued += 1
         completion = await self.client.generate(
-            prompt.ids, max_tokens=max_tokens, temperature=self.sampling.temperature, cache_salt=self.cache_salt,
-            stop_token_ids=self._renderer.stop_token_ids, request_id=f"{self._id}-{self._issued}", stop=request.stop)
+            prompt.ids,
+            max_tokens=max_tokens,
+            temperature=self.sampling.temperature,
+            cache_salt=self.cache_salt,
+            stop_token_ids=self._renderer.stop_token_ids,
+            request_id=f"{self._id}-{self._issued}",
+            stop=request.stop,
+        )
         self._count("reissued", completion.reissues)
         return completion
 
     def _record(self, request: Request, prompt: _Prompt, completion: Completion, started: float) -> Turn:
         index, link = len(self.calls), prompt.links[-1]
         same = next((i for i in self._asked.get(link, ()) if self.calls[i].prompt_ids == prompt.ids), None)
-        parent, part = (same, "prompt") if same is not None else (prompt.parent, "completion" if prompt.parent is not None else None)
-        call = Call(index=index, parent=parent, parent_part=part, prompt_ids=prompt.ids, completion_ids=completion.token_ids,
-                    logprobs=completion.logprobs, policy_versions=completion.policy_versions,
-                    finish_reason=completion.finish_reason, rerendered=parent is None and index > 0,
-                    started_s=started - self._opened, seconds=time.monotonic() - started)
+        parent, part = (
+            (same, "prompt")
+            if same is not None
+            else (prompt.parent, "completion" if prompt.parent is not None else None)
+        )
+        call = Call(
+            index=index,
+            parent=parent,
+            parent_part=part,
+            prompt_ids=prompt.ids,
+            completion_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            policy_versions=completion.policy_versions,
+            finish_reason=completion.finish_reason,
+            rerendered=parent is None and index > 0,
+            started_s=started - self._opened,
+            seconds=time.monotonic() - started,
+        )
         turn = self._read_turn(request, call)
         self.calls.append(call)
         self._turns.append(turn)
@@ -338,22 +405,41 @@ class Session:
         if request.text is not None:
             text = request.text if isinstance(request.text, str) else self._renderer.text(prompt.ids)
             self._texts[index] = text + self._renderer.text(call.completion_ids)
-            new_messages = [{"role": "text", "content": text[len(self._texts.get(parent, "")) if part == "completion" else 0:]}]
+            new_messages = [
+                {"role": "text", "content": text[len(self._texts.get(parent, "")) if part == "completion" else 0 :]}
+            ]
         else:
             self._after_turn.setdefault(next_link(link, canonical(turn.message()).digest), []).append(index)
-            known = next((i for i in range(len(request.messages), 0, -1) if request.messages[i - 1].message["role"] == "assistant"), 0)
+            known = next(
+                (
+                    i
+                    for i in range(len(request.messages), 0, -1)
+                    if request.messages[i - 1].message["role"] == "assistant"
+                ),
+                0,
+            )
             new_messages = [entry.message for entry in request.messages[known:]]
         self._count("rerendered_roots", int(call.rerendered))
-        self._event("call", index=index, parent=parent, seconds=round(call.seconds, 4), prompt_tokens=len(prompt.ids),
-                    completion_tokens=len(completion.token_ids), finish_reason=call.finish_reason, why_root=prompt.why_root,
-                    new_messages=new_messages, message=turn.message())
+        self._event(
+            "call",
+            index=index,
+            parent=parent,
+            seconds=round(call.seconds, 4),
+            prompt_tokens=len(prompt.ids),
+            completion_tokens=len(completion.token_ids),
+            finish_reason=call.finish_reason,
+            why_root=prompt.why_root,
+            new_messages=new_messages,
+            message=turn.message(),
+        )
         return turn
 
     def _read_turn(self, request: Request, call: Call) -> Turn:
         if request.text is not None:
             return Turn(call, self._renderer.text(call.completion_ids, stop=request.stop, ends=False), None, ())
         content, reasoning, tool_calls, malformed = self._renderer.parse(
-            call.completion_ids, request.tools.functions if request.parse_tools else (), request.stop, call.prompt_ids)
+            call.completion_ids, request.tools.functions if request.parse_tools else (), request.stop, call.prompt_ids
+        )
         self._count("malformed_tool_calls", malformed)
         return Turn(call, content, reasoning, tuple(tool_calls))
 
@@ -362,7 +448,7 @@ class Session:
         self._count("ignored_params", len(left_out))
         self._count("forced_tool_choice", int(request.forced_tool_choice))
         new = [name for name in dict.fromkeys(name[:100] for name in left_out) if name not in self._left_out]
-        new = new[:LEFT_OUT_NAMES - len(self._left_out)]
+        new = new[: LEFT_OUT_NAMES - len(self._left_out)]
         if new:
             self._left_out.update(new)
             self._event("ignored", fields=new)
@@ -370,8 +456,11 @@ class Session:
     def _hidden(self, request: Request) -> list[str]:
         """What of the request the chat template never shows."""
         messages = [entry.message for entry in request.messages]
-        given = {"tools": bool(request.tools.functions), "tool calls": any("tool_calls" in message for message in messages),
-                 "tool answers": any(message["role"] == "tool" for message in messages)}
+        given = {
+            "tools": bool(request.tools.functions),
+            "tool calls": any("tool_calls" in message for message in messages),
+            "tool answers": any(message["role"] == "tool" for message in messages),
+        }
         unseen = hidden(self._renderer) if any(given.values()) else ()
         return [f"{what}: the chat template shows none" for what in unseen if given[what]]
 

@@ -1,4 +1,5 @@
 """What a session may use, and how its tokens are sampled: the gateway's word, whatever its client asks for."""
+
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from coderepairrl.config import Config
@@ -8,6 +9,7 @@ LEAST_TEMPERATURE = 0.01  # vLLM raises what is lower, and isn't 0, to it (its s
 
 class SessionLimits(Config):
     """Of one episode."""
+
     max_turns: PositiveInt = 50  # model calls
     max_total_tokens: PositiveInt = 2048  # context: prompt + completion of one call; left out: server.max_model_len
     max_completion_tokens: PositiveInt | None = None  # of one call; null: what the context has left
@@ -16,14 +18,18 @@ class SessionLimits(Config):
     @model_validator(mode="after")
     def _fits(self) -> "SessionLimits":
         if self.max_completion_tokens is not None and self.max_completion_tokens > self.max_total_tokens:
-            raise ValueError(f"max_completion_tokens {self.max_completion_tokens} is more than max_total_tokens "
-                             f"{self.max_total_tokens}: lower the one or raise the other")
+            raise ValueError(
+                f"max_completion_tokens {self.max_completion_tokens} is more than max_total_tokens "
+                f"{self.max_total_tokens}: lower the one or raise the other"
+            )
         return self
 
 
 class SamplingConfig(Config):
     """Nothing else is ever used: top_p 1, no top_k, no penalties, so that the trainer knows the distribution."""
-    temperature: float = Field(1.0, ge=0.0, le=2.0)  # 0: greedy; else from 0.01 on, because vLLM samples at 0.01 what is below
+
+    # 0: greedy; else from 0.01 on, because vLLM samples at 0.01 what is below
+    temperature: float = Field(1.0, ge=0.0, le=2.0)
 
     @field_validator("temperature")
     @classmethod
@@ -34,10 +40,13 @@ class SamplingConfig(Config):
 
     @property
     def scored_temperature(self) -> float:
-        """Of the distribution whose logprobs vLLM reports: greedy decoding takes the likeliest token, and scores it at temperature 1."""
+        """Of the distribution whose logprobs vLLM reports: greedy decoding takes the likeliest token, and scores it at
+        temperature 1."""
         return self.temperature or 1.0
 
 
 class TrainedSamplingConfig(SamplingConfig):
     """Greedy decoding has no distribution that could be trained."""
-    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=2.0)  # vLLM samples at it, and the trainer divides its logits by it
+
+    # vLLM samples at it, and the trainer divides its logits by it
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=2.0)

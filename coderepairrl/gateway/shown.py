@@ -4,6 +4,7 @@ learn to end the turn in the place of the call.
 
 It is found by rendering: a conversation whose every part is a word that occurs nowhere else.
 """
+
 import multiprocessing
 import sys
 from dataclasses import dataclass
@@ -14,13 +15,24 @@ from coderepairrl.gateway.families import make_renderer
 from coderepairrl.gateway.messages import Message
 from coderepairrl.gateway.rendering import OPENING, Renderer, RenderingConfig, TemplateRefusal
 
-TOOL = {"type": "function", "function": {"name": "toolword", "description": "d", "parameters": {
-    "type": "object", "properties": {"key": {"type": "string", "description": "k"}}, "required": ["key"]}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "toolword",
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {"key": {"type": "string", "description": "k"}},
+            "required": ["key"],
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
 class Shape:
     """Which parts a turn has, and whether its conversation has tools and answers to its calls."""
+
     text: bool = False
     reasoning: bool = False
     calls: int = 0
@@ -49,12 +61,17 @@ def left_out(renderer: Renderer, shape: Shape) -> tuple[str, ...]:
         turn["reasoning_content"] = "thoughtword"
     if shape.calls:
         functions = ({"name": "nameword", "arguments": {"key": f"value{i}word"}} for i in range(shape.calls))
-        turn["tool_calls"] = [{"id": f"callid{i:03}", "type": "function", "function": function}
-                              for i, function in enumerate(functions)]
-    answers = [{"role": "tool", "tool_call_id": f"callid{i:03}", "content": "answerword"}
-               for i in range(max(1, shape.calls))]
-    wanted = {"text": ["textword"] * shape.text, "reasoning": ["thoughtword"] * shape.reasoning,
-              "tool calls": [word for i in range(shape.calls) for word in ("nameword", f"value{i}word")]}
+        turn["tool_calls"] = [
+            {"id": f"callid{i:03}", "type": "function", "function": function} for i, function in enumerate(functions)
+        ]
+    answers = [
+        {"role": "tool", "tool_call_id": f"callid{i:03}", "content": "answerword"} for i in range(max(1, shape.calls))
+    ]
+    wanted = {
+        "text": ["textword"] * shape.text,
+        "reasoning": ["thoughtword"] * shape.reasoning,
+        "tool calls": [word for i in range(shape.calls) for word in ("nameword", f"value{i}word")],
+    }
     lost = []
     try:
         said = renderer.text(renderer.turn(turn, tools))
@@ -78,8 +95,9 @@ def _shows(renderer: Renderer, messages: list[Message], tools: list[dict] | None
         return False
 
 
-def renderer_of(model: str | None, config: RenderingConfig, chat_template: dict, without_tools: str = "",
-                ) -> Renderer | None:
+def renderer_of(
+    model: str | None, config: RenderingConfig, chat_template: dict, without_tools: str = ""
+) -> Renderer | None:
     """Of a model's folder, None without. What its template hides from agents that work with tools is said in a line;
     `without_tools`: what to use in the place of an agent that does. Raises ConfigError."""
     if model is None:
@@ -91,9 +109,14 @@ def renderer_of(model: str | None, config: RenderingConfig, chat_template: dict,
     renderer = make_renderer(load_tokenizer(model), config, chat_template)
     if unseen := " and no ".join(hidden(renderer)):
         if without_tools:
-            raise ConfigError(f"the chat template of {model} shows no {unseen}, and this scaffold works with tools: "
-                              f"use {without_tools}, or a model that knows tools")
+            raise ConfigError(
+                f"the chat template of {model} shows no {unseen}, and this scaffold works with tools: "
+                f"use {without_tools}, or a model that knows tools"
+            )
         if multiprocessing.current_process().name in ("MainProcess", "gateway-0"):  # of a gateway's processes one
-            print(f"the chat template of {model} shows no {unseen}: agents that work with tools are never told of them",
-                  file=sys.stderr, flush=True)
+            print(
+                f"the chat template of {model} shows no {unseen}: agents that work with tools are never told of them",
+                file=sys.stderr,
+                flush=True,
+            )
     return renderer

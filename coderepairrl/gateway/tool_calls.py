@@ -1,4 +1,6 @@
-"""Tool calls in sampled text: Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or as one of vLLM's tool parsers reads them."""
+"""Tool calls in sampled text: Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or as one of vLLM's
+tool parsers reads them."""
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ class ParsedCall:
     arguments: str  # a JSON object as text, as the OpenAI API has it
 
 
-Parser = Callable[[str, Sequence[dict]], tuple[str, list[ParsedCall], int]]  # (text, tools) -> (content, calls, count of malformed calls)
+# (text, tools) -> (content, calls, count of malformed calls)
+Parser = Callable[[str, Sequence[dict]], tuple[str, list[ParsedCall], int]]
 
 
 def tool_call_parser(name: str, tokenizer: "PreTrainedTokenizerBase") -> Parser:
@@ -41,12 +44,15 @@ def tool_call_parser(name: str, tokenizer: "PreTrainedTokenizerBase") -> Parser:
         try:
             request = ChatCompletionRequest(model="", messages=[], tools=list(tools))
             found = parser_class(tokenizer, request.tools).extract_tool_calls(text, request)
-        except Exception:  # some parsers raise whatever on a malformed call: the model's doing, and what it sampled must be recorded
+        except (
+            Exception
+        ):  # some parsers raise whatever on a malformed call: the model's doing, and what it sampled must be recorded
             return text, [], 1
         calls = [checked_call(call.function.name, call.function.arguments) for call in found.tool_calls]
         if not found.tools_called or None in calls:
             return text, [], int(None in calls)
         return found.content or "", calls, 0
+
     return parse
 
 
@@ -85,7 +91,7 @@ def parse_hermes(text: str) -> tuple[str, list[ParsedCall], int]:
         found = _call_at(text, start + len(OPEN))
         if found is None:
             malformed += 1
-            pieces.append(text[at:start + len(OPEN)])
+            pieces.append(text[at : start + len(OPEN)])
             at = start + len(OPEN)
             continue
         call, end = found

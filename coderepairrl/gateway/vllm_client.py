@@ -1,9 +1,12 @@
 """The gateway's client of vLLM: token ids in, token ids and logprobs out (POST /inference/v1/generate, vLLM 0.32).
 
-A request that vLLM loses (connection refused or reset, 5xx, aborted) is issued again with the same prompt ids once vLLM is
-back, for `wait_s` seconds of trouble at most. A supervisor that restarts vLLM calls `pause()` and `resume()` (or clears and
+A request that vLLM loses (connection refused or reset, 5xx, aborted) is issued again with the same prompt ids once vLLM
+is
+back, for `wait_s` seconds of trouble at most. A supervisor that restarts vLLM calls `pause()` and `resume()` (or clears
+and
 sets `available`), so that nothing is sampled between the restart and the newest weights.
 """
+
 import asyncio
 import itertools
 import re
@@ -37,6 +40,7 @@ class _Span(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     """Of vLLM's answer what is needed; the rest is not even parsed."""
+
     token_ids: list[int]
     logprobs: _Logprobs | None
     finish_reason: str | None
@@ -57,6 +61,7 @@ class PromptTooLong(GatewayError):
 @dataclass(frozen=True)
 class Completion:
     """What vLLM sampled for one prompt; the tuples have one entry a sampled token, the end token included."""
+
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     policy_versions: tuple[int, ...]
@@ -107,16 +112,37 @@ class VLLMClient:
         if self._http:
             await self._http.close()
 
-    async def generate(self, prompt_ids: tuple[int, ...], *, max_tokens: int, temperature: float,
-                       stop_token_ids: tuple[int, ...], cache_salt: str | None, request_id: str,
-                       stop: tuple[str, ...] = ()) -> Completion:
-        """Samples one completion. Raises PromptTooLong, and EngineError when vLLM refuses the request or stays away for `wait_s`.
+    async def generate(
+        self,
+        prompt_ids: tuple[int, ...],
+        *,
+        max_tokens: int,
+        temperature: float,
+        stop_token_ids: tuple[int, ...],
+        cache_salt: str | None,
+        request_id: str,
+        stop: tuple[str, ...] = (),
+    ) -> Completion:
+        """Samples one completion. Raises PromptTooLong, and EngineError when vLLM refuses the request or stays away for
+        `wait_s`.
 
-        Stop strings end the sampling but stay in token_ids, as sampled; special tokens are text to them. No seed is ever sent: it kills vLLM's CPU engine.
+        Stop strings end the sampling but stay in token_ids, as sampled; special tokens are text to them. No seed is
+        ever sent: it kills vLLM's CPU engine.
         """
-        body = {"token_ids": prompt_ids, "sampling_params": {
-            "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "logprobs": 0,
-            "stop_token_ids": stop_token_ids, "stop": stop, "detokenize": bool(stop), "skip_special_tokens": False}}
+        body = {
+            "token_ids": prompt_ids,
+            "sampling_params": {
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": 1.0,
+                "top_k": -1,
+                "logprobs": 0,
+                "stop_token_ids": stop_token_ids,
+                "stop": stop,
+                "detokenize": bool(stop),
+                "skip_special_tokens": False,
+            },
+        }
         if cache_salt:
             body["cache_salt"] = cache_salt
         deadline = None  # set by the first failure: time in which vLLM works is not bounded here
@@ -145,21 +171,30 @@ class VLLMClient:
         if self._http is None:
             # no total time limit: how long a generation may take is the session's deadline;
             # vLLM drops idle connections after 5 s: drop them first, or a POST meets a closing one
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
-                                               timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            )
         async with self._http.post(self.url + "/inference/v1/generate", data=_encode(body), headers=JSON) as response:
             if response.status >= 500:
                 return None, f"HTTP {response.status}: {(await response.text())[:300]}"
             if response.status != 200:
                 said = (await response.text())[:300]
                 if response.status == 400 and TOO_LONG.search(said):
-                    raise PromptTooLong(f"a prompt of {len(body['token_ids'])} tokens does not fit into vLLM's context: {said}")
-                raise EngineError(f"vLLM refused a request (HTTP {response.status}: {said}): look at its log, and whether it has --enable-scale-out")
+                    raise PromptTooLong(
+                        f"a prompt of {len(body['token_ids'])} tokens does not fit into vLLM's context: {said}"
+                    )
+                raise EngineError(
+                    f"vLLM refused a request (HTTP {response.status}: {said}): look at its log, and whether it has "
+                    "--enable-scale-out"
+                )
             answer = await response.read()
         try:
-            choice, = _decode(answer).choices
+            (choice,) = _decode(answer).choices
         except (msgspec.DecodeError, ValueError) as error:
-            raise EngineError(f"vLLM's answer can't be read ({error}): this is not the vLLM 0.32 that the gateway knows") from error
+            raise EngineError(
+                f"vLLM's answer can't be read ({error}): this is not the vLLM 0.32 that the gateway knows"
+            ) from error
         return (None, "vLLM aborted the request") if choice.finish_reason == "abort" else (choice, "")
 
     def _completion(self, choice: _Choice, reissues: int) -> Completion:
@@ -167,11 +202,17 @@ class VLLMClient:
         logprobs = tuple(entry.logprob for entry in (choice.logprobs.content or () if choice.logprobs else ()))
         spans = choice.weight_versions or [_Span("default", 0, len(token_ids))]
         # vLLM labels its weights "default" until the first update names them
-        versions = tuple(version for span in spans for version in
-                         [self.initial_version if span.version == "default" else int(span.version)] * (span.end - span.start))
+        versions = tuple(
+            version
+            for span in spans
+            for version in [self.initial_version if span.version == "default" else int(span.version)]
+            * (span.end - span.start)
+        )
         if not len(token_ids) == len(logprobs) == len(versions):
-            raise EngineError(f"vLLM answered {len(token_ids)} token ids, {len(logprobs)} logprobs and versions for "
-                              f"{len(versions)} tokens: this is not the vLLM 0.32 that the gateway knows")
+            raise EngineError(
+                f"vLLM answered {len(token_ids)} token ids, {len(logprobs)} logprobs and versions for "
+                f"{len(versions)} tokens: this is not the vLLM 0.32 that the gateway knows"
+            )
         return Completion(token_ids, logprobs, versions, choice.finish_reason or "stop", reissues)
 
     async def _until_available(self, deadline: float | None) -> None:
@@ -181,7 +222,9 @@ class VLLMClient:
             async with asyncio.timeout(self.wait_s if deadline is None else max(0.0, deadline - time.monotonic())):
                 await self.available.wait()
         except TimeoutError:
-            raise EngineError(f"vLLM at {self.url} was held for more than {self.wait_s} s: see its supervisor's log") from None
+            raise EngineError(
+                f"vLLM at {self.url} was held for more than {self.wait_s} s: see its supervisor's log"
+            ) from None
 
     async def _until_healthy(self, deadline: float, problem: str) -> None:
         """All waiting requests share one probe: 128 of them would be 512 looks a second."""

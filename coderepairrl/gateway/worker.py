@@ -1,9 +1,10 @@
 """One process of the gateway in several (workers.py): sessions are opened and closed over a pipe.
 
-    <- open, count, close (of a session); pause, resume (of a vLLM server)
-    -> listening or failed, once; closed, when a session closed itself; counted, its calls so far; record,
-       what a session recorded
+<- open, count, close (of a session); pause, resume (of a vLLM server)
+-> listening or failed, once; closed, when a session closed itself; counted, its calls so far; record,
+   what a session recorded
 """
+
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
@@ -25,9 +26,16 @@ from coderepairrl.types import Call
 
 
 def brief(calls: Sequence[Call]) -> list[Call]:
-    """Less what a prompt repeats of its parent's call: it need not go through the pipe, nor lie in memory twice behind it."""
+    """Less what a prompt repeats of its parent's call: it need not go through the pipe, nor lie in memory twice behind
+    it."""
+
     def part(call: Call) -> Call:
-        return call if call.parent is None else replace(call, prompt_ids=call.prompt_ids[len(_repeated(calls[call.parent], call)):])
+        return (
+            call
+            if call.parent is None
+            else replace(call, prompt_ids=call.prompt_ids[len(_repeated(calls[call.parent], call)) :])
+        )
+
     return [part(call) for call in calls]
 
 
@@ -35,7 +43,11 @@ def whole(calls: Sequence[Call]) -> list[Call]:
     """The calls again of which `brief` made these."""
     made: list[Call] = []
     for call in calls:  # a parent comes before its children
-        made.append(call if call.parent is None else replace(call, prompt_ids=_repeated(made[call.parent], call) + call.prompt_ids))
+        made.append(
+            call
+            if call.parent is None
+            else replace(call, prompt_ids=_repeated(made[call.parent], call) + call.prompt_ids)
+        )
     return made
 
 
@@ -43,12 +55,23 @@ def _repeated(parent: Call, call: Call) -> tuple[int, ...]:
     return parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
 
 
-def serve(config: GatewayConfig, urls: tuple[str, ...], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None,
-           pipe: Connection) -> None:
+def serve(
+    config: GatewayConfig,
+    urls: tuple[str, ...],
+    wait_s: float,
+    make_renderer: Callable[[], Renderer],
+    socket_path: Path | None,
+    pipe: Connection,
+) -> None:
     """The process. It ends with the rollout process, however that ends: then its pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # they are for the rollout process, which may still need what is recorded here
-    asyncio.run(_run(pipe, lambda: _Server(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path, pipe)))
+        # they are for the rollout process, which may still need what is recorded here
+        signal.signal(number, signal.SIG_IGN)
+    asyncio.run(
+        _run(
+            pipe, lambda: _Server(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path, pipe)
+        )
+    )
 
 
 async def _run(pipe: Connection, make: Callable[[], "_Server"]) -> None:
@@ -62,9 +85,17 @@ async def _run(pipe: Connection, make: Callable[[], "_Server"]) -> None:
 
 
 class _Server(Gateway):
-    """A gateway whose sessions are opened and closed over a pipe. Any error of ours ends the process: who waits for it hears of that."""
+    """A gateway whose sessions are opened and closed over a pipe. Any error of ours ends the process: who waits for it
+    hears of that."""
 
-    def __init__(self, config: GatewayConfig, clients: Sequence[VLLMClient], renderer: Renderer, socket_path: Path | None, pipe: Connection):
+    def __init__(
+        self,
+        config: GatewayConfig,
+        clients: Sequence[VLLMClient],
+        renderer: Renderer,
+        socket_path: Path | None,
+        pipe: Connection,
+    ):
         super().__init__(config, clients, renderer, socket_path)
         self._pipe, self._end, self._closing = pipe, asyncio.get_running_loop().create_future(), set()
         # this process reads on while a long record waits for its reader: else both could wait for each other
@@ -130,7 +161,15 @@ class _Server(Gateway):
 
     async def _close(self, key: str) -> None:
         session = await self.close_session(key)
-        self._send("record", key, session.close_reason, session.close_detail, brief(session.calls), session.events, session.counters)
+        self._send(
+            "record",
+            key,
+            session.close_reason,
+            session.close_detail,
+            brief(session.calls),
+            session.events,
+            session.counters,
+        )
 
     def _closed(self, task: asyncio.Task) -> None:
         self._closing.discard(task)
@@ -143,7 +182,8 @@ class _Server(Gateway):
         return sent
 
     def _sent(self, loop: asyncio.AbstractEventLoop, sent: Future) -> None:
-        """In the sender's thread. A closed pipe is no error: the rollout process is gone, and the pipe's other direction says so, too."""
+        """In the sender's thread. A closed pipe is no error: the rollout process is gone, and the pipe's other
+        direction says so, too."""
         error = sent.exception()
         if error is not None and not isinstance(error, OSError):
             loop.call_soon_threadsafe(self._finish, error)

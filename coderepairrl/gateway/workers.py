@@ -1,9 +1,13 @@
 """The gateway in several processes, for more calls a second than one core reads and tokenises.
 
-A session lives in one of them, the one with the fewest sessions when it was opened; its address is its agent's. The processes
-share nothing: each has its sockets, its tokenizer and its clients of vLLM. The rollout process opens and closes sessions over a
-pipe to each and hears when one closed. A process that ends early is the end of the run, as the rollout process itself would be.
+A session lives in one of them, the one with the fewest sessions when it was opened; its address is its agent's. The
+processes
+share nothing: each has its sockets, its tokenizer and its clients of vLLM. The rollout process opens and closes
+sessions over a
+pipe to each and hears when one closed. A process that ends early is the end of the run, as the rollout process itself
+would be.
 """
+
 import asyncio
 import atexit
 from collections import Counter
@@ -27,19 +31,32 @@ START_S = 120.0  # until a process listens: it imports transformers and reads a 
 END_S = SHUTDOWN_S + 8.0  # for answers that are being written, then it is killed
 
 
-def make_gateway(config: GatewayConfig, urls: Sequence[str], wait_s: float, make_renderer: Callable[[], Renderer | None],
-                 socket_path: Path | None = None) -> "Gateway | Workers":
-    """Before the vLLM servers at `urls`. make_renderer is called in each process: a function that can be pickled, if there are several."""
+def make_gateway(
+    config: GatewayConfig,
+    urls: Sequence[str],
+    wait_s: float,
+    make_renderer: Callable[[], Renderer | None],
+    socket_path: Path | None = None,
+) -> "Gateway | Workers":
+    """Before the vLLM servers at `urls`. make_renderer is called in each process: a function that can be pickled, if
+    there are several."""
     if config.processes > 1:
         return Workers(config, urls, wait_s, make_renderer, socket_path)
     return Gateway(config, [VLLMClient(url, wait_s) for url in urls], make_renderer(), socket_path)
 
 
 class RemoteSession:
-    """A session in another process: while it is open, whether it was closed; what it recorded, when it has been closed here."""
+    """A session in another process: while it is open, whether it was closed; what it recorded, when it has been closed
+    here."""
 
-    def __init__(self, key: str, base_url: str, socket_path: Path | None, listen: Callable[[], None],
-                 calls_begun: Callable[[], Awaitable[int]]):
+    def __init__(
+        self,
+        key: str,
+        base_url: str,
+        socket_path: Path | None,
+        listen: Callable[[], None],
+        calls_begun: Callable[[], Awaitable[int]],
+    ):
         self.key, self.base_url, self.socket_path = key, base_url, socket_path
         self.calls_begun = calls_begun  # while it is open; raises GatewayError when the process is gone
         self.close_detail = ""
@@ -62,6 +79,7 @@ class RemoteSession:
 @dataclass(frozen=True)
 class RemoteClient:
     """One vLLM server, as the clients of all processes see it: for its supervisor."""
+
     number: int
     tell: Callable[[tuple], None]
 
@@ -76,19 +94,29 @@ class RemoteClient:
 
 
 class Workers:
-    """What Gateway offers, done by `config.processes` processes. A fixed port is the first one's, the others have the next ones.
+    """What Gateway offers, done by `config.processes` processes. A fixed port is the first one's, the others have the
+    next ones.
 
     `counters` has those of closed sessions. watch() ends with the GatewayError of a process that ended.
     """
 
-    def __init__(self, config: GatewayConfig, urls: Sequence[str], wait_s: float, make_renderer: Callable[[], Renderer], socket_path: Path | None = None):
+    def __init__(
+        self,
+        config: GatewayConfig,
+        urls: Sequence[str],
+        wait_s: float,
+        make_renderer: Callable[[], Renderer],
+        socket_path: Path | None = None,
+    ):
         self.clients = [RemoteClient(number, self._tell_all) for number in range(len(urls))]
         self.counters: Counter[str] = Counter()
         self._workers = []
         for number in range(config.processes):
             own = config.model_copy(update={"port": config.port and config.port + number})
             socket = socket_path and socket_path.with_name(f"{socket_path.name}-{number}")
-            self._workers.append(_Worker(number, partial(serve, own, tuple(urls), wait_s, make_renderer, socket), self.counters))
+            self._workers.append(
+                _Worker(number, partial(serve, own, tuple(urls), wait_s, make_renderer, socket), self.counters)
+            )
         self._homes: dict[str, _Worker] = {}  # of open sessions
 
     async def start(self) -> None:
@@ -106,7 +134,9 @@ class Workers:
     async def watch(self) -> None:
         await asyncio.gather(*(asyncio.shield(worker.ended) for worker in self._workers))
 
-    def open_session(self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None) -> RemoteSession:
+    def open_session(
+        self, limits: SessionLimits, sampling: SamplingConfig, key: str | None = None, cache_salt: str | None = None
+    ) -> RemoteSession:
         """As Gateway's. Raises GatewayError, also when a process is gone."""
         key = key or new_key()
         if any(key in worker.sessions for worker in self._workers):
@@ -114,8 +144,9 @@ class Workers:
         worker = min(self._workers, key=lambda worker: len(worker.sessions))
         worker.tell(("open", limits, sampling, key, cache_salt))
         self._homes[key] = worker
-        worker.sessions[key] = RemoteSession(key, worker.base_url, worker.socket_path, worker.listen,
-                                             partial(worker.ask, "count", "counted", key))
+        worker.sessions[key] = RemoteSession(
+            key, worker.base_url, worker.socket_path, worker.listen, partial(worker.ask, "count", "counted", key)
+        )
         return worker.sessions[key]
 
     async def close_session(self, key: str) -> RemoteSession:
@@ -141,7 +172,8 @@ class _Worker:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whoever watches or waits hears of it
+        # whoever watches or waits hears of it
+        self.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         self._listening: asyncio.Future[None] = self._loop.create_future()
         self._pipe, theirs = get_context("spawn").Pipe()
         with theirs:
@@ -150,9 +182,14 @@ class _Worker:
         self._process = process
         atexit.register(self._pipe.close)  # before multiprocessing waits for its processes: this one waits for the pipe
         self._loop.add_reader(self._pipe.fileno(), self.listen)  # which may have read what this call is for
-        done, _ = await asyncio.wait({self._listening, self.ended}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {self._listening, self.ended}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED
+        )
         if not done:
-            raise GatewayError(f"gateway process {self.number} did not listen after {START_S:.0f} s: see whether its disk or its processor is overloaded")
+            raise GatewayError(
+                f"gateway process {self.number} did not listen after {START_S:.0f} s: see whether its disk or its "
+                "processor is overloaded"
+            )
         if self._listening.done():
             self._listening.result()
         else:
@@ -229,8 +266,13 @@ class _Worker:
         if self.ended.done():
             return
         self._process.join(1.0)  # its end of the pipe is closed: it ends right now
-        self.ended.set_exception(GatewayError(f"gateway process {self.number} ended (exit code {self._process.exitcode}) and what its {len(self.sessions)} "
-                                              "sessions recorded is lost: see the log; -9 may be the memory limit, then ask for more"))
+        self.ended.set_exception(
+            GatewayError(
+                f"gateway process {self.number} ended (exit code {self._process.exitcode}) and what its "
+                f"{len(self.sessions)} "
+                "sessions recorded is lost: see the log; -9 may be the memory limit, then ask for more"
+            )
+        )
 
     async def stop(self) -> None:
         """The closed pipe tells it; may be called twice."""

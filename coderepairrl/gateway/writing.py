@@ -1,4 +1,6 @@
-"""What the dialects' answers share. An answer is whole before the first byte is sent, so that an error can still be an HTTP status."""
+"""What the dialects' answers share. An answer is whole before the first byte is sent, so that an error can still be an
+HTTP status."""
+
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,8 @@ def usage(turns: Sequence[Turn]) -> dict[str, int]:
 
 
 def custom_input(request: Request, call: ParsedCall) -> str | None:
-    """The free text of a call to a custom tool. None for a function's call, and for one that is not what was asked for: it goes out as it was
+    """The free text of a call to a custom tool. None for a function's call, and for one that is not what was asked for:
+    it goes out as it was
     said, so that its history reads the same when it comes back."""
     if call.name not in request.tools.custom:
         return None

@@ -1,12 +1,17 @@
-"""The counter-check: a diff's tests pass, so they run again with some of them turned (variants.py), and those must fail.
+"""The counter-check: a diff's tests pass, so they run again with some of them turned (variants.py), and those must
+fail.
 
-Code under test runs in the process that reports on it, so no single report proves that it is honest. Both runs are laid out
-alike, a random part of the tests is turned in one of them, by random values: what can't tell which expectations are right, which is the
-task, has to guess for each test that must pass by repair. What passes tests whether they hold or not (a patched runner, a forged
+Code under test runs in the process that reports on it, so no single report proves that it is honest. Both runs are laid
+out
+alike, a random part of the tests is turned in one of them, by random values: what can't tell which expectations are
+right, which is the
+task, has to guess for each test that must pass by repair. What passes tests whether they hold or not (a patched runner,
+a forged
 report, an object that equals everything) passes the turned ones, too.
 
 The oracle decides what a turn is worth: one that passes under it, or that breaks the run, says nothing of the diff.
 """
+
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ NAMED = 3  # tests that a message names
 @dataclass(frozen=True)
 class Runs:
     """What the check asks the grader for."""
+
     diff: Callable[[Variant | None], Awaitable[Run]]
     oracle: Callable[[Variant], Awaitable[Run]] | None  # None: the task has none
 
@@ -29,7 +35,8 @@ class Runs:
 async def check(task: Task, runs: Runs, secret: str, rounds: int, silent: set[int]) -> tuple[VerdictKind, str] | None:
     """(RESOLVED, or what the diff is instead; why). None: no turn tells anything, so nothing is proven.
 
-    silent: numbers of variants that tell nothing of this task; those that turn out so are added. rounds: how often; tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
+    silent: numbers of variants that tell nothing of this task; those that turn out so are added. rounds: how often;
+    tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
     found = None
     for turn in range(rounds):
         if turn:

@@ -1,14 +1,20 @@
-"""The judge: hidden tests in a fresh sandbox, and what their runs mean. docs/threat_model.md says what each rule is for.
+"""The judge: hidden tests in a fresh sandbox, and what their runs mean. docs/threat_model.md says what each rule is
+for.
 
     verdict = await Grader(sandbox_config).grade(task, diff)
 
 1. One run (judge.py). A diff that does not apply, a report that is no evidence, failing tests: not resolved.
-2. No evidence at all: the oracle's own patch is run. If that gives none either, the environment is to blame, not the diff.
-   If it gives some only without the canary, the task's own files keep the canary from failing, and all its diffs are judged without.
-   A test may fail by chance: what speaks against a task counts for its further diffs only once two runs have said the same.
-3. A run that passes: the same again with some tests turned (counter_check.py). Tests that still pass, and fail so under the
+2. No evidence at all: the oracle's own patch is run. If that gives none either, the environment is to blame, not the
+diff.
+   If it gives some only without the canary, the task's own files keep the canary from failing, and all its diffs are
+   judged without.
+   A test may fail by chance: what speaks against a task counts for its further diffs only once two runs have said the
+   same.
+3. A run that passes: the same again with some tests turned (counter_check.py). Tests that still pass, and fail so under
+the
    oracle's patch, were not decided by the code: tampered.
 """
+
 import asyncio
 import hashlib
 import logging
@@ -35,16 +41,19 @@ ROUNDS = 4  # of what the scan is certain of: tossing a coin in each run wins on
 
 
 async def grade(task: Task, diff: str, sandbox_config: SandboxConfig) -> Verdict:
-    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task; whatever the diff does gives a Verdict."""
+    """Raises SandboxError for infrastructure trouble, TaskError for a wrong task; whatever the diff does gives a
+    Verdict."""
     return await Grader(sandbox_config).grade(task, diff)
 
 
 class Grader:
     """`grade` with a memory: the same applied patch of the same task is run once, also when asked for concurrently.
 
-    Valid because a verdict depends on nothing else: each run has a fresh sandbox without network, fixed variables and the
+    Valid because a verdict depends on nothing else: each run has a fresh sandbox without network, fixed variables and
+    the
     environment's fixed command. Not remembered: time limits, which depend on the machine's load, and errors.
-    `runs` counts diffs that were executed, `hits` answers without, `checks` further runs: counter-checks and the oracle's.
+    `runs` counts diffs that were executed, `hits` answers without, `checks` further runs: counter-checks and the
+    oracle's.
     `outputs`: where all that test commands print is kept; None: nowhere.
     """
 
@@ -110,14 +119,30 @@ class Grader:
         elif run.evidence == "none":
             if (oracle := await self._oracle(task)).evidence == "none":
                 kind = VerdictKind.ENVIRONMENT_ERROR
-                message = oracle.problem if oracle.timed_out else f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
+                message = (
+                    oracle.problem
+                    if oracle.timed_out
+                    else f"{message}; nor do the tests of the oracle's patch: {oracle.problem}"
+                )
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
             if strict:
                 kind, message = await self._counter_check(task, selection)
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
-        return Verdict(strict, run.evidence, run.to_pass, run.to_keep, (), message, time.monotonic() - started, kind,
-                       counting.resolved_swebench(run), touched, "" if kind == VerdictKind.RESOLVED else run.tail, run.file)
+        return Verdict(
+            strict,
+            run.evidence,
+            run.to_pass,
+            run.to_keep,
+            (),
+            message,
+            time.monotonic() - started,
+            kind,
+            counting.resolved_swebench(run),
+            touched,
+            "" if kind == VerdictKind.RESOLVED else run.tail,
+            run.file,
+        )
 
     async def _execute(self, task: Task, selection: Selection, name: str = "", variant: Variant | None = None) -> Run:
         """`name`: of the run's file of output; "" is the diff's."""
@@ -128,7 +153,10 @@ class Grader:
     async def _run(self, task: Task, selection: Selection) -> tuple[Task, Run]:
         """The first run, and the task as it was run: without its canary where that proves nothing of this task."""
         if not takes_canary(task) and task.environment.log_parser is None:
-            raise TaskError(f"task {task.task_id}: its test command takes no canary test: add {{canary_path}} or {{canary_module}} to it")
+            raise TaskError(
+                f"task {task.task_id}: its test command takes no canary test: add {{canary_path}} or {{canary_module}} "
+                "to it"
+            )
         if task.task_id not in self._spoilt:
             run = await self._execute(task, selection)
             if not (takes_canary(task) and _doubtful(run) and await self._spoils_canary(task)):
@@ -138,7 +166,8 @@ class Grader:
         return bare, await self._execute(bare, selection)
 
     async def _spoils_canary(self, task: Task) -> bool:
-        """Whether the oracle's own run is worth more without the canary, each of the two runs twice: the mark is for the
+        """Whether the oracle's own run is worth more without the canary, each of the two runs twice: the mark is for
+        the
         rest of the run. The diff that is judged has no say in it."""
         given, bare = await self._oracle(task), without_canary(task)
         if given.timed_out or _worth(given) == (True, True) or _worth(await self._oracle(bare)) <= _worth(given):
@@ -150,8 +179,11 @@ class Grader:
             proven = _key(task) in self._oracles and await self._repeats(bare)
             if proven:
                 self._spoilt.add(task.task_id)
-                log.warning("task %s: its project's own settings keep the canary from failing: the counter-check "
-                            "judges its diffs", task.task_id)
+                log.warning(
+                    "task %s: its project's own settings keep the canary from failing: the counter-check "
+                    "judges its diffs",
+                    task.task_id,
+                )
         return proven
 
     async def _repeats(self, task: Task) -> bool:
@@ -163,7 +195,8 @@ class Grader:
         return False
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something, and where it
+        """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something, and where
+        it
         thinks something possible and one test alone decides: one round would let a coin win once in four."""
         marks = selection.marks
         alone = len({function_of(test) for test in task.fail_to_pass}) == 1
@@ -177,15 +210,22 @@ class Grader:
             return await self._oracle(task, variant)
 
         runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None)
-        found = await counter_check.check(task, runs, self._secret, rounds, self._silent.setdefault(task.task_id, set()))
+        found = await counter_check.check(
+            task, runs, self._secret, rounds, self._silent.setdefault(task.task_id, set())
+        )
         proof_due = task.task_id in self._spoilt and not takes_canary(task)
         kind, why = _unchecked(proof_due) if found is None else found
-        if kind == VerdictKind.RESOLVED and marks.withheld:  # the runs can be told apart by whoever knows what is tested
-            return VerdictKind.TAMPERED, f"its tests pass, but {marks.withheld[0]}, and no repair of this task needs that"
+        # the runs can be told apart by whoever knows what is tested
+        if kind == VerdictKind.RESOLVED and marks.withheld:
+            return (
+                VerdictKind.TAMPERED,
+                f"its tests pass, but {marks.withheld[0]}, and no repair of this task needs that",
+            )
         return kind, why
 
     async def _oracle(self, task: Task, variant: Variant | None = None) -> Run:
-        """The run of the oracle's patch, of the bare checkout where the task has none. It is remembered if it is as it must
+        """The run of the oracle's patch, of the bare checkout where the task has none. It is remembered if it is as it
+        must
         be, else once a second run has said the same; of two that differ the better one is the answer."""
         key = _key(task, variant)
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -197,7 +237,12 @@ class Grader:
             if not _as_it_must(run, variant):
                 again = await self._run_oracle(task, variant)
                 if not _agree(run, again):
-                    log.warning("task %s: two runs of the oracle's patch differ: %s; %s", task.task_id, _described(run), _described(again))
+                    log.warning(
+                        "task %s: two runs of the oracle's patch differ: %s; %s",
+                        task.task_id,
+                        _described(run),
+                        _described(again),
+                    )
                     return max(run, again, key=lambda one: (_as_it_must(one, variant), _worth(one)))
             _remember(self._oracles, key, run, self.remembered)
         return run
@@ -216,13 +261,19 @@ def _key(task: Task, variant: Variant | None = None) -> tuple[str, int | None, b
 
 
 def _as_it_must(run: Run, variant: Variant | None) -> bool:
-    """Whether an oracle's run is one: it resolves; with turned tests, of which some may tell nothing, it gives evidence."""
+    """Whether an oracle's run is one: it resolves; with turned tests, of which some may tell nothing, it gives
+    evidence."""
     return run.evidence != "none" if variant else _worth(run) == (True, True)
 
 
 def _agree(run: Run, again: Run) -> bool:
     return (run.evidence, run.to_pass, run.to_keep, bool(run.bent), run.timed_out) == (
-        again.evidence, again.to_pass, again.to_keep, bool(again.bent), again.timed_out)
+        again.evidence,
+        again.to_pass,
+        again.to_keep,
+        bool(again.bent),
+        again.timed_out,
+    )
 
 
 def _described(run: Run) -> str:
@@ -245,13 +296,16 @@ def _worth(run: Run) -> tuple[bool, bool]:
 def _unchecked(proof_due: bool) -> tuple[VerdictKind, str]:
     """Nothing was proven by turned tests; where no canary was either, nothing is proven at all."""
     if proof_due:
-        return VerdictKind.ENVIRONMENT_ERROR, ("neither the canary nor a turned test can fail here, so no pass is proven: "
-                                               "give a test command under which the project's own settings run the canary")
+        return VerdictKind.ENVIRONMENT_ERROR, (
+            "neither the canary nor a turned test can fail here, so no pass is proven: "
+            "give a test command under which the project's own settings run the canary"
+        )
     return VerdictKind.RESOLVED, ""
 
 
 def _marked(verdict: Verdict, selection: Selection) -> Verdict:
-    """With what was left out of the diff, and what the scan found in all of it. Never turns `resolved` round: execution has decided."""
+    """With what was left out of the diff, and what the scan found in all of it. Never turns `resolved` round: execution
+    has decided."""
     touched = tuple(dict.fromkeys((*verdict.tampered, *selection.touched)))
     kind = VerdictKind.TAMPERED if touched and verdict.kind == VerdictKind.UNRESOLVED else verdict.kind
     return replace(verdict, dropped_paths=selection.dropped_paths, tampered=touched, kind=kind)

@@ -1,9 +1,13 @@
-"""Names of one test: a row's node id "tests/x_test.py::TestA::test_b[1-a]", JUnit's "tests.x_test.TestA::test_b[1-a]", Django's "test_b (x.TestA)".
+"""Names of one test: a row's node id "tests/x_test.py::TestA::test_b[1-a]", JUnit's "tests.x_test.TestA::test_b[1-a]",
+Django's "test_b (x.TestA)".
 
-SWE-bench's rows were read from logs, so their ids are cut at the first white space ("test_b[select" for "test_b[select 1]",
-"all.case::one" for an item that is called "one plus one"), and those of one parser hold only the last part of an absolute path in
+SWE-bench's rows were read from logs, so their ids are cut at the first white space ("test_b[select" for "test_b[select
+1]",
+"all.case::one" for an item that is called "one plus one"), and those of one parser hold only the last part of an
+absolute path in
 brackets. `lookup` finds the tests that such an id stands for.
 """
+
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,7 +20,8 @@ _ABSOLUTE = re.compile(r"\[(/[^/*][^*]*)\]?$")
 
 
 def to_junit(test: str) -> str:
-    """The id under which pytest (junit_family=xunit1) or unittest's XML runners report `test`; one that is such an id stays as it is."""
+    """The id under which pytest (junit_family=xunit1) or unittest's XML runners report `test`; one that is such an id
+    stays as it is."""
     if django := _DJANGO.fullmatch(test):
         name, case = django.groups()
         return f"{case.removesuffix('.' + name)}::{name}"  # Python 3.11 and newer repeat the name
@@ -27,13 +32,14 @@ def to_junit(test: str) -> str:
 
 
 def to_node(test: str, files: list[str] | tuple[str, ...]) -> str | None:
-    """The node id of a JUnit id, given the files that it may be in (JUnit's dots don't say where the path ends). None: in none of them."""
+    """The node id of a JUnit id, given the files that it may be in (JUnit's dots don't say where the path ends). None:
+    in none of them."""
     address, bracket, parameters = test.partition("[")
     classname, _, name = address.rpartition("::")
     for file in sorted(files, key=len, reverse=True):
         module = file.replace("/", ".").removesuffix(".py")
         if classname == module or classname.startswith(module + "."):
-            classes = classname[len(module) + 1:].split(".") if classname != module else []
+            classes = classname[len(module) + 1 :].split(".") if classname != module else []
             return "::".join([file, *classes, name]) + bracket + parameters
     return None
 
@@ -50,7 +56,8 @@ class Statuses:
         self.found = found
 
     def lookup(self, test: str) -> str:
-        """passed | xfailed | skipped | failed | error | missing. An id that stands for several tests has the worst of their statuses."""
+        """passed | xfailed | skipped | failed | error | missing. An id that stands for several tests has the worst of
+        their statuses."""
         if test in self.found:
             return self.found[test]
         wanted = to_junit(test)

@@ -1,9 +1,13 @@
-"""One run of a task's tests in a fresh grading sandbox: base + the diff's allowed sections + hidden tests + a canary -> what the report says.
+"""One run of a task's tests in a fresh grading sandbox: base + the diff's allowed sections + hidden tests + a canary ->
+what the report says.
 
-The report is JUnit XML, or the log through the row's parser. A random canary test that must fail runs among the others, as far as the
-test command takes one: a report in which it did not fail, or an exit code that says it did not, is no evidence. `without_canary` is for
+The report is JUnit XML, or the log through the row's parser. A random canary test that must fail runs among the others,
+as far as the
+test command takes one: a report in which it did not fail, or an exit code that says it did not, is no evidence.
+`without_canary` is for
 tasks whose own files keep it from failing, which the oracle's run decides (tests.py).
 """
+
 import asyncio
 import contextlib
 import secrets
@@ -36,6 +40,7 @@ _TO_FILE = ("/bin/sh", "-c", 'exec "$@" >"$0" 2>&1')
 @dataclass(frozen=True)
 class Canary:
     """A test that must fail. Its names are random, so that a forged report cannot hold it without reading it first."""
+
     module: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
     case: str = field(default_factory=lambda: f"Test{secrets.token_hex(8)}")
     name: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
@@ -49,7 +54,9 @@ class Canary:
         return f"import unittest\n\n\nclass {self.case}(unittest.TestCase):\n    def {self.name}(self):\n        self.assertEqual(1, 2)\n"
 
     def status(self, statuses: dict[str, str]) -> str:
-        return next((status for test, status in statuses.items() if test.endswith(f"{self.case}::{self.name}")), "missing")
+        return next(
+            (status for test, status in statuses.items() if test.endswith(f"{self.case}::{self.name}")), "missing"
+        )
 
 
 def takes_canary(task: Task) -> bool:
@@ -65,7 +72,9 @@ def without_canary(task: Task) -> Task:
 
 @dataclass(frozen=True)
 class Run:
-    """`problem`: why the report is no evidence; `bent`: what no honest run does; `turned`: ids of tests that are turned."""
+    """`problem`: why the report is no evidence; `bent`: what no honest run does; `turned`: ids of tests that are
+    turned."""
+
     to_pass: dict[str, str]  # id -> passed | xfailed | skipped | failed | error | missing
     to_keep: dict[str, str]
     evidence: str  # junit+canary | log+canary | junit | log | none
@@ -81,13 +90,16 @@ class Run:
 @dataclass(frozen=True)
 class Keep:
     """Where all that a run's test command prints is kept."""
+
     outputs: Outputs
     run: str  # the file's name, such as "oracle"
 
 
-async def execute(task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None,
-                  keep: Keep | None = None) -> Run:
-    """`variant`: with some tests turned, so that they must fail. Both kinds of run are laid out alike: the same files are
+async def execute(
+    task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None, keep: Keep | None = None
+) -> Run:
+    """`variant`: with some tests turned, so that they must fail. Both kinds of run are laid out alike: the same files
+    are
     written, in an order that says nothing, with equal times.
 
     Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
@@ -96,8 +108,14 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
     printed: dict[str, str] = {}
 
     def nothing(problem: str, **fields) -> Run:
-        return Run(*(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)), "none", problem,
-                   turned=turned, **printed, **fields)
+        return Run(
+            *(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)),
+            "none",
+            problem,
+            turned=turned,
+            **printed,
+            **fields,
+        )
 
     most = max(config.output_kib << 10, keep.outputs.most if keep else 0)
     async with start_sandbox(config.model_copy(update={"output_kib": most >> 10}), task) as sandbox:
@@ -109,23 +127,36 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
             return nothing("no test could be turned")
         reports, inside = sandbox.share(JUNIT)
         argv = shortened(fill(task, canary, inside), sandbox)
-        result = await sandbox.run([*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv, timeout_s=task.environment.test_timeout_s,
-                                   variables=plain_terminal(task.environment))
+        result = await sandbox.run(
+            [*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv,
+            timeout_s=task.environment.test_timeout_s,
+            variables=plain_terminal(task.environment),
+        )
         output = await _printed(reports / LOG, result, most) if by_log else result.output
         printed["tail"] = await asyncio.to_thread(tail, output)
         if keep:
             write = keep.outputs.write
             printed["file"] = str(await asyncio.to_thread(write, task.task_id, keep.run, argv, result, output))
         if result.timed_out:
-            return nothing(f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True)
+            return nothing(
+                f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True
+            )
         try:
-            statuses = await _read_log(task, reports / LOG) if by_log else await asyncio.to_thread(read_reports, reports)
+            statuses = (
+                await _read_log(task, reports / LOG) if by_log else await asyncio.to_thread(read_reports, reports)
+            )
         except ReportError as error:
             return nothing(str(error), bent=str(error) if error.forged else "")
         found = Statuses(statuses)
-        to_pass, to_keep = ({test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass))
+        to_pass, to_keep = (
+            {test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass)
+        )
         # a turned test that fails is a canary itself: under -x, none comes after it
-        seen = canary.status(statuses) if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys()) else ""
+        seen = (
+            canary.status(statuses)
+            if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys())
+            else ""
+        )
         claimed = all(status == "passed" for status in to_pass.values())
         problem, bent = await asyncio.to_thread(_distrust, seen, statuses, result.exit_code, output, claimed, by_log)
         if problem:
@@ -136,10 +167,13 @@ async def execute(task: Task, selection: Selection, config: SandboxConfig, varia
 
 
 async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
-    """The test patch, the hidden tests, the canary if one is run; the ids of what `variant` turned. All files that may hold
+    """The test patch, the hidden tests, the canary if one is run; the ids of what `variant` turned. All files that may
+    hold
     a test are written anew. The diff may not touch their paths, so what fails here is the task's own fault."""
     if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
-        raise TaskError(f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit")
+        raise TaskError(
+            f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit"
+        )
     texts = dict(task.hidden_tests)
 
     async def read(paths: Iterable[str]) -> None:
@@ -149,7 +183,9 @@ async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Vari
                     texts[path] = await sandbox.read_text(path)
 
     await read(test_files(task))
-    await read([helper for path, text in list(texts.items()) for helper in await asyncio.to_thread(helpers_of, path, text)])
+    await read(
+        [helper for path, text in list(texts.items()) for helper in await asyncio.to_thread(helpers_of, path, text)]
+    )
     turned: frozenset[str] = frozenset()
     if variant:
         changed, turned = await asyncio.to_thread(turn_files, task, texts, variant)
@@ -159,13 +195,20 @@ async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Vari
     try:
         await sandbox.lay(texts)
     except PathError as error:
-        raise TaskError(f"task {task.task_id}: a hidden test cannot be laid over the checkout ({error}): fix its path") from error
+        raise TaskError(
+            f"task {task.task_id}: a hidden test cannot be laid over the checkout ({error}): fix its path"
+        ) from error
     return turned
 
 
 def fill(task: Task, canary: Canary, junit: str) -> list[str]:
     """Environment.test_command with its placeholders filled; {tests} becomes any number of arguments."""
-    values = {"{python}": task.environment.python, "{junit}": junit, "{canary_path}": canary.path, "{canary_module}": canary.module}
+    values = {
+        "{python}": task.environment.python,
+        "{junit}": junit,
+        "{canary_path}": canary.path,
+        "{canary_module}": canary.module,
+    }
     argv: list[str] = []
     for argument in task.environment.test_command:
         if argument == "{tests}":
@@ -179,16 +222,23 @@ def fill(task: Task, canary: Canary, junit: str) -> list[str]:
 
 async def _read_log(task: Task, path) -> dict[str, str]:
     if task.environment.log_parser not in log_parsers.names():
-        raise TaskError(f"task {task.task_id}: no parser {task.environment.log_parser!r} in swebench: correct environment.log_parser")
+        raise TaskError(
+            f"task {task.task_id}: no parser {task.environment.log_parser!r} in swebench: correct "
+            "environment.log_parser"
+        )
     if not path.exists():
         return {}
     await asyncio.to_thread(read_regular, path, MAX_LOG_BYTES)  # refuses links and floods
     try:
-        statuses = await log_parsers.parse_file(task.environment.log_parser, path, task.task_id, task.metadata.get("version", ""))
+        statuses = await log_parsers.parse_file(
+            task.environment.log_parser, path, task.task_id, task.metadata.get("version", "")
+        )
     except log_parsers.ParserError as error:
         raise ReportError(str(error)) from error
     if statuses is None:
-        raise ReportError(f"the log could not be read by {task.environment.log_parser} within {log_parsers.PARSE_S:g} s")
+        raise ReportError(
+            f"the log could not be read by {task.environment.log_parser} within {log_parsers.PARSE_S:g} s"
+        )
     return statuses
 
 
@@ -201,10 +251,13 @@ async def _printed(path: Path, result: CommandResult, most: int) -> str:
     return data.decode(errors="replace") + result.output
 
 
-def _distrust(canary: str, statuses: dict[str, str], exit_code: int, output: str, claimed: bool,
-              by_log: bool) -> tuple[str, bool]:
-    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command takes
+def _distrust(
+    canary: str, statuses: dict[str, str], exit_code: int, output: str, claimed: bool, by_log: bool
+) -> tuple[str, bool]:
+    """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command
+    takes
     none, `output` is what the command printed. Call it in a thread."""
+
     def said() -> str:
         return f"exit code {exit_code}: {first_error(output, exit_code)}"
 
@@ -227,4 +280,6 @@ def _distrust(canary: str, statuses: dict[str, str], exit_code: int, output: str
 def _check_disk(sandbox: Sandbox) -> None:
     free = shutil.disk_usage(sandbox.root).free
     if free < MIN_FREE_BYTES:
-        raise SandboxError(f"the scratch folder's disk has {free >> 20} MiB left, so a missing report means nothing: free some space")
+        raise SandboxError(
+            f"the scratch folder's disk has {free >> 20} MiB left, so a missing report means nothing: free some space"
+        )

@@ -1,4 +1,5 @@
 """Reading JUnit XML that untrusted code may have written: bounded, no symlinks, no entities, the worst status wins."""
+
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 class ReportError(ValueError):
-    """The report is not one: the message says why, for Verdict.message. `forged`: no test runner writes this, not even one that was killed.
+    """The report is not one: the message says why, for Verdict.message. `forged`: no test runner writes this, not even
+    one that was killed.
 
     The message may name a file, whose name is the code's under test: bytes that are no text, line ends and a terminal's
     commands are written as escapes, so that whoever stores or shows the verdict can."""
@@ -25,7 +27,8 @@ class ReportError(ValueError):
 
 
 def read_reports(folder: Path) -> dict[str, str]:
-    """id "classname::name" -> passed | xfailed | skipped | failed | error, over all *.xml of the folder; empty when there are none."""
+    """id "classname::name" -> passed | xfailed | skipped | failed | error, over all *.xml of the folder; empty when
+    there are none."""
     statuses: dict[str, str] = {}
     left = MAX_REPORT_BYTES
     names = sorted(name for name in os.listdir(folder) if name.endswith(".xml"))
@@ -51,7 +54,10 @@ def parse(data: bytes) -> list[tuple[str, str]]:
             inside = True
         elif inside and (status := _STATUS.get(tag)):
             # an expected failure is a skip of its own kind; old releases of pytest say so in the message only
-            if tag == "skipped" and (attributes.get("type") == "pytest.xfail" or attributes.get("message", "").startswith("expected test failure")):
+            if tag == "skipped" and (
+                attributes.get("type") == "pytest.xfail"
+                or attributes.get("message", "").startswith("expected test failure")
+            ):
                 status = "xfailed"
             tests[-1][1] = max(tests[-1][1], status, key=ORDER.index)
 

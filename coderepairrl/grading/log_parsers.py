@@ -1,8 +1,11 @@
-"""What a runner's log says of each test, where it writes no JUnit XML: the parsers of the `swebench` package, by its names.
+"""What a runner's log says of each test, where it writes no JUnit XML: the parsers of the `swebench` package, by its
+names.
 
-The log is the work of untrusted code, and a parser's regular expressions may take for ever on it, so each runs in a process of its
+The log is the work of untrusted code, and a parser's regular expressions may take for ever on it, so each runs in a
+process of its
 own with a deadline: `python -I log_parsers.py PARSER LOG` prints the statuses as JSON.
 """
+
 import asyncio
 import functools
 import importlib
@@ -24,7 +27,8 @@ class ParserError(ValueError):
 def registry() -> dict:
     """swebench's parsers by name, without the rest of its harness.
 
-    swebench/harness/__init__.py imports the clients of Docker and Modal, of which a parser needs none; a bare package of the same
+    swebench/harness/__init__.py imports the clients of Docker and Modal, of which a parser needs none; a bare package
+    of the same
     name stands in while the parsers are imported. Not needed any more once they can be imported alone.
     """
     folder = Path(importlib.util.find_spec("swebench").submodule_search_locations[0], "harness")
@@ -45,7 +49,8 @@ def names() -> frozenset[str]:
 
 
 def parse(parser: str, log: str, task_id: str = "", version: str = "") -> dict[str, str]:
-    """test id, as the parser names it -> passed | xfailed | skipped | failed | error. A few parsers ask the row which runner wrote the log.
+    """test id, as the parser names it -> passed | xfailed | skipped | failed | error. A few parsers ask the row which
+    runner wrote the log.
 
     KeyError for an unknown parser; on a log, or a row, that it does not expect a parser may raise anything.
     """
@@ -65,11 +70,23 @@ def problem(parser: str, task_id: str, version: str) -> str:
 
 
 async def parse_file(parser: str, log: Path, task_id: str = "", version: str = "") -> dict[str, str] | None:
-    """`parse` in a process of its own; None when it takes longer than PARSE_S, or is none of swebench's. Raises ParserError when it breaks."""
+    """`parse` in a process of its own; None when it takes longer than PARSE_S, or is none of swebench's. Raises
+    ParserError when it breaks."""
     if parser not in names():
         return None
-    process = await asyncio.create_subprocess_exec(sys.executable, "-I", __file__, parser, str(log), task_id, version, stdin=asyncio.subprocess.DEVNULL,
-                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        __file__,
+        parser,
+        str(log),
+        task_id,
+        version,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ.get("PATH", "")},
+    )
     try:
         out, said = await asyncio.wait_for(process.communicate(), PARSE_S)
     except TimeoutError:

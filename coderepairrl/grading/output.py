@@ -25,7 +25,8 @@ ERROR_CHARACTERS = 200  # of an error's line
 TAIL_CHARACTERS = 4000
 COMMAND_CHARACTERS = 1000  # that a file shows of the command
 LONGEST_LINE = 2000  # of which a form is looked for
-SEARCHED = 64 << 10  # characters in which the first error is looked for, half of them at the end: a run may print millions of lines
+# characters in which the first error is looked for, half of them at the end: a run may print millions of lines
+SEARCHED = 64 << 10
 
 # colours and moves of the cursor; titles and links; everything else that begins with an escape
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?")
@@ -41,12 +42,22 @@ ERROR = (  # of a tool, a runner or a shell, in the words that each puts at the 
     re.compile(r"(?i)(?=(?:php )?(?:parse |fatal )?error(?:\[\w+\])?: )"),
     re.compile(r"(?i)(?=fatal: |panic: |fatal python error: |segmentation fault\b|killed$|aborted\b|bus error\b)"),
     re.compile(r"(?=terminate called )"),
-    re.compile(r"(?=[^\s:][^:]{0,200}:(?: line)?(?: ?\d+:)?(?: ?\d+:)? (?:fatal |syntax )?error(?: \w+)?: )"),  # prog: error: x
-    re.compile(r"(?=\S+\.(?:go|rs|c|cc|cpp|h|java|kt|ts|cs):(?:\[?\d+[,:]?\d*\]?:? ?)(?! in ))"),  # where a compiler stops
-    re.compile(r"(?i)(?=\S.{0,200}: (?:(?:command )?not found|no such file or directory|permission denied|cannot execute)\b)"),
-    re.compile(r"(?i)(?=\S.{0,200}: (?:no module named|can't open file|cannot open|failed to run command|unrecognized|"
-               r"invalid option|unknown option|no rule to make))"),
-    re.compile(r"(?=make(?:\[\d+\])?: \*\*\* |go: (?!downloading |finding |extracting )|no Go files |Missing script: )"),
+    re.compile(
+        r"(?=[^\s:][^:]{0,200}:(?: line)?(?: ?\d+:)?(?: ?\d+:)? (?:fatal |syntax )?error(?: \w+)?: )"
+    ),  # prog: error: x
+    re.compile(
+        r"(?=\S+\.(?:go|rs|c|cc|cpp|h|java|kt|ts|cs):(?:\[?\d+[,:]?\d*\]?:? ?)(?! in ))"
+    ),  # where a compiler stops
+    re.compile(
+        r"(?i)(?=\S.{0,200}: (?:(?:command )?not found|no such file or directory|permission denied|cannot execute)\b)"
+    ),
+    re.compile(
+        r"(?i)(?=\S.{0,200}: (?:no module named|can't open file|cannot open|failed to run command|unrecognized|"
+        r"invalid option|unknown option|no rule to make))"
+    ),
+    re.compile(
+        r"(?=make(?:\[\d+\])?: \*\*\* |go: (?!downloading |finding |extracting )|no Go files |Missing script: )"
+    ),
     re.compile(r"(?i)(?=.{0,200}\bcannot find (?:module|symbol|package|main module|value)\b)"),
 )
 # What only announces an error, repeats a usage, or says that something else failed.
@@ -80,12 +91,20 @@ def tail(text: str, most: int = TAIL_CHARACTERS) -> str:
 
 
 def first_error(text: str, exit_code: int = 1) -> str:
-    """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the signal
-    that ended it, or else what sounds like one; "no output" where there is none. Of a long text its two ends are read."""
-    text = text if len(text) <= SEARCHED else f"{text[:SEARCHED // 2]}\n{text[-SEARCHED // 2:]}"
+    """In one line of at most ERROR_CHARACTERS: why the sandbox ended the command, the first line that is an error, the
+    signal
+    that ended it, or else what sounds like one; "no output" where there is none. Of a long text its two ends are
+    read."""
+    text = text if len(text) <= SEARCHED else f"{text[: SEARCHED // 2]}\n{text[-SEARCHED // 2 :]}"
     lines = plain(text).split("\n")
     killed = [match[1] for match in map(KILLED.match, lines[-2:]) if match]
-    candidates = (*killed, *itertools.islice(_errors(lines), 1), _signal(exit_code), _sounds_like_one(lines), "no output")
+    candidates = (
+        *killed,
+        *itertools.islice(_errors(lines), 1),
+        _signal(exit_code),
+        _sounds_like_one(lines),
+        "no output",
+    )
     return next(filter(None, (" ".join(found.split()) for found in candidates)))[:ERROR_CHARACTERS]
 
 
@@ -100,7 +119,7 @@ def _errors(lines: list[str]) -> Iterator[str]:
             continue
         form = next((match for form in ERROR if (match := form.match(text))), None)
         if form:
-            yield text[form.end():]
+            yield text[form.end() :]
         elif RAISED.match(text) or text is not line and re.search(r"\w", text) and not line.startswith("INTERNALERROR"):
             yield text
 
@@ -139,6 +158,8 @@ class Outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, f"[exit code {result.exit_code} after {result.seconds:.1f} s: {command}]\n{output}")
         except OSError as error:
-            raise SandboxError(f"the output of the tests cannot be kept ({error}): free some space, or keep none "
-                               "(rollout.keep_test_output_mib)") from error
+            raise SandboxError(
+                f"the output of the tests cannot be kept ({error}): free some space, or keep none "
+                "(rollout.keep_test_output_mib)"
+            ) from error
         return path

@@ -1,14 +1,21 @@
-"""Which parts of a diff never reach the grading sandbox, because they could decide the tests' result instead of the code.
+"""Which parts of a diff never reach the grading sandbox, because they could decide the tests' result instead of the
+code.
 
-Always: what test runners and the interpreter load by themselves, what git reads, links but to one file of the checkout, binary files,
-paths outside the checkout, paths of hidden tests, and new top-level modules that hide an installed one (shadowing.py: a new
+Always: what test runners and the interpreter load by themselves, what git reads, links but to one file of the checkout,
+binary files,
+paths outside the checkout, paths of hidden tests, and new top-level modules that hide an installed one (shadowing.py: a
+new
 xmlrunner.py in the checkout's root would be the test runner). Further: Environment.protected.
 
-What the oracle's own patch touches is not protected (a repair of a test runner or of a conftest.py must be possible), unless it is
-a hidden test. A glob without a slash is matched against every part of a path, one with a slash against the whole path, where `*`
-crosses slashes; "tests/" means all that is in it. pyproject.toml is not in the list, since repairs change it: environments whose
+What the oracle's own patch touches is not protected (a repair of a test runner or of a conftest.py must be possible),
+unless it is
+a hidden test. A glob without a slash is matched against every part of a path, one with a slash against the whole path,
+where `*`
+crosses slashes; "tests/" means all that is in it. pyproject.toml is not in the list, since repairs change it:
+environments whose
 test command reads pytest's options from it name it themselves.
 """
+
 import posixpath
 import re
 from dataclasses import dataclass, field
@@ -28,9 +35,43 @@ from coderepairrl.types import Task
 
 # Nobody who repairs a project writes these; that a diff has one is told in Verdict.tampered.
 JUDGE = ("sitecustomize.py", "usercustomize.py", "*.pth", "*.egg-info", "*.dist-info", ".git", "*.pyc", "*.so")
-ALWAYS = (*JUDGE, "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg", ".git*", "__pycache__")
+ALWAYS = (
+    *JUDGE,
+    "conftest.py",
+    "pytest.ini",
+    ".pytest.ini",
+    "pytest.toml",
+    ".pytest.toml",
+    "tox.ini",
+    "setup.cfg",
+    ".git*",
+    "__pycache__",
+)
 # what is run or compiled: tests that name it do so to run it
-_PROGRAMS = {".py", ".pyi", ".pyx", ".pxd", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".jsx", ".tsx", ".rb", ".php", ".sh", ".in", ".toml", ".cfg"}
+_PROGRAMS = {
+    ".py",
+    ".pyi",
+    ".pyx",
+    ".pxd",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".rs",
+    ".go",
+    ".java",
+    ".js",
+    ".ts",
+    ".jsx",
+    ".tsx",
+    ".rb",
+    ".php",
+    ".sh",
+    ".in",
+    ".toml",
+    ".cfg",
+}
 _QUOTED = re.compile(r"""["']([^"'\n]{1,200})["']""")
 
 
@@ -49,7 +90,9 @@ class Selection:
 
 
 class Reason(NamedTuple):
-    """`accuses`: no repair does this, so that it is told in Verdict.tampered; of the others an honest diff may have some."""
+    """`accuses`: no repair does this, so that it is told in Verdict.tampered; of the others an honest diff may have
+    some."""
+
     why: str
     accuses: bool = False
     path: str = ""  # whose reason it is, where it is not the whole section's
@@ -59,10 +102,16 @@ class Reason(NamedTuple):
         return self.why if self.path in ("", path) else f"in one section with {self.path}, {self.why}"
 
 
-def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, ...] = ALWAYS,
-           loaded: frozenset[str] | None = None) -> Selection:
+def select(
+    task: Task,
+    diff: str,
+    installed: frozenset[str],
+    always: tuple[str, ...] = ALWAYS,
+    loaded: frozenset[str] | None = None,
+) -> Selection:
     """`installed`: top-level module names of the environment's interpreter, `loaded` those that its test runner loads
-    (None: all of them); `always`: globs that are protected in every environment. Reads the base: call it in a thread."""
+    (None: all of them); `always`: globs that are protected in every environment. Reads the base: call it in a
+    thread."""
     kept: list[FileChange] = []
     left_out: dict[str, str] = {}
     marks, dropped = Marks(), Marks()
@@ -76,7 +125,8 @@ def select(task: Task, diff: str, installed: frozenset[str], always: tuple[str, 
         return base_text(task, path)
 
     reasons = [rules.why_protected(change) for change in changes]
-    # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the other
+    # git writes a file that becomes a link, or the other way round, as two sections: the one is nothing without the
+    # other
     lost = {frozenset(change.paths): reason for change, reason in zip(changes, reasons, strict=True) if reason}
     for change in changes:
         if reason := lost.get(frozenset(change.paths)):
@@ -97,7 +147,9 @@ class _Rules:
     def __init__(self, task: Task, changes: list[FileChange], shadowing: Shadowing, globs: tuple[str, ...]):
         self.task, self.shadowing, self.globs = task, shadowing, globs
         self.own = frozenset(task.environment.protected)
-        self.hidden = frozenset(task.hidden_tests) | {path for change in split_diff(task.test_patch) for path in change.paths}
+        self.hidden = frozenset(task.hidden_tests) | {
+            path for change in split_diff(task.test_patch) for path in change.paths
+        }
         oracle = split_diff(task.oracle_patch)
         self.oracle = {path: change for change in oracle for path in change.paths}
         self.made = {(path, mode, *change.added) for change in oracle for path in change.paths for mode in change.made}
@@ -111,7 +163,11 @@ class _Rules:
         if not change.paths:
             return Reason("names no path", accuses=True)
         reasons = [reason._replace(path=path) for path in sorted(change.paths) if (reason := self._why(path))]
-        if any(not mode.startswith("100") and (path, mode, *change.added) not in self.made for mode in change.made for path in change.paths):
+        if any(
+            not mode.startswith("100") and (path, mode, *change.added) not in self.made
+            for mode in change.made
+            for path in change.paths
+        ):
             target = link_target(change)
             if target is None or self._is_hidden(target):
                 reasons.append(Reason("a symlink or submodule", accuses=True))
@@ -122,9 +178,11 @@ class _Rules:
         return next((reason for reason in reasons if reason.accuses), reasons[0] if reasons else None)
 
     def is_test(self, change: FileChange) -> bool:
-        """All its paths are hidden tests or in the environment's own globs: an agent that writes tests does what it should."""
-        return all(self._is_hidden(path) or _matches_any(path, self.task.environment.protected) for path in change.paths) and \
-            not any(_matches_any(path, ALWAYS) for path in change.paths)
+        """All its paths are hidden tests or in the environment's own globs: an agent that writes tests does what it
+        should."""
+        return all(
+            self._is_hidden(path) or _matches_any(path, self.task.environment.protected) for path in change.paths
+        ) and not any(_matches_any(path, ALWAYS) for path in change.paths)
 
     def _why(self, path: str) -> Reason | None:
         parts = path.split("/")
@@ -151,7 +209,8 @@ class _Rules:
         return None
 
     def _is_compared_with(self, path: str) -> bool:
-        """Whether a test reads this file, as far as its words say so: a golden text is an expectation like any other."""
+        """Whether a test reads this file, as far as its words say so: a golden text is an expectation like any
+        other."""
         file = PurePosixPath(path)
         if file.suffix.lower() in _PROGRAMS:
             return False
@@ -162,12 +221,17 @@ class _Rules:
     def _named_by_tests(self) -> frozenset[str]:
         """Texts in quotes of the hidden tests and of the selected files."""
         files = [path for path in test_files(self.task) if path not in self.task.hidden_tests]
-        texts = [*self.task.hidden_tests.values(), *(base_text(self.task, path) for path in files),
-                 *(line for change in split_diff(self.task.test_patch) for line in change.added)]
+        texts = [
+            *self.task.hidden_tests.values(),
+            *(base_text(self.task, path) for path in files),
+            *(line for change in split_diff(self.task.test_patch) for line in change.added),
+        ]
         return frozenset(posixpath.normpath(one) for text in texts for one in _QUOTED.findall(text))
 
     def _is_hidden(self, path: str) -> bool:
-        return any(path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden)
+        return any(
+            path == hidden or path.startswith(hidden + "/") or hidden.startswith(path + "/") for hidden in self.hidden
+        )
 
 
 def _matches_any(path: str, globs: tuple[str, ...]) -> bool:

@@ -1,8 +1,10 @@
 """Patches as they come: the one place that applies what others wrote: a prediction, the oracle's patch, a test patch.
 
-A patch is read as SWE-bench's harness reads it, by its three tries in its order. Other than there, each try starts from the
+A patch is read as SWE-bench's harness reads it, by its three tries in its order. Other than there, each try starts from
+the
 same checkout: one that failed leaves nothing behind. What has no content is left out and named: "Binary files differ".
 """
+
 import asyncio
 import os
 import subprocess
@@ -31,6 +33,7 @@ _LEFTOVERS = (".rej", ".orig")  # what git and patch write beside a file
 @dataclass(frozen=True)
 class Applied:
     """`how`: the try that took it, empty where none did; `left_out`: path -> why."""
+
     how: str
     problem: str
     left_out: dict[str, str]
@@ -68,7 +71,8 @@ async def as_diff(task: Task, patch: str, config: SandboxConfig) -> tuple[str, A
 
 
 async def _by_command(sandbox: Sandbox, argv: tuple[str, ...], text: str) -> tuple[str, dict[str, str]]:
-    """What the command makes of the base, as a diff, and what that lacks; nothing where the command fails. In a sandbox,
+    """What the command makes of the base, as a diff, and what that lacks; nothing where the command fails. In a
+    sandbox,
     since a patch may be a script."""
     async with start_sandbox(sandbox.config, sandbox.task) as other:
         folder, inside = other.share("patch")
@@ -97,6 +101,7 @@ def carried(patch: str) -> tuple[str, dict[str, str]]:
 @dataclass(frozen=True)
 class Entry:
     """A file of a checkout as git sees it; of a link `data` is its target."""
+
     data: bytes
     mode: str = REGULAR
 
@@ -123,9 +128,11 @@ def _lay_out(root: Path, files: dict[str, Entry]) -> None:
 
 
 @contextmanager
-def applied_in_folder(files: dict[str, Entry], patch: str,
-                      tries: dict[str, tuple[str, ...]]) -> Iterator[tuple[Path | None, str]]:
-    """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is for
+def applied_in_folder(
+    files: dict[str, Entry], patch: str, tries: dict[str, tuple[str, ...]]
+) -> Iterator[tuple[Path | None, str]]:
+    """(a folder with the files after the patch, or None; why it doesn't apply). On this machine: an agent's patch is
+    for
     ONLY_STRICT, and `patch` is kept from running a data set's as a script (-u). Blocks: call it in a thread."""
     if problem := too_large(patch):
         yield None, problem

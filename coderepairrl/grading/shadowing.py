@@ -5,6 +5,7 @@ that comes first on sys.path, where the base has no module of that name. Texts, 
 nor does a module of a package. Whoever hides what nothing imports, such as an agent's scratch file test.py, attacks
 nothing: it is left out of the diff all the same.
 """
+
 import functools
 import re
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,11 @@ from coderepairrl.types import Task
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd", ".dll", ".dylib")
 _SETTINGS = ("pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "tox.ini", "setup.cfg")
 _PYTHONPATH = re.compile(r"\bpythonpath\s*=\s*([^\n]*(?:\n[ \t]+\S[^\n]*)*)", re.IGNORECASE)
-_IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)(?:\.[\w.]*)?[ \t]+import\b|import[ \t]+([^\n#;]+))"
-                     r"|import_module\([ \t]*['\"](\w+)", re.MULTILINE)
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(\w+)(?:\.[\w.]*)?[ \t]+import\b|import[ \t]+([^\n#;]+))"
+    r"|import_module\([ \t]*['\"](\w+)",
+    re.MULTILINE,
+)
 
 
 class Shadowing:
@@ -32,7 +36,7 @@ class Shadowing:
 
     def hidden_by(self, path: str) -> list[str]:
         """The installed modules that the path hides, from the folder of one entry of sys.path or another."""
-        above = ["", *(path[:end.end()] for end in re.finditer("/", path))]
+        above = ["", *(path[: end.end()] for end in re.finditer("/", path))]
         return sorted({self._module(path, folder) for folder in above if folder in self.folders} - {""})
 
     def is_imported(self, name: str) -> bool:
@@ -46,7 +50,7 @@ class Shadowing:
 
     def _module(self, path: str, folder: str) -> str:
         """The installed module that `path` hides if `folder` is on sys.path; empty for none."""
-        top, *below = path[len(folder):].split("/")
+        top, *below = path[len(folder) :].split("/")
         name = top if below else top.split(".")[0]
         if name not in self.installed or PurePosixPath(path).suffix not in _IMPORTABLE:
             return ""

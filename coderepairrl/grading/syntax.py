@@ -1,8 +1,10 @@
 """Python's own reading of Python text, for threads.
 
-Until 3.11.4 the interpreter keeps the depth at which it makes syntax trees in one place for all threads: where one is made while
+Until 3.11.4 the interpreter keeps the depth at which it makes syntax trees in one place for all threads: where one is
+made while
 another thread makes its own, `ast.parse` ends with a SystemError (https://github.com/python/cpython/issues/106905).
 """
+
 import ast
 import threading
 from typing import Any

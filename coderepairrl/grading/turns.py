@@ -6,10 +6,13 @@
     assert f(3) < 4                      ->  assert f(3) < -4000000000
     @parametrize("a, b", [(3, 4)])       ->  @parametrize("a, b", [(3, 5)])
 
-A turn changes what is expected in place, to a value of the same kind and mostly of the same length, chosen at random: a text
-like any other, in which nothing but the knowledge of what is right tells that it is wrong. Which turns tell (some are of
+A turn changes what is expected in place, to a value of the same kind and mostly of the same length, chosen at random: a
+text
+like any other, in which nothing but the knowledge of what is right tells that it is wrong. Which turns tell (some are
+of
 inputs, or of what nobody asserts) is found by running them under the oracle; `turns` gives the likely ones first.
 """
+
 import ast
 import builtins
 import random
@@ -20,17 +23,47 @@ from dataclasses import dataclass
 from coderepairrl.grading import syntax
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-_ERRORS = ("ValueError", "KeyError", "TypeError", "IndexError", "AttributeError", "RuntimeError", "OSError", "NameError")
+_ERRORS = (
+    "ValueError",
+    "KeyError",
+    "TypeError",
+    "IndexError",
+    "AttributeError",
+    "RuntimeError",
+    "OSError",
+    "NameError",
+)
 _WARNINGS = ("UserWarning", "DeprecationWarning", "RuntimeWarning", "FutureWarning", "SyntaxWarning")
-_RAISES = {"raises", "warns", "deprecated_call"} | {f"assert{what}{how}" for what in ("Raises", "Warns")
-                                                    for how in ("", "Regex", "Regexp", "Message")}
-_PAIRS = (("Equal", "NotEqual"), ("True", "False"), ("In", "NotIn"), ("Is", "IsNot"), ("IsNone", "IsNotNone"), ("IsInstance", "NotIsInstance"),
-          ("AlmostEqual", "NotAlmostEqual"), ("Greater", "LessEqual"), ("Less", "GreaterEqual"), ("Regex", "NotRegex"))
+_RAISES = {"raises", "warns", "deprecated_call"} | {
+    f"assert{what}{how}" for what in ("Raises", "Warns") for how in ("", "Regex", "Regexp", "Message")
+}
+_PAIRS = (
+    ("Equal", "NotEqual"),
+    ("True", "False"),
+    ("In", "NotIn"),
+    ("Is", "IsNot"),
+    ("IsNone", "IsNotNone"),
+    ("IsInstance", "NotIsInstance"),
+    ("AlmostEqual", "NotAlmostEqual"),
+    ("Greater", "LessEqual"),
+    ("Less", "GreaterEqual"),
+    ("Regex", "NotRegex"),
+)
 _OPPOSITE = {f"assert{a}": f"assert{b}" for one in _PAIRS for a, b in (one, one[::-1])}
 _ORDERS = {"assertLess": -1, "assertLessEqual": -1, "assertGreater": 1, "assertGreaterEqual": 1}
 _SIGNS = {ast.Lt: -1, ast.LtE: -1, ast.Gt: 1, ast.GtE: 1}  # which way the right side must move so that no value will do
-_FLIPPED = {"==": "!=", "!=": "==", "<=": ">", ">=": "<", "<": ">=", ">": "<=", "not in": "in", "in": "not in",
-            "is not": "is", "is": "is not"}
+_FLIPPED = {
+    "==": "!=",
+    "!=": "==",
+    "<=": ">",
+    ">=": "<",
+    "<": ">=",
+    ">": "<=",
+    "not in": "in",
+    "in": "not in",
+    "is not": "is",
+    "is": "is not",
+}
 _OPERATOR = re.compile(r"==|!=|<=|>=|<|>|\bnot\s+in\b|\bin\b|\bis\s+not\b|\bis\b")
 _CHECKS = re.compile(r"assert|check|expect|verify|compare|equal|same|match|validate|eq_|ok_|should", re.IGNORECASE)
 _STRING = re.compile(r"(?s)([A-Za-z]*)('''|\"\"\"|'|\")(.*?)\2")
@@ -48,6 +81,7 @@ class Edit:
 @dataclass(frozen=True)
 class Turn:
     """`shared`: an edit lies outside of the function, where other tests may look, too."""
+
     edits: tuple[Edit, ...]
     rank: int
     shared: bool = False
@@ -60,12 +94,13 @@ def turned(text: str, turns: Iterable[Turn]) -> str:
         if not any(a.start < b.end and b.start < a.end or a.start == b.start for a in turn.edits for b in done):
             done += turn.edits
     for edit in sorted(done, key=lambda edit: edit.start, reverse=True):
-        data = data[:edit.start] + edit.text.encode() + data[edit.end:]
+        data = data[: edit.start] + edit.text.encode() + data[edit.end :]
     return data.decode()
 
 
 def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, list[Turn]]:
-    """Test function -> its turns, the likely ones first, those of one rank in random order; a name that isn't there has none.
+    """Test function -> its turns, the likely ones first, those of one rank in random order; a name that isn't there has
+    none.
 
     Functions of one name, in several classes, are turned together: a report's id may stand for any of them."""
     try:
@@ -85,8 +120,14 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
 def _together(several: list[list[Turn]]) -> list[Turn]:
     """Turn by turn; who has fewer stays at its last one, a FAILURE."""
     rows = (tuple(own[min(place, len(own) - 1)] for own in several) for place in range(max(map(len, several))))
-    return [Turn(tuple(edit for turn in row for edit in turn.edits), max(turn.rank for turn in row),
-                 any(turn.shared for turn in row)) for row in rows]
+    return [
+        Turn(
+            tuple(edit for turn in row for edit in turn.edits),
+            max(turn.rank for turn in row),
+            any(turn.shared for turn in row),
+        )
+        for row in rows
+    ]
 
 
 class _Source:
@@ -114,8 +155,13 @@ class _Test:
 
     def __init__(self, function: Function, tree: ast.Module, source: _Source, rng: random.Random):
         self.function, self.source, self.rng = function, source, rng
-        self.globals = {name: statement.value for statement in tree.body if isinstance(statement, ast.Assign)
-                        for target in statement.targets for name in _names(target)}
+        self.globals = {
+            name: statement.value
+            for statement in tree.body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            for name in _names(target)
+        }
         self.compared: set[str] = set()  # names that stand where something is expected
 
     def turns(self) -> Iterator[Turn]:
@@ -143,7 +189,7 @@ class _Test:
                 between = self.source.between(start, end)
                 found = _OPERATOR.search(between)
                 if found and "#" not in between:
-                    at = start + len(between[:found.start()].encode())
+                    at = start + len(between[: found.start()].encode())
                     yield Turn((Edit(at, at + len(found[0]), _FLIPPED[" ".join(found[0].split())]),), OPPOSITE)
         if not compares:
             yield Turn((self._negated(test),), OPPOSITE)
@@ -213,7 +259,9 @@ class _Test:
             others = [name for name in (_WARNINGS if warns else _ERRORS) if not any(_related(name, one) for one in now)]
             if others:
                 yield Turn((self.source.put(call.args[0], self.rng.choice(others)),), ERROR)
-        said = [keyword.value for keyword in call.keywords if keyword.arg in ("match", "expected_regex", "expected_message")]
+        said = [
+            keyword.value for keyword in call.keywords if keyword.arg in ("match", "expected_regex", "expected_message")
+        ]
         if "Regex" in _called(call) or "Message" in _called(call):
             said += call.args[1:2]
         for node in said:
@@ -238,7 +286,11 @@ class _Test:
         for decorator in self.function.decorator_list:
             if isinstance(decorator, ast.Call) and _called(decorator) == "parametrize" and len(decorator.args) > 1:
                 named = decorator.args[0]
-                texts = [node.value for node in ast.walk(named) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+                texts = [
+                    node.value
+                    for node in ast.walk(named)
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                ]
                 yield from self._rows([name.strip() for text in texts for name in text.split(",")], decorator.args[1])
 
     def _rows(self, columns: list[str], table: ast.expr) -> Iterator[Turn]:
@@ -250,10 +302,16 @@ class _Test:
         wanted = {place for place, name in enumerate(columns) if name in self.compared}
         edits = []  # of every row one: each may be a test of its own
         for row in table.elts:
-            row = row.args[0] if isinstance(row, ast.Call) and _called(row) == "param" and len(columns) == 1 and row.args else row
+            row = (
+                row.args[0]
+                if isinstance(row, ast.Call) and _called(row) == "param" and len(columns) == 1 and row.args
+                else row
+            )
             several = row.args if isinstance(row, ast.Call) else getattr(row, "elts", [row])
             cells = several if len(columns) > 1 else [row]
-            of_row = [turn for place, cell in enumerate(cells) for turn in self._constants(cell, TABLE) if place in wanted]
+            of_row = [
+                turn for place, cell in enumerate(cells) for turn in self._constants(cell, TABLE) if place in wanted
+            ]
             edits += self.rng.choice(of_row).edits if of_row else ()
             for cell in cells:
                 yield from self._constants(cell, ANY, shared=shared)
@@ -284,7 +342,13 @@ class _Test:
 
 
 def _called(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
+    return (
+        call.func.attr
+        if isinstance(call.func, ast.Attribute)
+        else call.func.id
+        if isinstance(call.func, ast.Name)
+        else ""
+    )
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -328,7 +392,7 @@ def _near(source: str, value: object, rng: random.Random) -> str:
             places = places[1:]
         # the first digit that counts: a later one may be within what an assertion tolerates
         found = next((place for place in places if source[place] != "0"), places[-1] if places else None)
-        options = [source[:found] + digit + source[found + 1:] for digit in "123456789"] if found is not None else []
+        options = [source[:found] + digit + source[found + 1 :] for digit in "123456789"] if found is not None else []
     elif isinstance(value, str | bytes):
         options = _near_strings(source)
     else:
@@ -347,11 +411,18 @@ def _near_strings(source: str) -> list[str]:
     out = []
     for place in range(start, end):
         letter = source[place]
-        if source[place - 1:place] == "\\" or not letter.isascii() or "\\" in source[max(start, place - 9):place]:
+        if source[place - 1 : place] == "\\" or not letter.isascii() or "\\" in source[max(start, place - 9) : place]:
             continue
-        kin = "0123456789" if letter.isdigit() else "abcdefghijklmnopqrstuvwxyz" if letter.islower() else \
-            "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter.isupper() else ""
-        out += [source[:place] + other + source[place + 1:] for other in kin if other != letter]
+        kin = (
+            "0123456789"
+            if letter.isdigit()
+            else "abcdefghijklmnopqrstuvwxyz"
+            if letter.islower()
+            else "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+            if letter.isupper()
+            else ""
+        )
+        out += [source[:place] + other + source[place + 1 :] for other in kin if other != letter]
     return out or [source[:end] + letter + source[end:] for letter in "abcdefghijklmnopqrstuvwxyz"]
 
 

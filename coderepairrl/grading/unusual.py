@@ -1,9 +1,12 @@
 """Sections of a diff that are more than UTF-8 text: what of them may reach the grading sandbox.
 
-A file in another encoding travels as git's binary patch; read as text it is judged like any other. A link is kept where it
-stands for one file of the checkout: then it is that file under another name, and no folder from which anything is imported.
+A file in another encoding travels as git's binary patch; read as text it is judged like any other. A link is kept where
+it
+stands for one file of the checkout: then it is that file under another name, and no folder from which anything is
+imported.
 Binary files that the oracle's patch does not make are left out: nobody can read what they hold.
 """
+
 import posixpath
 import re
 from collections.abc import Iterable
@@ -60,7 +63,8 @@ def _decoded(data: bytes) -> str | None:
 
 
 def link_target(change: FileChange) -> str | None:
-    """The path of the checkout that a new link names by its words; None for one that leads outside, or that is more than a link."""
+    """The path of the checkout that a new link names by its words; None for one that leads outside, or that is more
+    than a link."""
     if change.made != {LINK} or len(change.paths) != 1 or len(change.added) != 1 or change.binary:
         return None
     target = change.added[0]
@@ -74,7 +78,7 @@ def at_or_below(targets: set[str], changes: Iterable[FileChange]) -> dict[str, l
     """Of each target the sections that name it or a path below it."""
     found: dict[str, list[FileChange]] = {target: [] for target in targets}
     for change in changes if targets else ():
-        above = {path[:end.start()] for path in change.paths for end in re.finditer("/|$", path)}
+        above = {path[: end.start()] for path in change.paths for end in re.finditer("/|$", path)}
         for target in above & targets:
             found[target].append(change)
     return found

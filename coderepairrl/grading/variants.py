@@ -1,4 +1,5 @@
 """Which of a task's tests are turned (turns.py) in a counter-check, and the files that say so."""
+
 import ast
 import random
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ KEPT = 8  # ... of which so many may be turned
 @dataclass(frozen=True)
 class Variant:
     """Which tests are turned, and how: the same for a diff and for the oracle, and known to the grader alone."""
+
     number: int
     secret: str = field(repr=False)
 
@@ -33,7 +35,8 @@ class Variant:
 def turn_files(task: Task, texts: Mapping[str, str], variant: Variant) -> tuple[dict[str, str], frozenset[str]]:
     """({path: text} of the files that change, ids whose function is turned).
 
-    Of several functions of FAIL_TO_PASS some stay: who fails everything must be found as well as who passes everything."""
+    Of several functions of FAIL_TO_PASS some stay: who fails everything must be found as well as who passes
+    everything."""
     rng = variant.rng(task.task_id)
     # without a canary the project may stop at its first failure: then that has to be one of FAIL_TO_PASS
     others = task.pass_to_pass if any("{canary_" in argument for argument in task.environment.test_command) else ()
@@ -43,10 +46,15 @@ def turn_files(task: Task, texts: Mapping[str, str], variant: Variant) -> tuple[
     found = {path: turns(text, names, variant.rng(path)) for path, text in sorted(texts.items())}
     there = {name: [own[name] for own in found.values() if name in own] for name in names}
     chosen = _some(sorted(name for name in needed if there[name]), rng)
-    likely = [name for name in sorted(names - needed) if there[name] and all(own[0].rank <= ORDER for own in there[name])]
+    likely = [
+        name for name in sorted(names - needed) if there[name] and all(own[0].rank <= ORDER for own in there[name])
+    ]
     chosen |= {name for name in likely[:KEPT] if rng.random() < 0.5} or set(likely[:1])
-    changed = {path: turned(texts[path], [variant.pick(own[name]) for name in sorted(chosen) if name in own])
-               for path, own in found.items() if chosen & own.keys()}
+    changed = {
+        path: turned(texts[path], [variant.pick(own[name]) for name in sorted(chosen) if name in own])
+        for path, own in found.items()
+        if chosen & own.keys()
+    }
     ids = (*task.fail_to_pass, *task.pass_to_pass)
     return changed, frozenset(test for test in ids if function_of(test) in chosen)
 
@@ -60,7 +68,8 @@ def _some(names: list[str], rng: random.Random) -> set[str]:
 
 
 def helpers_of(path: str, text: str) -> list[str]:
-    """Files beside a test file that it takes classes and functions from, tests of a base class among them: its package's
+    """Files beside a test file that it takes classes and functions from, tests of a base class among them: its
+    package's
     own, and what it imports by a name that leads there."""
     folder = PurePosixPath(path).parent
     try:
@@ -72,14 +81,22 @@ def helpers_of(path: str, text: str) -> list[str]:
         if isinstance(node, ast.ImportFrom):
             up = folder.parents[node.level - 2] if 1 < node.level <= len(folder.parents) + 1 else folder
             start = up.parts if node.level else ()
-            modules += [(*start, *(node.module or "").split(".")), *((*start, *(node.module or "").split("."), name.name) for name in node.names)]
+            modules += [
+                (*start, *(node.module or "").split(".")),
+                *((*start, *(node.module or "").split("."), name.name) for name in node.names),
+            ]
         elif isinstance(node, ast.Import):
             modules += [tuple(name.name.split(".")) for name in node.names]
     found = []
     for parts in modules:
         parts = tuple(part for part in parts if part)
         beside = [parts] if parts[:1] == folder.parts[:1] and folder.parts else [(*folder.parts, *parts)]
-        found += [form for inside in beside if inside for form in (f"{'/'.join(inside)}.py", f"{'/'.join(inside)}/__init__.py")]
+        found += [
+            form
+            for inside in beside
+            if inside
+            for form in (f"{'/'.join(inside)}.py", f"{'/'.join(inside)}/__init__.py")
+        ]
     return list(dict.fromkeys([f"{folder}/__init__.py" if folder.parts else "__init__.py", *found]))
 
 

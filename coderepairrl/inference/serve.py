@@ -1,4 +1,5 @@
-"""`vllm serve`, in this interpreter and without importing vLLM's other commands: python -m coderepairrl.inference.serve serve MODEL ..."""
+"""`vllm serve`, in this interpreter and without importing vLLM's other commands: python -m coderepairrl.inference.serve
+serve MODEL ..."""
 
 
 def main() -> None:

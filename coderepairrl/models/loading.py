@@ -1,4 +1,5 @@
 """A Hugging Face folder -> its config, its model, its other files; or one line that says why it can't be trained."""
+
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from coderepairrl.errors import ConfigError
 from coderepairrl.training import attention
 
-# What a folder says besides weights: how text becomes ids, what is sampled by default. Copied into every export as it is.
-OWN_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
-             "merges*", "*.jinja", "chat_template*", "additional_chat_templates/*", "*.model", "*.tiktoken", "*.spm",
-             "bpe.codes", "tekken.json", "*.py", "LICENSE*")
+# What a folder says besides weights: how text becomes ids, what is sampled by default. Copied into every export as it
+# is.
+OWN_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges*",
+    "*.jinja",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.model",
+    "*.tiktoken",
+    "*.spm",
+    "bpe.codes",
+    "tekken.json",
+    "*.py",
+    "LICENSE*",
+)
 WEIGHTS = {".bin", ".safetensors", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack"}
 
 
@@ -46,21 +64,27 @@ def load_config(folder: str | Path) -> PretrainedConfig:
 def load_model(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """In CPU memory. Raises ConfigError where the folder lacks a weight, which transformers would draw at random."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.NAME,
-                                                             output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention.NAME, output_loading_info=True
+        )
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder}: its weights can't be loaded: {_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
-        raise ConfigError(f"{folder}: its files lack {len(missing)} weights, the first is {missing[0]}: copy the whole "
-                          "folder, or correct config.json")
+        raise ConfigError(
+            f"{folder}: its files lack {len(missing)} weights, the first is {missing[0]}: copy the whole "
+            "folder, or correct config.json"
+        )
     return model
 
 
 def own_files(folder: str | Path) -> dict[str, bytes]:
     """Name in the folder -> content, of all its files that are not weights and belong to the model."""
     paths = {path for pattern in OWN_FILES for path in Path(folder).glob(pattern)}
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)
-            if path.is_file() and path.suffix not in WEIGHTS}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(paths)
+        if path.is_file() and path.suffix not in WEIGHTS
+    }
 
 
 def write_own_files(files: dict[str, bytes], folder: Path, dtype: str) -> None:

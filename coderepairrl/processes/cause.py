@@ -241,7 +241,11 @@ class _Dedented(Sequence[str]):
         return len(self.texts)
 
     def __getitem__(self, at: int | slice) -> str | list[str]:
-        return [self._dedented(text) for text in self.texts[at]] if isinstance(at, slice) else self._dedented(self.texts[at])
+        return (
+            [self._dedented(text) for text in self.texts[at]]
+            if isinstance(at, slice)
+            else self._dedented(self.texts[at])
+        )
 
     def _dedented(self, text: str) -> str:
         return text if text[: self.deep].strip() else text[self.deep :]

@@ -1,4 +1,5 @@
 """How a process is started inside an image: the argv of `apptainer exec`."""
+
 import shutil
 import sys
 from collections.abc import Iterable
@@ -9,19 +10,46 @@ from coderepairrl.processes import keeper
 from coderepairrl.processes.starting import has_gpu
 
 PYTHON = "/opt/venv/bin/python"  # in the images of slurm/images
-# Variables that name programs, libraries and files of the node, which the image has elsewhere or not at all. Apptainer sees to
-# PATH, LD_LIBRARY_PATH and HOME itself. All others go in, so that a site's NCCL_*, VLLM_*, *_proxy ... need no list here.
-NODE_ONLY = ("LD_PRELOAD", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONSTARTUP", "VIRTUAL_ENV", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
-             "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "TRITON_PTXAS_PATH",
-             "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+# Variables that name programs, libraries and files of the node, which the image has elsewhere or not at all. Apptainer
+# sees to
+# PATH, LD_LIBRARY_PATH and HOME itself. All others go in, so that a site's NCCL_*, VLLM_*, *_proxy ... need no list
+# here.
+NODE_ONLY = (
+    "LD_PRELOAD",
+    "PYTHONHOME",
+    "PYTHONUSERBASE",
+    "PYTHONSTARTUP",
+    "VIRTUAL_ENV",
+    "CC",
+    "CXX",
+    "CFLAGS",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CPATH",
+    "C_INCLUDE_PATH",
+    "CPLUS_INCLUDE_PATH",
+    "LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "TRITON_PTXAS_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+)
 
 
-def in_image(image: str | None, command: list[str], *, binds: Iterable[str | Path] = (), options: Iterable[str] = ()) -> list[str]:
-    """argv that runs `command` in the image, or as it is without one. This interpreter becomes the image's, wherever the command names it.
+def in_image(
+    image: str | None, command: list[str], *, binds: Iterable[str | Path] = (), options: Iterable[str] = ()
+) -> list[str]:
+    """argv that runs `command` in the image, or as it is without one. This interpreter becomes the image's, wherever
+    the command names it.
 
-    binds: folders of the node, which have the same path inside, or "node:inside": code, run, models, $TMPDIR, and a folder of its own
+    binds: folders of the node, which have the same path inside, or "node:inside": code, run, models, $TMPDIR, and a
+    folder of its own
     for "/dev/shm", so that what is left there can be removed. The node's /tmp, /dev and home are there anyway.
-    Variables are those of the process, but NODE_ONLY. What is inside lives in a pid namespace and ends with the returned process.
+    Variables are those of the process, but NODE_ONLY. What is inside lives in a pid namespace and ends with the
+    returned process.
     SIGUSR2 is ignored, as in launch.ends_with_parent: Apptainer does not hand on that it is.
     """
     if image is None:
@@ -29,10 +57,29 @@ def in_image(image: str | None, command: list[str], *, binds: Iterable[str | Pat
     if not Path(image).exists():
         raise EngineError(f"the image {image} does not exist: build it with slurm/images/build.sh, or correct its path")
     if not shutil.which("apptainer"):
-        raise EngineError("apptainer is not on this node's PATH: load its module in the site's set-up, or leave out the images")
+        raise EngineError(
+            "apptainer is not on this node's PATH: load its module in the site's set-up, or leave out the images"
+        )
     folders = [word for bind in dict.fromkeys(map(str, binds)) for word in ("--bind", bind)]
     gpus = ["--nv"] if has_gpu() else []
     unset = [word for name in NODE_ONLY for word in ("-u", name)]
     inside = [PYTHON if word == sys.executable else word for word in command]
-    return [sys.executable, "-I", "-S", keeper.__file__, "apptainer", "-q", "exec", "--pid", "--no-eval", *gpus, *folders, *options, image,
-            "env", "--ignore-signal=USR2", *unset, *inside]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        keeper.__file__,
+        "apptainer",
+        "-q",
+        "exec",
+        "--pid",
+        "--no-eval",
+        *gpus,
+        *folders,
+        *options,
+        image,
+        "env",
+        "--ignore-signal=USR2",
+        *unset,
+        *inside,
+    ]

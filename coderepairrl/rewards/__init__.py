@@ -1,8 +1,10 @@
-"""Rewards: each is f(task, diff, verdict) -> float in a file of its own, and one entry of REWARDS; or the user's, by a dotted path.
+"""Rewards: each is f(task, diff, verdict) -> float in a file of its own, and one entry of REWARDS; or the user's, by a
+dotted path.
 
     grader = Grader(sandbox_config)
     verdict, parts, total = await compute(config, task, diff, grader)
 """
+
 import asyncio
 import difflib
 import functools
@@ -24,21 +26,34 @@ from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.types import Task, Verdict
 
-__all__ = ["REWARDS", "BuildVerdict", "Grader", "RewardConfig", "compute", "disagreement", "discounted", "failing",
-           "grade", "patch_similarity"]
+__all__ = [
+    "REWARDS",
+    "BuildVerdict",
+    "Grader",
+    "RewardConfig",
+    "compute",
+    "disagreement",
+    "discounted",
+    "failing",
+    "grade",
+    "patch_similarity",
+]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Reward:
-    function: Callable[[Task, str, Any], float]  # of task, diff, and the verdict (None where no test was run) or what `judge` found; built-in: in [0, 1]
+    # of task, diff, and the verdict (None where no test was run) or what `judge` found; built-in: in [0, 1]
+    function: Callable[[Task, str, Any], float]
     needs_verdict: bool = False  # the tests are run for it
     judge: Callable[[Task, str, Grader], Awaitable[Any]] | None = None  # what is run for it instead
 
 
 REWARDS = {
     "tests": Reward(tests.reward, needs_verdict=True),
-    "build": Reward(build.reward, judge=lambda task, diff, grader: build.validate(task, diff, grader.config, grader.builds)),
+    "build": Reward(
+        build.reward, judge=lambda task, diff, grader: build.validate(task, diff, grader.config, grader.builds)
+    ),
     "visible_log": Reward(weak.visible_log, judge=weak.visible_output),
     "patch": Reward(patch.reward),
     **{name: Reward(similarity.reward_of(function)) for name, function in similarity.SIMILARITIES.items()},
@@ -48,19 +63,26 @@ REWARDS = {
 
 @functools.cache
 def find_reward(name: str) -> Reward:
-    """One of REWARDS; a name with a dot is the user's, and always gets the verdict. Raises ValueError with cause and remedy."""
+    """One of REWARDS; a name with a dot is the user's, and always gets the verdict. Raises ValueError with cause and
+    remedy."""
     if name in REWARDS:
         return REWARDS[name]
     if "." in name:
         return Reward(functools.partial(user.call, name, user.load(name)), needs_verdict=True)
     near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.4)
-    raise ValueError(f"unknown reward {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}, or the dotted path of your own"))
+    raise ValueError(
+        f"unknown reward {name!r}: "
+        + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}, or the dotted path of your own")
+    )
 
 
 class RewardConfig(Config):
     """An episode's reward is the weighted sum of its parts."""
-    weights: dict[str, FiniteFloat] = {"tests": 1.0}  # name of REWARDS or dotted path -> weight; one of weight 0 is computed and logged only
-    require_submission: bool = False  # an episode that the agent did not end by itself gets 0: else it never learns to stop
+
+    # name of REWARDS or dotted path -> weight; one of weight 0 is computed and logged only
+    weights: dict[str, FiniteFloat] = {"tests": 1.0}
+    # an episode that the agent did not end by itself gets 0: else it never learns to stop
+    require_submission: bool = False
     # the reward of an episode is multiplied by this for every model call after the first, unless it is negative;
     # 1.0: trying again costs nothing
     discount_per_call: PositiveFloat = Field(1.0, le=1)
@@ -76,17 +98,24 @@ class RewardConfig(Config):
         return weights
 
 
-async def compute(config: RewardConfig, task: Task, diff: str, grader: Grader) -> tuple[Verdict | None, dict[str, float], float]:
-    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError; ConfigError for a
+async def compute(
+    config: RewardConfig, task: Task, diff: str, grader: Grader
+) -> tuple[Verdict | None, dict[str, float], float]:
+    """(verdict or None when no test was run, each part by its name, the weighted sum). Raises SandboxError; ConfigError
+    for a
     user's reward that fails, and for a sum that is no number."""
     rewards = {name: find_reward(name) for name in config.weights}
     tested = config.always_test or any(reward.needs_verdict for reward in rewards.values())
     verdict = await grader.grade(task, diff) if tested else None
     judged = {name: await reward.judge(task, diff, grader) for name, reward in rewards.items() if reward.judge}
     # in a thread: a slow reward must not hold up the model calls of other episodes
-    parts = await asyncio.to_thread(lambda: {name: reward.function(task, diff, judged.get(name, verdict)) for name, reward in rewards.items()})
+    parts = await asyncio.to_thread(
+        lambda: {name: reward.function(task, diff, judged.get(name, verdict)) for name, reward in rewards.items()}
+    )
     total = sum(weight * parts[name] for name, weight in config.weights.items())
     if not math.isfinite(total):
-        raise ConfigError(f"rewards of {task.task_id}: {parts} weighed by rewards.weights are {total}: take smaller weights")
+        raise ConfigError(
+            f"rewards of {task.task_id}: {parts} weighed by rewards.weights are {total}: take smaller weights"
+        )
     log.debug("rewards of %s: %s total=%.4f", task.task_id, parts, total)
     return verdict, parts, total

@@ -10,6 +10,7 @@ say little of the place. Context lines do not count: with them, one comment a hu
 Comments, blank lines and whitespace are taken out first and what is then both removed and added cancels, so an empty,
 comment-only or whitespace-only diff scores 0.
 """
+
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -34,19 +35,27 @@ def patch_similarity(diff: str, oracle: str) -> float:
     """In [0, 1]; 1 only for the same changes in the same files. Files that only one of the two touches count 0."""
     mine, gold = _files(diff), _files(oracle)
     if not any(_code(change) for change in gold.values()):  # an oracle of comments or indentation: compare those then
-        return _mean({path: _lines(change) for path, change in mine.items()}, {path: _lines(change) for path, change
-        in gold.items()})
+        return _mean(
+            {path: _lines(change) for path, change in mine.items()},
+            {path: _lines(change) for path, change in gold.items()},
+        )
     # a file without a change of code is as if it were not there
-    return _mean({path: code for path, change in mine.items() if (code := _code(change))},
-                 {path: code for path, change in gold.items() if (code := _code(change))}, _same_edits)
+    return _mean(
+        {path: code for path, change in mine.items() if (code := _code(change))},
+        {path: code for path, change in gold.items() if (code := _code(change))},
+        _same_edits,
+    )
 
 
 def reward(task: Task, diff: str, verdict: Verdict | None) -> float:
     return patch_similarity(diff, task.oracle_patch)
 
 
-def _mean(mine: dict[str, list[str]], gold: dict[str, list[str]],
-          weight: Callable[[list[str], list[str]], float] = lambda a, b: 1.0) -> float:
+def _mean(
+    mine: dict[str, list[str]],
+    gold: dict[str, list[str]],
+    weight: Callable[[list[str], list[str]], float] = lambda a, b: 1.0,
+) -> float:
     union = mine.keys() | gold.keys()
     both = mine.keys() & gold.keys()
     ratios = {path: ratio for path in both if (ratio := _ratio(mine[path], gold[path]))}

@@ -1,4 +1,5 @@
 """The control: a coin, whatever the agent did. What a run gains under it was not learnt from the reward."""
+
 import random
 
 from coderepairrl.types import Task, Verdict

@@ -4,6 +4,7 @@ difflib's matching takes the cube of the length where few elements repeat often 
 longest common subsequence by whole rows of bits (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004) takes
 the product of the lengths over the size of a machine word, whatever is in them.
 """
+
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from difflib import SequenceMatcher

@@ -1,5 +1,7 @@
-"""Similarities of a diff to the oracle's patch, for comparison with the literature. None of them is proof of a repair: docs/rewards.md
-shows what each gives to comments, deletions and unrelated patches. Each is f(diff, oracle) -> [0, 1] and a reward of its name.
+"""Similarities of a diff to the oracle's patch, for comparison with the literature. None of them is proof of a repair:
+docs/rewards.md
+shows what each gives to comments, deletions and unrelated patches. Each is f(diff, oracle) -> [0, 1] and a reward of
+its name.
 
 Read with `unidiff`, on changed lines:
     changed_lines    ratio of all changed lines, each with its path and sign, whatever file they are in
@@ -7,9 +9,11 @@ Read with `unidiff`, on changed lines:
     hunks            mean over the union of files of the best pairing of hunks, by their changed lines and their place
 On the text, as the reference thesis of this project's name used them:
     diff_ratio       ratio of the two diffs' lines, headers and context included
-    search_replace   hunks as search/replace blocks: the best block's mean ratio of the two texts, context included, over the larger number of blocks
+    search_replace   hunks as search/replace blocks: the best block's mean ratio of the two texts, context included,
+                     over the larger number of blocks
     file_overlap     the share of the oracle's files that the diff touches
 """
+
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -30,8 +34,10 @@ PLACE_LINES = 50  # a hunk this many lines away is in another place
 
 def changed_lines(diff: str, oracle: str) -> float:
     mine, gold = _parse(diff), _parse(oracle)
-    return _ratio([line for path, file in sorted(mine.items()) for line in _changes(file, path)],
-                  [line for path, file in sorted(gold.items()) for line in _changes(file, path)])
+    return _ratio(
+        [line for path, file in sorted(mine.items()) for line in _changes(file, path)],
+        [line for path, file in sorted(gold.items()) for line in _changes(file, path)],
+    )
 
 
 def changed_files(diff: str, oracle: str) -> float:
@@ -47,7 +53,11 @@ def diff_ratio(diff: str, oracle: str) -> float:
 
 
 def search_replace(diff: str, oracle: str) -> float:
-    return _paired([hunk for file in _parse(diff).values() for hunk in file], [hunk for file in _parse(oracle).values() for hunk in file], _block_ratio)
+    return _paired(
+        [hunk for file in _parse(diff).values() for hunk in file],
+        [hunk for file in _parse(oracle).values() for hunk in file],
+        _block_ratio,
+    )
 
 
 def file_overlap(diff: str, oracle: str) -> float:
@@ -56,7 +66,9 @@ def file_overlap(diff: str, oracle: str) -> float:
 
 
 SIMILARITIES: dict[str, Callable[[str, str], float]] = {
-    function.__name__: function for function in (changed_lines, changed_files, hunks, diff_ratio, search_replace, file_overlap)}
+    function.__name__: function
+    for function in (changed_lines, changed_files, hunks, diff_ratio, search_replace, file_overlap)
+}
 
 
 def reward_of(similarity: Callable[[str, str], float]) -> Callable[[Task, str, Verdict | None], float]:
@@ -102,7 +114,8 @@ def _hunk_ratio(a: Hunk, b: Hunk) -> float:
 
 
 def _block_ratio(a: Hunk, b: Hunk) -> float:
-    """Mean of the ratios of the lines that are searched for and of those that replace them. One side is empty in a new or a deleted file."""
+    """Mean of the ratios of the lines that are searched for and of those that replace them. One side is empty in a new
+    or a deleted file."""
     sides = [(_lines(a.source), _lines(b.source)), (_lines(a.target), _lines(b.target))]
     return sum(1.0 if one == other else _ratio(one, other) for one, other in sides) / 2
 

@@ -1,13 +1,17 @@
-"""The rollout process's books: ledger.jsonl and rollouts/, written in an order that survives a kill between any two lines.
+"""The rollout process's books: ledger.jsonl and rollouts/, written in an order that survives a kill between any two
+lines.
 
     rollouts/buffer/GROUP.parquet    a group from the moment it is finished until its step's file is there
     rollouts/step_NNNNN.parquet      the groups of training step N
-    rollouts/step_NNNNN.trained.json the trainer's answer: {"groups": {group: {"trained": n, "masked": {reason: n}}}, "version": v}
+    rollouts/step_NNNNN.trained.json the trainer's answer: {"groups": {group: {"trained": n, "masked": {reason: n}}},
+    "version": v}
 
-A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its groups are, an evaluation's
+A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its
+groups are, an evaluation's
 before the rows that end its groups.
 What a later attempt finds decides: step files are kept, buffered groups taken up, the others run again.
 """
+
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -38,22 +42,29 @@ def teaches(members: Sequence[Trajectory]) -> bool:
 def statistics(trajectories: Sequence[Trajectory], parts: Sequence[str]) -> dict:
     """What metrics.jsonl says of a file's episodes. seconds: from the start of the first to the end of the last.
 
-    Of episodes that a broken machine ended there are counts only; a mean of nothing (no episode, no tests that were run) is left out.
+    Of episodes that a broken machine ended there are counts only; a mean of nothing (no episode, no tests that were
+    run) is left out.
     """
     counted = [t for t in trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
-    means = {"reward": [t.reward for t in counted], "pass_rate": [t.verdict.resolved for t in counted if t.verdict is not None],
-             "calls": [len(t.calls) for t in counted], "generation_s": [t.stats["generation_s"] for t in counted],
-             "grading_s": [t.stats["grading_s"] for t in counted]}
+    means = {
+        "reward": [t.reward for t in counted],
+        "pass_rate": [t.verdict.resolved for t in counted if t.verdict is not None],
+        "calls": [len(t.calls) for t in counted],
+        "generation_s": [t.stats["generation_s"] for t in counted],
+        "grading_s": [t.stats["grading_s"] for t in counted],
+    }
     first = min((t.stats["started_at"] for t in trajectories), default=0.0)
     return {
         "seconds": max((t.stats["started_at"] + t.seconds for t in trajectories), default=0.0) - first,
-        "outcomes": Counter(str(t.outcome) for t in trajectories), "tokens": sampled_tokens(trajectories),
+        "outcomes": Counter(str(t.outcome) for t in trajectories),
+        "tokens": sampled_tokens(trajectories),
         "parts": {part: fmean(t.rewards[part] for t in counted) for part in parts} if counted else {},
     } | {name: fmean(values) for name, values in means.items() if values}
 
 
 class Books:
-    """admission is brought to where the former attempts of the run left it. booked: training steps that are in the ledger."""
+    """admission is brought to where the former attempts of the run left it. booked: training steps that are in the
+    ledger."""
 
     def __init__(self, run: Path, admission: Admission, attempt: int, parts: Sequence[str]):
         self.folder, self.admission, self.booked = run / "rollouts", admission, 0
@@ -71,11 +82,17 @@ class Books:
             events[row["group"]][row["event"]] = row
         lost = self.admission.replay(rows, {path.name for path in self.folder.glob("step_*.parquet")}, buffered)
         ended = {"trained", "dropped"}
-        begun = {group: own for group, own in events.items() if own.get("admitted", {}).get("split") == "heldout" and not ended & own.keys()}
+        begun = {
+            group: own
+            for group, own in events.items()
+            if own.get("admitted", {}).get("split") == "heldout" and not ended & own.keys()
+        }
         for group in lost:
             self.admission.drop(group)
         for group in (*lost, *sorted(self._take_up_evaluations(begun))):
-            self.ledger.write("dropped", group, reason=ATTEMPT_ENDED, tokens=events[group].get("finished", {}).get("sampled", 0))
+            self.ledger.write(
+                "dropped", group, reason=ATTEMPT_ENDED, tokens=events[group].get("finished", {}).get("sampled", 0)
+            )
         for group in buffered - self.admission.live.keys():
             self._buffer(group).unlink()  # its step's file is there
         for group in self.admission.live:
@@ -88,14 +105,17 @@ class Books:
     def admit(self, position: int, task: Task, version: int, episodes: int) -> str:
         """The new group's name."""
         group = f"a{self._attempt}-p{position}"
-        self.ledger.write("admitted", group, task=task.task_id, split="train", position=position, version=version, episodes=episodes)
+        self.ledger.write(
+            "admitted", group, task=task.task_id, split="train", position=position, version=version, episodes=episodes
+        )
         self.admission.admit(group, position)
         return group
 
     def finish(self, group: str, members: list[Trajectory]) -> None:
         """A group that teaches nothing is dropped while the step has refills left: another task takes its place.
 
-        One of which the machine ended every episode is kept for this attempt alone: a later one, on a machine that works, runs it again.
+        One of which the machine ended every episode is kept for this attempt alone: a later one, on a machine that
+        works, runs it again.
         """
         refill_of = self.admission.finish(group, teaches(members))
         if refill_of is None:
@@ -105,7 +125,11 @@ class Books:
         self._book_finished(group, members)
         if refill_of is not None:
             self.admission.drop(group, refill_of)
-            reason = "infrastructure_error" if all(t.outcome == Outcome.INFRASTRUCTURE_ERROR for t in members) else "zero_variance"
+            reason = (
+                "infrastructure_error"
+                if all(t.outcome == Outcome.INFRASTRUCTURE_ERROR for t in members)
+                else "zero_variance"
+            )
             self.ledger.write("dropped", group, reason=reason, tokens=sampled_tokens(members), step=refill_of)
 
     def store_step(self, extra: dict) -> dict | None:
@@ -115,10 +139,17 @@ class Books:
         if not groups:
             return None
         taken = {group: self._finished[group] for group in groups}
-        path, trajectories = self.folder / f"step_{step:05d}.parquet", [trajectory for members in taken.values() for trajectory in members]
+        path, trajectories = (
+            self.folder / f"step_{step:05d}.parquet",
+            [trajectory for members in taken.values() for trajectory in members],
+        )
         refuse_broken(f"step {step}", [detail_of(t) for t in trajectories])
         exhausted = self.admission.max_refills > 0 and not all(map(teaches, taken.values()))
-        stats = statistics(trajectories, self._parts) | {"refills": self.admission.refills[step], "refills_exhausted": exhausted} | extra
+        stats = (
+            statistics(trajectories, self._parts)
+            | {"refills": self.admission.refills[step], "refills_exhausted": exhausted}
+            | extra
+        )
         digest = trajectory_files.write_temporary(path, trajectories, stats)
         for group in groups:
             self.ledger.write("stored", group, step=step, file=path.name, sha256=digest)
@@ -141,16 +172,22 @@ class Books:
             self.ledger.write("dropped", group, reason=ATTEMPT_ENDED, tokens=sampled_tokens(members))
 
     def store_evaluation(self, name: str, groups: dict[str, list[Trajectory]], extra: dict) -> None:
-        """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a later attempt has to
+        """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a
+        later attempt has to
         be able to write them."""
         for group, members in groups.items():
             self._book_finished(group, members)
-        path, trajectories = self.folder / f"eval_{name}.parquet", [trajectory for members in groups.values() for trajectory in members]
+        path, trajectories = (
+            self.folder / f"eval_{name}.parquet",
+            [trajectory for members in groups.values() for trajectory in members],
+        )
         digest = trajectory_files.write(path, trajectories, statistics(trajectories, self._parts) | extra)
         for group, members in groups.items():
             self._end_evaluated(group, members, path, digest)
 
-    def _end_evaluated(self, group: str, members: list[Trajectory], path: Path, digest: str, known: Container[str] = ()) -> None:
+    def _end_evaluated(
+        self, group: str, members: list[Trajectory], path: Path, digest: str, known: Container[str] = ()
+    ) -> None:
         """version: the newest that sampled it, since weights change under episodes beside training."""
         if "stored" not in known:
             self.ledger.write("stored", group, file=path.name, sha256=digest)
@@ -159,7 +196,8 @@ class Books:
         self.ledger.write("dropped", group, reason="evaluation", tokens=sampled_tokens(members), **newest)
 
     def _take_up_evaluations(self, begun: dict[str, dict[str, dict]]) -> set[str]:
-        """begun: group -> event -> row of held-out groups without an end. Ends those whose evaluation's file is there; returns the others."""
+        """begun: group -> event -> row of held-out groups without an end. Ends those whose evaluation's file is there;
+        returns the others."""
         by_file: dict[Path, list[str]] = defaultdict(list)
         for group, events in begun.items():  # a file that was renamed since says so in its row
             name = events.get("stored", {}).get("file", f"{group.partition('-')[2].rpartition('-')[0]}.parquet")
@@ -175,15 +213,26 @@ class Books:
         return lost
 
     def book_training(self) -> None:
-        """Books the trainer's answers, step after step. A step that is trained again after a resume must come out as before: EngineError."""
+        """Books the trainer's answers, step after step. A step that is trained again after a resume must come out as
+        before: EngineError."""
         while (report := read_json(self.folder / f"step_{self.booked:05d}.trained.json")) is not None:
             for group, tokens in report["groups"].items():
                 before = self._trained.get(group)
                 if before is None:
-                    self.ledger.write("trained", group, step=self.booked, version=report["version"], trained=tokens["trained"], masked=tokens["masked"])
+                    self.ledger.write(
+                        "trained",
+                        group,
+                        step=self.booked,
+                        version=report["version"],
+                        trained=tokens["trained"],
+                        masked=tokens["masked"],
+                    )
                 elif before != (tokens["trained"], tokens["masked"]):
-                    raise EngineError(f"step {self.booked} was trained again after a resume, of {group} {tokens} and not {before} as before: "
-                                      "undo what was changed in the settings or in rollouts/, or take another `run:` folder")
+                    raise EngineError(
+                        f"step {self.booked} was trained again after a resume, of {group} {tokens} and not {before} as "
+                        "before: "
+                        "undo what was changed in the settings or in rollouts/, or take another `run:` folder"
+                    )
             self.booked += 1
 
     def _buffer(self, group: str) -> Path:
@@ -192,6 +241,8 @@ class Books:
     def _book_finished(self, group: str, members: list[Trajectory], known: Container[str] = ()) -> None:
         """known: events of the group that are in the ledger already."""
         if "finished" not in known:
-            self.ledger.write("finished", group, outcomes=[str(t.outcome) for t in members], sampled=sampled_tokens(members))
+            self.ledger.write(
+                "finished", group, outcomes=[str(t.outcome) for t in members], sampled=sampled_tokens(members)
+            )
         if "graded" not in known:
             self.ledger.write("graded", group, rewards=[t.reward for t in members])

@@ -1,4 +1,6 @@
-"""Episode = task + sandbox + scaffold + gateway session + rewards -> Trajectory. The one place where they meet, and the one `except`."""
+"""Episode = task + sandbox + scaffold + gateway session + rewards -> Trajectory. The one place where they meet, and the
+one `except`."""
+
 import logging
 import time
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Services:
     """What all episodes of a process share."""
+
     gateway: Gateway | Workers
     scaffold: Scaffold
     sandbox: SandboxConfig
@@ -28,12 +31,23 @@ class Services:
     http: aiohttp.ClientSession
 
 
-async def run_episode(services: Services, task: Task, *, trajectory_id: str, group_id: str, split: str, attempt: int,
-                      sampling: SamplingConfig, cache_salt: str) -> Trajectory:
-    """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong task INFRASTRUCTURE_ERROR.
+async def run_episode(
+    services: Services,
+    task: Task,
+    *,
+    trajectory_id: str,
+    group_id: str,
+    split: str,
+    attempt: int,
+    sampling: SamplingConfig,
+    cache_salt: str,
+) -> Trajectory:
+    """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
+    task INFRASTRUCTURE_ERROR.
     So does whatever this program did not foresee (the log has where), since what an agent does decides which of its
     lines run: one diff must not end a run, and many such errors do (RolloutConfig.max_infrastructure_share). But
-    ConfigError, which is the user's; and GatewayError when the record is gone with a process of the gateway: these end the run.
+    ConfigError, which is the user's; and GatewayError when the record is gone with a process of the gateway: these end
+    the run.
 
     The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
     """
@@ -53,8 +67,10 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
             if session.close_reason is not None:
                 outcome, detail = session.close_reason, session.close_detail
             diff = await sandbox.diff()
-            further += [{"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why}
-                        for path, why in sandbox.left_out.items()]
+            further += [
+                {"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why}
+                for path, why in sandbox.left_out.items()
+            ]
             edits.end(diff)
         generated = time.monotonic()
         if outcome != Outcome.INFRASTRUCTURE_ERROR:
@@ -63,16 +79,30 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
                 reward = 0.0
             seen = await _edits_seen(edits, task, diff, verdict, services.grader)
             if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
-                further.append({"kind": TEST_OUTPUT, "at_s": time.monotonic() - started, "tail": verdict.output,
-                                "file": verdict.output_file})
-                outcome, detail, verdict, parts, reward = Outcome.INFRASTRUCTURE_ERROR, f"environment: {verdict.message}", None, {}, 0.0
+                further.append(
+                    {
+                        "kind": TEST_OUTPUT,
+                        "at_s": time.monotonic() - started,
+                        "tail": verdict.output,
+                        "file": verdict.output_file,
+                    }
+                )
+                outcome, detail, verdict, parts, reward = (
+                    Outcome.INFRASTRUCTURE_ERROR,
+                    f"environment: {verdict.message}",
+                    None,
+                    {},
+                    0.0,
+                )
     except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
         broke = error
     except ConfigError:
         await services.gateway.close_session(session.key)
         raise
     except Exception as error:
-        log.exception("episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id)
+        log.exception(
+            "episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id
+        )
         broke = error
     if broke is not None:
         outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(broke).__name__}: {broke}", time.monotonic()
@@ -82,14 +112,29 @@ async def run_episode(services: Services, task: Task, *, trajectory_id: str, gro
     # not before: only now all calls are recorded, and known here where the gateway has processes of its own
     reward = discounted(reward, len(session.calls), services.rewards.discount_per_call)
     return Trajectory(
-        trajectory_id=trajectory_id, group_id=group_id, task_id=task.task_id, split=split, attempt=attempt, calls=tuple(session.calls), diff=diff,
-        outcome=outcome, outcome_detail=detail, verdict=verdict, rewards=parts, reward=reward, seconds=finished - started, events=(*session.events, *further),
-        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated} | seen
-              | {k: float(v) for k, v in session.counters.items()})
+        trajectory_id=trajectory_id,
+        group_id=group_id,
+        task_id=task.task_id,
+        split=split,
+        attempt=attempt,
+        calls=tuple(session.calls),
+        diff=diff,
+        outcome=outcome,
+        outcome_detail=detail,
+        verdict=verdict,
+        rewards=parts,
+        reward=reward,
+        seconds=finished - started,
+        events=(*session.events, *further),
+        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated}
+        | seen
+        | {k: float(v) for k, v in session.counters.items()},
+    )
 
 
 async def _edits_seen(edits: Edits, task: Task, diff: str, verdict: Verdict | None, grader: Grader) -> dict[str, float]:
-    """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair, "calls_at_last": made when the working tree came to be what
+    """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair, "calls_at_last": made when the
+    working tree came to be what
     is judged}; nothing of an agent that can't be watched, or that no test judges."""
     if not edits.calls or verdict is None:
         return {}
@@ -97,4 +142,5 @@ async def _edits_seen(edits: Edits, task: Task, diff: str, verdict: Verdict | No
     judged = verdict if first == diff else await grader.grade(task, first)
     known = judged.kind != VerdictKind.ENVIRONMENT_ERROR
     return {"edits": float(len(edits.diffs)), "calls_at_last": float(edits.calls_at_last)} | (
-        {"first_edit": float(bool(first) and judged.resolved)} if known else {})
+        {"first_edit": float(bool(first) and judged.resolved)} if known else {}
+    )

@@ -1,13 +1,17 @@
-"""Evaluations of the held-out tasks: before the first step, beside training every so many updates, and after the last step.
+"""Evaluations of the held-out tasks: before the first step, beside training every so many updates, and after the last
+step.
 
     rollouts/eval_before.parquet, eval_step_00010.parquet, eval_after.parquet    written by the rollout process; stats["evaluation"]:
-                     {"step": updates in the weights that it began under} and skill.numbers, with `greedy` of the file beside it
+                     {"step": updates in the weights that it began under} and skill.numbers, with `greedy` of the file
+                     beside it
     rollouts/eval_NAME_greedy.parquet, eval_before_retry.parquet                 the same tasks decoded greedily, and forced to go on
     heldout.json     ids of the tasks that are evaluated, the same ones each time; there before the first step
 
-The trainer never waits for one beside it. When it has written a step's metrics it takes in what has been finished meanwhile: a row of
+The trainer never waits for one beside it. When it has written a step's metrics it takes in what has been finished
+meanwhile: a row of
 metrics.jsonl under the step of the weights, the best checkpoint, and which checkpoints may go.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +26,38 @@ from coderepairrl.training import checkpoints
 from coderepairrl.types import Outcome, Task
 
 BEFORE = "before"
-NUMBERS = ("pass_rate", "first_edit", "greedy", "reward", "tasks", "episodes", "calls", "edits", "submitted", "at_limit", "seconds")
+NUMBERS = (
+    "pass_rate",
+    "first_edit",
+    "greedy",
+    "reward",
+    "tasks",
+    "episodes",
+    "calls",
+    "edits",
+    "submitted",
+    "at_limit",
+    "seconds",
+)
 
 
 class EvaluationConfig(SamplingConfig):
     """Of the held-out tasks."""
+
     samples: PositiveInt = 1  # episodes a task
     tasks: PositiveInt | None = None  # the first so many of the held-out tasks, the same ones each time; null: all
-    share: PositiveFloat = Field(0.25, le=1)  # of concurrent_episodes: what an evaluation beside training may take of them
+    # of concurrent_episodes: what an evaluation beside training may take of them
+    share: PositiveFloat = Field(0.25, le=1)
     greedy: bool = True  # beside them one episode a task that is decoded greedily
-    retry: bool = False  # before the first step also the control for persistence: the same policy, forced to go on (scaffold retry)
+    # before the first step also the control for persistence: the same policy, forced to go on (scaffold retry)
+    retry: bool = False
     max_turns: PositiveInt | None = None  # model calls of one of its episodes; null: as in training, limits.max_turns
 
 
 @dataclass(frozen=True)
 class Pass:
     """One way to go through the tasks."""
+
     name: str  # of its file
     sampling: SamplingConfig
     samples: int
@@ -80,7 +100,8 @@ def is_done(run: Path, name: str) -> bool:
 
 
 def missed(run: Path, every: int, updates: int) -> list[int]:
-    """Steps below `updates` that should have been evaluated beside training and never will be: a former attempt ended meanwhile, or left them out."""
+    """Steps below `updates` that should have been evaluated beside training and never will be: a former attempt ended
+    meanwhile, or left them out."""
     steps = range(every, updates, every) if every and has_tasks(run) else ()
     return [step for step in steps if not is_done(run, name_of(step))]
 
@@ -91,13 +112,21 @@ def finished(run: Path) -> list[dict]:
     for name in own_names(run):
         stats = trajectory_files.read_stats(run / "rollouts" / f"eval_{name}.parquet")
         if "evaluation" in stats:  # files of before don't say of which step they are
-            rows.append({"name": name} | stats["evaluation"] | {
-                "episodes": sum(stats["outcomes"].values()), "reward": stats.get("reward"), "seconds": round(stats["seconds"], 1)})
+            rows.append(
+                {"name": name}
+                | stats["evaluation"]
+                | {
+                    "episodes": sum(stats["outcomes"].values()),
+                    "reward": stats.get("reward"),
+                    "seconds": round(stats["seconds"], 1),
+                }
+            )
     return sorted(rows, key=lambda row: row["step"])
 
 
 class Evaluations:
-    """What the trainer, on rank 0, makes of the evaluations that are over. every, keep: training.evaluate_every, .keep_checkpoints."""
+    """What the trainer, on rank 0, makes of the evaluations that are over. every, keep: training.evaluate_every,
+    .keep_checkpoints."""
 
     def __init__(self, run: Path, metrics: Metrics, every: int, keep: int):
         self.run, self.metrics, self._every, self._keep = run, metrics, every, keep
@@ -112,7 +141,8 @@ class Evaluations:
             if row.get("pass_rate") is not None:  # older files say None
                 checkpoints.note_best(self.run, row["step"], row["pass_rate"])
         last = max((row["step"] for row in rows), default=0)
-        waiting = self._every and has_tasks(self.run)  # for evaluations of later steps, which may turn out to be the best
+        # for evaluations of later steps, which may turn out to be the best
+        waiting = self._every and has_tasks(self.run)
         checkpoints.prune(self.run, self._keep, lambda step: bool(waiting and step % self._every == 0 and step > last))
 
     def _log(self, row: dict) -> None:
@@ -132,5 +162,8 @@ def line(row: dict) -> str:
     low, high = row["pass_rate_interval"]
     beside = {"greedy": "greedy", "first_edit": "by the first edit", "at_limit": "ended at a limit"}
     said = [f"{text} {row[name]:.1%}" for name, text in beside.items() if row.get(name) is not None]
-    return (f"{row['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['tasks']} tasks repaired"
-            + (f" ({', '.join(said)})" if said else "") + f", {row['seconds']:.0f} s")
+    return (
+        f"{row['pass_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['tasks']} tasks repaired"
+        + (f" ({', '.join(said)})" if said else "")
+        + f", {row['seconds']:.0f} s"
+    )

@@ -1,8 +1,10 @@
 """Is it the machine? What ended episodes as infrastructure errors, and when they are too many for a run to go on.
 
-RUN/infrastructure.json, there from the first error of an attempt on: {"errors": tries that failed, retried ones included; "share" of the last
+RUN/infrastructure.json, there from the first error of an attempt on: {"errors": tries that failed, retried ones
+included; "share" of the last
 "episodes" (at most WINDOW) that ended so after their retries; "cause": the commonest, in its own words}.
 """
+
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -18,7 +20,8 @@ REMEDY = "mend the machine or the setting that it names, then start the same com
 
 
 def alike(detail: str) -> str:
-    """The detail less what tells two errors of one cause apart: words that hold a digit or a slash (numbers, ids, paths, addresses)."""
+    """The detail less what tells two errors of one cause apart: words that hold a digit or a slash (numbers, ids,
+    paths, addresses)."""
     return re.sub(r"\S*[\d/]\S*", "*", " ".join(detail.split()))
 
 
@@ -35,9 +38,13 @@ def detail_of(trajectory: Trajectory) -> str | None:
 
 
 def refuse_broken(what: str, details: Sequence[str | None]) -> None:
-    """details: of all of its episodes, as detail_of gives them. EngineError when there is not one that the machine did not end."""
+    """details: of all of its episodes, as detail_of gives them. EngineError when there is not one that the machine did
+    not end."""
     if details and None not in details:
-        raise EngineError(f"{what}: all {len(details)} episodes ended as infrastructure errors, most often: {commonest(details)}; {REMEDY}")
+        raise EngineError(
+            f"{what}: all {len(details)} episodes ended as infrastructure errors, most often: {commonest(details)}; "
+            f"{REMEDY}"
+        )
 
 
 def line(said: dict) -> str:
@@ -69,8 +76,11 @@ class InfrastructureErrors:
         if said := self.said():
             write_json(self._path, said)
         if len(self._last) == WINDOW and len(broken) > self._most * WINDOW:
-            raise EngineError(f"{len(broken)} of the last {WINDOW} episodes ended as infrastructure errors, most often: {commonest(broken)}; "
-                              f"{REMEDY} (rollout.max_infrastructure_share={self._most:g} is the bound)")
+            raise EngineError(
+                f"{len(broken)} of the last {WINDOW} episodes ended as infrastructure errors, most often: "
+                f"{commonest(broken)}; "
+                f"{REMEDY} (rollout.max_infrastructure_share={self._most:g} is the bound)"
+            )
 
     def said(self) -> dict | None:
         """infrastructure.json; None: nothing has failed yet."""

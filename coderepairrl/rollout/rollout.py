@@ -1,9 +1,12 @@
 """The rollout process: vLLM under supervision, the gateway, groups of episodes, grading. One asyncio loop.
 
-It writes rollouts/step_*.parquet (one file a training step) and rollouts/eval_*.parquet, and keeps the books of both (books.py);
-the trainer answers with rollouts/step_*.trained.json, and new weights arrive under running episodes. How far rollouts run ahead of
+It writes rollouts/step_*.parquet (one file a training step) and rollouts/eval_*.parquet, and keeps the books of both
+(books.py);
+the trainer answers with rollouts/step_*.trained.json, and new weights arrive under running episodes. How far rollouts
+run ahead of
 the trainer is admission.py's matter. Episodes outlive vLLM: while it is restarted their calls wait, then go on.
 """
+
 import asyncio
 import random
 import secrets
@@ -52,9 +55,11 @@ from coderepairrl.weights.probe import unproven_versions
 
 class RolloutConfig(Config):
     """Everything that makes episodes: tasks, agent, sandbox, vLLM, limits, rewards."""
+
     tasks: TasksConfig  # what is to be repaired
     scaffold: ScaffoldConfig = TerminalConfig()  # the agent
-    environments: EnvironmentsConfig = EnvironmentsConfig()  # of tasks whose environments are built: from where, into which cache
+    # of tasks whose environments are built: from where, into which cache
+    environments: EnvironmentsConfig = EnvironmentsConfig()
     sandbox: SandboxConfig = SandboxConfig()
     server: ServerConfig = ServerConfig()
     gateway: GatewayConfig = GatewayConfig()
@@ -66,11 +71,14 @@ class RolloutConfig(Config):
     chat_template: dict = {}  # arguments of the chat template, the same in training and evaluation
     groups_per_step: PositiveInt = 1  # tasks of one training step; training has to name it
     group_size: PositiveInt = 1  # episodes of each of them; training needs two, to tell better from worse
-    max_staleness: int = Field(0, ge=0, le=8)  # updates that a trained token's weights may be behind the trainer's; 0: on-policy
-    max_refills: int = Field(0, ge=0)  # groups without reward variance that another task may replace, a training step (DAPO, arXiv:2503.14476)
+    # updates that a trained token's weights may be behind the trainer's; 0: on-policy
+    max_staleness: int = Field(0, ge=0, le=8)
+    # groups without reward variance that another task may replace, a training step (DAPO, arXiv:2503.14476)
+    max_refills: int = Field(0, ge=0)
     concurrent_episodes: PositiveInt = 256  # at once, at most
     infrastructure_retries: NonNegativeInt = 2  # of an episode that a broken machine ended
-    max_infrastructure_share: float = Field(0.5, ge=0, le=1)  # of the last 64 episodes that may end as infrastructure errors: with more the run stops
+    # of the last 64 episodes that may end as infrastructure errors: with more the run stops
+    max_infrastructure_share: float = Field(0.5, ge=0, le=1)
     try_environments: bool = True  # before the first step: the oracle's patch must resolve a task of each environment
     # of what each test command prints, kept in RUN/test_outputs, half of it from the end; 0: the last lines are all
     keep_test_output_mib: NonNegativeInt = 0
@@ -90,19 +98,31 @@ class RolloutConfig(Config):
 @dataclass(frozen=True)
 class Way:
     """What training and the passes of an evaluation differ in."""
+
     sampling: SamplingConfig
     limits: SessionLimits
     scaffold: Scaffold
 
 
 class Rollout:
-    """Use as `async with Rollout(config, run, model, attempt) as rollout`. model: folder of the tokenizer; weights are those of policy/current.json.
+    """Use as `async with Rollout(config, run, model, attempt) as rollout`. model: folder of the tokenizer; weights are
+    those of policy/current.json.
 
-    `tasks`: split -> tasks, unless they are to be loaded. A scaffold that calls no model needs none, and no vLLM is started.
-    `trains`: for a training run, which has no use for an environment that is broken. Raises ConfigError where there is nothing to train on.
+    `tasks`: split -> tasks, unless they are to be loaded. A scaffold that calls no model needs none, and no vLLM is
+    started.
+    `trains`: for a training run, which has no use for an environment that is broken. Raises ConfigError where there is
+    nothing to train on.
     """
 
-    def __init__(self, config: RolloutConfig, run: Path, model: str | None, attempt: int, tasks: dict[str, list[Task]] | None = None, trains: bool = False):
+    def __init__(
+        self,
+        config: RolloutConfig,
+        run: Path,
+        model: str | None,
+        attempt: int,
+        tasks: dict[str, list[Task]] | None = None,
+        trains: bool = False,
+    ):
         self.config, self.run, self._trains = config, run, trains
         self._model, self._attempt = model, attempt
         self.tasks = load_tasks(config.tasks) if tasks is None else tasks
@@ -124,22 +144,40 @@ class Rollout:
         for split, tasks in self.tasks.items():
             self.tasks[split], failures = await build_all(tasks, config.environments)
             if failures:
-                raise TaskError(f"{len(failures)} of {len(tasks)} tasks have no environment, the first: {next(iter(failures.values()))}; "
-                                "admit those that have one: scripts/prepare_tasks.py")
+                raise TaskError(
+                    f"{len(failures)} of {len(tasks)} tasks have no environment, the first: "
+                    f"{next(iter(failures.values()))}; "
+                    "admit those that have one: scripts/prepare_tasks.py"
+                )
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
         model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
-        renderer = partial(renderer_of, model, config.rendering, config.chat_template, getattr(self._scaffold, "without_tools", ""))
+        renderer = partial(
+            renderer_of, model, config.rendering, config.chat_template, getattr(self._scaffold, "without_tools", "")
+        )
         self._held = AsyncExitStack()  # what the scaffold needs while episodes run
         socket = await self._held.enter_async_context(ready(self._scaffold, config.environments))
         urls = [server.url] * Place.here().serve_nodes  # the others' addresses come from their files
         try:
-            self.gateway = make_gateway(config.gateway.model_copy(update={"processes": processes}), urls, config.engine_wait_s, renderer, socket)
+            self.gateway = make_gateway(
+                config.gateway.model_copy(update={"processes": processes}), urls, config.engine_wait_s, renderer, socket
+            )
         except BaseException:
             await self._held.aclose()
             raise
-        self.supervisor = Supervisor(server, self.gateway.clients[0].pause, self.gateway.clients[0].resume) if self._scaffold.calls_model else NoServer(server)
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
-        self.books = Books(self.run, Admission(config.groups_per_step, config.max_staleness, config.max_refills), self._attempt, list(config.rewards.weights))
+        self.supervisor = (
+            Supervisor(server, self.gateway.clients[0].pause, self.gateway.clients[0].resume)
+            if self._scaffold.calls_model
+            else NoServer(server)
+        )
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+        )
+        self.books = Books(
+            self.run,
+            Admission(config.groups_per_step, config.max_staleness, config.max_refills),
+            self._attempt,
+            list(config.rewards.weights),
+        )
         try:
             await self.gateway.start()
             if self._trains:
@@ -150,7 +188,9 @@ class Rollout:
             raise
         self._watch = asyncio.create_task(self._watch_servers())
         self._standstill = self._held.enter_context(Standstill())
-        self._services = Services(self.gateway, self._scaffold, config.sandbox, self.grader, config.rewards, config.limits, self._http)
+        self._services = Services(
+            self.gateway, self._scaffold, config.sandbox, self.grader, config.rewards, config.limits, self._http
+        )
         return self
 
     async def _start_engine(self) -> None:
@@ -179,7 +219,10 @@ class Rollout:
         self.books.close()
 
     async def _watch_servers(self) -> None:
-        watching = [asyncio.ensure_future(work) for work in (self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())]
+        watching = [
+            asyncio.ensure_future(work)
+            for work in (self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())
+        ]
         try:
             await asyncio.gather(*watching)  # the error of any is the run's
         finally:
@@ -188,7 +231,8 @@ class Rollout:
             await asyncio.wait(watching)
 
     async def _follow_other_servers(self) -> None:
-        """Servers on other nodes: each is used while its file is there, from when it has the weights that our own serves."""
+        """Servers on other nodes: each is used while its file is there, from when it has the weights that our own
+        serves."""
         files = [self.run / "policy" / f"engine_{number}.json" for number in range(len(self.gateway.clients))]
         running: list[dict | None] = [None] * len(files)
         for client in self.gateway.clients[1:]:
@@ -206,7 +250,8 @@ class Rollout:
             await asyncio.sleep(POLL_S)
 
     async def _guarded(self, work):
-        """The result of `work`, unless vLLM can't be kept alive: then the supervisor's error. Of several errors at once, the first."""
+        """The result of `work`, unless vLLM can't be kept alive: then the supervisor's error. Of several errors at
+        once, the first."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task, self._watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -233,15 +278,22 @@ class Rollout:
     def task_at(self, position: int) -> Task:
         """The training split in a new order each epoch; depends on seed and position alone."""
         epoch, place = divmod(position, len(self.tasks["train"]))
-        order = random.Random(f"{self.config.seed}-{epoch}").sample(range(len(self.tasks["train"])), len(self.tasks["train"]))
+        order = random.Random(f"{self.config.seed}-{epoch}").sample(
+            range(len(self.tasks["train"])), len(self.tasks["train"])
+        )
         return self.tasks["train"][order[place]]
 
     async def produce(self, steps: int, evaluate_every: int = 0) -> None:
-        """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an evaluation beside them (0: none).
+        """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an
+        evaluation beside them (0: none).
         EngineError when the machine ends too many episodes."""
         if lost := missed(self.run, evaluate_every, self.supervisor.serving["step"]):
-            print(f"no evaluation beside training, and none to come, at steps {', '.join(map(str, lost[:20]))}"
-                  f"{' ...' if len(lost) > 20 else ''}: left out, not asked for then, or cut off by the end of an attempt", flush=True)
+            print(
+                f"no evaluation beside training, and none to come, at steps {', '.join(map(str, lost[:20]))}"
+                f"{' ...' if len(lost) > 20 else ''}: left out, not asked for then, or cut off by the end of an "
+                "attempt",
+                flush=True,
+            )
         await self._guarded(self._produce(steps, evaluate_every))
 
     async def _produce(self, steps: int, evaluate_every: int) -> None:
@@ -250,16 +302,29 @@ class Rollout:
             while self.books.booked < steps:
                 serving = self.supervisor.serving
                 stopping = stop_asked(self.run, self._attempt)  # what runs may still finish; nothing new begins
-                if evaluate_every and serving["step"] % evaluate_every == 0 and 0 < serving["step"] < steps and not stopping:
+                if (
+                    evaluate_every
+                    and serving["step"] % evaluate_every == 0
+                    and 0 < serving["step"] < steps
+                    and not stopping
+                ):
                     self._evaluate_beside(running, serving["step"])
-                while not stopping and (position := self.books.admission.next_position(serving["step"], steps)) is not None:
+                while (
+                    not stopping
+                    and (position := self.books.admission.next_position(serving["step"], steps)) is not None
+                ):
                     task = self.task_at(position)
                     group = self.books.admit(position, task, serving["version"], self.config.group_size)
                     running.create_task(self._train_group(group, task))
                 while stats := self.books.store_step(self._counters()):
                     self._standstill.begin()
-                    print(f"step {self.books.admission.next_step - 1}: {stats['tokens']} tokens, {stats['seconds']:.1f} s; "
-                          f"groups running or ahead: {len(self.books.admission.live)}; vLLM has the weights of step {serving['step']}", flush=True)
+                    print(
+                        f"step {self.books.admission.next_step - 1}: {stats['tokens']} tokens, {stats['seconds']:.1f} "
+                        "s; "
+                        f"groups running or ahead: {len(self.books.admission.live)}; vLLM has the weights of step "
+                        f"{serving['step']}",
+                        flush=True,
+                    )
                 self.books.book_training()
                 await asyncio.sleep(POLL_S)
 
@@ -267,7 +332,8 @@ class Rollout:
         self.books.finish(group, await self._group(group, task, "train", self.config.group_size, self._training))
 
     def _evaluate_beside(self, running: asyncio.TaskGroup, updates: int) -> None:
-        """Begins the evaluation of the weights that serve now. While the one before is still running it is left out: when that is over, these
+        """Begins the evaluation of the weights that serve now. While the one before is still running it is left out:
+        when that is over, these
         weights are gone, and a number under their name would be another's."""
         if self._looked_at == updates:
             return
@@ -277,11 +343,16 @@ class Rollout:
         if self._beside is None or self._beside.done():
             self._beside = running.create_task(self._evaluate(name_of(updates), updates, self.config.evaluation.share))
         else:
-            print(f"step {updates} is not evaluated, the evaluation before is still running: take a larger training.evaluate_every, "
-                  "or fewer rollout.evaluation.tasks", flush=True)
+            print(
+                f"step {updates} is not evaluated, the evaluation before is still running: take a larger "
+                "training.evaluate_every, "
+                "or fewer rollout.evaluation.tasks",
+                flush=True,
+            )
 
     async def evaluate(self, name: str, updates: int) -> None:
-        """Held-out tasks under the weights of so many updates, unless there are none or a former attempt has done it; nothing of it is ever trained."""
+        """Held-out tasks under the weights of so many updates, unless there are none or a former attempt has done it;
+        nothing of it is ever trained."""
         if self.heldout and not is_done(self.run, name):
             await self._guarded(self._evaluate(name, updates))
 
@@ -298,37 +369,60 @@ class Rollout:
             return
         for one, members in done.items():
             stats = {"evaluation": {"step": updates} | self._numbers(done, name)} if one == name else {}
-            self.books.store_evaluation(one, members, self._counters() | stats
-                                        | {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)})
+            self.books.store_evaluation(
+                one, members, self._counters() | stats | {"inputs": inputs.of_evaluation(self.run / inputs.RECORD)}
+            )
         if self._trains:  # elsewhere it is one part of many
             refuse_broken(f"evaluation {name}", [detail_of(t) for t in _all(done[name])])
 
     def _held_out(self, sampling: SamplingConfig, forced: bool = False) -> Way:
         turns = self.config.evaluation.max_turns or self.config.limits.max_turns
-        return Way(sampling, self.config.limits.model_copy(update={"max_turns": turns}),
-                   Retry(self._scaffold, self.grader) if forced else self._scaffold)
+        return Way(
+            sampling,
+            self.config.limits.model_copy(update={"max_turns": turns}),
+            Retry(self._scaffold, self.grader) if forced else self._scaffold,
+        )
 
     async def _pass(self, own: Pass, places) -> dict[str, list[Trajectory]]:
         """Group -> its episodes. places: for so many at a time."""
         version = self.supervisor.serving["version"]
-        groups = {self.books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(self.heldout)}
+        groups = {
+            self.books.admit_evaluation(own.name, i, task, version, own.samples): task
+            for i, task in enumerate(self.heldout)
+        }
         way = self._held_out(own.sampling, own.forced)
         async with asyncio.TaskGroup() as running:
-            jobs = {group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places)) for group, task in groups.items()}
+            jobs = {
+                group: running.create_task(self._group(group, task, HELD_OUT, own.samples, way, places))
+                for group, task in groups.items()
+            }
         return {group: job.result() for group, job in jobs.items()}
 
     def _sampled_unproven(self, name: str, done: dict[str, dict[str, list[Trajectory]]], beside: bool) -> bool:
-        """Whether weights that failed their probe have sampled a part of it: beside training, which goes on without it, it is
+        """Whether weights that failed their probe have sampled a part of it: beside training, which goes on without it,
+        it is
         dropped. EngineError elsewhere."""
-        sampled_under = {version for members in done.values() for t in _all(members) for call in t.calls for version in call.policy_versions}
+        sampled_under = {
+            version
+            for members in done.values()
+            for t in _all(members)
+            for call in t.calls
+            for version in call.policy_versions
+        }
         wrong = unproven_versions(self.run) & sampled_under
         if wrong and not beside:
-            raise EngineError(f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
-                              "failed their probe: the same command evaluates again")
+            raise EngineError(
+                f"the evaluation {name!r} was sampled in part under version {min(wrong)}, whose weights "
+                "failed their probe: the same command evaluates again"
+            )
         if wrong:
             for members in done.values():
                 self.books.drop_evaluation(members)
-            print(f"the evaluation {name!r} is dropped: version {min(wrong)}, which failed its probe, sampled a part of it", flush=True)
+            print(
+                f"the evaluation {name!r} is dropped: version {min(wrong)}, which failed its probe, sampled a part of "
+                "it",
+                flush=True,
+            )
         return bool(wrong)
 
     @staticmethod
@@ -336,10 +430,17 @@ class Rollout:
         """Of the evaluation of that name: stats["evaluation"], but for the step."""
         own, greedy = _all(done[name]), _all(done.get(f"{name}_greedy", {}))
         versions = sorted({version for t in own for call in t.calls for version in call.policy_versions})
-        return {"versions": versions} | skill.numbers(skill.episodes(own)) | skill.rate("greedy", skill.resolved(skill.episodes(greedy)))
+        return (
+            {"versions": versions}
+            | skill.numbers(skill.episodes(own))
+            | skill.rate("greedy", skill.resolved(skill.episodes(greedy)))
+        )
 
-    async def _group(self, group: str, task: Task, split: str, size: int, way: Way, places=nullcontext()) -> list[Trajectory]:
+    async def _group(
+        self, group: str, task: Task, split: str, size: int, way: Way, places=nullcontext()
+    ) -> list[Trajectory]:
         """places: of which each episode takes one, beside those of all."""
+
         async def one(number: int) -> Trajectory:
             async with places, self._slots:
                 return await self._with_retries(group, task, number, split, way)
@@ -355,23 +456,46 @@ class Rollout:
                 break
             self._broken.tried(trajectory.outcome_detail)
             last = attempt == self.config.infrastructure_retries
-            self.books.ledger.write("infrastructure_error", group, trajectory=trajectory.trajectory_id, attempt=attempt, detail=trajectory.outcome_detail,
-                                    tokens=0 if last else sampled_tokens([trajectory]))  # the last attempt's tokens are in the file, and masked
+            self.books.ledger.write(
+                "infrastructure_error",
+                group,
+                trajectory=trajectory.trajectory_id,
+                attempt=attempt,
+                detail=trajectory.outcome_detail,
+                tokens=0 if last else sampled_tokens([trajectory]),
+            )  # the last attempt's tokens are in the file, and masked
         self._broken.ended(trajectory)
         return trajectory
 
-    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way: Way) -> Trajectory:
+    async def _episode(
+        self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way: Way
+    ) -> Trajectory:
         services = replace(self._services, scaffold=way.scaffold, limits=way.limits)
         return await run_episode(
-            services, task, trajectory_id=trajectory_id, group_id=group, split=split, attempt=attempt, sampling=way.sampling,
-            cache_salt=f"{self._salt}-{self.supervisor.serving['version']}")  # nor that of an older policy, by a new episode
+            services,
+            task,
+            trajectory_id=trajectory_id,
+            group_id=group,
+            split=split,
+            attempt=attempt,
+            sampling=way.sampling,
+            cache_salt=f"{self._salt}-{self.supervisor.serving['version']}",
+        )  # nor that of an older policy, by a new episode
 
     def _counters(self) -> dict:
         """Over the whole attempt, for the stats of the file that is written now."""
         serving = self.supervisor.serving
-        return {"version": serving["version"], "infrastructure_errors": self._broken.count, "infrastructure": self._broken.said(), "engine_restarts": self.supervisor.restarts,
-                "gateway": self.gateway.counters, "gradings_run": self.grader.runs, "gradings_remembered": self.grader.hits,
-                "updates": serving["step"], "loop_standstill_s": round(self._standstill.longest_s, 3)}
+        return {
+            "version": serving["version"],
+            "infrastructure_errors": self._broken.count,
+            "infrastructure": self._broken.said(),
+            "engine_restarts": self.supervisor.restarts,
+            "gateway": self.gateway.counters,
+            "gradings_run": self.grader.runs,
+            "gradings_remembered": self.grader.hits,
+            "updates": serving["step"],
+            "loop_standstill_s": round(self._standstill.longest_s, 3),
+        }
 
 
 def _all(members: dict[str, list[Trajectory]]) -> list[Trajectory]:

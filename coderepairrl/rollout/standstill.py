@@ -4,6 +4,7 @@ Everything of a rollout process happens in one loop: while one callback computes
 limit kept. A task that wakes up every TICK_S sees how much later than that it was woken. One number a step: what agents
 make this program do shows in every run.
 """
+
 import asyncio
 import time
 

@@ -1,1 +1,2 @@
-"""A run as a folder: its driver, attempts, inputs, provenance, metrics, summary; and what every program does at its edge."""
+"""A run as a folder: its driver, attempts, inputs, provenance, metrics, summary; and what every program does at its
+edge."""

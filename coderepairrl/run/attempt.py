@@ -1,15 +1,20 @@
 """One try of a run, on one node or several: who makes it, whether its nodes are alive, whether it is to stop.
 
-A driver runs on every node; they meet in the run folder, by renames and mkdir alone, which every shared file system does right:
+A driver runs on every node; they meet in the run folder, by renames and mkdir alone, which every shared file system
+does right:
     attempt.json             {"attempt": 3, "owner": {"job", "restart"} or null, "ready": true}: written by node 0; and
                              "done": true when there is nothing to do any more. A driver that finds a newer number than
                              its own has been superseded, and ends what it started
-    heartbeats/node_1.json   {"attempt", "host", "time", "state": running | ended, "reason", "processes", "address", "port"}, every few seconds
-    stop.json                {"attempt": 3}: a signal asked for a checkpoint and the end, which is all that a time limit leaves time for
-    attempts.jsonl           {"attempt", "job", "progress": [checkpointed step, finished groups], "changed": {key: [before,
+    heartbeats/node_1.json   {"attempt", "host", "time", "state": running | ended, "reason", "processes", "address",
+                             "port"}, every few seconds
+    stop.json                {"attempt": 3}: a signal asked for a checkpoint and the end, which is all that a time limit
+                             leaves time for
+    attempts.jsonl           {"attempt", "job", "progress": [checkpointed step, finished groups], "changed": {key:
+                             [before,
                              now]}} at each attempt's beginning, changed: the inputs that are not those of the attempt
                              before; {"attempt", "state", "reason"} at its end
 """
+
 import json
 import os
 import socket
@@ -38,19 +43,23 @@ STOPPED = 75  # exit code of a program that a signal stopped with all its work k
 @dataclass(frozen=True)
 class Owner:
     """The Slurm job, and how many times it had been requeued."""
+
     job: str
     restart: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a driver stands: node `node` of serve_nodes + train_nodes, the serving ones first. train_nodes 0: one node does both."""
+    """Where a driver stands: node `node` of serve_nodes + train_nodes, the serving ones first. train_nodes 0: one node
+    does both."""
+
     node: int = 0
     serve_nodes: int = 1
     train_nodes: int = 0
     address: str = "127.0.0.1"  # of this node, as the others see it
     owner: Owner | None = None
-    images: dict[str, str] = field(default_factory=dict)  # "serve", "train", "agents" -> SIF; without one, the node's own environment
+    # "serve", "train", "agents" -> SIF; without one, the node's own environment
+    images: dict[str, str] = field(default_factory=dict)
     container_options: tuple[str, ...] = ()  # of apptainer exec
 
     @classmethod
@@ -92,9 +101,20 @@ class Attempt:
         self._echo_s: float | None = None  # since when a node has said that it lost another
 
     def beat(self, processes: list[int] = (), **said: Any) -> None:
-        """Says that this node is alive; at most every few seconds, unless there is news. `processes`: the leaders of its process groups."""
-        beat = self._beat | {"attempt": self.number, "host": host(), "state": "running", "reason": "", "address": self.place.address,
-                             "processes": [_identity(pid) for pid in (os.getpid(), *processes)]} | said
+        """Says that this node is alive; at most every few seconds, unless there is news. `processes`: the leaders of
+        its process groups."""
+        beat = (
+            self._beat
+            | {
+                "attempt": self.number,
+                "host": host(),
+                "state": "running",
+                "reason": "",
+                "address": self.place.address,
+                "processes": [_identity(pid) for pid in (os.getpid(), *processes)],
+            }
+            | said
+        )
         if beat == self._beat and time.monotonic() - self._beaten < BEAT_EVERY_S:
             return
         self._beat, self._beaten = beat, time.monotonic()
@@ -137,7 +157,9 @@ class Attempt:
     def ended(self, nodes: Iterable[int]) -> bool:
         """Whether each of these has ended its part, or can't say so any more."""
         beats = [(node, self.other(node)) for node in nodes]
-        return all(said is not None and (said["state"] == "ended" or not self._heard.alive(node, said)) for node, said in beats)
+        return all(
+            said is not None and (said["state"] == "ended" or not self._heard.alive(node, said)) for node, said in beats
+        )
 
     def ask_to_stop(self) -> None:
         write_json(self.run / "stop.json", {"attempt": self.number})
@@ -151,7 +173,8 @@ def stop_asked(run: Path, attempt: int) -> bool:
 
 
 class Heard:
-    """Which nodes are alive: on this machine by their processes, elsewhere by whether their heartbeats still change (no two clocks are compared)."""
+    """Which nodes are alive: on this machine by their processes, elsewhere by whether their heartbeats still change (no
+    two clocks are compared)."""
 
     def __init__(self):
         self._changed: dict[int, tuple[float, float]] = {}  # node -> (time that it said, when that was new to us)
@@ -169,9 +192,11 @@ class Heard:
 
 
 def lead(run: Path, place: Place) -> Attempt:
-    """Node 0: makes the next attempt its own, once nothing of the former one is alive any more. EngineError when that stays alive.
+    """Node 0: makes the next attempt its own, once nothing of the former one is alive any more. EngineError when that
+    stays alive.
 
-    A requeued job supersedes its own former attempt at once: a node that was cut off learns it from attempt.json, and ends.
+    A requeued job supersedes its own former attempt at once: a node that was cut off learns it from attempt.json, and
+    ends.
     """
     (run / "heartbeats").mkdir(parents=True, exist_ok=True)
     heard, deadline = Heard(), time.monotonic() + PATIENCE_S
@@ -218,7 +243,10 @@ def follow(run: Path, place: Place) -> Attempt | None:
         if newest and newest["ready"] and newest["attempt"] > had and newest["owner"] == asdict(place.owner):
             return Attempt(run, newest["attempt"], place)
         time.sleep(0.2)
-    raise EngineError(f"node {place.node}: no attempt of job {place.owner.job} began within {JOIN_S:.0f} s: see the log of its first node")
+    raise EngineError(
+        f"node {place.node}: no attempt of job {place.owner.job} began within {JOIN_S:.0f} s: see the log of its first "
+        "node"
+    )
 
 
 def ready(attempt: Attempt, changed: dict[str, list] = {}) -> None:
@@ -274,7 +302,9 @@ def _folders(run: Path) -> int:
 
 def _within(deadline: float, run: Path) -> None:
     if time.monotonic() > deadline:
-        raise EngineError(f"{run} is in use by another process: end it, or wait until it has ended, then start the same command again")
+        raise EngineError(
+            f"{run} is in use by another process: end it, or wait until it has ended, then start the same command again"
+        )
     time.sleep(0.2)
 
 
@@ -291,5 +321,6 @@ def _runs(pid: int, start: int) -> bool:
 
 
 def _identity(pid: int) -> list[int]:
-    """[pid, start time in clock ticks]: a number that is given again later is another process. Start 0: there is no such process."""
+    """[pid, start time in clock ticks]: a number that is given again later is another process. Start 0: there is no
+    such process."""
     return [pid, proc.start_of(pid) or 0]

@@ -4,6 +4,7 @@ server.max_model_len.
 Where only one is given the other follows it; an episode that could outgrow its server is refused when the configuration
 is read.
 """
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,5 +35,7 @@ def _given(section: Any, name: str) -> Any:
 def check(max_total_tokens: int, max_model_len: int) -> None:
     """Raises ValueError where these two contradict each other."""
     if max_total_tokens > max_model_len:
-        raise ValueError(f"max_total_tokens {max_total_tokens} is more than server.max_model_len {max_model_len}, and "
-                         "an episode would outgrow its server: give both the same, or one of them alone")
+        raise ValueError(
+            f"max_total_tokens {max_total_tokens} is more than server.max_model_len {max_model_len}, and "
+            "an episode would outgrow its server: give both the same, or one of them alone"
+        )

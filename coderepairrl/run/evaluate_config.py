@@ -1,4 +1,5 @@
 """What scripts/evaluate.py is configured by."""
+
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from coderepairrl.config import Config
@@ -9,7 +10,8 @@ from coderepairrl.scaffolds import ScaffoldConfig
 class EvaluateConfig(Config):
     run: str  # folder of the results
     model: str | None = None  # a Hugging Face folder, or the folder of a training run; controls need none
-    scaffold: ScaffoldConfig | None = None  # instead of rollout.scaffold; a name alone is a scaffold as it is by default
+    # instead of rollout.scaffold; a name alone is a scaffold as it is by default
+    scaffold: ScaffoldConfig | None = None
     rollout: RolloutConfig  # its held-out tasks are evaluated
     chunk_tasks: PositiveInt = 32  # tasks between two writes of results: what an interruption costs at most
     shard: NonNegativeInt = 0  # which of them this is

@@ -1,17 +1,22 @@
-"""A result belongs to its inputs: what made a folder's numbers is recorded in it, and compared before one is shown or added.
+"""A result belongs to its inputs: what made a folder's numbers is recorded in it, and compared before one is shown or
+added.
 
     now = inputs.of(config, inputs.EVALUATION, tasks={"heldout": tasks}, model=folder)     dotted key -> value
-    changed = inputs.compare(run / "inputs.json", now, inputs.EVALUATION, config=config, made=True, remedy="another run:")
+    changed = inputs.compare(run / "inputs.json", now, inputs.EVALUATION, config=config, made=True, remedy="another
+    run:")
     write_json(run / "inputs.json", now)
 
 A value is that of the resolved configuration; of what it only names (a model, files, tasks, the code of the user's
-reward) it is a hash of the content, so that a moved file is the same input and a changed one is not. Every key counts but
+reward) it is a hash of the content, so that a moved file is the same input and a changed one is not. Every key counts
+but
 those that are listed here as free.
 
-A record is whole, so that a default that is changed is seen. Of a key that came later it says nothing and stands for the
+A record is whole, so that a default that is changed is seen. Of a key that came later it says nothing and stands for
+the
 default of its class: a new key's default has to keep the program doing what it did before, and in records of before an
 empty list or mapping is such a key, too. A key that was recorded and is no more is a difference: it had an effect.
 """
+
 import difflib
 import importlib.util
 import os
@@ -31,33 +36,82 @@ from coderepairrl.types import Task
 # ---- what may differ: where a program runs, how fast, what it says meanwhile. A section stands for all keys below it
 
 ROLLOUT = (
-    "rollout.server.host", "rollout.server.port", "rollout.server.threads", "rollout.server.devices",
-    "rollout.server.kv_cache_mib", "rollout.server.max_num_seqs", "rollout.server.max_num_batched_tokens",
-    "rollout.server.start_timeout_s", "rollout.server.update_timeout_s", "rollout.server.health_timeout_s",
-    "rollout.server.max_restarts", "rollout.server.weight_backend",
-    "rollout.gateway.host", "rollout.gateway.port", "rollout.gateway.processes",
-    "rollout.environments.cache", "rollout.environments.mirrors", "rollout.environments.pythons",
+    "rollout.server.host",
+    "rollout.server.port",
+    "rollout.server.threads",
+    "rollout.server.devices",
+    "rollout.server.kv_cache_mib",
+    "rollout.server.max_num_seqs",
+    "rollout.server.max_num_batched_tokens",
+    "rollout.server.start_timeout_s",
+    "rollout.server.update_timeout_s",
+    "rollout.server.health_timeout_s",
+    "rollout.server.max_restarts",
+    "rollout.server.weight_backend",
+    "rollout.gateway.host",
+    "rollout.gateway.port",
+    "rollout.gateway.processes",
+    "rollout.environments.cache",
+    "rollout.environments.mirrors",
+    "rollout.environments.pythons",
     "rollout.environments.timeout_s",
-    "rollout.sandbox.scratch", "rollout.sandbox.overlay",
-    "rollout.concurrent_episodes", "rollout.infrastructure_retries", "rollout.engine_wait_s", "rollout.evaluation.share",
-    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound",
-    "rollout.keep_test_output_mib")
+    "rollout.sandbox.scratch",
+    "rollout.sandbox.overlay",
+    "rollout.concurrent_episodes",
+    "rollout.infrastructure_retries",
+    "rollout.engine_wait_s",
+    "rollout.evaluation.share",
+    "rollout.max_infrastructure_share",
+    "rollout.try_environments",
+    "rollout.server.probe_bound",
+    "rollout.keep_test_output_mib",
+)
 ENGINE = (  # memory and speed: the same sums in another order
-    "engine.checkpointed_share", "engine.offload_activations", "engine.offload_optimizer", "engine.bucket_elements",
-    "engine.sequence_ranks", "engine.leaf_modules", "engine.persistence_threshold")
+    "engine.checkpointed_share",
+    "engine.offload_activations",
+    "engine.offload_optimizer",
+    "engine.bucket_elements",
+    "engine.sequence_ranks",
+    "engine.leaf_modules",
+    "engine.persistence_threshold",
+)
 TRAINING = (
-    *ROLLOUT, *ENGINE, "rollout.evaluation", "wandb",
-    "training.steps", "training.evaluate", "training.evaluate_every", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.export_every", "training.max_gap", "training.ranks",
-    "training.threads", "training.devices", "training.micro_batch_tokens", "training.share_prefixes")
+    *ROLLOUT,
+    *ENGINE,
+    "rollout.evaluation",
+    "wandb",
+    "training.steps",
+    "training.evaluate",
+    "training.evaluate_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.export_every",
+    "training.max_gap",
+    "training.ranks",
+    "training.threads",
+    "training.devices",
+    "training.micro_batch_tokens",
+    "training.share_prefixes",
+)
 ORDER = (  # of training alone
-    "rollout.seed", "rollout.groups_per_step", "rollout.group_size", "rollout.max_staleness", "rollout.max_refills")
+    "rollout.seed",
+    "rollout.groups_per_step",
+    "rollout.group_size",
+    "rollout.max_staleness",
+    "rollout.max_refills",
+)
 EVALUATION = (*ROLLOUT, *ORDER, "chunk_tasks")
 RECORDING = (*ROLLOUT, *ORDER)
 SFT = (*ENGINE, "ranks", "threads", "wandb", "evaluation.every")
 ADMISSION = (
-    "parallel", "environments.cache", "environments.mirrors", "environments.pythons", "environments.timeout_s",
-    "sandbox.scratch", "sandbox.overlay")
+    "parallel",
+    "environments.cache",
+    "environments.mirrors",
+    "environments.pythons",
+    "environments.timeout_s",
+    "sandbox.scratch",
+    "sandbox.overlay",
+)
 
 RECORD = "inputs.json"  # in a run's folder
 
@@ -69,8 +123,15 @@ SHOWN_KEYS, SHOWN_CHARACTERS = 4, 60
 
 # ---- what it is now
 
-def of(config: Config, free: Sequence[str] = (), *, tasks: dict[str, Sequence[Task]] = {}, model: str | None = None,
-       known: dict[str, Any] = {}) -> dict[str, Any]:
+
+def of(
+    config: Config,
+    free: Sequence[str] = (),
+    *,
+    tasks: dict[str, Sequence[Task]] = {},
+    model: str | None = None,
+    known: dict[str, Any] = {},
+) -> dict[str, Any]:
     """Dotted key -> value.
 
     tasks: split -> those that count; model: a Hugging Face folder; known: keys whose content the caller has hashed.
@@ -87,10 +148,21 @@ def of_settings(tree: dict[str, Any], free: Sequence[str], known: Sequence[str] 
 
 
 def of_evaluation(record: Path) -> str:
-    """A hash of what makes the held-out episodes of a run, as it is recorded now, but for the policy; "" where nothing is."""
-    no_part = (*ROLLOUT, *ORDER, "rollout.sampling", "rollout.tasks.train", "rollout.evaluation.greedy", "rollout.evaluation.retry")
-    now = {key: _identity(value) for key, value in (read_json(record) or {}).items()
-           if covered(key, ["rollout"]) and not covered(key, no_part) and value != []}  # former records have no []
+    """A hash of what makes the held-out episodes of a run, as it is recorded now, but for the policy; "" where nothing
+    is."""
+    no_part = (
+        *ROLLOUT,
+        *ORDER,
+        "rollout.sampling",
+        "rollout.tasks.train",
+        "rollout.evaluation.greedy",
+        "rollout.evaluation.retry",
+    )
+    now = {
+        key: _identity(value)
+        for key, value in (read_json(record) or {}).items()
+        if covered(key, ["rollout"]) and not covered(key, no_part) and value != []
+    }  # former records have no []
     return contents.digest(now) if now else ""
 
 
@@ -121,6 +193,7 @@ def _reward_code(now: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- against what it was
+
 
 def covered(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(name + ".") for name in names)
@@ -160,12 +233,22 @@ def _identity(value: Any) -> Any:
     return None if value == [] else value
 
 
-def compare(record: Path, now: dict[str, Any], free: Sequence[str], *, made: bool, remedy: str,
-            allow: Sequence[str] | None = None, config: Config | None = None) -> dict[str, list]:
+def compare(
+    record: Path,
+    now: dict[str, Any],
+    free: Sequence[str],
+    *,
+    made: bool,
+    remedy: str,
+    allow: Sequence[str] | None = None,
+    config: Config | None = None,
+) -> dict[str, list]:
     """key -> [before, now], as it is shown, of what has changed since `record` was written, and may.
 
-    made: whether there is a result; before that nothing counts. config: whose classes know the defaults of keys that the
-    record doesn't have; None where `now` is of none. ConfigError names the other keys that differ, and the remedy, of which
+    made: whether there is a result; before that nothing counts. config: whose classes know the defaults of keys that
+    the
+    record doesn't have; None where `now` is of none. ConfigError names the other keys that differ, and the remedy, of
+    which
     resume.allow is one unless `allow` is None; or says that nobody recorded what made this.
     """
     before = read_json(record)
@@ -176,8 +259,10 @@ def compare(record: Path, now: dict[str, Any], free: Sequence[str], *, made: boo
     if not made:
         return {}
     if before is None:
-        raise ConfigError(f"{whose} holds results, but not what made them (no {record.name}: a former version of "
-                          f"this project wrote them): {remedy}")
+        raise ConfigError(
+            f"{whose} holds results, but not what made them (no {record.name}: a former version of "
+            f"this project wrote them): {remedy}"
+        )
     found = differences(before, now)
     refused = {key: pair for key, pair in found.items() if not covered(key, (*free, *(allow or ())))}
     if refused:
@@ -207,7 +292,7 @@ def shown(value: Any, other: Any = None) -> str:
     if value is None or value == []:
         return "not set"
     if isinstance(value, dict) and "sha256" in value:
-        return f"{value['path']} ({value['sha256'][:contents.SHOWN]})"
+        return f"{value['path']} ({value['sha256'][: contents.SHOWN]})"
     if isinstance(value, dict):
         return _shown_tasks(value, other if isinstance(other, dict) else {})
     text = repr(value) if isinstance(value, str) and (not value or set(value) & set(" \n\t,")) else str(value)

@@ -4,9 +4,11 @@
     paired_difference(before, after)          the same tasks twice
     mean([0.31, 0.28, 0.35])                  numbers without bounds, or few runs: Student's t
 
-A task's episodes are not independent, so tasks are what is counted. No interval of a rate or of a difference ends outside
+A task's episodes are not independent, so tasks are what is counted. No interval of a rate or of a difference ends
+outside
 of what is possible, and none has width 0: 8 of 8 is [67.6%, 100%]. Of nothing there is no value: None.
 """
+
 import math
 from collections.abc import Sequence
 from statistics import correlation, fmean, pvariance, stdev
@@ -17,6 +19,7 @@ NOTHING = "-"  # what is printed where there is no value
 
 class Interval(NamedTuple):
     """low and high are NaN where the values say nothing about their spread."""
+
     value: float
     low: float
     high: float
@@ -40,10 +43,13 @@ def wilson(share: float, count: float) -> Interval:
 
 
 def rate(outcomes: Sequence[Sequence[float]]) -> Interval | None:
-    """The mean over tasks of a task's mean. Of each task the outcomes of its episodes, 0 or 1; one without any is left out.
+    """The mean over tasks of a task's mean. Of each task the outcomes of its episodes, 0 or 1; one without any is left
+    out.
 
-    Wilson's interval at the effective count p (1 - p) / variance of the mean, tasks being the clusters (Korn and Graubard 1998,
-    Survey Methodology 24:193; with Wilson's interval Dean and Pagano 2015, J. Survey Statistics and Methodology 3:484). It lies
+    Wilson's interval at the effective count p (1 - p) / variance of the mean, tasks being the clusters (Korn and
+    Graubard 1998,
+    Survey Methodology 24:193; with Wilson's interval Dean and Pagano 2015, J. Survey Statistics and Methodology 3:484).
+    It lies
     between the number of tasks (a task's episodes are all the same) and that of episodes; with one episode a task it is
     that number, and where all outcomes are equal, which hides the variance, the lower end is taken.
     """
@@ -66,9 +72,12 @@ def _effective(share: float, means: Sequence[float], episodes: float) -> float:
 def paired_difference(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval | None:
     """Rate of `after` - rate of `before`: the same tasks in the same order; those that lack one side are left out.
 
-    Newcombe's square-and-add interval (method 10 of Statistics in Medicine 17:2635, 1998), made of the two rates' intervals
-    and their correlation, whose covariance is lowered by 1 / (2 episodes) so that equal differences are no certainty. With
-    several episodes a task the intervals are those of `rate`, and the correlation is that of the tasks' means (MOVER: Zou
+    Newcombe's square-and-add interval (method 10 of Statistics in Medicine 17:2635, 1998), made of the two rates'
+    intervals
+    and their correlation, whose covariance is lowered by 1 / (2 episodes) so that equal differences are no certainty.
+    With
+    several episodes a task the intervals are those of `rate`, and the correlation is that of the tasks' means (MOVER:
+    Zou
     and Donner 2008, Statistics in Medicine 27:1693).
     """
     pairs = [(one, other) for one, other in zip(before, after, strict=True) if one and other]
@@ -123,4 +132,3 @@ def _within(interval: Interval | None, lowest: float) -> Interval | None:
     if interval is None or math.isnan(interval.low):
         return interval
     return Interval(interval.value, max(lowest, interval.low), min(1.0, interval.high))
-

@@ -1,4 +1,6 @@
-"""metrics.jsonl always; W&B when asked, offline unless the user says otherwise. docs/metrics.md says what each name means."""
+"""metrics.jsonl always; W&B when asked, offline unless the user says otherwise. docs/metrics.md says what each name
+means."""
+
 import json
 import math
 import secrets
@@ -20,6 +22,7 @@ FORMER_NAMES = {"gradient_norm": "grad_norm", "clipped_share": "clip_ratio/regio
 
 class WandbConfig(Config):
     """Weights & Biases, beside metrics.jsonl."""
+
     project: str  # where its runs are listed
     name: str | None = None  # null: the run folder's
     mode: Literal["offline", "online"] = "offline"  # offline: into the run folder, for scripts/sync_wandb.sh
@@ -29,7 +32,8 @@ class WandbConfig(Config):
 class Metrics:
     """One JSON object a line: {"step": ..., "time": seconds since the epoch, name: number, ...}. One process writes.
 
-    A row of an evaluation has names that begin with eval/, and comes after those of later steps. What could not be measured
+    A row of an evaluation has names that begin with eval/, and comes after those of later steps. What could not be
+    measured
     is not in the row, here, in W&B and in every other file; nothing is ever NaN, which is no JSON.
     """
 
@@ -40,9 +44,17 @@ class Metrics:
         self._config, self._wandb = wandb, None
         if wandb:
             import wandb as library  # only when asked: it takes a second to import
+
             self._library = library
-            self._wandb = library.init(project=wandb.project, name=wandb.name or path.parent.name, mode=wandb.mode, dir=path.parent,
-                                       config=resolved_config, id=_wandb_id(path.parent), resume="allow")
+            self._wandb = library.init(
+                project=wandb.project,
+                name=wandb.name or path.parent.name,
+                mode=wandb.mode,
+                dir=path.parent,
+                config=resolved_config,
+                id=_wandb_id(path.parent),
+                resume="allow",
+            )
             # our own axis: W&B refuses a step of its own below the last one, which is what a resumed run logs
             self._wandb.define_metric("*", step_metric="step")
 
@@ -83,8 +95,11 @@ def _is_evaluation(row: dict) -> bool:
 def _rows(path: Path) -> Iterator[dict]:
     """Older runs also wrote NaN and infinite numbers: they are left out, as what could not be measured is today."""
     for line in path.read_text().splitlines():
-        yield {_present_name(name): value for name, value in json.loads(line).items()
-               if not isinstance(value, float) or math.isfinite(value)}
+        yield {
+            _present_name(name): value
+            for name, value in json.loads(line).items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
 
 
 def _last_of_each_step(rows: Iterable[dict]) -> list[dict]:
@@ -95,9 +110,33 @@ def _last_of_each_step(rows: Iterable[dict]) -> list[dict]:
 def table(step: int, trajectories: Sequence[Trajectory]) -> tuple[list[str], list[list]]:
     """(columns, rows): a row an episode."""
     parts = list(dict.fromkeys(part for t in trajectories for part in t.rewards))
-    columns = ["step", "trajectory", "task", *(f"rewards/{part}" for part in parts), "reward", "outcome", "calls", "tokens", "diff", "conversation"]
-    rows = [[step, t.trajectory_id, t.task_id, *(t.rewards.get(part) for part in parts), t.reward, str(t.outcome), len(t.calls),
-             sum(len(call.completion_ids) for call in t.calls), _cell(t.diff), _cell(conversation(t.events))] for t in trajectories]
+    columns = [
+        "step",
+        "trajectory",
+        "task",
+        *(f"rewards/{part}" for part in parts),
+        "reward",
+        "outcome",
+        "calls",
+        "tokens",
+        "diff",
+        "conversation",
+    ]
+    rows = [
+        [
+            step,
+            t.trajectory_id,
+            t.task_id,
+            *(t.rewards.get(part) for part in parts),
+            t.reward,
+            str(t.outcome),
+            len(t.calls),
+            sum(len(call.completion_ids) for call in t.calls),
+            _cell(t.diff),
+            _cell(conversation(t.events)),
+        ]
+        for t in trajectories
+    ]
     return columns, rows
 
 
@@ -117,7 +156,9 @@ def _said(message: dict) -> str:
     content = message.get("content")
     if isinstance(content, list):  # the API's parts; those that are no text are named
         content = "".join(part.get("text", f"[{part.get('type')}]") for part in content)
-    calls = [f"-> {call['function']['name']} {call['function']['arguments']}" for call in message.get("tool_calls") or ()]
+    calls = [
+        f"-> {call['function']['name']} {call['function']['arguments']}" for call in message.get("tool_calls") or ()
+    ]
     thought = [f"(thinks) {message['reasoning_content']}"] if message.get("reasoning_content") else []
     return "\n".join([f"[{message['role']}]", *thought, *([content] if content else []), *calls])
 
@@ -125,7 +166,11 @@ def _said(message: dict) -> str:
 def _cell(text: str) -> str:
     text = text.encode(errors="replace").decode()  # half a surrogate pair is no JSON
     half = MAX_CELL // 2
-    return text if len(text) <= MAX_CELL else f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    return (
+        text
+        if len(text) <= MAX_CELL
+        else f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    )
 
 
 def _present_name(name: str) -> str:

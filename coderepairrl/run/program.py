@@ -1,8 +1,10 @@
-"""What every program of this project does at its edge: one line for an error, a non-zero exit, an end by SIGUSR2, --help.
+"""What every program of this project does at its edge: one line for an error, a non-zero exit, an end by SIGUSR2,
+--help.
 
     @program(TrainConfig)           or @program alone, of one that reads no configuration
     def main(arguments: list[str]) -> None: ...
 """
+
 import errno
 import functools
 import os
@@ -26,7 +28,8 @@ def program(*what: Main | type[Config]) -> Main | Callable[[Main], Main]:
     This line is the program's last word, and what cause.py looks for in its log, where the first rank's stands first.
 
     SIGUSR2, by which a job's time limit announces itself, ends the program with attempt.STOPPED, unless its parent
-    ignored the signal. --help prints the module's docstring and every key of the classes. They are kept as main.configs.
+    ignored the signal. --help prints the module's docstring and every key of the classes. They are kept as
+    main.configs.
     """
     if all(isinstance(config, type) for config in what):
         return lambda main: _wrapped(main, what)
@@ -46,16 +49,22 @@ def _wrapped(main: Main, configs: tuple[type[Config], ...]) -> Main:
                 return
             if not arguments:
                 print(doc.strip(), file=sys.stderr)
-                raise ConfigError("no configuration given: name a YAML file, as shown above; --help lists its keys"
-                                  if configs else "nothing given to work on: see above")
+                raise ConfigError(
+                    "no configuration given: name a YAML file, as shown above; --help lists its keys"
+                    if configs
+                    else "nothing given to work on: see above"
+                )
             main(arguments)
         except CodeRepairError as error:
             _end(str(error))
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                _end(f"no space left on the device ({error.filename or 'while writing'}): "
-                     "free some, then start the same command again")
+                _end(
+                    f"no space left on the device ({error.filename or 'while writing'}): "
+                    "free some, then start the same command again"
+                )
             _end(cause.of_exception(error), traceback.format_exc())
+
     wrapped.configs = configs
     return wrapped
 

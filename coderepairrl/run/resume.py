@@ -3,6 +3,7 @@
 A finished run that gets more steps is unfinished again. What its end was is kept under the step's name:
     summary_step_00020.json  rollouts/eval_step_00020.parquet
 """
+
 from itertools import chain, count
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from coderepairrl.tasks import load_tasks
 
 class ResumeConfig(Config):
     """Going on in a folder whose results other settings have made."""
-    allow: tuple[str, ...] = ()  # dotted keys or sections that may change although they change what is learnt; it is recorded
+
+    # dotted keys or sections that may change although they change what is learnt; it is recorded
+    allow: tuple[str, ...] = ()
 
 
 def admit(config, run: Path) -> dict[str, list]:
@@ -33,11 +36,20 @@ def admit(config, run: Path) -> dict[str, list]:
     if gone:  # a finished run outlives the model that it began with
         model = {key: value for key, value in (before or {}).items() if key.startswith("model.")}
         now |= {key: value for key, value in model.items() if value["path"] == config.model}
-    changed = inputs.compare(run / inputs.RECORD, now, inputs.TRAINING, config=config, made=made(run),
-                             allow=config.resume.allow, remedy="take another `run:` folder")
+    changed = inputs.compare(
+        run / inputs.RECORD,
+        now,
+        inputs.TRAINING,
+        config=config,
+        made=made(run),
+        allow=config.resume.allow,
+        remedy="take another `run:` folder",
+    )
     if done and config.training.steps < done["steps"]:
-        raise ConfigError(f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} "
-                          "would need another `run:` folder")
+        raise ConfigError(
+            f"{run}: done already, with {done['steps']} steps: training.steps={config.training.steps} "
+            "would need another `run:` folder"
+        )
     if not finished(run, config.training.steps):
         write_json(run / inputs.RECORD, now)
     return changed
@@ -57,7 +69,8 @@ def finished(run: Path, steps: int) -> bool:
 def keep_end(run: Path, step: int) -> None:
     """What an end at this step left gets the step's name. May be killed anywhere and done again."""
     own, kept = run / "rollouts" / "eval_after.parquet", _free(run / "rollouts" / f"eval_step_{step:05d}.parquet")
-    for path in [*sorted(own.parent.glob("eval_after_*.parquet")), own]:  # further passes of it first, as they were written
+    # further passes of it first, as they were written
+    for path in [*sorted(own.parent.glob("eval_after_*.parquet")), own]:
         if own.exists() and path.exists():
             _rename(run, path, kept.with_stem(path.stem.replace(own.stem, kept.stem, 1)))
     if (run / "summary.json").exists():

@@ -1,4 +1,5 @@
 """summary.json of a finished run, from its files alone."""
+
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from coderepairrl.run.metrics import read_metrics
 def _compared(found: dict) -> dict:
     """The headline beside the whole."""
     sides = {"before": found["before"], "after": found["after"], "difference": found["gain"]}
-    rates = {f"pass_rate_{name}{kind}": side[f"pass_rate{kind}"] for name, side in sides.items() for kind in ("", "_interval")}
+    rates = {
+        f"pass_rate_{name}{kind}": side[f"pass_rate{kind}"]
+        for name, side in sides.items()
+        for kind in ("", "_interval")
+    }
     return {"heldout_tasks": found["after"]["tasks"], "skill": found} | rates
 
 
@@ -27,18 +32,24 @@ def write_summary(run: Path) -> dict:
     for row in by_event["trained"]:
         for reason, tokens in row["masked"].items():
             masked[reason] += tokens
-    dropped = defaultdict(int, evaluation=0, infrastructure_error=sum(row["tokens"] for row in by_event["infrastructure_error"]))
+    dropped = defaultdict(
+        int, evaluation=0, infrastructure_error=sum(row["tokens"] for row in by_event["infrastructure_error"])
+    )
     for row in by_event["dropped"]:
         dropped[row["reason"]] += row["tokens"]
     seconds = {"rollout": "rollout_s", "train": "train_s", "update": "update_s", "all_steps": "step_s"}
     summary = {
-        "steps": len(metrics), "episodes": sum(len(row["outcomes"]) for row in by_event["finished"]),
+        "steps": len(metrics),
+        "episodes": sum(len(row["outcomes"]) for row in by_event["finished"]),
         "weight_updates": len(metrics) - metrics[-1]["failed_updates"] if metrics else 0,
         "infrastructure_errors": len(by_event["infrastructure_error"]),
-        "tokens_sampled": sum(row["sampled"] for row in by_event["finished"]) + sum(row["tokens"] for row in by_event["infrastructure_error"]),
-        "tokens_trained": sum(row["trained"] for row in by_event["trained"]), "tokens_masked": dict(masked),
+        "tokens_sampled": sum(row["sampled"] for row in by_event["finished"])
+        + sum(row["tokens"] for row in by_event["infrastructure_error"]),
+        "tokens_trained": sum(row["trained"] for row in by_event["trained"]),
+        "tokens_masked": dict(masked),
         "tokens_dropped": dict(dropped),
-        "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in seconds.items()}}
+        "wall_s": {name: round(sum(row[key] for row in metrics), 1) for name, key in seconds.items()},
+    }
     gaps = [row["logprob_gap"] for row in (*metrics, read_json(run / "final_gap.json") or {}) if "logprob_gap" in row]
     summary |= {"max_logprob_gap": max(gaps)} if gaps else {}
     before_file, after_file = (run / "rollouts" / f"eval_{name}.parquet" for name in ("before", "after"))
@@ -47,7 +58,10 @@ def write_summary(run: Path) -> dict:
         summary["not_compared"] = "tasks, limits, scaffold or evaluation were changed between before and after"
     elif both:
         summary |= _compared(found) if (found := skill.of_run(run)) else {}
-        summary["wall_s"] |= {f"evaluate_{path.stem[5:]}": round(trajectory_files.read(path)[1]["seconds"], 1) for path in (before_file, after_file)}
+        summary["wall_s"] |= {
+            f"evaluate_{path.stem[5:]}": round(trajectory_files.read(path)[1]["seconds"], 1)
+            for path in (before_file, after_file)
+        }
     if evaluations := finished(run):
         summary["evaluations"] = evaluations
         summary["best_checkpoint"] = read_json(run / "checkpoints" / "best.json")

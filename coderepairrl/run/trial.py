@@ -1,11 +1,15 @@
-"""Before a run's first step each distinct environment is tried once: the oracle's patch must resolve one of its tasks, by the run's own rewards.
+"""Before a run's first step each distinct environment is tried once: the oracle's patch must resolve one of its tasks,
+by the run's own rewards.
 
     await try_environments(tasks, grader, rewards, run)
 
-Tasks share an environment when it was built from the same lock, or without one is described by the same words. Where its tasks have no oracle,
-it has to start and to give the empty patch a verdict. RUN/environments_tried.json {key: {"environment", "task", "seconds"}} has those that
+Tasks share an environment when it was built from the same lock, or without one is described by the same words. Where
+its tasks have no oracle,
+it has to start and to give the empty patch a verdict. RUN/environments_tried.json {key: {"environment", "task",
+"seconds"}} has those that
 work: a later attempt tries the others alone.
 """
+
 import asyncio
 import dataclasses
 import hashlib
@@ -45,18 +49,28 @@ async def try_environments(tasks: Iterable[Task], grader: Grader, rewards: Rewar
     async def one(key: str, members: list[Task]) -> None:
         async with places:
             began = time.monotonic()
-            task, problem = await _try(sorted(members, key=lambda task: not task.oracle_patch.strip())[:TASKS], grader, rewards)
+            task, problem = await _try(
+                sorted(members, key=lambda task: not task.oracle_patch.strip())[:TASKS], grader, rewards
+            )
         if problem:
             failures.append(f"task {task.task_id} in environment {task.environment.name or key}: {problem}")
         else:
-            works[key] = {"environment": task.environment.name, "task": task.task_id, "seconds": round(time.monotonic() - began, 2)}
+            works[key] = {
+                "environment": task.environment.name,
+                "task": task.task_id,
+                "seconds": round(time.monotonic() - began, 2),
+            }
 
     await asyncio.gather(*(one(key, members) for key, members in untried.items()))
     if untried:
         write_json(path, works)
     if failures:
-        raise TaskError(f"{len(failures)} of {len(untried)} environments do not work, the first: {failures[0]}; mend it, leave its tasks out "
-                        "(scripts/prepare_tasks.py admits those that can be trusted), or go on without: rollout.try_environments=false")
+        raise TaskError(
+            f"{len(failures)} of {len(untried)} environments do not work, the first: {failures[0]}; mend it, leave its "
+            "tasks out "
+            "(scripts/prepare_tasks.py admits those that can be trusted), or go on without: "
+            "rollout.try_environments=false"
+        )
 
 
 async def _try(tasks: list[Task], grader: Grader, rewards: RewardConfig) -> tuple[Task, str]:

@@ -6,9 +6,11 @@
         patch = await sandbox.diff()
 
 Every command is a fresh set of namespaces: only the checkout lives on from one command to the next, /tmp and background
-processes do not. A sandbox must be used from an event loop whose thread outlives it: the kernel kills a command when the
+processes do not. A sandbox must be used from an event loop whose thread outlives it: the kernel kills a command when
+the
 thread that started it ends, which is also what stops all commands when the program is killed.
 """
+
 import os
 import shutil
 import tempfile
@@ -26,13 +28,24 @@ from coderepairrl.sandboxes.protocol import CommandResult, PathError, Sandbox, S
 from coderepairrl.sandboxes.templates import Store
 from coderepairrl.types import Task
 
-__all__ = ["MAX_COMMAND_BYTES", "SANDBOXES", "CommandResult", "PathError", "Sandbox", "SandboxConfig", "check", "plain_terminal", "start_sandbox"]
+__all__ = [
+    "MAX_COMMAND_BYTES",
+    "SANDBOXES",
+    "CommandResult",
+    "PathError",
+    "Sandbox",
+    "SandboxConfig",
+    "check",
+    "plain_terminal",
+    "start_sandbox",
+]
 
 SANDBOXES = {"bubblewrap": BubblewrapSandbox, "apptainer": ApptainerSandbox, "local": LocalSandbox}
 
 
 def check(config: SandboxConfig) -> None:
-    """Runs one empty command in a sandbox of this kind, removes folders that killed runs of this machine left behind, and
+    """Runs one empty command in a sandbox of this kind, removes folders that killed runs of this machine left behind,
+    and
     lets this process have as many descriptors as it may.
 
     Raises SandboxError with the cause and the remedy; blocks for some 20 ms, with apptainer 200 ms.
@@ -50,7 +63,8 @@ def check(config: SandboxConfig) -> None:
 async def start_sandbox(config: SandboxConfig, task: Task) -> AsyncIterator[Sandbox]:
     """A fresh copy of the task's base commit. Leaving the block, also by an error or a cancellation, removes it.
 
-    Raises SandboxError when the machine cannot make it, TaskError when the environment's folder or interpreter is wrong.
+    Raises SandboxError when the machine cannot make it, TaskError when the environment's folder or interpreter is
+    wrong.
     """
     sandbox = await SANDBOXES[config.kind].start(config, _store(config), task)
     try:

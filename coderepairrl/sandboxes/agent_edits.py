@@ -1,10 +1,12 @@
 """The edits of an agent: each change of the base commit's files that it has made when it asks its model again, or ends.
 
-Seen of agents that run in this process and ask through scaffolds.endpoint.chat; an agent that is a program is one command
+Seen of agents that run in this process and ask through scaffolds.endpoint.chat; an agent that is a program is one
+command
 to the sandbox, during which nothing may look into it. Several changes in one turn are one edit, a change that is taken
 back within the turn is none, and neither is going back to the base commit. New files alone, such as a script that
 reproduces the bug, are an edit only where the agent has changed nothing else by its end.
 """
+
 import re
 
 from coderepairrl.sandboxes.protocol import Sandbox

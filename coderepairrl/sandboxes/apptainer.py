@@ -1,11 +1,17 @@
-"""Apptainer: each command in a container of its own, `--containall`, without network, with the checkout at Environment.workdir.
+"""Apptainer: each command in a container of its own, `--containall`, without network, with the checkout at
+Environment.workdir.
 
-The root file system is the environment's image (a SIF or a folder), or `sandbox.image`, or this machine's own system, read-only.
-Inside, Apptainer's process becomes what the agent is: as root it drops to `nobody`; then, in a user and mount namespace of its own, it gets /tmp
-and /dev/shm of the configured size (Apptainer's own have 64 MB), then it is user 1000 without capabilities, under rlimits.
-What stops it: the first process of the container is killed, the kernel kills all others, Apptainer takes its mounts down and ends. The programs
+The root file system is the environment's image (a SIF or a folder), or `sandbox.image`, or this machine's own system,
+read-only.
+Inside, Apptainer's process becomes what the agent is: as root it drops to `nobody`; then, in a user and mount namespace
+of its own, it gets /tmp
+and /dev/shm of the configured size (Apptainer's own have 64 MB), then it is user 1000 without capabilities, under
+rlimits.
+What stops it: the first process of the container is killed, the kernel kills all others, Apptainer takes its mounts
+down and ends. The programs
 `setpriv`, `unshare`, `prlimit` (util-linux), `mount` and `env` must be in the image.
 """
+
 import asyncio
 import csv
 import functools
@@ -40,7 +46,9 @@ class ApptainerSandbox(Checkout):
         """Starts an empty container; raises SandboxError unless a command in it is user 1000."""
         become = _become(config, {"PATH": "/usr/bin:/bin"}, "/", [])
         argv = [*_container(), *_rules(root), *_root(config.image, root), *become]
-        check_user("apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux")
+        check_user(
+            "apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux"
+        )
 
     @classmethod
     async def start(cls, config: SandboxConfig, store: Store, task: Task) -> "ApptainerSandbox":
@@ -48,7 +56,9 @@ class ApptainerSandbox(Checkout):
         store.prepare()
         folders = () if environment.image else (await asyncio.to_thread(interpreter, environment.python)).folders
         if environment.image and not os.path.exists(environment.image):
-            raise SandboxError(f"the image {environment.image} of {environment.name} does not exist: build the environment first")
+            raise SandboxError(
+                f"the image {environment.image} of {environment.name} does not exist: build the environment first"
+            )
         system = await asyncio.to_thread(_root, environment.image or config.image, store.root)
         root = os.getuid() == 0  # for others an Apptainer inside our user namespace could not mount images
         live = await store.copy(task, NOBODY if root else None, overlay=config.overlay and root)
@@ -56,7 +66,9 @@ class ApptainerSandbox(Checkout):
         over = await asyncio.to_thread(_covered, environment, store.root, config.image)
         return cls(config, task, live, NOBODY if root else None, shown, [*system[:-1], *over, system[-1]])
 
-    def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]):
+    def __init__(
+        self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]
+    ):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
         binds = [part for path in shown for part in _bind(path, path, "ro")]
         self.binds, self.system = [*binds, *_bind(self.worktree.path, self.inside)], system
@@ -78,8 +90,9 @@ class ApptainerSandbox(Checkout):
             made.given()
             result = await self._supervised(process, timeout_s)
             if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
-                raise SandboxError(f"apptainer broke before the command ran ({cause.of_text(result.output)}): "
-                                   "run check() to see why")
+                raise SandboxError(
+                    f"apptainer broke before the command ran ({cause.of_text(result.output)}): run check() to see why"
+                )
         return result
 
     async def _supervised(self, process: asyncio.subprocess.Process, timeout_s: float) -> CommandResult:
@@ -92,8 +105,13 @@ class ApptainerSandbox(Checkout):
             _end(pid)
 
         try:
-            return await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10, end=end,
-                                   watched=self._watched(lambda: first_inside(process.pid)))
+            return await supervise(
+                process,
+                timeout_s=timeout_s,
+                output_bytes=self.config.output_kib << 10,
+                end=end,
+                watched=self._watched(lambda: first_inside(process.pid)),
+            )
         finally:
             for pid in seen - {process.pid}:
                 await self._ended(pid)
@@ -108,7 +126,8 @@ class ApptainerSandbox(Checkout):
 
 
 def _end(pid: int) -> None:
-    """All that runs inside is killed; Apptainer then ends by itself. Before anything runs inside, Apptainer is killed."""
+    """All that runs inside is killed; Apptainer then ends by itself. Before anything runs inside, Apptainer is
+    killed."""
     inside = first_inside(pid)
     members = [inside] if inside is not None else proc.tree(pid)
     reaper.kill(members)
@@ -121,9 +140,25 @@ def _container() -> list[str]:
         raise SandboxError(f"'apptainer' is not on this machine: {_INSTALL}")
     rights = ["--add-caps", "CAP_SETUID,CAP_SETGID"] if os.getuid() == 0 else []
     # /dev/full is the one device that Apptainer's own /dev lacks beside bubblewrap's
-    return [apptainer, "-s", "exec", "--containall", "--no-home", "--no-eval", "--no-mount", "sys,bind-paths",
-            *_bind("/dev/full", "/dev/full"), "--net", "--network", "none", "--hostname", "sandbox", "--pwd", "/",
-            *rights]
+    return [
+        apptainer,
+        "-s",
+        "exec",
+        "--containall",
+        "--no-home",
+        "--no-eval",
+        "--no-mount",
+        "sys,bind-paths",
+        *_bind("/dev/full", "/dev/full"),
+        "--net",
+        "--network",
+        "none",
+        "--hostname",
+        "sandbox",
+        "--pwd",
+        "/",
+        *rights,
+    ]
 
 
 def _bind(source: str | Path, inside: str, *options: str) -> list[str]:
@@ -160,16 +195,28 @@ def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidd
     var_tmp = f"if [ -d /var/tmp ] && [ ! -L /var/tmp ]; then {memory} /var/tmp; fi"
     steps = [*kept, f"{memory} /tmp", var_tmp, *again, f"{memory} /dev/shm", *own.steps(config)]
     words = [f"{name}={value}" for name, value in variables.items()]
-    return [*drop, *own.shell("unshare", steps, workdir), *own.agent("unshare"), "env", "-i", *words,
-            *own.limits(config)]
+    return [
+        *drop,
+        *own.shell("unshare", steps, workdir),
+        *own.agent("unshare"),
+        "env",
+        "-i",
+        *words,
+        *own.limits(config),
+    ]
 
 
 def _root(image: str | None, root: Path) -> list[str]:
-    """The image with our users in it, or this machine's own system: a folder of empty places with /usr bound into it."""
+    """The image with our users in it, or this machine's own system: a folder of empty places with /usr bound into
+    it."""
     etc = own_etc(root)
     if image is not None:
         return [*_bind(etc / "passwd", "/etc/passwd", "ro"), *_bind(etc / "group", "/etc/group", "ro"), image]
-    links = {name: os.readlink(f"/{name}") for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink(f"/{name}")}
+    links = {
+        name: os.readlink(f"/{name}")
+        for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+        if os.path.islink(f"/{name}")
+    }
 
     places = ("usr", "proc", "dev", "tmp", "var/tmp")
 
@@ -185,13 +232,23 @@ def _root(image: str | None, root: Path) -> list[str]:
 
 def _outside() -> dict[str, str]:
     """Variables of Apptainer itself: nothing of the caller's but where programs and its configuration are."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "APPTAINER_CONFIGDIR", "APPTAINER_CACHEDIR", "XDG_RUNTIME_DIR") if name in os.environ}
+    return {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "APPTAINER_CONFIGDIR", "APPTAINER_CACHEDIR", "XDG_RUNTIME_DIR")
+        if name in os.environ
+    }
 
 
 @functools.cache
 def _reaper_of(pid: int) -> subprocess.Popen:
     """This process's own (after a fork the child's pid asks for another)."""
-    return subprocess.Popen([sys.executable, "-I", "-S", reaper.__file__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", reaper.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
 
 
 def _reaper(line: str) -> None:

@@ -1,15 +1,19 @@
-"""Bubblewrap: each command in fresh namespaces without network, on a read-only system, with the checkout at Environment.workdir.
+"""Bubblewrap: each command in fresh namespaces without network, on a read-only system, with the checkout at
+Environment.workdir.
 
 The system is the machine's own, or the environment's image where that is a folder.
 
 Who a command runs as: user 1000 of a user namespace, with no capability, in which no other one can be made (own.py).
-Root drops to `nobody` first (the kernel exempts root from process limits in any namespace); the checkout then belongs to
+Root drops to `nobody` first (the kernel exempts root from process limits in any namespace); the checkout then belongs
+to
 `nobody`.
 What stops it: the first process of the pid namespace dies -> the kernel kills all others.
-What is limited: data segment, file size, processes and descriptors by rlimits, System V memory by its namespace, memory of
+What is limited: data segment, file size, processes and descriptors by rlimits, System V memory by its namespace, memory
+of
 all processes together and what they write to the checkout by a watchdog, /tmp by its size. What would hold memory that
 none of these see is not there (seccomp.py).
 """
+
 import asyncio
 import functools
 import hashlib
@@ -39,7 +43,17 @@ from coderepairrl.types import Environment, Task
 
 NOBODY, AGENT = 65534, own.AGENT
 END_S = 30.0  # how long the kernel may take to end a killed pid namespace
-_ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "ca-certificates", "mime.types", "services", "protocols")
+_ETC = (
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "ssl",
+    "ca-certificates",
+    "mime.types",
+    "services",
+    "protocols",
+)
 _OWN_ETC = {
     "passwd": f"root:x:0:0:root:/:/bin/sh\nagent:x:{AGENT}:{AGENT}:agent:/tmp:/bin/bash\nnobody:x:{NOBODY}:{NOBODY}:nobody:/:/bin/false\n",
     "group": f"root:x:0:\nagent:x:{AGENT}:\nnogroup:x:{NOBODY}:\n",
@@ -63,8 +77,11 @@ class BubblewrapSandbox(Checkout):
         store.prepare()
         environment = task.environment
         if environment.image:
-            system = [*(await asyncio.to_thread(_image, environment.image, environment.workdir, store.root)), *_fresh(config),
-                      *_var_tmp(environment.image, config)]
+            system = [
+                *(await asyncio.to_thread(_image, environment.image, environment.workdir, store.root)),
+                *_fresh(config),
+                *_var_tmp(environment.image, config),
+            ]
         else:
             installed = await asyncio.to_thread(interpreter, environment.python)
             system = [*_machine(store.root), *_fresh(config), *_shown(installed.folders)]
@@ -85,38 +102,61 @@ class BubblewrapSandbox(Checkout):
         with Pipe() as said, Pipe() as made:
             rules = seccomp.opened(self.folder)
             status = _Status(said.read_end)
-            command = [*self.worktree.enter, *_namespaces(),
-                       "--json-status-fd", str(said.write_end), "--seccomp", str(rules),
-                       *self.mounts, *self._also_shown(), *shared, "--remount-ro", "/",
-                       *_become(self.config, self.inside), *argv]
+            command = [
+                *self.worktree.enter,
+                *_namespaces(),
+                "--json-status-fd",
+                str(said.write_end),
+                "--seccomp",
+                str(rules),
+                *self.mounts,
+                *self._also_shown(),
+                *shared,
+                "--remount-ro",
+                "/",
+                *_become(self.config, self.inside),
+                *argv,
+            ]
             try:
                 environment = command_variables(self.task.environment, "/tmp", variables)
-                process = await spawn(command, environment=environment, cwd="/", stdin=made.write_end,
-                                      pass_fds=(said.write_end, rules))
+                process = await spawn(
+                    command, environment=environment, cwd="/", stdin=made.write_end, pass_fds=(said.write_end, rules)
+                )
             finally:
                 os.close(rules)
                 said.given()
                 made.given()
             try:
-                result = await supervise(process, timeout_s=timeout_s, output_bytes=self.config.output_kib << 10,
-                                         watched=self._watched(lambda: status.read().pid))
+                result = await supervise(
+                    process,
+                    timeout_s=timeout_s,
+                    output_bytes=self.config.output_kib << 10,
+                    watched=self._watched(lambda: status.read().pid),
+                )
             finally:
                 await self._end(status.read())
             if not own.was_made(made.read_end) and not result.timed_out and result.exit_code != 137:
-                raise SandboxError(f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): "
-                                   "run check() to see why")
+                raise SandboxError(
+                    f"bubblewrap broke before the command ran ({cause.of_text(result.output)}): run check() to see why"
+                )
             return result
 
     def _also_shown(self) -> list[str]:
         image = self.task.environment.image
         opened = _opened(image, self.shown) if image else []
-        return [*opened, *(["--bind", str(self.worktree.path), self.inside] if opened else []), *_shown(tuple(self.shown))]
+        return [
+            *opened,
+            *(["--bind", str(self.worktree.path), self.inside] if opened else []),
+            *_shown(tuple(self.shown)),
+        ]
 
     async def _end(self, status: "_Status") -> None:
-        """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others; but for one that was
+        """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others; but for one
+        that was
         made so lately that it has not asked for that yet, which is killed here.
 
-        That takes the kernel some 20 ms, because it takes the mounts down first. Where something was killed it is waited for;
+        That takes the kernel some 20 ms, because it takes the mounts down first. Where something was killed it is
+        waited for;
         after a command that ended alone nothing is left that could run, so it is not.
         """
         if status.pid is not None and (not status.ran or len(tree(status.pid)) > 1):
@@ -141,9 +181,18 @@ class BubblewrapSandbox(Checkout):
 
 
 def check_user(runtime: str, argv: list[str], environment: dict[str, str], install: str, advice: str) -> None:
-    """Raises SandboxError unless a command behind `argv` is user 1000. `install` and `advice`: remedies where it doesn't start, or is another."""
+    """Raises SandboxError unless a command behind `argv` is user 1000. `install` and `advice`: remedies where it
+    doesn't start, or is another."""
     try:
-        done = subprocess.run([*argv, "id", "-u"], capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL, cwd="/")
+        done = subprocess.run(
+            [*argv, "id", "-u"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(f"{runtime} does not run ({error}): {install}") from error
     if done.stdout.strip() != str(AGENT):
@@ -190,8 +239,18 @@ def _tool(name: str) -> str:
 
 
 def _namespaces() -> list[str]:
-    start = [_tool("bwrap"), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-             "--unshare-cgroup-try", "--hostname", "sandbox"]
+    start = [
+        _tool("bwrap"),
+        "--die-with-parent",
+        "--new-session",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--hostname",
+        "sandbox",
+    ]
     if os.getuid() == 0:
         return [*start, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     return [*start, "--unshare-user", "--uid", str(AGENT), "--gid", str(AGENT)]
@@ -201,8 +260,13 @@ def _become(config: SandboxConfig, workdir: str) -> list[str]:
     """What the namespaces' first command becomes, step by step, before it is the agent's."""
     drop = [_tool("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
     unshare = _tool("unshare")
-    return ["--", *drop, *own.shell(unshare, own.steps(config), workdir), *own.agent(unshare),
-            *own.limits(config, _tool("prlimit"))]
+    return [
+        "--",
+        *drop,
+        *own.shell(unshare, own.steps(config), workdir),
+        *own.agent(unshare),
+        *own.limits(config, _tool("prlimit")),
+    ]
 
 
 def _machine(root: Path) -> list[str]:
@@ -213,13 +277,28 @@ def _machine(root: Path) -> list[str]:
             mounts += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             mounts += ["--ro-bind", name, name]
-    return [*mounts, "--ro-bind", str(own_etc(root)), "/etc", "--perms", "0755", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+    return [
+        *mounts,
+        "--ro-bind",
+        str(own_etc(root)),
+        "/etc",
+        "--perms",
+        "0755",
+        "--dir",
+        "/var",
+        "--symlink",
+        "../tmp",
+        "/var/tmp",
+    ]
 
 
 def _image(image: str, workdir: str, root: Path) -> list[str]:
     """An unpacked image, entry by entry, so that mounts find their places; its users are ours."""
     if not os.path.isdir(image):
-        raise SandboxError(f"{image} is no folder, and bubblewrap runs in nothing else: set environments.image_format=folder, or sandbox.kind=apptainer")
+        raise SandboxError(
+            f"{image} is no folder, and bubblewrap runs in nothing else: set environments.image_format=folder, or "
+            "sandbox.kind=apptainer"
+        )
     left_out = {"proc", "dev", "sys", "tmp", workdir.split("/")[1] if workdir.count("/") == 1 else ""}
     mounts = []
     for name in sorted(set(os.listdir(image)) - left_out):
@@ -234,14 +313,22 @@ def _image(image: str, workdir: str, root: Path) -> list[str]:
 
 def _var_tmp(image: str, config: SandboxConfig) -> list[str]:
     """Writable, where the image has it as a folder of its own."""
-    own = os.path.isdir(f"{image}/var/tmp") and not os.path.islink(f"{image}/var/tmp") and not os.path.islink(f"{image}/var")
+    own = (
+        os.path.isdir(f"{image}/var/tmp")
+        and not os.path.islink(f"{image}/var/tmp")
+        and not os.path.islink(f"{image}/var")
+    )
     return ["--perms", "1777", "--size", str(config.tmp_mib << 20), "--tmpfs", "/var/tmp"] if own else []
 
 
 def _opened(image: str, paths: list[str]) -> list[str]:
-    """The image's folders on the way to the paths, which are read-only here, as folders in memory with the same entries: then the paths have a place."""
+    """The image's folders on the way to the paths, which are read-only here, as folders in memory with the same
+    entries: then the paths have a place."""
     words = []
-    for folder in sorted({str(parent) for path in paths for parent in Path(path).parents[:-1] if os.path.isdir(f"{image}{parent}")} - {"/tmp"}):
+    for folder in sorted(
+        {str(parent) for path in paths for parent in Path(path).parents[:-1] if os.path.isdir(f"{image}{parent}")}
+        - {"/tmp"}
+    ):
         words += ["--perms", "0755", "--tmpfs", folder]
         for name in sorted(os.listdir(image + folder)):
             inside, path = f"{folder}/{name}", f"{image}{folder}/{name}"
@@ -251,7 +338,12 @@ def _opened(image: str, paths: list[str]) -> list[str]:
 
 def _shown(folders: tuple[str, ...]) -> list[str]:
     """The interpreter's own folders, at the paths that they have here."""
-    return [part for path in sorted(folders) if not path.startswith("/usr/") and path != "/usr" for part in (*_parents(path), "--ro-bind", path, path)]
+    return [
+        part
+        for path in sorted(folders)
+        if not path.startswith("/usr/") and path != "/usr"
+        for part in (*_parents(path), "--ro-bind", path, path)
+    ]
 
 
 def _covered(environment: Environment, root: Path) -> list[str]:
@@ -262,8 +354,26 @@ def _covered(environment: Environment, root: Path) -> list[str]:
 def _fresh(config: SandboxConfig) -> list[str]:
     """The folders in memory, new with every command."""
     size = str(config.tmp_mib << 20)
-    return ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
-            "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    return [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--perms",
+        "1777",
+        "--size",
+        size,
+        "--tmpfs",
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+        "--perms",
+        "1777",
+        "--size",
+        size,
+        "--tmpfs",
+        "/tmp",
+    ]
 
 
 def _parents(path: str) -> list[str]:
@@ -273,7 +383,8 @@ def _parents(path: str) -> list[str]:
 
 @functools.cache
 def own_etc(root: Path) -> Path:
-    """Our own /etc: a few files of the host's, copied, and fixed users. One folder, since each mount costs a command time."""
+    """Our own /etc: a few files of the host's, copied, and fixed users. One folder, since each mount costs a command
+    time."""
     made_of = [[name, os.lstat(f"/etc/{name}").st_mtime_ns] for name in _ETC if os.path.exists(f"/etc/{name}")]
 
     def fill(own: Path) -> None:
@@ -289,7 +400,8 @@ def own_etc(root: Path) -> Path:
 
 
 def made_once(root: Path, name: str, made_of: list, fill: Callable[[Path], None]) -> Path:
-    """The folder below `root`, named by what it is made of, that `fill` fills unless it is there already. Raises SandboxError."""
+    """The folder below `root`, named by what it is made of, that `fill` fills unless it is there already. Raises
+    SandboxError."""
     folder = root / f"{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}"
     if folder.exists():
         return folder

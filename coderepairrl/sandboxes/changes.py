@@ -1,9 +1,11 @@
 """What changed in a checkout, as one diff in git's own format, and by name what that leaves out.
 
-The checkout has its own .git, which the agent may wreck. What changed is decided by a second git directory beside the template: ignore
+The checkout has its own .git, which the agent may wreck. What changed is decided by a second git directory beside the
+template: ignore
 rules come from the base commit, not from the checkout. A diff is text: what is not UTF-8 travels as git's binary
 patch. What git does not track is nothing of a diff: empty folders, pipes, sockets.
 """
+
 import json
 import os
 import re
@@ -44,14 +46,17 @@ MAX_FILES = 2000  # new files of one diff; changes of the base's own files come 
 NAMED = 20  # files of a folder that are left out by name; of more, the folder is
 IGNORED = "a new file that the base's .gitignore or the rules for build artefacts hide"
 NESTED = "a repository of its own: its files are in the diff, its history is not"
-BLOCKED = ("in the place of what no diff can remove: what the base's .gitignore hides, a repository, "
-           "a name or a link that is not UTF-8")
+BLOCKED = (
+    "in the place of what no diff can remove: what the base's .gitignore hides, a repository, "
+    "a name or a link that is not UTF-8"
+)
 REFUSED = "a name that git does not take"
 
 
 @dataclass(frozen=True)
 class Judge:
     """The git directory that decides what changed. Read-only once built, shared by all sandboxes of a task."""
+
     git_dir: Path
 
     @classmethod
@@ -70,7 +75,8 @@ class Judge:
         return cls(git_dir)
 
     async def diff(self, checkout: Worktree, scratch: Path, written: Path) -> tuple[str, dict[str, str]]:
-        """(unified diff, path left out -> why). `written`: where what the sandbox's commands wrote lies. No process of the
+        """(unified diff, path left out -> why). `written`: where what the sandbox's commands wrote lies. No process of
+        the
         sandbox may run meanwhile."""
         found = await in_thread(unblock, written, checkout.view)
         of_base = self._of_base("nested")
@@ -115,9 +121,11 @@ class Judge:
                 found[name] = "changed, but hidden by the base's .gitignore"
         return found
 
-    async def _sections(self, checkout: Worktree, mine: Path, kept: list[bytes],
-                        left_out: dict[bytes, str]) -> list[tuple[bytes, bytes]]:
-        """(name where it is needed, its part of the diff), of a name whose kind changed its two parts as one. Each call of git costs as much
+    async def _sections(
+        self, checkout: Worktree, mine: Path, kept: list[bytes], left_out: dict[bytes, str]
+    ) -> list[tuple[bytes, bytes]]:
+        """(name where it is needed, its part of the diff), of a name whose kind changed its two parts as one. Each call
+        of git costs as much
         as the rest of a small diff, so none is made for what isn't there."""
         where = {"git_dir": mine, "checkout": checkout}
         # removals first: a file that became a folder must leave before the folder's files enter
@@ -175,7 +183,8 @@ class Judge:
             return b"", problem
         if code == -signal.SIGKILL:
             raise SandboxError("git apply was killed by this machine: free some memory")
-        if not options or code != 1:  # what is but asked writes nothing, and says with 1 that a diff does not apply, by any name
+        # what is but asked writes nothing, and says with 1 that a diff does not apply, by any name
+        if not options or code != 1:
             refuse_machine("git apply", err)
         said = [line for line in err.split("\n") if line and not line.startswith("warning: ")]
         return out, (said or [f"git apply: exit {code}"])[0][:300]
@@ -223,7 +232,7 @@ def _folders(names: Iterable[bytes]) -> set[bytes]:
 def _blocked(names: set[bytes], hidden: set[bytes]) -> set[bytes]:
     """Those that cannot be written where the hidden files are: a folder with one became a file, or one a folder."""
     folders = _folders(hidden)
-    above = {name: [name[:at.start()] for at in re.finditer(b"/", name)] for name in names}
+    above = {name: [name[: at.start()] for at in re.finditer(b"/", name)] for name in names}
     return {name for name in names if name in folders or not hidden.isdisjoint(above[name])}
 
 
@@ -290,7 +299,8 @@ def _unsafe(name: bytes, target: bytes) -> str:
 
 
 def _gone(view: Path, names: Iterable[bytes]) -> set[bytes]:
-    """Those that are, as git sees it: nothing is there, or a folder is, or a link took the place of a folder on the way."""
+    """Those that are, as git sees it: nothing is there, or a folder is, or a link took the place of a folder on the
+    way."""
     root = os.fsencode(view)
     real = {b"": True}  # folders that are some, and not behind a link: each is looked at once
 
@@ -306,7 +316,12 @@ def _gone(view: Path, names: Iterable[bytes]) -> set[bytes]:
 
     def is_gone(name: bytes) -> bool:
         path = os.path.join(root, name)
-        return not is_real(os.path.dirname(name)) or not os.path.lexists(path) or os.path.isdir(path) and not os.path.islink(path)
+        return (
+            not is_real(os.path.dirname(name))
+            or not os.path.lexists(path)
+            or os.path.isdir(path)
+            and not os.path.islink(path)
+        )
 
     return {name for name in names if is_gone(name)}
 
@@ -322,12 +337,13 @@ def _is_utf8(data: bytes) -> bool:
 def _pattern(name: bytes) -> bytes:
     """The pattern of gitattributes that is this name and no other."""
     escaped = re.sub(rb"([\\*?\[\]])", rb"\\\1", name)
-    return json.dumps("/" + escaped.decode(), ensure_ascii=False).encode()  # JSON quotes as C does, but for control characters
+    # JSON quotes as C does, but for control characters
+    return json.dumps("/" + escaped.decode(), ensure_ascii=False).encode()
 
 
 def _by_folder(left_out: dict[bytes, str]) -> dict[str, str]:
     """Many names of one folder that are left out for one reason are one entry, with their number."""
-    top = {name: name[:name.index(b"/") + 1] if b"/" in name else name for name in left_out}
+    top = {name: name[: name.index(b"/") + 1] if b"/" in name else name for name in left_out}
     count = Counter((top[name], why) for name, why in left_out.items())
     found: dict[str, dict[str, None]] = {}
     for name, why in sorted(left_out.items()):

@@ -1,4 +1,5 @@
 """The host's side of a sandbox: reading, writing, the diff, folders that are shared with its commands."""
+
 import asyncio
 import errno
 import logging
@@ -23,13 +24,25 @@ from coderepairrl.types import Task
 log = logging.getLogger(__name__)
 MAX_COMMAND_BYTES = 100_000  # below the kernel's limit for one argument and Apptainer's for all, 128 KiB
 MAX_READ_BYTES = 4 << 20
-LAID_S = EPOCH_S + 1  # time of files that are laid over a checkout: no bytecode of the base's own files is taken for theirs
+# time of files that are laid over a checkout: no bytecode of the base's own files is taken for theirs
+LAID_S = EPOCH_S + 1
 MAX_LINKS = 40  # that a path may lead over, as in the kernel
-_AGENTS_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_AGENTS_FAULT = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+}
 
 
 class Checkout:
     """A sandbox less the running of commands: a subclass adds start(), check(), _execute() and _inside()."""
+
     network = False
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
@@ -46,10 +59,25 @@ class Checkout:
     def dropped_paths(self) -> tuple[str, ...]:
         return tuple(f"{path}: {why}" for path, why in self.left_out.items())
 
-    async def run(self, command: str | list[str], *, timeout_s: float | None = None, variables: dict[str, str | None] | None = None) -> CommandResult:
-        argv = ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+    async def run(
+        self,
+        command: str | list[str],
+        *,
+        timeout_s: float | None = None,
+        variables: dict[str, str | None] | None = None,
+    ) -> CommandResult:
+        argv = (
+            ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", command]
+            if isinstance(command, str)
+            else list(command)
+        )
         if not _can_be_run(argv):
-            return CommandResult(126, f"a command must be shorter than {MAX_COMMAND_BYTES} bytes and without NUL: write a file and run it\n", False, 0.0)
+            return CommandResult(
+                126,
+                f"a command must be shorter than {MAX_COMMAND_BYTES} bytes and without NUL: write a file and run it\n",
+                False,
+                0.0,
+            )
         async with self.lock:
             try:
                 return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
@@ -63,9 +91,15 @@ class Checkout:
                 target = self._resolve(path)
                 status = target.stat()
                 if not stat.S_ISREG(status.st_mode):
-                    raise PathError(f"{path}: not a file: " + ("it is a folder" if target.is_dir() else "only regular files can be read"))
+                    raise PathError(
+                        f"{path}: not a file: "
+                        + ("it is a folder" if target.is_dir() else "only regular files can be read")
+                    )
                 if status.st_size > MAX_READ_BYTES:
-                    raise PathError(f"{path}: {status.st_size} bytes are too many to read at once: print the part you need with a command")
+                    raise PathError(
+                        f"{path}: {status.st_size} bytes are too many to read at once: print the part you need with a "
+                        "command"
+                    )
                 return target.read_bytes().decode()
             except UnicodeDecodeError:
                 raise PathError(f"{path}: not UTF-8 text: use a command to look at it") from None
@@ -102,9 +136,13 @@ class Checkout:
             try:
                 text, self.left_out = await self.judge.diff(self.worktree, self.folder, self.live.written)
             except GitError as error:
-                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers") from error
+                raise SandboxError(
+                    f"the diff of {self.task.task_id} cannot be made ({error}): send this line to the developers"
+                ) from error
             except OSError as error:
-                raise SandboxError(f"the diff of {self.task.task_id} cannot be made ({error}): {remedy(error)}") from error
+                raise SandboxError(
+                    f"the diff of {self.task.task_id} cannot be made ({error}): {remedy(error)}"
+                ) from error
         if self.left_out:
             log.info("left out of the diff of %s: %s", self.task.task_id, ", ".join(self.dropped_paths[:20]))
         return text
@@ -139,7 +177,10 @@ class Checkout:
         if not os.path.isdir(path):
             raise SandboxError(f"{path} is no folder that a sandbox could show: has it been removed?")
         if path.startswith("/usr/") and (self.task.environment.image or self.config.image):
-            raise SandboxError(f"{path} cannot be shown in an image, which has its own /usr: for a Python elsewhere, uv python install, or environments.pythons")
+            raise SandboxError(
+                f"{path} cannot be shown in an image, which has its own /usr: for a Python elsewhere, uv python "
+                "install, or environments.pythons"
+            )
         if path not in self.shown:
             self.shown.append(path)
 
@@ -162,14 +203,17 @@ class Checkout:
 
     def _watched(self, first: Callable[[], int | None]) -> list[Callable[[], str]]:
         """`first` gives the first process of the command's pid namespace, None before there is one."""
-        return [MemoryWatch(first, self.config.memory_mib).overused,
-                lambda: self._disk_overused(held(first(), self.config.file_size_mib))]
+        return [
+            MemoryWatch(first, self.config.memory_mib).overused,
+            lambda: self._disk_overused(held(first(), self.config.file_size_mib)),
+        ]
 
     def _disk_overused(self, held_bytes: int = 0) -> str:
         return self.disk.overused([self.live.written, *self.shared], self.live.base_bytes, held_bytes)
 
     def _resolve(self, path: str) -> Path:
-        """This program's path of the agent's `path`, all symlinks followed. Raises PathError for one outside the checkout.
+        """This program's path of the agent's `path`, all symlinks followed. Raises PathError for one outside the
+        checkout.
 
         Step by step, since `root` may lie in another mount namespace, where os.path.realpath loses its way.
         """
@@ -204,7 +248,9 @@ class Checkout:
 
 def _can_be_run(argv: list[str]) -> bool:
     try:
-        return sum(len(os.fsencode(part)) + 1 for part in argv) <= MAX_COMMAND_BYTES and not any("\0" in part for part in argv)
+        return sum(len(os.fsencode(part)) + 1 for part in argv) <= MAX_COMMAND_BYTES and not any(
+            "\0" in part for part in argv
+        )
     except UnicodeEncodeError:  # half of a character
         return False
 

@@ -6,6 +6,7 @@ limits of the kernel. `git apply` holds all results in memory before it writes t
 that of the whole result. It is asked twice, the first time to write nothing and in half of the time, so nothing is
 half-written. Whatever is beyond is the diff's own fault, never the machine's.
 """
+
 import re
 import signal
 

@@ -1,8 +1,10 @@
 """Git outside the sandbox: how it is run, and the one commit that a checkout starts from.
 
-No hook runs, no configuration but ours counts, and info/attributes (the file of highest precedence) unsets every attribute that could
+No hook runs, no configuration but ours counts, and info/attributes (the file of highest precedence) unsets every
+attribute that could
 convert, filter or hide a file.
 """
+
 import os
 import re
 import secrets
@@ -19,27 +21,52 @@ from coderepairrl.sandboxes.pipes import look
 from coderepairrl.sandboxes.running import capture, in_thread
 
 EPOCH_S = 1577836800  # 2020-01-01: date of the one commit and of every file of a template
-ARTEFACTS = ("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", "*.egg-info/", ".eggs/", ".coverage", ".mypy_cache/", ".ruff_cache/")
+ARTEFACTS = (
+    "__pycache__/",
+    "*.pyc",
+    "*.pyo",
+    ".pytest_cache/",
+    "*.egg-info/",
+    ".eggs/",
+    ".coverage",
+    ".mypy_cache/",
+    ".ruff_cache/",
+)
 NEUTRAL = "* !text !crlf !eol !filter !ident !working-tree-encoding !diff !merge !whitespace !export-subst\n"
 GONE = b"0 " + b"0" * 40 + b"\t"  # before a name, to update-index --index-info
 _EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-_MACHINE = re.compile(  # where an error's words stand, not a file's name: at the end of a line, or after git's own "fatal"
+# where an error's words stand, not a file's name: at the end of a line, or after git's own "fatal"
+_MACHINE = re.compile(
     ": (?:No space left on device|Disk quota exceeded|Read-only file system|Cannot allocate memory|Input/output error"
     "|Too many open files(?: in system)?)(?:,.*)?$"
     # of what stands in the way the disk knows nothing
-    "|^(?:error|fatal): unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File name too long))",
-    re.MULTILINE)
+    "|^(?:error|fatal): unable to write(?!.*(?:Directory not empty|Is a directory|Not a directory|File exists|File "
+    "name too long))",
+    re.MULTILINE,
+)
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
 VARIABLES = {
-    "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/nonexistent", "LC_ALL": "C", "TZ": "UTC",
-    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0",
+    "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "TZ": "UTC",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
     **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _NAME.items()},
 }
 
 
-async def git(*arguments: str, git_dir: Path, checkout: Path | Worktree, stdin: bytes = b"", under: Sequence[str] = (),
-              **variables: str) -> tuple[int, bytes, str]:
+async def git(
+    *arguments: str,
+    git_dir: Path,
+    checkout: Path | Worktree,
+    stdin: bytes = b"",
+    under: Sequence[str] = (),
+    **variables: str,
+) -> tuple[int, bytes, str]:
     """(exit code, stdout, stderr). Runs no hook, reads no configuration but git_dir's own. `under`: a command that
     becomes git."""
     place, enter = (checkout.path, checkout.enter) if isinstance(checkout, Worktree) else (checkout, ())
@@ -74,7 +101,8 @@ def refuse_machine(what: str, err: str) -> None:
 
 
 def init(git_dir: Path) -> None:
-    """What `git init` writes, less hooks, templates and anything of this user. No attribute converts a file, whichever the
+    """What `git init` writes, less hooks, templates and anything of this user. No attribute converts a file, whichever
+    the
     checkout names: the commit holds what the base holds, byte for byte, and git writes that back."""
     for name in ("objects/info", "refs/heads", "info"):
         (git_dir / name).mkdir(parents=True)
@@ -84,13 +112,17 @@ def init(git_dir: Path) -> None:
     (git_dir / "info/attributes").write_text(NEUTRAL)
 
 
-async def differences(*rules: str, git_dir: Path, checkout: Path | Worktree, index: Path,
-                      repositories: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+async def differences(
+    *rules: str, git_dir: Path, checkout: Path | Worktree, index: Path, repositories: Sequence[bytes]
+) -> tuple[list[bytes], list[bytes]]:
     """(names of `index` that are changed or gone, names that it does not hold, those in nested repositories included).
 
-    `repositories`: all folders with a .git, each with a slash at its end (pipes.py). Git would open what lies in them, and
-    list each by its folder alone: but not where the index knows a file in it. So a copy of the index gets a name in each
-    that is nowhere on the disk. What was changed counts as the whole index had it. Where no index can hold a name, as below
+    `repositories`: all folders with a .git, each with a slash at its end (pipes.py). Git would open what lies in them,
+    and
+    list each by its folder alone: but not where the index knows a file in it. So a copy of the index gets a name in
+    each
+    that is nowhere on the disk. What was changed counts as the whole index had it. Where no index can hold a name, as
+    below
     .GIT, git does not look at all."""
     with tempfile.TemporaryDirectory(prefix="index-", dir=index.parent) as own:
         if index.exists():
@@ -117,7 +149,8 @@ def _pattern(name: bytes) -> bytes:
 
 async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignored: bool) -> None:
     """The one commit that the agent sees: files of nested repositories are plain files of it. `forced` are paths that
-    belong to it although rules ignore them; `ignored`: all ignored files but build artefacts do, as in a base without git,
+    belong to it although rules ignore them; `ignored`: all ignored files but build artefacts do, as in a base without
+    git,
     whose .gitignore speaks of the author's machine, not of what was published."""
     init(git_dir)
     where = {"git_dir": git_dir, "checkout": checkout}
@@ -128,17 +161,39 @@ async def commit_base(git_dir: Path, checkout: Path, forced: list[str], *, ignor
     at = {name: os.path.join(os.fsencode(checkout), name) for name in sorted(names)}
     plain = [name for name, path in at.items() if os.path.islink(path) or os.path.isfile(path)]
     await must("update-index", "--add", "-z", "--stdin", stdin=b"".join(name + b"\0" for name in plain), **where)
-    await must("-c", "gc.auto=0", "-c", "core.logAllRefUpdates=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "base", **where)
+    await must(
+        "-c",
+        "gc.auto=0",
+        "-c",
+        "core.logAllRefUpdates=false",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "--no-verify",
+        "-m",
+        "base",
+        **where,
+    )
     # as few files as possible: each is copied and removed with every sandbox
     await must("-c", "pack.threads=1", "repack", "-adnq", **where)
     (git_dir / "COMMIT_EDITMSG").unlink()
 
 
 async def tracked_files(base: str | None) -> list[str] | None:
-    """What the base's own git tracks: these files belong to the commit although rules ignore some of them. None where it has no git."""
+    """What the base's own git tracks: these files belong to the commit although rules ignore some of them. None where
+    it has no git."""
     if base is None or not os.path.isdir(f"{base}/.git"):
         return None
-    listed = await must("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "ls-files", "-z", git_dir=Path(base, ".git"), checkout=Path(base))
+    listed = await must(
+        "-c",
+        "safe.directory=*",
+        "-c",
+        "core.fsmonitor=false",
+        "ls-files",
+        "-z",
+        git_dir=Path(base, ".git"),
+        checkout=Path(base),
+    )
     return [os.fsdecode(name) for name in listed.split(b"\0") if name]
 
 
@@ -148,12 +203,15 @@ async def ignore_rules(git_dir: Path, checkout: Path) -> str:
     names = {os.fsdecode(name) for name in found.split(b"\0") if name}
     regular = [name for name in names if stat.S_ISREG(os.lstat(checkout / name).st_mode)]
     ordered = sorted(regular, key=lambda name: (name.count("/"), name))
-    rules = [rule for name in ordered for rule in _anchored(name, (checkout / name).read_text(errors="surrogateescape"))]
+    rules = [
+        rule for name in ordered for rule in _anchored(name, (checkout / name).read_text(errors="surrogateescape"))
+    ]
     return "".join(f"{rule}\n" for rule in [*rules, *ARTEFACTS])
 
 
 def _anchored(name: str, text: str) -> list[str]:
-    """The rules of one .gitignore as rules of the root: a pattern with an inner slash is relative to its file's folder."""
+    """The rules of one .gitignore as rules of the root: a pattern with an inner slash is relative to its file's
+    folder."""
     folder = os.path.dirname(name)
     rules = []
     for line in text.split("\n"):

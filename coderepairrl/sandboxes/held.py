@@ -1,5 +1,6 @@
 """Space on disk that no folder shows any more: files that were removed, and that a process still has open, has mapped,
 or has on its way in a socket."""
+
 import os
 import re
 import stat

@@ -1,4 +1,6 @@
-"""What a task's interpreter is made of: asked once, of the interpreter itself (environments are trusted), in its image where it has one."""
+"""What a task's interpreter is made of: asked once, of the interpreter itself (environments are trusted), in its image
+where it has one."""
+
 import functools
 import json
 import os
@@ -31,8 +33,10 @@ print(json.dumps({"folders": [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.
 
 @dataclass(frozen=True)
 class Interpreter:
-    folders: tuple[str, ...]  # its installation: prefix and base prefix, as named and with symlinks resolved; none in an image
-    modules: frozenset[str]  # top-level names that it imports without the checkout, packages without __init__.py included
+    # its installation: prefix and base prefix, as named and with symlinks resolved; none in an image
+    folders: tuple[str, ...]
+    # top-level names that it imports without the checkout, packages without __init__.py included
+    modules: frozenset[str]
     loaded: frozenset[str]  # those of them that its test runners load before any test
 
 
@@ -40,10 +44,19 @@ class Interpreter:
 def interpreter(python: str, image: str | None = None) -> Interpreter:
     """Blocks for some 300 ms the first time. Raises TaskError for an interpreter that does not run."""
     try:
-        done = subprocess.run([*in_image(image), python, "-I", "-c", _QUESTION], capture_output=True, text=True, timeout=120, check=True, cwd="/")
+        done = subprocess.run(
+            [*in_image(image), python, "-I", "-c", _QUESTION],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            cwd="/",
+        )
         answer = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise TaskError(f"environment.python {python!r} does not answer ({error}): give the absolute path of a Python 3 interpreter") from error
+        raise TaskError(
+            f"environment.python {python!r} does not answer ({error}): give the absolute path of a Python 3 interpreter"
+        ) from error
     if image is not None:
         return Interpreter((), frozenset(answer["modules"]), frozenset(answer["loaded"]))
     binary = os.path.realpath(python)
@@ -52,7 +65,10 @@ def interpreter(python: str, image: str | None = None) -> Interpreter:
     forbidden = {"/", "/root", "/home", os.path.realpath(os.path.expanduser("~"))}
     for folder in folders:
         if folder in forbidden:
-            raise TaskError(f"environment.python {python!r} is installed in {folder}, which would show all of it: use one in a folder of its own")
+            raise TaskError(
+                f"environment.python {python!r} is installed in {folder}, which would show all of it: use one in a "
+                "folder of its own"
+            )
     return Interpreter(tuple(folders), frozenset(answer["modules"]), frozenset(answer["loaded"]))
 
 
@@ -61,5 +77,30 @@ def in_image(image: str | None) -> list[str]:
     if image is None:
         return []
     if shutil.which("apptainer"):
-        return ["apptainer", "-s", "exec", "--containall", "--no-home", "--no-eval", "--net", "--network", "none", image]
-    return ["bwrap", "--die-with-parent", "--unshare-all", "--ro-bind", image, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--"]
+        return [
+            "apptainer",
+            "-s",
+            "exec",
+            "--containall",
+            "--no-home",
+            "--no-eval",
+            "--net",
+            "--network",
+            "none",
+            image,
+        ]
+    return [
+        "bwrap",
+        "--die-with-parent",
+        "--unshare-all",
+        "--ro-bind",
+        image,
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--",
+    ]

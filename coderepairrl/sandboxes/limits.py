@@ -1,4 +1,5 @@
 """How much space a sandbox's folders take on disk."""
+
 import errno
 import os
 import resource
@@ -55,7 +56,7 @@ def _pieces(path: str) -> Iterator[str]:
     """The path in parts of some folders each, that the kernel takes."""
     parts = path.strip("/").split("/")
     for at in range(0, len(parts), FOLDERS_AT_ONCE):
-        yield "/".join(parts[at:at + FOLDERS_AT_ONCE])
+        yield "/".join(parts[at : at + FOLDERS_AT_ONCE])
 
 
 def allow_descriptors() -> None:
@@ -66,7 +67,8 @@ def allow_descriptors() -> None:
 
 
 class DiskWatch:
-    """Whether what a sandbox has written is over its limit. Walks its folders for at most a quarter of the time: an agent
+    """Whether what a sandbox has written is over its limit. Walks its folders for at most a quarter of the time: an
+    agent
     can make them slow to walk, and write much meanwhile."""
 
     def __init__(self, limit_mib: int):
@@ -74,7 +76,8 @@ class DiskWatch:
         self.allowed, self.killed = limit_mib << 20, False
 
     def overused(self, folders: Iterable[Path], base_bytes: int, held_bytes: int = 0) -> str:
-        """Empty, or the limit's name. `base_bytes`: what they held at the start; `held_bytes`: what they no longer show. The
+        """Empty, or the limit's name. `base_bytes`: what they held at the start; `held_bytes`: what they no longer
+        show. The
         command after a killed one may keep what that one left, up to twice the limit, so that it can remove it."""
         started = time.monotonic()
         if started >= self.next_s:

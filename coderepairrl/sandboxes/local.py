@@ -1,5 +1,7 @@
-"""The sandbox that isolates nothing: the user's own machine, files and network. For machines without bubblewrap, and only by
+"""The sandbox that isolates nothing: the user's own machine, files and network. For machines without bubblewrap, and
+only by
 name. Limits per process and the time limit hold; a process that leaves its group outlives its command."""
+
 import functools
 import logging
 import shutil
@@ -26,7 +28,10 @@ class LocalSandbox(Checkout):
     async def start(cls, config: SandboxConfig, store: Store, task: Task) -> "LocalSandbox":
         _warn_once()
         if task.environment.image:
-            raise SandboxError(f"environment {task.environment.name} is an image: kind 'local' runs in none: set sandbox.kind to apptainer or bubblewrap")
+            raise SandboxError(
+                f"environment {task.environment.name} is an image: kind 'local' runs in none: set sandbox.kind to "
+                "apptainer or bubblewrap"
+            )
         return cls(config, task, await store.copy(task, owner=None, overlay=False))
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live):
@@ -39,10 +44,21 @@ class LocalSandbox(Checkout):
         c = self.config
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
-        limits = [shutil.which("prlimit"), f"--data={c.memory_mib << 20}", f"--fsize={c.file_size_mib << 20}", "--core=0", "--"]
-        process = await spawn([*limits, *argv], environment=command_variables(self.task.environment, str(home), variables), cwd=str(self.root))
-        return await supervise(process, timeout_s=timeout_s, output_bytes=c.output_kib << 10,
-                               watched=[self._disk_overused])
+        limits = [
+            shutil.which("prlimit"),
+            f"--data={c.memory_mib << 20}",
+            f"--fsize={c.file_size_mib << 20}",
+            "--core=0",
+            "--",
+        ]
+        process = await spawn(
+            [*limits, *argv],
+            environment=command_variables(self.task.environment, str(home), variables),
+            cwd=str(self.root),
+        )
+        return await supervise(
+            process, timeout_s=timeout_s, output_bytes=c.output_kib << 10, watched=[self._disk_overused]
+        )
 
 
 @functools.cache

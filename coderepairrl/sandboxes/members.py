@@ -1,4 +1,5 @@
 """Which processes a sandbox has, and the folders in memory that they see."""
+
 import os
 import stat
 from collections.abc import Iterator

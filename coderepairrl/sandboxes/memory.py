@@ -5,6 +5,7 @@ anywhere, seen or not: what counts is the object, once, with all its pages (/pro
 root may look: for others what is mapped counts). Besides, what the kernel holds for them: page tables, the files of
 folders in memory, whose size counts no empty ones, and sockets, whose buffers no limit of a process knows.
 """
+
 import os
 import re
 from collections.abc import Callable
@@ -20,7 +21,8 @@ _SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+) (\d+) +(?:/dev/zer
 
 
 class MemoryWatch:
-    """Whether all processes of a namespace are over the limit together. To be made when the command starts. `first` gives
+    """Whether all processes of a namespace are over the limit together. To be made when the command starts. `first`
+    gives
     the namespace's first process, None before there is one."""
 
     def __init__(self, first: Callable[[], int | None], limit_mib: int):
@@ -33,7 +35,8 @@ class MemoryWatch:
             return ""
         names, limit = members(first), self.limit_mib << 20
         beside = _sockets(names) + _inodes(names)
-        # first what is quick to know, and rather too much: no sandbox has more objects than the machine has more of them
+        # first what is quick to know, and rather too much: no sandbox has more objects than the machine has more of
+        # them
         shared = _shared_of_machine()
         self.least_shared = min(self.least_shared, shared)
         if beside + sum(map(_private, names)) + shared - self.least_shared <= limit:

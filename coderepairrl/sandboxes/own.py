@@ -6,6 +6,7 @@ and none that it makes: in one of its own it could mount memory that nobody coun
 semaphores, which need no process that holds them. Then /proc/sys is read-only: outside, the agent is the user that
 these limits belong to.
 """
+
 import os
 import resource
 import shlex
@@ -21,8 +22,12 @@ MADE = "made"
 
 def steps(config: SandboxConfig) -> list[str]:
     """Of a shell that is root in a new user, mount and IPC namespace."""
-    numbers = {"user/max_user_namespaces": "1", "kernel/shmall": str((config.memory_mib << 20) // PAGE_BYTES),
-               "kernel/msgmni": str(MESSAGE_QUEUES), "kernel/sem": SEMAPHORES}
+    numbers = {
+        "user/max_user_namespaces": "1",
+        "kernel/shmall": str((config.memory_mib << 20) // PAGE_BYTES),
+        "kernel/msgmni": str(MESSAGE_QUEUES),
+        "kernel/sem": SEMAPHORES,
+    }
     written = [f"echo {shlex.quote(number)} > /proc/sys/{name}" for name, number in numbers.items()]
     return [*written, "mount --bind /proc/sys /proc/sys", "mount -o remount,bind,ro,nosuid,nodev,noexec /proc/sys"]
 
@@ -55,5 +60,12 @@ def limits(config: SandboxConfig, prlimit: str = "prlimit") -> list[str]:
     """Run inside, after the namespaces: the kernel counts processes per user namespace, so siblings do not add up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = config.descriptors if most == resource.RLIM_INFINITY else min(config.descriptors, most)
-    return [prlimit, f"--nproc={config.processes}", f"--data={config.memory_mib << 20}",
-            f"--fsize={config.file_size_mib << 20}", f"--nofile={descriptors}", "--core=0", "--"]
+    return [
+        prlimit,
+        f"--nproc={config.processes}",
+        f"--data={config.memory_mib << 20}",
+        f"--fsize={config.file_size_mib << 20}",
+        f"--nofile={descriptors}",
+        "--core=0",
+        "--",
+    ]

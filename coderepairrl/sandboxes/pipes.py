@@ -1,6 +1,9 @@
-"""What an agent leaves where git would read it: a pipe, at which git waits for a writer for ever, and a repository, in whose files git
-follows links (to /dev/zero, too) and waits at pipes. The pipes are removed; git is told of the repositories, and looks into none
+"""What an agent leaves where git would read it: a pipe, at which git waits for a writer for ever, and a repository, in
+whose files git
+follows links (to /dev/zero, too) and waits at pipes. The pipes are removed; git is told of the repositories, and looks
+into none
 (git.py)."""
+
 import errno
 import os
 import stat
@@ -12,14 +15,17 @@ from pathlib import Path
 READ_BY_GIT = {".gitattributes", ".gitignore", ".gitmodules"}
 WHY = "a pipe under a name that git reads: removed"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NOT_FOR_GIT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}  # gone, closed or too deep: for it, too
+# gone, closed or too deep: for it, too
+_NOT_FOR_GIT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 
 
 @dataclass
 class Found:
     """Names below the checkout."""
+
     pipes: list[bytes] = field(default_factory=list)  # under a name that git reads
-    repositories: list[bytes] = field(default_factory=list)  # folders with a .git of whichever kind, a slash at the end; less the root
+    # folders with a .git of whichever kind, a slash at the end; less the root
+    repositories: list[bytes] = field(default_factory=list)
 
 
 def look(root: Path) -> Found:

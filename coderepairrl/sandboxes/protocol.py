@@ -1,4 +1,5 @@
 """What all sandboxes share: the configuration, a command's result, the protocol, the variables of a command."""
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ FOR_PROMPTS = {"TERM": "dumb", "NO_COLOR": "1"}
 
 class SandboxConfig(Config):
     """What agents' commands and tests run in, and its limits."""
+
     kind: Literal["bubblewrap", "apptainer", "local"] = "bubblewrap"  # what isolates it; local: nothing does
-    image: str | None = None  # what apptainer runs tasks in that name no image: a SIF or a folder; null: this machine's own system, read-only
+    # what apptainer runs tasks in that name no image: a SIF or a folder; null: this machine's own system, read-only
+    image: str | None = None
     scratch: str | None = None  # folder for templates and live checkouts; null: the system's temporary folder
     command_timeout_s: PositiveFloat = 60.0  # wall clock of one command, where the caller gives no other
     # of each process (RLIMIT_DATA), and of all of a command together, shared memory included (watchdog)
@@ -32,7 +35,9 @@ class SandboxConfig(Config):
 
 @dataclass(frozen=True)
 class CommandResult:
-    """`exit_code` is the shell's (124 after the time limit, 137 when killed for memory); `output` is stdout and stderr."""
+    """`exit_code` is the shell's (124 after the time limit, 137 when killed for memory); `output` is stdout and
+    stderr."""
+
     exit_code: int
     output: str
     timed_out: bool
@@ -52,9 +57,15 @@ class Sandbox(Protocol):
     left_out: dict[str, str]  # what the latest diff() left out, and why
     dropped_paths: tuple[str, ...]  # the same in words, "path: why"
 
-    async def run(self, command: str | list[str], *, timeout_s: float | None = None,
-                  variables: dict[str, str | None] | None = None) -> CommandResult:
-        """A string goes to bash, a list is argv; of `variables` those that are None are not set. Raises SandboxError only for infrastructure trouble."""
+    async def run(
+        self,
+        command: str | list[str],
+        *,
+        timeout_s: float | None = None,
+        variables: dict[str, str | None] | None = None,
+    ) -> CommandResult:
+        """A string goes to bash, a list is argv; of `variables` those that are None are not set. Raises SandboxError
+        only for infrastructure trouble."""
 
     async def read_text(self, path: str) -> str:
         """Raises PathError."""
@@ -70,7 +81,8 @@ class Sandbox(Protocol):
         """Unified git diff against the base commit, untracked files included; made outside the sandbox."""
 
     async def apply(self, diff: str, allowed: frozenset[str] | None = None) -> str:
-        """`git apply` outside the sandbox, all or nothing. Empty, or the one-line reason why it does not apply; one reason is
+        """`git apply` outside the sandbox, all or nothing. Empty, or the one-line reason why it does not apply; one
+        reason is
         that git would write a path that is not in `allowed`."""
 
     def share(self, name: str) -> tuple[Path, str]:
@@ -85,19 +97,36 @@ class Sandbox(Protocol):
 
 
 def plain_terminal(environment: Environment) -> dict[str, None]:
-    """Variables of a command whose output no prompt holds: what tells programs to be brief is not set, unless the environment sets it, so
+    """Variables of a command whose output no prompt holds: what tells programs to be brief is not set, unless the
+    environment sets it, so
     a project's tests see what they would see in a CI."""
     return dict.fromkeys(name for name in FOR_PROMPTS if name not in environment.variables)
 
 
 def command_variables(environment: Environment, home: str, variables: dict[str, str | None]) -> dict[str, str]:
-    """All variables of a command: nothing is inherited from the host, so siblings see equal prompts. `variables`: its own; None: not set."""
+    """All variables of a command: nothing is inherited from the host, so siblings see equal prompts. `variables`: its
+    own; None: not set."""
     path = dict.fromkeys([os.path.dirname(environment.python), "/usr/local/bin", "/usr/bin", "/bin"])
     git = {"safe.directory": "*", "user.name": "agent", "user.email": "agent@localhost"}
-    numbered = {f"GIT_CONFIG_{part}_{i}": text for i, pair in enumerate(git.items()) for part, text in zip(("KEY", "VALUE"), pair, strict=True)}
+    numbered = {
+        f"GIT_CONFIG_{part}_{i}": text
+        for i, pair in enumerate(git.items())
+        for part, text in zip(("KEY", "VALUE"), pair, strict=True)
+    }
     found = {
-        "PATH": ":".join(path), "HOME": home, "LANG": "C.UTF-8", "TZ": "UTC", **FOR_PROMPTS,
-        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PAGER": "cat", "GIT_PAGER": "cat",
-        "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(git)), **numbered, **environment.variables, **variables,
+        "PATH": ":".join(path),
+        "HOME": home,
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        **FOR_PROMPTS,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PAGER": "cat",
+        "GIT_PAGER": "cat",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_COUNT": str(len(git)),
+        **numbered,
+        **environment.variables,
+        **variables,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -1,9 +1,12 @@
-"""Ends containers whose program is gone: one process a program, which learns of each container and acts when its input closes.
+"""Ends containers whose program is gone: one process a program, which learns of each container and acts when its input
+closes.
 
     python reaper.py      stdin: "+PID START\\n" a container's outermost process has started, "-PID\\n" it has ended
 
-Apptainer changes its credentials, which cancels the kernel's parent-death signal; without this, a container would outlive a killed program.
+Apptainer changes its credentials, which cancels the kernel's parent-death signal; without this, a container would
+outlive a killed program.
 """
+
 import os
 import signal
 import sys

@@ -1,4 +1,5 @@
 """Running one process: bounded output, a deadline, a watchdog, and nothing left behind when it is cancelled."""
+
 import asyncio
 import functools
 import os
@@ -30,7 +31,7 @@ class HeadTail:
             del self.tail[: -self.half]
 
     def text(self) -> str:
-        tail = self.tail[-self.half:]
+        tail = self.tail[-self.half :]
         cut = self.total - len(self.head) - len(tail)
         middle = f"\n[... {cut} bytes cut ...]\n" if cut else ""
         return self.head.decode(errors="replace") + middle + tail.decode(errors="replace")
@@ -53,15 +54,29 @@ class Pipe:
             os.close(self.write_end)
 
 
-async def spawn(argv: list[str], *, environment: dict[str, str], cwd: str, stdin: int = asyncio.subprocess.DEVNULL,
-                pass_fds: tuple[int, ...] = ()) -> asyncio.subprocess.Process:
+async def spawn(
+    argv: list[str],
+    *,
+    environment: dict[str, str],
+    cwd: str,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    pass_fds: tuple[int, ...] = (),
+) -> asyncio.subprocess.Process:
     """Own session, stderr in stdout. Raises SandboxError when the machine cannot start a process."""
-    return await _start(argv, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                        env=environment, cwd=cwd, pass_fds=pass_fds)
+    return await _start(
+        argv,
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=environment,
+        cwd=cwd,
+        pass_fds=pass_fds,
+    )
 
 
 async def _start(argv: list[str], **keywords) -> asyncio.subprocess.Process:
-    """A process in a session of its own. A cancellation meanwhile kills its whole group: asyncio by itself would kill the leader only,
+    """A process in a session of its own. A cancellation meanwhile kills its whole group: asyncio by itself would kill
+    the leader only,
     and a child that bubblewrap has just forked would wait for it for ever."""
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*argv, start_new_session=True, **keywords))
     try:
@@ -73,12 +88,19 @@ async def _start(argv: list[str], **keywords) -> asyncio.subprocess.Process:
             await starting.result().wait()
         raise
     except OSError as error:
-        raise SandboxError(f"{argv[0]} could not be started ({error}): free processes, memory or file descriptors") from error
+        raise SandboxError(
+            f"{argv[0]} could not be started ({error}): free processes, memory or file descriptors"
+        ) from error
 
 
-async def supervise(process: asyncio.subprocess.Process, *, timeout_s: float, output_bytes: int,
-                    watched: Sequence[Callable[[], str]] = (),
-                    end: Callable[[int], None] | None = None) -> CommandResult:
+async def supervise(
+    process: asyncio.subprocess.Process,
+    *,
+    timeout_s: float,
+    output_bytes: int,
+    watched: Sequence[Callable[[], str]] = (),
+    end: Callable[[int], None] | None = None,
+) -> CommandResult:
     """Waits for `process`; kills its whole process group at the deadline, on cancellation, when one of `watched` names
     a reason, and when its leader ends before its children do. The caller answers for children that left the group.
     `watched` are asked in threads, each by itself: what one looks at may be large, and this program's loop stands for
@@ -133,9 +155,18 @@ def kill_group(leader: int) -> None:
         return
 
 
-async def capture(argv: list[str], *, environment: dict[str, str], cwd: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+async def capture(
+    argv: list[str], *, environment: dict[str, str], cwd: str, stdin: bytes = b""
+) -> tuple[int, bytes, bytes]:
     """A trusted helper (git, cp) to its end: (exit code, stdout, stderr)."""
-    process = await _start(argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment, cwd=cwd)
+    process = await _start(
+        argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+        cwd=cwd,
+    )
     try:
         out, err = await process.communicate(stdin)
     finally:
@@ -146,7 +177,8 @@ async def capture(argv: list[str], *, environment: dict[str, str], cwd: str, std
 
 
 async def in_thread(function: Callable, *arguments, pool: ThreadPoolExecutor | None = None):
-    """Like asyncio.to_thread, but a cancellation waits for the thread: what it writes must not come after the clean-up."""
+    """Like asyncio.to_thread, but a cancellation waits for the thread: what it writes must not come after the
+    clean-up."""
     work = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
     try:
         return await asyncio.shield(work)

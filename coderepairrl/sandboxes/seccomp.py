@@ -9,6 +9,7 @@ that were a process's (vmsplice), buffers of io_uring and maps of bpf stay when 
 shows nothing of them. Programs know that all of these may be missing and do without: they get ENOSYS, as from kernels
 that are built without them.
 """
+
 import errno
 import json
 import os
@@ -17,9 +18,23 @@ import struct
 from pathlib import Path
 
 # each architecture's numbers (its unistd.h), in this order; where there is no such call, None
-NAMES = ("add_key", "request_key", "keyctl", "memfd_create", "memfd_secret", "vmsplice",
-         "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf",
-         "inotify_init", "inotify_init1", "inotify_add_watch", "fanotify_init", "fanotify_mark")
+NAMES = (
+    "add_key",
+    "request_key",
+    "keyctl",
+    "memfd_create",
+    "memfd_secret",
+    "vmsplice",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+    "bpf",
+    "inotify_init",
+    "inotify_init1",
+    "inotify_add_watch",
+    "fanotify_init",
+    "fanotify_mark",
+)
 _X86_64 = (248, 249, 250, 319, 447, 278, 425, 426, 427, 321, 253, 294, 254, 300, 301)
 _X32 = 0x40000000  # is added to the numbers of x86-64 where pointers have 32 bits
 _CALLS = {  # audit architecture (linux/audit.h) -> numbers
@@ -31,10 +46,13 @@ _CALLS = {  # audit architecture (linux/audit.h) -> numbers
 }
 _FCNTL = {0xC000003E: (72, _X32 + 72), 0x40000003: (55, 221), 0xC00000B7: (25,), 0x40000028: (55, 221)}  # fcntl64, too
 _F_NOTIFY = 1026
-_ARCHITECTURES = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
-                  "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]}
+_ARCHITECTURES = {
+    "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+}
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-_NUMBER, _ARCHITECTURE, _SECOND = 0, 4, 24  # offsets in struct seccomp_data; _SECOND: of the second argument's lower half
+# offsets in struct seccomp_data; _SECOND: of the second argument's lower half
+_NUMBER, _ARCHITECTURE, _SECOND = 0, 4, 24
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.ENOSYS
 
 
@@ -43,7 +61,13 @@ def program() -> bytes:
     blocks = []
     for architecture, calls in _CALLS.items():
         asked = _FCNTL[architecture]
-        end = [(_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, _SECOND), (_EQUAL, 1, 0, _F_NOTIFY), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+        end = [
+            (_RETURN, 0, 0, _ALLOW),
+            (_LOAD, 0, 0, _SECOND),
+            (_EQUAL, 1, 0, _F_NOTIFY),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _REFUSE),
+        ]
         tests = [(number, len(end) - 1) for number in calls if number is not None] + [(number, 1) for number in asked]
         block = [(_LOAD, 0, 0, _NUMBER)]
         block += [(_EQUAL, len(tests) - 1 - place + target, 0, number) for place, (number, target) in enumerate(tests)]
@@ -64,8 +88,11 @@ def profile(folder: Path) -> Path:
     refused = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
     notify = [{"index": 1, "value": _F_NOTIFY, "op": "SCMP_CMP_EQ"}]
     calls = [refused | {"names": list(NAMES)}, refused | {"names": ["fcntl", "fcntl64"], "args": notify}]
-    rules = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": calls,
-             "architectures": _ARCHITECTURES.get(platform.machine(), [])}
+    rules = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": calls,
+        "architectures": _ARCHITECTURES.get(platform.machine(), []),
+    }
     return _written(folder / "seccomp.json", json.dumps(rules).encode())
 
 

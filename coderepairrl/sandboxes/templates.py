@@ -6,6 +6,7 @@
 A template's name is a hash of all that it is made of, so a template is never out of date; deleting the folder is safe
 while no program uses it. A small checkout is copied, a large one is an overlay over its template where the machine can.
 """
+
 import asyncio
 import errno
 import hashlib
@@ -37,15 +38,20 @@ SMALL = 300  # fewer are copied faster by this process than by starting cp
 _REMEDIES = {  # by the error's number
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS), "check the scratch folder's disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "correct the permissions of what it names"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN), "free processes, memory or file descriptors"),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN), "free processes, memory or file descriptors"
+    ),
 }
-# templates that are being built right now: siblings of the same event loop wait instead of building too (a lock works in one loop)
+# templates that are being built right now: siblings of the same event loop wait instead of building too (a lock works
+# in one loop)
 _building: dict[tuple[asyncio.AbstractEventLoop, Path], asyncio.Lock] = {}
 
 
 @dataclass(frozen=True)
 class Live:
-    """One sandbox's folder. `written`: where what its commands write lies; `base_bytes`: what that held at the start."""
+    """One sandbox's folder. `written`: where what its commands write lies; `base_bytes`: what that held at the
+    start."""
+
     folder: Path
     worktree: Worktree
     written: Path
@@ -64,6 +70,7 @@ class Live:
 @dataclass(frozen=True)
 class Store:
     """The folder that holds templates and live sandboxes. Made readable for its owner only."""
+
     root: Path
 
     def prepare(self) -> None:
@@ -73,7 +80,9 @@ class Store:
                 (self.root / name).mkdir(exist_ok=True)
             owner = self.root.lstat()
         except OSError as error:
-            raise SandboxError(f"scratch folder {self.root} cannot be made ({error}): set sandbox.scratch to a writable folder") from error
+            raise SandboxError(
+                f"scratch folder {self.root} cannot be made ({error}): set sandbox.scratch to a writable folder"
+            ) from error
         if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.getuid():
             raise SandboxError(f"scratch folder {self.root} belongs to someone else: remove it or set sandbox.scratch")
 
@@ -85,7 +94,8 @@ class Store:
                 remove(folder)
 
     async def copy(self, task: Task, owner: int | None, *, overlay: bool) -> Live:
-        """A new live folder with the task's base commit in `checkout`, owned by `owner` (None: by this user); `overlay`: it may be one."""
+        """A new live folder with the task's base commit in `checkout`, owned by `owner` (None: by this user);
+        `overlay`: it may be one."""
         self.prepare()
         template = await self._template(task, owner)
         folder = self.root / "live" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(6)}"
@@ -112,7 +122,11 @@ class Store:
         base = task.environment.base
         traces = await in_thread(contents.traces, base) if base else ""
         made_of = [LAYOUT, base, traces, sorted(task.files.items()), owner]
-        template = self.root / "templates" / hashlib.sha256(json.dumps(made_of).encode(errors="surrogatepass")).hexdigest()[:32]
+        template = (
+            self.root
+            / "templates"
+            / hashlib.sha256(json.dumps(made_of).encode(errors="surrogatepass")).hexdigest()[:32]
+        )
         if template.exists():
             return template
         key = asyncio.get_running_loop(), template
@@ -139,9 +153,14 @@ class Store:
             (own / "weight").write_text(json.dumps([entries, used_bytes(checkout)]))
             publish(own, template)
         except GitError as error:
-            raise TaskError(f"task {task.task_id}: its base is no checkout that git can hold ({error}): correct {task.environment.base or 'its files'}") from error
+            raise TaskError(
+                f"task {task.task_id}: its base is no checkout that git can hold ({error}): correct "
+                f"{task.environment.base or 'its files'}"
+            ) from error
         except OSError as error:
-            raise SandboxError(f"the checkout of task {task.task_id} cannot be built ({first(error)}): {remedy(error)}") from error
+            raise SandboxError(
+                f"the checkout of task {task.task_id} cannot be built ({first(error)}): {remedy(error)}"
+            ) from error
         finally:
             remove(own)
 
@@ -152,10 +171,20 @@ def _lay_out(task: Task, checkout: Path) -> None:
     if base is None:
         checkout.mkdir()
     elif not os.path.isdir(base):
-        raise TaskError(f"environment {task.environment.name}: folder {base} does not exist: prepare the environment first")
+        raise TaskError(
+            f"environment {task.environment.name}: folder {base} does not exist: prepare the environment first"
+        )
     else:
-        shutil.copytree(base, checkout, symlinks=True, ignore=lambda folder, names: [
-            name for name in names if folder == base and name == ".git" or not _is_copied(os.path.join(folder, name))])
+        shutil.copytree(
+            base,
+            checkout,
+            symlinks=True,
+            ignore=lambda folder, names: [
+                name
+                for name in names
+                if folder == base and name == ".git" or not _is_copied(os.path.join(folder, name))
+            ],
+        )
     root = Path(os.path.realpath(checkout))
     for name, text in task.files.items():
         path = root / name
@@ -179,7 +208,9 @@ def _is_copied(path: str) -> bool:
 
 def first(error: OSError) -> str:
     """What went wrong first: shutil.Error, of a whole tree, holds a list of (source, target, why)."""
-    return str(error.args[0][0][2]) if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else str(error)
+    return (
+        str(error.args[0][0][2]) if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else str(error)
+    )
 
 
 def remedy(error: OSError) -> str:
@@ -189,7 +220,11 @@ def remedy(error: OSError) -> str:
 
 
 async def _cp(source: Path, target: Path) -> None:
-    code, _, err = await capture(["cp", "-a", "--reflink=auto", str(source), str(target)], environment={"PATH": os.environ["PATH"], "LC_ALL": "C"}, cwd="/")
+    code, _, err = await capture(
+        ["cp", "-a", "--reflink=auto", str(source), str(target)],
+        environment={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        cwd="/",
+    )
     if code:
         refuse_machine("cp", said := err.decode(errors="replace").strip()[:300])
         raise SandboxError(f"a checkout cannot be copied ({said}): correct what it names")

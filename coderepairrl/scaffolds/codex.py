@@ -1,6 +1,8 @@
-"""codex, OpenAI's command line agent, from npm: Responses API, streaming. Its own sandbox and approvals are off, since it is in ours; it asks nobody for
+"""codex, OpenAI's command line agent, from npm: Responses API, streaming. Its own sandbox and approvals are off, since
+it is in ours; it asks nobody for
 updates, models, plugins or analytics. What it says and how it works is its own: prompts, tools, compaction.
 """
+
 import platform
 from typing import Any, Literal
 
@@ -15,15 +17,31 @@ VENDOR = "node_modules/@openai/codex-linux-{}/vendor/{}-unknown-linux-musl"
 ARCHITECTURES = {"x86_64": "x64", "aarch64": "arm64"}
 KEY = "OPENAI_API_KEY"
 INSTRUCTIONS = "instructions.md"
-# Features that talk to their maker, need pictures or a user, or start more agents. Each that stays on puts its tools and words into the prompt.
-OFF = ("apps", "browser_use", "computer_use", "goals", "hooks", "image_generation", "in_app_browser", "plugins", "remote_plugin", "shell_snapshot",
-       "skill_search", "tool_suggest", "view_image")
+# Features that talk to their maker, need pictures or a user, or start more agents. Each that stays on puts its tools
+# and words into the prompt.
+OFF = (
+    "apps",
+    "browser_use",
+    "computer_use",
+    "goals",
+    "hooks",
+    "image_generation",
+    "in_app_browser",
+    "plugins",
+    "remote_plugin",
+    "shell_snapshot",
+    "skill_search",
+    "tool_suggest",
+    "view_image",
+)
 
 
 class CodexConfig(Config):
     """OpenAI's codex command line, unmodified."""
+
     name: Literal["codex"] = "codex"
-    context_window: PositiveInt | None = None  # tokens, after which it summarises its history; null: what it assumes of a model that it does not know
+    # tokens, after which it summarises its history; null: what it assumes of a model that it does not know
+    context_window: PositiveInt | None = None
     instructions: str | None = None  # in place of its own 20 kB: for models of short context
     settings: dict[str, Any] = {}  # more of its config.toml
 
@@ -37,25 +55,61 @@ class Codex(ProcessScaffold):
 
     def command(self, task: Task, place: Place) -> Command:
         machine = platform.machine()
-        vendor = place.installed.folder / VENDOR.format(ARCHITECTURES[machine], machine)  # its launcher needs node, the program doesn't
-        argv = [str(vendor / "bin/codex"), "exec", "--strict-config", "--skip-git-repo-check", "--ephemeral", "--color", "never", "-C", place.workdir, "-"]
+        # its launcher needs node, the program doesn't
+        vendor = place.installed.folder / VENDOR.format(ARCHITECTURES[machine], machine)
+        argv = [
+            str(vendor / "bin/codex"),
+            "exec",
+            "--strict-config",
+            "--skip-git-repo-check",
+            "--ephemeral",
+            "--color",
+            "never",
+            "-C",
+            place.workdir,
+            "-",
+        ]
         files = {"problem.txt": task.problem_statement, ".codex/config.toml": toml(self._settings(place))}
         if self.config.instructions is not None:
             files[INSTRUCTIONS] = self.config.instructions
-        return Command(["/bin/sh", "-c", 'exec "$@" <"$0"', f"{place.home}/problem.txt", *argv], {"CODEX_HOME": f"{place.home}/.codex"}, files)
+        return Command(
+            ["/bin/sh", "-c", 'exec "$@" <"$0"', f"{place.home}/problem.txt", *argv],
+            {"CODEX_HOME": f"{place.home}/.codex"},
+            files,
+        )
 
     def _settings(self, place: Place) -> dict[str, Any]:
         own = {"model_context_window": self.config.context_window} if self.config.context_window else {}
         if self.config.instructions is not None:
             own["model_instructions_file"] = f"{place.home}/{INSTRUCTIONS}"
         return {
-            "model": place.model, "model_provider": "gateway", "approval_policy": "never", "sandbox_mode": "danger-full-access", "web_search": "disabled",
-            "check_for_update_on_startup": False, "analytics": {"enabled": False}, "feedback": {"enabled": False}, "history": {"persistence": "none"},
-            "model_providers": {"gateway": {
-                "name": "gateway", "base_url": place.base_url, "env_key": KEY, "wire_api": "responses", "request_max_retries": 4, "stream_max_retries": 4,
-                "stream_idle_timeout_ms": 24 * 3600 * 1000}},  # while vLLM is away its requests wait
-            "features": dict.fromkeys(OFF, False), "agents": {"enabled": False}, "skills": {"bundled": {"enabled": False}},
-            "tools": {"experimental_request_user_input": {"enabled": False}}, **own, **self.config.settings}
+            "model": place.model,
+            "model_provider": "gateway",
+            "approval_policy": "never",
+            "sandbox_mode": "danger-full-access",
+            "web_search": "disabled",
+            "check_for_update_on_startup": False,
+            "analytics": {"enabled": False},
+            "feedback": {"enabled": False},
+            "history": {"persistence": "none"},
+            "model_providers": {
+                "gateway": {
+                    "name": "gateway",
+                    "base_url": place.base_url,
+                    "env_key": KEY,
+                    "wire_api": "responses",
+                    "request_max_retries": 4,
+                    "stream_max_retries": 4,
+                    "stream_idle_timeout_ms": 24 * 3600 * 1000,
+                }
+            },  # while vLLM is away its requests wait
+            "features": dict.fromkeys(OFF, False),
+            "agents": {"enabled": False},
+            "skills": {"bundled": {"enabled": False}},
+            "tools": {"experimental_request_user_input": {"enabled": False}},
+            **own,
+            **self.config.settings,
+        }
 
 
 def toml(tree: dict[str, Any]) -> str:
@@ -72,5 +126,7 @@ def _value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c for c in text.replace("\\", "\\\\").replace('"', '\\"'))
+    escaped = "".join(
+        f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c for c in text.replace("\\", "\\\\").replace('"', '\\"')
+    )
     return f'"{escaped}"'

@@ -1,8 +1,11 @@
-"""Scaffolds that call no model: what they leave in the sandbox is known before, so they show what the environments and the judge are worth.
+"""Scaffolds that call no model: what they leave in the sandbox is known before, so they show what the environments and
+the judge are worth.
 
-gold: the oracle's patch, which must resolve. empty: nothing, which must not. gold_less_one_hunk: the n-th episode of a task leaves out
+gold: the oracle's patch, which must resolve. empty: nothing, which must not. gold_less_one_hunk: the n-th episode of a
+task leaves out
 the n-th largest hunk. predictions: patches of somebody else, in SWE-bench's format.
 """
+
 import asyncio
 import itertools
 from collections import defaultdict
@@ -24,16 +27,19 @@ from coderepairrl.types import Task
 
 class GoldConfig(Config):
     """A control: the oracle's patch."""
+
     name: Literal["gold"] = "gold"
 
 
 class EmptyConfig(Config):
     """A control: no change."""
+
     name: Literal["empty"] = "empty"
 
 
 class GoldLessOneHunkConfig(Config):
     """A control: the oracle's patch without one hunk."""
+
     name: Literal["gold_less_one_hunk"] = "gold_less_one_hunk"
 
 
@@ -42,12 +48,15 @@ _MISSING = object()
 
 class PredictionsConfig(Config):
     """Patches that somebody else's agent made."""
+
     name: Literal["predictions"] = "predictions"
     path: str  # JSONL, or a JSON list or mapping, of {"instance_id", "model_patch"}
 
 
 class Control:
-    """Applies a patch that is known before, as SWE-bench does. One that does not apply is the agent's failure, as it is there."""
+    """Applies a patch that is known before, as SWE-bench does. One that does not apply is the agent's failure, as it is
+    there."""
+
     calls_model = False
 
     def __init__(self, patch_of: Callable[[Task], str]):
@@ -78,12 +87,15 @@ def gold_less_one_hunk(config: GoldLessOneHunkConfig) -> Control:
 
 
 def without_hunk(patch: str, number: int) -> str:
-    """The patch less its hunk of that rank in size (lines added and removed), counted round. A file left without hunks is left out."""
+    """The patch less its hunk of that rank in size (lines added and removed), counted round. A file left without hunks
+    is left out."""
     try:
         files = PatchSet(patch)
     except UnidiffParseError as error:
         raise TaskError(f"the oracle's patch is no unified diff ({error}): leave the task out") from error
-    hunks = sorted(((file, hunk) for file in files for hunk in file), key=lambda pair: -(pair[1].added + pair[1].removed))
+    hunks = sorted(
+        ((file, hunk) for file in files for hunk in file), key=lambda pair: -(pair[1].added + pair[1].removed)
+    )
     if not hunks:
         return ""
     file, hunk = hunks[number % len(hunks)]
@@ -104,8 +116,10 @@ def predictions(config: PredictionsConfig) -> Control:
                 raise ValueError(f"row {number} has no instance_id that is a text")
             patches[row["instance_id"]] = row.get("model_patch", _MISSING)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{config.path}: no predictions in SWE-bench's format ({type(error).__name__}: {error}): "
-                          'give a file of rows {"instance_id": ..., "model_patch": ...}') from error
+        raise ConfigError(
+            f"{config.path}: no predictions in SWE-bench's format ({type(error).__name__}: {error}): "
+            'give a file of rows {"instance_id": ..., "model_patch": ...}'
+        ) from error
 
     def patch_of(task: Task) -> str:
         patch = patches.get(task.task_id)

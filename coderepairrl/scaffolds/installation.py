@@ -1,12 +1,15 @@
-"""An agent's own environment: exact packages in a folder of their own, made once, with network; read-only and without network after that.
+"""An agent's own environment: exact packages in a folder of their own, made once, with network; read-only and without
+network after that.
 
     installed = await install(Installation("mini_swe_agent", lock("mini_swe_agent.txt")), EnvironmentsConfig())
 
     <environments.cache>/scaffolds/<name>-<hash>/{venv,node_modules,build.log,record.json}
 
-The hash is of the locks and the Python. pip packages are installed by uv without their dependencies, which the lock names, and every hash that it holds is
+The hash is of the locks and the Python. pip packages are installed by uv without their dependencies, which the lock
+names, and every hash that it holds is
 checked; npm packages by `npm ci`. The folder is shown to the sandboxes at the path that it has here.
 """
+
 import asyncio
 import json
 import os
@@ -21,7 +24,8 @@ from coderepairrl.errors import TaskError
 from coderepairrl.sandboxes.interpreter import interpreter
 
 LAYOUT = 1  # part of every name: raise it when what is installed changes
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the locks hold wheels for the versions that the project supports
+# the locks hold wheels for the versions that the project supports
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LOCKS = Path(__file__).with_name("locks")
 NPM = "npm.txt"  # a node with npm from pip's index, for machines without
 
@@ -34,6 +38,7 @@ def lock(name: str) -> str:
 @dataclass(frozen=True)
 class Installation:
     """`pip`: requirements with exact versions, complete. `npm`: the text of a package-lock.json, or empty."""
+
     name: str
     pip: str = ""
     npm: str = ""
@@ -50,7 +55,8 @@ class Installed:
 
 
 async def install(installation: Installation, config: EnvironmentsConfig) -> Installed:
-    """Seconds to a minute the first time, milliseconds after that; safe to call from many programs at once. Raises BuildError with one line."""
+    """Seconds to a minute the first time, milliseconds after that; safe to call from many programs at once. Raises
+    BuildError with one line."""
     return await asyncio.to_thread(_install, installation, config)
 
 
@@ -66,19 +72,31 @@ def _install(installation: Installation, config: EnvironmentsConfig) -> Installe
     try:
         folder.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise TaskError(f"{folder.parent} cannot be made ({error.strerror}): set environments.cache to a writable folder") from error
+        raise TaskError(
+            f"{folder.parent} cannot be made ({error.strerror}): set environments.cache to a writable folder"
+        ) from error
     try:
         once(folder, name, config, lambda own, steps: _make(installation, python, folder, own, steps))
     except BuildError as error:
-        raise BuildError(name, f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py {installation.name}; "
-                               "or copy the folder from a machine that has it)", error.log) from error
+        raise BuildError(
+            name,
+            f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py {installation.name}; "
+            ""
+            "or copy the folder from a machine that has it)",
+            error.log,
+        ) from error
     needed = dict.fromkeys((str(folder), *interpreter(str(folder / "venv/bin/python")).folders))
     return Installed(folder, tuple(path for path in needed if path == str(folder) or not path.startswith(f"{folder}/")))
 
 
 def _make(installation: Installation, python: str, folder: Path, own: Path, steps: Steps) -> dict:
-    """Fills `own`, which becomes `folder`. Scripts of the environment name the final path; an environment itself may be moved."""
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "UV_PROJECT"))}
+    """Fills `own`, which becomes `folder`. Scripts of the environment name the final path; an environment itself may be
+    moved."""
+    variables = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "UV_PROJECT"))
+    }
     _pip(installation.pip, python, own / "venv", variables, steps)
     for script in (own / "venv/bin").iterdir():
         if script.is_file() and not script.is_symlink() and (data := script.read_bytes()).startswith(b"#!"):
@@ -89,10 +107,31 @@ def _make(installation: Installation, python: str, folder: Path, own: Path, step
 
 
 def _pip(requirements: str, python: str, venv: Path, variables: dict[str, str], steps: Steps) -> None:
-    steps.run("making the environment", [uv(), "venv", "-q", "--no-project", "--python", python, str(venv)], environment=variables)
+    steps.run(
+        "making the environment",
+        [uv(), "venv", "-q", "--no-project", "--python", python, str(venv)],
+        environment=variables,
+    )
     if requirements.strip():
-        steps.run("installing", [uv(), "pip", "install", "-q", "--no-deps", "--compile-bytecode", "--link-mode", "copy", "--python", str(venv / "bin/python"),
-                                 "-r", "-"], environment=variables, stdin=requirements)
+        steps.run(
+            "installing",
+            [
+                uv(),
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--compile-bytecode",
+                "--link-mode",
+                "copy",
+                "--python",
+                str(venv / "bin/python"),
+                "-r",
+                "-",
+            ],
+            environment=variables,
+            stdin=requirements,
+        )
 
 
 def _npm(installation: Installation, python: str, own: Path, variables: dict[str, str], steps: Steps) -> None:
@@ -100,7 +139,10 @@ def _npm(installation: Installation, python: str, own: Path, variables: dict[str
     npm, borrowed = shutil.which("npm"), own / "npm"
     if npm is None:
         _pip(lock(NPM), python, borrowed, variables, steps)
-        npm, variables = str(borrowed / "bin/npm"), variables | {"PATH": f"{borrowed}/bin:{variables.get('PATH', '/usr/bin:/bin')}"}
+        npm, variables = (
+            str(borrowed / "bin/npm"),
+            variables | {"PATH": f"{borrowed}/bin:{variables.get('PATH', '/usr/bin:/bin')}"},
+        )
     packages = json.loads(installation.npm)["packages"][""]
     (own / "package.json").write_text(json.dumps(packages))
     (own / "package-lock.json").write_text(installation.npm)

@@ -1,11 +1,16 @@
 """Agents that are programs: started inside the task's sandbox, which has no network but the gateway's socket.
 
-A subclass says what is started (`command`) and what must be installed for it (`installation`); the rest is the same for all. The agent works in the
-checkout. Its home is a folder beside it, so that nothing of it is in the diff. A small relay, relay.py, makes the socket 127.0.0.1:PORT for it.
+A subclass says what is started (`command`) and what must be installed for it (`installation`); the rest is the same for
+all. The agent works in the
+checkout. Its home is a folder beside it, so that nothing of it is in the diff. A small relay, relay.py, makes the
+socket 127.0.0.1:PORT for it.
 
-How it ends: the agent exits; or the gateway closes the session, at which agents stop by themselves, and one that doesn't is killed; or the episode is
-cancelled. Each time the sandbox ends everything that the agent has started. The limits are the gateway's and the sandbox's; there are no others.
+How it ends: the agent exits; or the gateway closes the session, at which agents stop by themselves, and one that
+doesn't is killed; or the episode is
+cancelled. Each time the sandbox ends everything that the agent has started. The limits are the gateway's and the
+sandbox's; there are no others.
 """
+
 import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -30,6 +35,7 @@ TAIL_CHARS = 600  # of its output, in the error
 @dataclass(frozen=True)
 class Place:
     """What an agent is told. All paths are those that it sees."""
+
     base_url: str  # ends with /v1
     api_key: str
     model: str
@@ -47,13 +53,15 @@ class Place:
 @dataclass(frozen=True)
 class Command:
     argv: list[str]
-    variables: dict[str, str] = field(default_factory=dict)  # besides the sandbox's own, HOME, OPENAI_BASE_URL and OPENAI_API_KEY
+    # besides the sandbox's own, HOME, OPENAI_BASE_URL and OPENAI_API_KEY
+    variables: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # path below its home -> text, written before it starts
     shown: tuple[str, ...] = ()  # more files and folders of this machine that it sees, read-only, at the same path
 
 
 class ProcessScaffold(ABC):
     """One object for all episodes. `prepare` once, before the first."""
+
     calls_model = True
     installation: Installation
 
@@ -70,20 +78,38 @@ class ProcessScaffold(ABC):
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
         home, inside = sandbox.share("agent")
-        direct = sandbox.network  # of the sandbox kind that isolates nothing: agents on one machine can't all have one port
+        # of the sandbox kind that isolates nothing: agents on one machine can't all have one port
+        direct = sandbox.network
         base_url = endpoint.base_url if direct else f"http://127.0.0.1:{PORT}/v1"
-        command = self.command(task, Place(base_url, endpoint.api_key, MODEL, sandbox.inside, inside, self.installed, not direct))
+        command = self.command(
+            task, Place(base_url, endpoint.api_key, MODEL, sandbox.inside, inside, self.installed, not direct)
+        )
         argv, shown = command.argv, [*self.installed.shown, *command.shown]
         if not direct:
             if endpoint.socket_path is None:
-                raise ConfigError("an agent that is a program needs a gateway with a socket: give Gateway a socket_path")
+                raise ConfigError(
+                    "an agent that is a program needs a gateway with a socket: give Gateway a socket_path"
+                )
             shown.append(str(endpoint.socket_path.parent))
-            argv = [self.installed.python, "-I", "-S", f"{inside}/relay.py", str(endpoint.socket_path), str(PORT), "--", *argv]
+            argv = [
+                self.installed.python,
+                "-I",
+                "-S",
+                f"{inside}/relay.py",
+                str(endpoint.socket_path),
+                str(PORT),
+                "--",
+                *argv,
+            ]
             await asyncio.to_thread(_write, home, {"relay.py": Path(relay.__file__).read_text()})
         await asyncio.to_thread(_write, home, command.files)
         for path in shown:
             sandbox.show(path)
-        variables = {"HOME": inside, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": endpoint.api_key} | command.variables
+        variables = {
+            "HOME": inside,
+            "OPENAI_BASE_URL": base_url,
+            "OPENAI_API_KEY": endpoint.api_key,
+        } | command.variables
         await self.before(task, sandbox, home, command)
         result = await _until_closed(sandbox.run(argv, timeout_s=LONGEST_S, variables=variables), endpoint)
         if result is not None and result.exit_code and not endpoint.closed():
@@ -94,7 +120,9 @@ class ProcessScaffold(ABC):
 
     def failed(self, result: CommandResult) -> CodeRepairError:
         """What an exit code that is not 0 means."""
-        return ScaffoldError(f"the agent ended with exit code {result.exit_code}: {' '.join(result.output[-TAIL_CHARS:].split())}")
+        return ScaffoldError(
+            f"the agent ended with exit code {result.exit_code}: {' '.join(result.output[-TAIL_CHARS:].split())}"
+        )
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:
@@ -110,7 +138,8 @@ def _write(folder: Path, files: dict[str, str]) -> None:
 
 
 async def _until_closed(work, endpoint: Endpoint) -> CommandResult | None:
-    """The result, or None where the session was closed and the agent did not end by itself. Nothing of it runs afterwards."""
+    """The result, or None where the session was closed and the agent did not end by itself. Nothing of it runs
+    afterwards."""
     running = asyncio.ensure_future(work)
     try:
         while not endpoint.closed():
@@ -120,7 +149,8 @@ async def _until_closed(work, endpoint: Endpoint) -> CommandResult | None:
             return running.result()
         running.cancel()
         await asyncio.wait([running])
-        return None if running.cancelled() else running.result()  # which raises where the sandbox could not be ended: it may still write
+        # which raises where the sandbox could not be ended: it may still write
+        return None if running.cancelled() else running.result()
     finally:
         if not running.done():
             running.cancel()

@@ -1,4 +1,5 @@
 """What aider's RepoMap knows of a checkout, kept for the task's other episodes."""
+
 import asyncio
 import hashlib
 import secrets
@@ -16,7 +17,8 @@ KEPT = 64  # caches of tasks: some megabytes each
 
 
 class RepoMapCache:
-    """RepoMap's caches of the tasks that were seen last: what is defined where in a checkout is read once, not by each sibling."""
+    """RepoMap's caches of the tasks that were seen last: what is defined where in a checkout is read once, not by each
+    sibling."""
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="coderepairrl-tags-")
@@ -27,7 +29,8 @@ class RepoMapCache:
         self._folder.cleanup()
 
     async def give(self, task: Task, home: Path, read: Callable[[], Awaitable[None]]) -> None:
-        """Puts the task's cache into `home`, an agent's, on this machine. Siblings wait for the first, whose `read` makes it there; what it raises is raised."""
+        """Puts the task's cache into `home`, an agent's, on this machine. Siblings wait for the first, whose `read`
+        makes it there; what it raises is raised."""
         key = hashlib.sha256(f"{task.task_id}\0{task.environment.base}".encode()).hexdigest()[:32]
         async with self._locks.setdefault(key, asyncio.Lock()):
             if key in self._made:

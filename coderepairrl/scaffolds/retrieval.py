@@ -1,7 +1,10 @@
-"""Which files of a checkout a prompt shows: those whose words the problem statement shares, until so many characters are full.
+"""Which files of a checkout a prompt shows: those whose words the problem statement shares, until so many characters
+are full.
 
-Nothing but the statement and the base commit is looked at, so no answer can leak, and the same task gives the same files.
+Nothing but the statement and the base commit is looked at, so no answer can leak, and the same task gives the same
+files.
 """
+
 import math
 import os
 import re
@@ -16,7 +19,8 @@ PATH_WEIGHT = 5  # a word of the path counts like so many in the text
 
 
 def read_checkout(root: Path) -> dict[str, str]:
-    """Path -> text of every regular UTF-8 file of at most MAX_FILE_BYTES, sorted. Symlinks are not followed, `.git` is left out. Blocks: run it in a thread."""
+    """Path -> text of every regular UTF-8 file of at most MAX_FILE_BYTES, sorted. Symlinks are not followed, `.git` is
+    left out. Blocks: run it in a thread."""
     found = {}
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if name != ".git")
@@ -32,7 +36,8 @@ def read_checkout(root: Path) -> dict[str, str]:
 
 
 def words(text: str) -> list[str]:
-    """Identifiers in lower case, and the parts of those that are made of several: `readHeader` gives readheader, read, header."""
+    """Identifiers in lower case, and the parts of those that are made of several: `readHeader` gives readheader, read,
+    header."""
     out = []
     for word in WORD.findall(text):
         parts = [part.lower() for part in PART.findall(word)]
@@ -41,12 +46,14 @@ def words(text: str) -> list[str]:
 
 
 def choose(files: dict[str, str], statement: str, limit_chars: int) -> list[str]:
-    """Paths in the order of the checkout: all where all fit, else the best by BM25, a file that no longer fits being passed over."""
+    """Paths in the order of the checkout: all where all fit, else the best by BM25, a file that no longer fits being
+    passed over."""
     if sum(map(len, files.values())) <= limit_chars:
         return list(files)
     scores = _bm25(files, set(words(statement)))
     chosen, left = set(), limit_chars
-    for name in sorted(files, key=lambda name: (name not in statement, -scores[name], name)):  # what it names comes first
+    # what it names comes first
+    for name in sorted(files, key=lambda name: (name not in statement, -scores[name], name)):
         if (scores[name] > 0 or name in statement) and len(files[name]) <= left:
             chosen.add(name)
             left -= len(files[name])
@@ -63,5 +70,10 @@ def _bm25(files: dict[str, str], query: set[str]) -> dict[str, float]:
     mean = sum(lengths.values()) / len(lengths) or 1.0
     occurs = Counter(word for count in counts.values() for word in count)
     rarity = {word: math.log(1 + (len(files) - number + 0.5) / (number + 0.5)) for word, number in occurs.items()}
-    return {name: sum(rarity[word] * times * (K1 + 1) / (times + K1 * (1 - B + B * lengths[name] / mean)) for word, times in count.items())
-            for name, count in counts.items()}
+    return {
+        name: sum(
+            rarity[word] * times * (K1 + 1) / (times + K1 * (1 - B + B * lengths[name] / mean))
+            for word, times in count.items()
+        )
+        for name, count in counts.items()
+    }

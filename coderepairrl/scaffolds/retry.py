@@ -16,6 +16,7 @@ working tree. Of that, what ignore rules of the base commit or ARTEFACTS of sand
 .pytest_cache) is in no diff. An agent that bends the visible test may end; the hidden tests judge it all the
 same. The judge has sandboxes of its own. Both take of the episode's time.
 """
+
 from copy import copy
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -42,18 +43,28 @@ if TYPE_CHECKING:
 MAX_OUTPUT_CHARS = 2000  # of the test's, head and tail
 FAILS = "the test still fails, go on"
 UNSOLVED = "the submission does not solve the task, go on"
-Agent = Annotated[TerminalConfig | TerminalTextConfig | AiderConfig | MiniSweAgentConfig | CodexConfig | CommandConfig
-                  | SinglePassConfig, Field(discriminator="name")]
+Agent = Annotated[
+    TerminalConfig
+    | TerminalTextConfig
+    | AiderConfig
+    | MiniSweAgentConfig
+    | CodexConfig
+    | CommandConfig
+    | SinglePassConfig,
+    Field(discriminator="name"),
+]
 
 
 class RetryConfig(Config):
     """A control: an agent that may not end before the test passes."""
+
     name: Literal["retry"] = "retry"
     agent: Agent = TerminalConfig()  # which is forced to go on; terminal unless another is named
 
 
 class Retry:
     """Around an agent, which itself stays as it was. `grader` judges tasks without a visible test."""
+
     calls_model = True
 
     def __init__(self, agent: "Scaffold", grader: Grader | None = None):
@@ -72,8 +83,9 @@ class Retry:
             if endpoint.closed() or await self.objection(task, sandbox) is None:
                 return
             if await endpoint.calls() == before:  # no limit would ever end it
-                raise ScaffoldError("the agent ended without a call of its model while the test fails: "
-                                    "it can't be made to go on")
+                raise ScaffoldError(
+                    "the agent ended without a call of its model while the test fails: it can't be made to go on"
+                )
 
     async def objection(self, task: Task, sandbox: Sandbox) -> str | None:
         """What a submission is answered with; None where it is accepted. Raises SandboxError."""
@@ -82,8 +94,10 @@ class Retry:
             failed = result.exit_code or result.timed_out
             return f"{clip(result.output.strip(), MAX_OUTPUT_CHARS)}\n{FAILS}" if failed else None
         if self.grader is None:
-            raise ConfigError(f"task {task.task_id} has no visible test, and nobody here judges: give "
-                              f"metadata[{VISIBLE_TEST!r}] a shell command, or the scaffold a Grader")
+            raise ConfigError(
+                f"task {task.task_id} has no visible test, and nobody here judges: give "
+                f"metadata[{VISIBLE_TEST!r}] a shell command, or the scaffold a Grader"
+            )
         verdict = await self.grader.grade(task, await sandbox.diff())
         if verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the submission
             raise SandboxError(f"environment: {verdict.message}")

@@ -1,8 +1,11 @@
 """A control: recorded outputs are said again, and the agent that they were said to does again what it did.
 
-It shows whether agent, environments and judge give the same for the same words. Behind it stands a gateway of its own whose engine is the record, so every
-scaffold can be replayed; the n-th episode of a task gets its n-th record, counted round. A task without any is left as it is.
+It shows whether agent, environments and judge give the same for the same words. Behind it stands a gateway of its own
+whose engine is the record, so every
+scaffold can be replayed; the n-th episode of a task gets its n-th record, counted round. A task without any is left as
+it is.
 """
+
 import json
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
@@ -26,8 +29,11 @@ CONTEXT = 1 << 30  # tokens: the record was within its own limits
 
 class ScriptedConfig(Config):
     """An agent whose model says what was recorded or written."""
+
     name: Literal["scripted"] = "scripted"
-    path: str  # trajectories (Parquet, or a folder of them); or JSONL of {"task_id": ..., "outputs": [text or assistant's message, ...]}
+    # trajectories (Parquet, or a folder of them); or JSONL of {"task_id": ..., "outputs": [text or assistant's message,
+    # ...]}
+    path: str
     model: str  # a Hugging Face folder: the tokenizer of the record
     scaffold: dict[str, Any] = {"name": "terminal"}  # the agent that hears it
     chat_template: dict = {}  # arguments of the chat template
@@ -65,7 +71,9 @@ class Scripted:
 
         renderer = make_renderer(load_tokenizer(self.config.model), chat_template_kwargs=self.config.chat_template)
         self._scripts = read_scripts(Path(self.config.path), renderer)
-        self.gateway = Gateway(GatewayConfig(), [self.client], renderer, await self._held.enter_async_context(ready(self.inner, config)))
+        self.gateway = Gateway(
+            GatewayConfig(), [self.client], renderer, await self._held.enter_async_context(ready(self.inner, config))
+        )
         await self.gateway.start()
         self._held.push_async_callback(self.gateway.stop)
 
@@ -82,7 +90,8 @@ class Scripted:
         if not lines:
             return
         self.client.prepare(salt, lines)
-        limits = SessionLimits(max_turns=len(lines), max_total_tokens=CONTEXT, max_completion_tokens=CONTEXT)  # its end is the session's
+        # its end is the session's
+        limits = SessionLimits(max_turns=len(lines), max_total_tokens=CONTEXT, max_completion_tokens=CONTEXT)
         session = self.gateway.open_session(limits, SamplingConfig(), cache_salt=salt)
         try:
             await self.inner.run(task, sandbox, Endpoint.of(session, endpoint.http))
@@ -98,15 +107,24 @@ def read_scripts(path: Path, renderer: Renderer) -> dict[str, list[list[Line]]]:
     try:
         if path.suffix == ".jsonl":
             for row in map(json.loads, filter(str.strip, path.read_text().split("\n"))):
-                messages = [{"role": "assistant", "content": out} if isinstance(out, str) else out for out in row["outputs"]]
+                messages = [
+                    {"role": "assistant", "content": out} if isinstance(out, str) else out for out in row["outputs"]
+                ]
                 found[row["task_id"]].append([Line(renderer.turn(message, None)) for message in messages])
             return found
         for file in files:
             for trajectory in trajectory_files.read(file)[0]:
-                found[trajectory.task_id].append([Line(call.completion_ids, finish_reason=call.finish_reason) for call in trajectory.calls])
+                found[trajectory.task_id].append(
+                    [Line(call.completion_ids, finish_reason=call.finish_reason) for call in trajectory.calls]
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: no recorded outputs ({type(error).__name__}: {error}): give Parquet of trajectories, or JSONL of rows "
-                          '{"task_id": ..., "outputs": [...]}') from error
+        raise ConfigError(
+            f"{path}: no recorded outputs ({type(error).__name__}: {error}): give Parquet of trajectories, or JSONL of "
+            "rows "
+            '{"task_id": ..., "outputs": [...]}'
+        ) from error
     if not found:
-        raise ConfigError(f"{path}: nothing is recorded there: give a folder that holds trajectories (*.parquet), or a file")
+        raise ConfigError(
+            f"{path}: nothing is recorded there: give a folder that holds trajectories (*.parquet), or a file"
+        )
     return found

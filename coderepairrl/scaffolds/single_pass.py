@@ -1,7 +1,10 @@
-"""No scaffold: one completion with search/replace blocks, applied to the checkout. The control for what an agent's loop is worth.
+"""No scaffold: one completion with search/replace blocks, applied to the checkout. The control for what an agent's loop
+is worth.
 
-The prompt shows the problem statement and the files that fit into `max_context_chars` (retrieval.py); the answer is applied whole or not at all.
+The prompt shows the problem statement and the files that fit into `max_context_chars` (retrieval.py); the answer is
+applied whole or not at all.
 """
+
 import asyncio
 import posixpath
 import re
@@ -32,13 +35,15 @@ SEARCH, DIVIDER, REPLACE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 
 class SinglePassConfig(Config):
     """No agent: one answer to all files."""
+
     name: Literal["single_pass"] = "single_pass"
     system_prompt: str = SYSTEM_PROMPT  # what the model is told first
     max_context_chars: PositiveInt = 60_000  # of all files that are shown together
 
 
 def parse_blocks(answer: str) -> list[tuple[str, str, str]]:
-    """(path, old text, new text) of each block, in order. Raises ScaffoldError for an answer without any, or with a broken one."""
+    """(path, old text, new text) of each block, in order. Raises ScaffoldError for an answer without any, or with a
+    broken one."""
     edits, lines, at, path = [], split_lines(answer), 0, ""
     while at < len(lines):
         line = lines[at].rstrip()
@@ -48,11 +53,18 @@ def parse_blocks(answer: str) -> list[tuple[str, str, str]]:
             path = path if not line or line.startswith("```") else posixpath.normpath(line.strip().strip("`*:").strip())
             at += 1
             continue
-        marks = {mark: next((i for i in range(at + 1, len(lines)) if lines[i].rstrip() == mark), None) for mark in (DIVIDER, REPLACE)}
+        marks = {
+            mark: next((i for i in range(at + 1, len(lines)) if lines[i].rstrip() == mark), None)
+            for mark in (DIVIDER, REPLACE)
+        }
         if not path or None in marks.values() or marks[DIVIDER] > marks[REPLACE]:
-            raise ScaffoldError(f"the answer is malformed: the block at line {at + 1} has no " +
-                                ("path above it" if not path else f"{DIVIDER!r} and {REPLACE!r} in this order"))
-        edits.append((path, "".join(lines[at + 1 : marks[DIVIDER]]), "".join(lines[marks[DIVIDER] + 1 : marks[REPLACE]])))
+            raise ScaffoldError(
+                f"the answer is malformed: the block at line {at + 1} has no "
+                + ("path above it" if not path else f"{DIVIDER!r} and {REPLACE!r} in this order")
+            )
+        edits.append(
+            (path, "".join(lines[at + 1 : marks[DIVIDER]]), "".join(lines[marks[DIVIDER] + 1 : marks[REPLACE]]))
+        )
         at = marks[REPLACE] + 1
     if not edits:
         raise ScaffoldError("the answer is malformed: it holds no search/replace block")
@@ -76,7 +88,10 @@ class SinglePass:
         self._prompts: dict[tuple[str, str], str] = {}  # of a task and what is changed in its checkout
 
     async def run(self, task: Task, sandbox: Sandbox, endpoint: Endpoint) -> None:
-        messages = [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": await self._prompt(task, sandbox)}]
+        messages = [
+            {"role": "system", "content": self.config.system_prompt},
+            {"role": "user", "content": await self._prompt(task, sandbox)},
+        ]
         answer = await chat(endpoint, messages)
         if answer is None:
             return
@@ -96,7 +111,8 @@ class SinglePass:
 
 
 async def apply_blocks(sandbox: Sandbox, edits: list[tuple[str, str, str]]) -> None:
-    """Nothing is written unless every text is found. Raises ScaffoldError where one does not occur exactly once, or a path is none."""
+    """Nothing is written unless every text is found. Raises ScaffoldError where one does not occur exactly once, or a
+    path is none."""
     contents: dict[str, str] = {}
     for path, old, new in edits:
         try:

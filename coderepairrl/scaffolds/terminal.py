@@ -1,8 +1,11 @@
 """A light terminal agent: three tools (shell, edit, submit), an append-only history, a coroutine over the sandbox.
 
-Nothing that depends on time, host or process enters the prompt; assistant messages go back exactly as they were received;
-every tool call is answered, a wrong one with an error that says what to do. For models whose chat template shows no tools: terminal_text.py.
+Nothing that depends on time, host or process enters the prompt; assistant messages go back exactly as they were
+received;
+every tool call is answered, a wrong one with an error that says what to do. For models whose chat template shows no
+tools: terminal_text.py.
 """
+
 import asyncio
 import json
 from typing import Any, Literal
@@ -24,11 +27,13 @@ Search, read, reproduce, make the smallest change that mends the cause, run the 
 
 class TerminalConfig(Config):
     """This project's own agent: a shell and an edit tool."""
+
     name: Literal["terminal"] = "terminal"
     system_prompt: str = SYSTEM_PROMPT  # what the model is told first
     command_timeout_s: PositiveFloat = 60.0  # of one command of the agent
     max_output_chars: PositiveInt = 8000  # of an answer of a tool; from the middle of a longer one is left out
-    tool_delay_s: NonNegativeFloat = 0.0  # every tool call takes so much longer: what a slow build costs, for measuring asynchronous runs
+    # every tool call takes so much longer: what a slow build costs, for measuring asynchronous runs
+    tool_delay_s: NonNegativeFloat = 0.0
     max_idle_answers: PositiveInt = 3  # answers in a row without one usable tool call, then the agent gives up
 
 
@@ -40,7 +45,13 @@ def _tool(name: str, description: str, **parameters: str) -> dict:
 
 TOOLS = [
     _tool("shell", "Run a shell command", command="the command line"),
-    _tool("edit", "Replace text in a file", path="file, relative to the repository", old="text that occurs exactly once", new="its replacement"),
+    _tool(
+        "edit",
+        "Replace text in a file",
+        path="file, relative to the repository",
+        old="text that occurs exactly once",
+        new="its replacement",
+    ),
     _tool("submit", "End the task"),
 ]
 USAGE = "the tools are shell(command), edit(path, old, new), submit()"
@@ -96,10 +107,15 @@ class Terminal:
             messages += replies
             idle = 0 if usable else idle + 1
             if idle >= self.config.max_idle_answers:
-                raise ScaffoldError(f"{idle} answers in a row without a usable {'tool call' if self.tools else 'command'}")
+                raise ScaffoldError(
+                    f"{idle} answers in a row without a usable {'tool call' if self.tools else 'command'}"
+                )
 
     def opening(self, task: Task) -> list[dict]:
-        return [{"role": "system", "content": self.config.system_prompt}, {"role": "user", "content": task.problem_statement}]
+        return [
+            {"role": "system", "content": self.config.system_prompt},
+            {"role": "user", "content": task.problem_statement},
+        ]
 
     async def respond(self, message: dict, task: Task, sandbox: Sandbox) -> tuple[list[dict], bool, bool]:
         """(messages that answer the model's, one of its calls was well-formed, the agent is done).

@@ -7,6 +7,7 @@ A block ends at a fence that is as long as the one that began it, so that a long
 languages are talk. Users and assistants take turns, and there is no system message, which some of those templates
 refuse (Gemma's).
 """
+
 import asyncio
 import re
 from typing import Literal

@@ -1,12 +1,17 @@
-"""Conversations and trajectories -> rows of supervised fine-tuning: token ids, and the weight of each token in the loss.
+"""Conversations and trajectories -> rows of supervised fine-tuning: token ids, and the weight of each token in the
+loss.
 
-A conversation is tokenised as the gateway would have recorded it, had the policy said what the assistant says: prompts are rendered,
-the assistant's turns are what a policy would have to sample, and each next prompt extends what is there. What comes after the last
-turn is left out. Where a template rewrites earlier turns, the next turn starts another row, which shares its prefix with the one before.
+A conversation is tokenised as the gateway would have recorded it, had the policy said what the assistant says: prompts
+are rendered,
+the assistant's turns are what a policy would have to sample, and each next prompt extends what is there. What comes
+after the last
+turn is left out. Where a template rewrites earlier turns, the next turn starts another row, which shares its prefix
+with the one before.
 Trajectories keep the ids that were sampled.
 
 `prepare` writes the rows to disk, so that bad input is found before any rank starts; `Rows` reads them from there.
 """
+
 import hashlib
 import json
 import random
@@ -39,22 +44,34 @@ from coderepairrl.rollout import trajectory_files
 from coderepairrl.training import batch, packing
 from coderepairrl.types import Outcome, Sample, Trajectory
 
-SCHEMA = pa.schema([("key", pa.string()), ("tokens", pa.int64()), ("token_ids", pa.list_(pa.list_(pa.int32()))), ("weights", pa.list_(pa.list_(pa.float32())))])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("tokens", pa.int64()),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("weights", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
 CHUNK = 64  # conversations that a process tokenises at a time
 
 
 class ChatSource(Config):
-    """Rows {"messages": [...], "tools": [...]} in OpenAI's form, as JSONL or Parquet (there messages and tools may also be JSON text).
+    """Rows {"messages": [...], "tools": [...]} in OpenAI's form, as JSONL or Parquet (there messages and tools may also
+    be JSON text).
 
-    An assistant's message with "train": false is shown and never learnt. In Parquet's structs null stands for what isn't there.
+    An assistant's message with "train": false is shown and never learnt. In Parquet's structs null stands for what
+    isn't there.
     """
+
     kind: Literal["chat"] = "chat"
     path: str  # a file, or a folder of them
     steps: PositiveInt | None = None  # optimizer steps; null: once through
 
 
 class TrajectoriesSource(Config):
-    """Episodes that the rollout process recorded, token-exact; what was sampled is learnt. Those that infrastructure ended are left out."""
+    """Episodes that the rollout process recorded, token-exact; what was sampled is learnt. Those that infrastructure
+    ended are left out."""
+
     kind: Literal["trajectories"]
     path: str  # step_*.parquet of this folder and of those below it (a run's folder: its rollouts), or a file
     steps: PositiveInt | None = None  # optimizer steps; null: once through
@@ -64,8 +81,10 @@ class TrajectoriesSource(Config):
     submitted: bool = False  # true: only those that the agent ended by submitting
 
 
-SourceConfig = Annotated[Annotated[ChatSource, Tag("chat")] | Annotated[TrajectoriesSource, Tag("trajectories")],
-                         Discriminator(lambda value: value.get("kind", "chat") if isinstance(value, dict) else getattr(value, "kind", None))]
+SourceConfig = Annotated[
+    Annotated[ChatSource, Tag("chat")] | Annotated[TrajectoriesSource, Tag("trajectories")],
+    Discriminator(lambda value: value.get("kind", "chat") if isinstance(value, dict) else getattr(value, "kind", None)),
+]
 
 
 @dataclass(frozen=True)
@@ -86,11 +105,15 @@ class LeftOut:
 
 
 def from_chat(raw: dict, renderer: Renderer, context_weight: float) -> Conversation | LeftOut:
-    """Raises GatewayError for messages that are none, or that the template refuses. `key` is of what comes before the assistant's first turn."""
+    """Raises GatewayError for messages that are none, or that the template refuses. `key` is of what comes before the
+    assistant's first turn."""
     if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
         raise GatewayError("there is no list of messages")
     messages, tools = [normalise(message) for message in raw["messages"]], raw.get("tools") or None
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) and isinstance(tool.get("function"), dict) for tool in tools)):
+    if tools and not (
+        isinstance(tools, list)
+        and all(isinstance(tool, dict) and isinstance(tool.get("function"), dict) for tool in tools)
+    ):
         raise GatewayError("each of tools must be an object with a function")
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     trained = {i: float(raw["messages"][i].get("train", True)) for i in turns}
@@ -99,7 +122,9 @@ def from_chat(raw: dict, renderer: Renderer, context_weight: float) -> Conversat
     rows: list[tuple[list[int], list[float]]] = []
     prompt, said, last = None, (), 0
     for i in turns:
-        prompt = renderer.extend(prompt, said, "stop", messages[: last + 1], messages[last + 1 : i], tools) if rows else None
+        prompt = (
+            renderer.extend(prompt, said, "stop", messages[: last + 1], messages[last + 1 : i], tools) if rows else None
+        )
         if prompt is None:
             prompt = renderer.render(messages[:i], tools)
             rows.append(([], []))
@@ -112,21 +137,29 @@ def from_chat(raw: dict, renderer: Renderer, context_weight: float) -> Conversat
     return conversation(key, rows)
 
 
-def _refuse_what_is_not_shown(messages: list[dict], turns: Sequence[int], tools: list[dict] | None,
-                              renderer: Renderer) -> None:
-    """Raises GatewayError where the template drops a part of a turn, or the answers to it: something else would be learnt."""
+def _refuse_what_is_not_shown(
+    messages: list[dict], turns: Sequence[int], tools: list[dict] | None, renderer: Renderer
+) -> None:
+    """Raises GatewayError where the template drops a part of a turn, or the answers to it: something else would be
+    learnt."""
     for i in turns:
         answered = i != turns[-1] and messages[i + 1]["role"] == "tool"
         lost = left_out(renderer, shape_of(messages[i], answered, bool(tools)))
         if lost:
-            raise GatewayError(f"the model's chat template leaves out {' and '.join(lost)} of message {i + 1} of "
-                               f"{len(messages)}, and that would be learnt")
+            raise GatewayError(
+                f"the model's chat template leaves out {' and '.join(lost)} of message {i + 1} of "
+                f"{len(messages)}, and that would be learnt"
+            )
 
 
-def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_weight: float) -> Conversation | LeftOut:
+def from_trajectory(
+    trajectory: Trajectory, source: TrajectoriesSource, context_weight: float
+) -> Conversation | LeftOut:
     """One row a branch, as in reinforcement learning. `key` is the task's."""
     if trajectory.outcome == Outcome.INFRASTRUCTURE_ERROR or trajectory.split != source.split:
-        return LeftOut("infrastructure_error" if trajectory.split == source.split else f"a task of split {trajectory.split}")
+        return LeftOut(
+            "infrastructure_error" if trajectory.split == source.split else f"a task of split {trajectory.split}"
+        )
     if source.min_reward is not None and trajectory.reward < source.min_reward:
         return LeftOut("reward below min_reward")
     if source.resolved and not (trajectory.verdict and trajectory.verdict.resolved):
@@ -137,14 +170,17 @@ def from_trajectory(trajectory: Trajectory, source: TrajectoriesSource, context_
     for path, sample in zip(batch.branches(calls), batch.samples(trajectory, [1.0] * len(calls)), strict=True):
         weights = np.full(len(sample.token_ids), 0.0 if rows else context_weight)
         for call in path:
-            weights[len(call.prompt_ids) : len(call.prompt_ids) + len(call.completion_ids)] = 0.0  # another branch may train it
-        rows.append((sample.token_ids, np.maximum(weights, np.asarray(sample.policy_versions) >= 0)))  # negative: not sampled, or not to be learnt
+            # another branch may train it
+            weights[len(call.prompt_ids) : len(call.prompt_ids) + len(call.completion_ids)] = 0.0
+        # negative: not sampled, or not to be learnt
+        rows.append((sample.token_ids, np.maximum(weights, np.asarray(sample.policy_versions) >= 0)))
     return conversation(hashlib.sha256(trajectory.task_id.encode()).hexdigest(), rows)
 
 
 def conversation(key: str, rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Conversation | LeftOut:
     """Of (token ids, weights); rows that teach nothing are dropped."""
-    kept = tuple(Row(ids, (0.0, *weights[1:])) for ids, weights in rows if any(weights[1:]))  # nothing predicts the first token
+    # nothing predicts the first token
+    kept = tuple(Row(ids, (0.0, *weights[1:])) for ids, weights in rows if any(weights[1:]))
     return Conversation(key, kept) if kept else LeftOut("nothing to learn")
 
 
@@ -153,8 +189,14 @@ def files(path: str, patterns: Sequence[str]) -> list[Path]:
     place = Path(path)
     found = [place] if place.is_file() else sorted(file for pattern in patterns for file in place.glob(pattern))
     if not found:
-        raise ConfigError(f"{path}: " + (f"no {' or '.join(patterns)} in this folder: correct the path" if place.is_dir() else
-                                         "no such file: make it first (the demonstrations: scripts/make_policy.py), or correct the path"))
+        raise ConfigError(
+            f"{path}: "
+            + (
+                f"no {' or '.join(patterns)} in this folder: correct the path"
+                if place.is_dir()
+                else "no such file: make it first (the demonstrations: scripts/make_policy.py), or correct the path"
+            )
+        )
     return found
 
 
@@ -174,7 +216,9 @@ def content(source: SourceConfig) -> dict[str, str]:
     return {"path": source.path, "sha256": contents.of_files(files_of(source))}
 
 
-def chat_conversations(source: ChatSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
+def chat_conversations(
+    source: ChatSource, model: str, context_weight: float, processes: int
+) -> Iterator[Conversation | LeftOut]:
     with ProcessPoolExecutor(processes, get_context("fork"), _start_worker, (model, context_weight)) as pool:
         found = (line for file in files_of(source) for line in lines(file))
         for part in pool.map(_encode, iter(lambda: list(islice(found, CHUNK)), [])):
@@ -216,7 +260,13 @@ def lines(file: Path) -> Iterator[tuple[str, Any]]:
             return
         rows = (row for part in pq.ParquetFile(file).iter_batches(CHUNK) for row in part.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield f"{file}, row {number}", {name: json.loads(value) if isinstance(value, str) else without_null(value) for name, value in row.items()}
+            yield (
+                f"{file}, row {number}",
+                {
+                    name: json.loads(value) if isinstance(value, str) else without_null(value)
+                    for name, value in row.items()
+                },
+            )
 
 
 def without_null(value: Any) -> Any:
@@ -226,7 +276,9 @@ def without_null(value: Any) -> Any:
     return [without_null(item) for item in value] if isinstance(value, list) else value
 
 
-def trajectory_conversations(source: TrajectoriesSource, model: str, context_weight: float, processes: int) -> Iterator[Conversation | LeftOut]:
+def trajectory_conversations(
+    source: TrajectoriesSource, model: str, context_weight: float, processes: int
+) -> Iterator[Conversation | LeftOut]:
     known = len(load_tokenizer(model))
     for file in files_of(source):
         with readable(file):
@@ -234,22 +286,37 @@ def trajectory_conversations(source: TrajectoriesSource, model: str, context_wei
         for trajectory in trajectories:
             found = from_trajectory(trajectory, source, context_weight)
             if isinstance(found, Conversation) and max(max(row.token_ids) for row in found.rows) >= known:
-                raise ConfigError(f"{file}: {trajectory.trajectory_id} has token ids that the tokenizer of {model} doesn't know: "
-                                  "it was sampled with another; name that one's model")
+                raise ConfigError(
+                    f"{file}: {trajectory.trajectory_id} has token ids that the tokenizer of {model} doesn't know: "
+                    "it was sampled with another; name that one's model"
+                )
             yield found
 
 
-READERS: dict[type, Callable[..., Iterator[Conversation | LeftOut]]] = {ChatSource: chat_conversations, TrajectoriesSource: trajectory_conversations}
+READERS: dict[type, Callable[..., Iterator[Conversation | LeftOut]]] = {
+    ChatSource: chat_conversations,
+    TrajectoriesSource: trajectory_conversations,
+}
 
 
-def prepare(sources: Sequence[SourceConfig], folder: Path, model: str, context_weight: float, longest: int, processes: int) -> list[dict[str, int]]:
-    """Writes FOLDER/0.arrow, 1.arrow ..., one a source. Returns how many conversations each has left out, and why. Raises ConfigError."""
+def prepare(
+    sources: Sequence[SourceConfig], folder: Path, model: str, context_weight: float, longest: int, processes: int
+) -> list[dict[str, int]]:
+    """Writes FOLDER/0.arrow, 1.arrow ..., one a source. Returns how many conversations each has left out, and why.
+    Raises ConfigError."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     out = []
     for number, source in enumerate(sources):
         left_out: Counter[str] = Counter()
-        found = iter(tqdm(READERS[type(source)](source, model, context_weight, processes), desc=Path(source.path).stem, unit="row", mininterval=1))
+        found = iter(
+            tqdm(
+                READERS[type(source)](source, model, context_weight, processes),
+                desc=Path(source.path).stem,
+                unit="row",
+                mininterval=1,
+            )
+        )
         with pa.OSFile(str(folder / f"{number}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             while part := list(islice(found, 1000)):
                 left_out.update(item.reason for item in part if isinstance(item, LeftOut))
@@ -264,7 +331,12 @@ def prepare(sources: Sequence[SourceConfig], folder: Path, model: str, context_w
 def _columns(item: Conversation) -> dict:
     ids = [row.token_ids for row in item.rows]
     shared = sum(packing.shared_length(np.asarray(a), np.asarray(b)) for a, b in pairwise(sorted(map(tuple, ids))))
-    return {"key": item.key, "tokens": sum(map(len, ids)) - shared, "token_ids": ids, "weights": [row.weights for row in item.rows]}
+    return {
+        "key": item.key,
+        "tokens": sum(map(len, ids)) - shared,
+        "token_ids": ids,
+        "weights": [row.weights for row in item.rows],
+    }
 
 
 class Rows:
@@ -282,17 +354,33 @@ class Rows:
     def __getitem__(self, number: int) -> list[Sample]:
         """A sample for each row of the conversation; its weights are the advantages."""
         key, ids, weights = (self.table[name][self.indices[number]].as_py() for name in ("key", "token_ids", "weights"))
-        return [Sample(key, key, branch, tuple(t), tuple(range(len(t))), tuple(int(x > 0) for x in w), (0.0,) * len(t), tuple(w), (-1,) * len(t))
-                for branch, (t, w) in enumerate(zip(ids, weights, strict=True))]
+        return [
+            Sample(
+                key,
+                key,
+                branch,
+                tuple(t),
+                tuple(range(len(t))),
+                tuple(int(x > 0) for x in w),
+                (0.0,) * len(t),
+                tuple(w),
+                (-1,) * len(t),
+            )
+            for branch, (t, w) in enumerate(zip(ids, weights, strict=True))
+        ]
 
     def only(self, keep: Callable[[str], bool]) -> "Rows":
         return Rows(self.table, [i for i, key in zip(self.indices, self.keys, strict=True) if keep(key)])
 
 
 def load(folder: Path, trained: int, share: float) -> tuple[list[Rows], list[Rows]]:
-    """(a source each to train on, a source each to evaluate on). The first `trained` files are for training; of them `share` is held out,
+    """(a source each to train on, a source each to evaluate on). The first `trained` files are for training; of them
+    `share` is held out,
     chosen by the key's digits, and so is every conversation that the other files hold."""
-    found = [Rows(pa.ipc.open_file(pa.memory_map(str(folder / f"{i}.arrow"))).read_all()) for i in range(len(list(folder.glob("*.arrow"))))]
+    found = [
+        Rows(pa.ipc.open_file(pa.memory_map(str(folder / f"{i}.arrow"))).read_all())
+        for i in range(len(list(folder.glob("*.arrow"))))
+    ]
     own, others = found[:trained], found[trained:]
     known = {key for rows in others for key in rows.keys}
     held = lambda key: key in known or int(key[:8], 16) < share * 16**8

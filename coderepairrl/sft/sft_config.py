@@ -1,4 +1,5 @@
 """What scripts/train_sft.py is configured by, and what is recorded of it."""
+
 from pathlib import Path
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -12,10 +13,13 @@ from coderepairrl.training.engine_config import EngineConfig
 
 
 class EvaluationConfig(Config):
-    """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other sources."""
+    """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other
+    sources."""
+
     share: float = Field(0.0, ge=0.0, lt=1.0)  # of the conversations
     sources: list[SourceConfig] = []  # instead of a share
-    every: NonNegativeInt = 0  # steps between two evaluations; before the first and after the last step there is always one
+    # steps between two evaluations; before the first and after the last step there is always one
+    every: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "EvaluationConfig":
@@ -41,8 +45,10 @@ class SFTConfig(Config):
     @model_validator(mode="after")
     def _whole_rows(self) -> "SFTConfig":
         if self.ranks % self.engine.sequence_ranks:
-            raise ValueError(f"engine.sequence_ranks: {self.engine.sequence_ranks} does not divide ranks={self.ranks}: "
-                             "take a number that does")
+            raise ValueError(
+                f"engine.sequence_ranks: {self.engine.sequence_ranks} does not divide ranks={self.ranks}: "
+                "take a number that does"
+            )
         return self
 
 

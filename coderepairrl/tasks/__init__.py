@@ -1,7 +1,9 @@
-"""One file a dataset, all to `Task`. A loader takes its own config class and returns {"train": [...], "heldout": [...]}.
+"""One file a dataset, all to `Task`. A loader takes its own config class and returns {"train": [...], "heldout":
+[...]}.
 
 Tasks of published data sets come with environments that are not built yet: build.build_task builds one.
 """
+
 from typing import Annotated
 
 from pydantic import Field
@@ -19,11 +21,26 @@ from coderepairrl.tasks.swe_smith import SweSmithConfig
 from coderepairrl.types import Task
 
 LOADERS = {
-    FunctionsConfig: functions.load, RealPackagesConfig: packages.load, JsonlConfig: jsonl.load, SweBenchConfig: swe_bench.load,
-    ReleasePairsConfig: releases.load, SweGymConfig: swe_gym.load, SweSmithConfig: swe_smith.load, R2EGymConfig: r2e_gym.load}
+    FunctionsConfig: functions.load,
+    RealPackagesConfig: packages.load,
+    JsonlConfig: jsonl.load,
+    SweBenchConfig: swe_bench.load,
+    ReleasePairsConfig: releases.load,
+    SweGymConfig: swe_gym.load,
+    SweSmithConfig: swe_smith.load,
+    R2EGymConfig: r2e_gym.load,
+}
 TasksConfig = Annotated[
-    FunctionsConfig | RealPackagesConfig | ReleasePairsConfig | JsonlConfig | SweBenchConfig | SweGymConfig | SweSmithConfig | R2EGymConfig,
-    Field(discriminator="name")]
+    FunctionsConfig
+    | RealPackagesConfig
+    | ReleasePairsConfig
+    | JsonlConfig
+    | SweBenchConfig
+    | SweGymConfig
+    | SweSmithConfig
+    | R2EGymConfig,
+    Field(discriminator="name"),
+]
 
 
 def load_tasks(config: TasksConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:

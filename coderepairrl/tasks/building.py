@@ -5,6 +5,7 @@
 The base checkout is needed to know the hidden tests (`Task.test_patch` after application) and an injected bug's files
 (`Task.bug_patch`), so both are resolved here. Building is content-addressed: the second time it is a look-up.
 """
+
 import asyncio
 import os
 from collections.abc import Callable, Sequence
@@ -19,19 +20,29 @@ from coderepairrl.types import Environment, Task
 
 
 async def build_task(task: Task, config: EnvironmentsConfig) -> Task:
-    """Raises TaskError for a wrong row or an environment that cannot be built, SandboxError for the machine's trouble."""
+    """Raises TaskError for a wrong row or an environment that cannot be built, SandboxError for the machine's
+    trouble."""
     if not is_built(task.environment):
         admitted = task.environment.lock
         environment = await environments.build(task.environment, config)
         if admitted and environment.lock != admitted:
-            raise TaskError(f"{task.task_id}: admitted with lock {admitted[:16]}, built {environment.lock[:16]}: prepare the tasks again")
+            raise TaskError(
+                f"{task.task_id}: admitted with lock {admitted[:16]}, built {environment.lock[:16]}: prepare the tasks "
+                "again"
+            )
         task = replace(task, environment=environment)
-    return await asyncio.to_thread(resolve_patches, task) if task.bug_patch or task.test_patch or task.environment.recipe or task.environment.image else task
+    return (
+        await asyncio.to_thread(resolve_patches, task)
+        if task.bug_patch or task.test_patch or task.environment.recipe or task.environment.image
+        else task
+    )
 
 
-async def build_all(tasks: Sequence[Task], config: EnvironmentsConfig,
-                    done: Callable[[Task, str], None] = lambda *_: None) -> tuple[list[Task], dict[str, str]]:
-    """(the tasks that run, task id -> why the others don't), as many at once as there are cores. `done(task, cause or "")`: after each."""
+async def build_all(
+    tasks: Sequence[Task], config: EnvironmentsConfig, done: Callable[[Task, str], None] = lambda *_: None
+) -> tuple[list[Task], dict[str, str]]:
+    """(the tasks that run, task id -> why the others don't), as many at once as there are cores. `done(task, cause or
+    "")`: after each."""
     places = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def one(task: Task) -> Task | str:
@@ -44,7 +55,9 @@ async def build_all(tasks: Sequence[Task], config: EnvironmentsConfig,
         return built
 
     results = await asyncio.gather(*map(one, tasks))
-    return [r for r in results if isinstance(r, Task)], {task.task_id: r for task, r in zip(tasks, results, strict=True) if isinstance(r, str)}
+    return [r for r in results if isinstance(r, Task)], {
+        task.task_id: r for task, r in zip(tasks, results, strict=True) if isinstance(r, str)
+    }
 
 
 def is_built(environment: Environment) -> bool:
@@ -53,13 +66,16 @@ def is_built(environment: Environment) -> bool:
 
 
 def resolve_patches(task: Task) -> Task:
-    """`bug_patch` and `test_patch` as `files`, `oracle_patch` and `hidden_tests`; selected test files that neither changes are hidden tests, too.
+    """`bug_patch` and `test_patch` as `files`, `oracle_patch` and `hidden_tests`; selected test files that neither
+    changes are hidden tests, too.
     What of the test patch is more than texts stays in it; doing this again changes nothing."""
     base, files, oracle = task.environment.base, dict(task.files), task.oracle_patch
     if task.bug_patch:
         buggy = patched_files(task.task_id, "patch", base, files, task.bug_patch)
         if None in buggy.values():
-            raise TaskError(f"{task.task_id}, field patch: the bug removes a file, which a laid-over file cannot: leave the row out")
+            raise TaskError(
+                f"{task.task_id}, field patch: the bug removes a file, which a laid-over file cannot: leave the row out"
+            )
         originals = {path: _text(base, path) for path in buggy}
         oracle = "".join(unified_diff(path, buggy[path], originals[path]) for path in sorted(buggy))
         files |= buggy

@@ -1,12 +1,17 @@
-"""One-function repositories with one wrong token: the embedded task set, large enough to train a small policy from scratch.
+"""One-function repositories with one wrong token: the embedded task set, large enough to train a small policy from
+scratch.
 
-A task is a folder with `lib.py` (one function whose docstring says, line by line, what it must do), and `test_lib.py` (a
-few visible cases). Programs are drawn from a grammar of statements; the docstring is made together with the code, so that
+A task is a folder with `lib.py` (one function whose docstring says, line by line, what it must do), and `test_lib.py`
+(a
+few visible cases). Programs are drawn from a grammar of statements; the docstring is made together with the code, so
+that
 the right operator or constant of every line can be read off it. The bug replaces one operator or constant.
 
-A program's *skeleton* is its code with names, operators and constants blanked. Skeletons are split by their hash, so that
+A program's *skeleton* is its code with names, operators and constants blanked. Skeletons are split by their hash, so
+that
 no function of a held-out task occurs in a training task or a demonstration under any renaming.
 """
+
 import difflib
 import hashlib
 import json
@@ -42,7 +47,9 @@ HELD_OUT_SHARE = 4  # one skeleton in four is held out
 
 @dataclass(frozen=True)
 class Bug:
-    """One replaced token: `line` (1-based) of lib.py, columns [start, end) in the right code, `right` and `wrong` text."""
+    """One replaced token: `line` (1-based) of lib.py, columns [start, end) in the right code, `right` and `wrong`
+    text."""
+
     line: int
     start: int
     end: int
@@ -112,7 +119,13 @@ class _Writer:
             self.line(f"        if {code}:")
             pad, doc = pad + "    ", f"{doc}, if {words}"
         op = self.slot("aug")
-        code, words = self.term("$v") if self.rng.random() < 0.5 else (self.atom(),) * 2 if self.rng.random() < 0.4 else ("$v", "$v")
+        code, words = (
+            self.term("$v")
+            if self.rng.random() < 0.5
+            else (self.atom(),) * 2
+            if self.rng.random() < 0.4
+            else ("$v", "$v")
+        )
         self.line(f"{pad}$r {op} {code}", f"{doc}: {op} {words}.")
 
     def guard(self) -> None:
@@ -164,14 +177,19 @@ def _draw_program(rng: random.Random) -> Program:
                 if line is None:
                     piece = choices[right]
                 else:
-                    wrongs = [w for w in choices if w != right] if kind != "n" else [str(n) for n in (int(right) - 1, int(right) + 1) if 0 < n < 10]
+                    wrongs = (
+                        [w for w in choices if w != right]
+                        if kind != "n"
+                        else [str(n) for n in (int(right) - 1, int(right) + 1) if 0 < n < 10]
+                    )
                     sites += [Bug(line, len(out), len(out) + len(right), right, w, kind) for w in wrongs]
                     piece = right
             out += piece
         return out
 
     sites: list[Bug] = []
-    first = 2 + len(writer.doc) + (len(writer.doc) > 0)  # def line, then the docstring's lines, the last one with the quotes
+    # def line, then the docstring's lines, the last one with the quotes
+    first = 2 + len(writer.doc) + (len(writer.doc) > 0)
     code = [fill(line, first + i, sites) for i, line in enumerate(writer.code)]
     doc = [fill(line, None, sites) for line in writer.doc]
     head = f"def {function}({', '.join(names[p] for p in parameters)}):"
@@ -195,11 +213,13 @@ def is_held_out(skeleton: str) -> bool:
 def _draw_inputs(signature: str, rng: random.Random, count: int) -> list[list]:
     def value(letter: str):
         return [rng.randint(-3, 9) for _ in range(rng.randint(1, 4))] if letter == "L" else rng.randint(-3, 9)
+
     return [[value(letter) for letter in signature] for _ in range(count)]
 
 
 def _results(source: str, name: str, inputs: list[list]) -> list[int]:
-    """The function's results. Only for programs of this grammar, which always end: no `while`, no call but min and max."""
+    """The function's results. Only for programs of this grammar, which always end: no `while`, no call but min and
+    max."""
     scope: dict = {}
     exec(source, scope)  # text that this module wrote
     return [scope[name](*json.loads(json.dumps(args))) for args in inputs]
@@ -226,13 +246,17 @@ print("PASS")
 
 
 def _hidden_test(name: str, cases: list[tuple[list, int]]) -> str:
-    methods = "".join(f"    def test_{i}(self):\n        self.assertEqual({_call_text(name, args)}, {want})\n\n" for i, (args, want) in enumerate(cases))
+    methods = "".join(
+        f"    def test_{i}(self):\n        self.assertEqual({_call_text(name, args)}, {want})\n\n"
+        for i, (args, want) in enumerate(cases)
+    )
     return f"import unittest\n\nfrom lib import {name}\n\n\nclass Hidden(unittest.TestCase):\n{methods}"
 
 
 @dataclass(frozen=True)
 class Puzzle:
     """A Task together with what a scripted expert knows about it."""
+
     task: Task
     program: Program
     bug: Bug
@@ -244,13 +268,18 @@ class Puzzle:
 
 
 ENVIRONMENT = Environment(
-    name="functions", base=None, python=sys.executable,
+    name="functions",
+    base=None,
+    python=sys.executable,
     test_command=("{python}", "-m", "xmlrunner", "{tests}", "{canary_module}", "-o", "{junit}"),
-    protected=("test_*.py",), test_timeout_s=20.0)
+    protected=("test_*.py",),
+    test_timeout_s=20.0,
+)
 
 
 def draw_puzzle(rng: random.Random, split: str, number: int) -> Puzzle:
-    """One task of the split ("train" or "heldout"). Draws until the bug shows in some inputs, but not in all of them."""
+    """One task of the split ("train" or "heldout"). Draws until the bug shows in some inputs, but not in all of
+    them."""
     while True:
         program = _draw_program(rng)
         if is_held_out(program.skeleton) != (split == "heldout"):
@@ -277,7 +306,13 @@ def draw_puzzle(rng: random.Random, split: str, number: int) -> Puzzle:
         fail_to_pass=tuple(ids[i] for i in hidden if i in wrong),
         pass_to_pass=tuple(ids[i] for i in hidden if i in fine),
         oracle_patch=_patch(broken, program.source),
-        metadata={"split": split, "kind": bug.kind, "skeleton": program.skeleton, "visible_test": "python3 test_lib.py"})
+        metadata={
+            "split": split,
+            "kind": bug.kind,
+            "skeleton": program.skeleton,
+            "visible_test": "python3 test_lib.py",
+        },
+    )
     return Puzzle(task, program, bug, visible)
 
 
@@ -297,10 +332,12 @@ def puzzles(split: str, seed: str) -> Iterator[Puzzle]:
 
 class FunctionsConfig(Config):
     """Small repositories of one broken function, drawn at random."""
+
     name: Literal["functions"] = "functions"
     train: NonNegativeInt = 512  # tasks
     heldout: NonNegativeInt = 200  # tasks
-    seed: NonNegativeInt = 0  # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+    # of the training stream; held-out tasks are the same for every seed, so that runs can be compared
+    seed: NonNegativeInt = 0
     draw: str = HELD_OUT_DRAW  # names the held-out stream: settings are chosen on one, and reported on another
 
 

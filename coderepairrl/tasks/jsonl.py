@@ -1,9 +1,12 @@
-"""Tasks as lines of JSON: the user's own, and what scripts/prepare_tasks.py admits. docs/tasks.md describes every field.
+"""Tasks as lines of JSON: the user's own, and what scripts/prepare_tasks.py admits. docs/tasks.md describes every
+field.
 
     tasks: {name: jsonl, train: data/train.jsonl, heldout: data/eval.jsonl}
 
-A row is a Task, field by field. Missing fields take the defaults of DEFAULTS and of types.py; an unknown field is an error.
+A row is a Task, field by field. Missing fields take the defaults of DEFAULTS and of types.py; an unknown field is an
+error.
 """
+
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, replace
@@ -27,6 +30,7 @@ _TASK = TypeAdapter(Task)
 
 class JsonlConfig(Config):
     """Prepared tasks, as scripts/prepare_tasks.py writes them."""
+
     name: Literal["jsonl"] = "jsonl"
     train: str | None = None  # path of a file; null: none
     heldout: str | None = None  # path of a file; null: none
@@ -39,12 +43,20 @@ def load(config: JsonlConfig, refused: list[str] | None = None) -> dict[str, lis
     if not any(paths.values()):
         raise TaskError("tasks: neither `train` nor `heldout` names a file: give the path of at least one")
     checks = (check, check_place)
-    return {split: [replace(task, metadata=task.metadata | {"split": split})
-                    for task in usable(Path(path), refused, checks)[:config.limit]] if path else []
-            for split, path in paths.items()}
+    return {
+        split: [
+            replace(task, metadata=task.metadata | {"split": split})
+            for task in usable(Path(path), refused, checks)[: config.limit]
+        ]
+        if path
+        else []
+        for split, path in paths.items()
+    }
 
 
-def usable(path: Path, refused: list[str] | None = None, checks: tuple[Callable[[Task, str], None], ...] = (check,)) -> list[Task]:
+def usable(
+    path: Path, refused: list[str] | None = None, checks: tuple[Callable[[Task, str], None], ...] = (check,)
+) -> list[Task]:
     """Of what `read` finds the tasks that pass these checks. Raises TaskError, unless rows may be `refused`."""
     tasks = []
     for task in read(path, refused):
@@ -58,7 +70,8 @@ def usable(path: Path, refused: list[str] | None = None, checks: tuple[Callable[
 
 
 def read(path: Path, refused: list[str] | None = None) -> list[Task]:
-    """As they are written, environments not built. Raises TaskError naming line, task and field, unless rows may be `refused`."""
+    """As they are written, environments not built. Raises TaskError naming line, task and field, unless rows may be
+    `refused`."""
     try:
         lines = json_lines(path)
     except OSError as error:
@@ -68,7 +81,9 @@ def read(path: Path, refused: list[str] | None = None) -> list[Task]:
         try:
             task = _of_line(line, f"{path.name}, line {number}", path.parent)
             if task.task_id in tasks:
-                raise TaskError(f"{path.name}, line {number}, {task.task_id}, field task_id: occurs twice: give each task its own")
+                raise TaskError(
+                    f"{path.name}, line {number}, {task.task_id}, field task_id: occurs twice: give each task its own"
+                )
             tasks[task.task_id] = task
         except TaskError as error:
             refuse(error, refused)
@@ -90,9 +105,12 @@ def write(path: Path, tasks: list[Task]) -> None:
 
 
 def to_row(task: Task) -> dict[str, Any]:
-    """What differs from the defaults; from_row(to_row(task)) == task, but for an interpreter that was left to default."""
-    return _short(asdict(task), Task, DEFAULTS) | {"environment": _short(asdict(task.environment), Environment, ENVIRONMENT_DEFAULTS)
-                                                  | ({"recipe": _short(asdict(task.environment.recipe), Recipe, {})} if task.environment.recipe else {})}
+    """What differs from the defaults; from_row(to_row(task)) == task, but for an interpreter that was left to
+    default."""
+    return _short(asdict(task), Task, DEFAULTS) | {
+        "environment": _short(asdict(task.environment), Environment, ENVIRONMENT_DEFAULTS)
+        | ({"recipe": _short(asdict(task.environment.recipe), Recipe, {})} if task.environment.recipe else {})
+    }
 
 
 def from_row(row: Any, where: str, folder: Path) -> Task:
@@ -113,12 +131,16 @@ def from_row(row: Any, where: str, folder: Path) -> Task:
         return _TASK.validate_python(DEFAULTS | row | {"environment": place})
     except ValidationError as error:
         first = error.errors()[0]
-        raise TaskError(f"{where}, field {'.'.join(map(str, first['loc']))}: {first['msg']}: see docs/tasks.md") from error
+        raise TaskError(
+            f"{where}, field {'.'.join(map(str, first['loc']))}: {first['msg']}: see docs/tasks.md"
+        ) from error
 
 
 def _known(where: str, prefix: str, row: Any, kind: type) -> None:
     if not isinstance(row, dict):
-        raise TaskError(f"{where}, field {prefix.rstrip('.')}: {type(row).__name__} where an object is expected: see docs/tasks.md")
+        raise TaskError(
+            f"{where}, field {prefix.rstrip('.')}: {type(row).__name__} where an object is expected: see docs/tasks.md"
+        )
     unknown = sorted(set(row) - {field.name for field in fields(kind)})
     if unknown:
         raise TaskError(f"{where}, field {prefix}{unknown[0]}: unknown: see docs/tasks.md for the fields there are")
@@ -126,5 +148,8 @@ def _known(where: str, prefix: str, row: Any, kind: type) -> None:
 
 def _short(row: dict[str, Any], kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that have their default."""
-    own = {field.name: field.default_factory() if field.default_factory is not MISSING else field.default for field in fields(kind)} | defaults
+    own = {
+        field.name: field.default_factory() if field.default_factory is not MISSING else field.default
+        for field in fields(kind)
+    } | defaults
     return {name: value for name, value in row.items() if value != own[name]}

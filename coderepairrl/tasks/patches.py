@@ -1,4 +1,6 @@
-"""Texts to diffs and back, for tasks: what a published patch makes of the files of a checkout, and git-style diffs between two versions."""
+"""Texts to diffs and back, for tasks: what a published patch makes of the files of a checkout, and git-style diffs
+between two versions."""
+
 import difflib
 import os
 from dataclasses import dataclass
@@ -24,24 +26,34 @@ def unified_diff(path: str, before: str | None, after: str | None) -> str:
     """A git-style patch of one file; None: the file is not there. Lines end at line feeds only, as git sees them."""
     sides = [split_lines(text or "") for text in (before, after)]
     names = f"a/{path}" if before is not None else "/dev/null", f"b/{path}" if after is not None else "/dev/null"
-    lines = [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in difflib.unified_diff(*sides, *names)]
+    lines = [
+        line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
+        for line in difflib.unified_diff(*sides, *names)
+    ]
     mode = "new file mode 100644\n" if before is None else "deleted file mode 100644\n" if after is None else ""
     return f"diff --git a/{path} b/{path}\n{mode}" + "".join(lines)
 
 
 @dataclass(frozen=True)
 class Patched:
-    """What a patch makes of the files that it names and that are texts: path -> text; None: the patch deletes it. `rest`: the
+    """What a patch makes of the files that it names and that are texts: path -> text; None: the patch deletes it.
+    `rest`: the
     sections that are more than texts (modes, links, binary files and other encodings, a file that goes, or is a folder
     afterwards), to be applied before the texts are laid over the checkout."""
+
     texts: dict[str, str | None]
     rest: str = ""
 
 
-def patched_files(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> dict[str, str | None]:
-    """Of a patch that texts can carry all of: other files than texts are refused. Raises TaskError naming the task and the field."""
+def patched_files(
+    task_id: str, field: str, base: str | None, files: dict[str, str], patch: str
+) -> dict[str, str | None]:
+    """Of a patch that texts can carry all of: other files than texts are refused. Raises TaskError naming the task and
+    the field."""
     _refuse_too_large(task_id, field, patch)
-    found = patched(task_id, field, base, files, "".join(change.text for change in split_diff(patch) if not change.binary))
+    found = patched(
+        task_id, field, base, files, "".join(change.text for change in split_diff(patch) if not change.binary)
+    )
     odd = sorted(path for change in split_diff(found.rest) for path in change.paths if path not in found.texts)
     if odd:
         raise TaskError(f"{task_id}, field {field}: changes {odd[0]}, which is not a file of UTF-8: leave the row out")
@@ -49,7 +61,8 @@ def patched_files(task_id: str, field: str, base: str | None, files: dict[str, s
 
 
 def patched(task_id: str, field: str, base: str | None, files: dict[str, str], patch: str) -> Patched:
-    """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises TaskError."""
+    """The patch on `base` with `files` laid over it. What git's "Binary files differ" does not hold is left out. Raises
+    TaskError."""
     _refuse_too_large(task_id, field, patch)
     text, _ = carried(patch)
     changes = split_diff(text)
@@ -62,7 +75,9 @@ def patched(task_id: str, field: str, base: str | None, files: dict[str, str], p
     there = {path: entry for path, entry in before.items() if entry is not None}
     with applied_in_folder(there, text, ONLY_STRICT | LAXER) as (root, problem):
         if root is None:
-            raise TaskError(f"{task_id}, field {field}: does not apply to the base commit ({problem}): leave the row out")
+            raise TaskError(
+                f"{task_id}, field {field}: does not apply to the base commit ({problem}): leave the row out"
+            )
         after = {path: entry_of(root, path) for path in paths}
     texts = {path: _text(entry) for path, entry in after.items()}
     odd = {path for path in paths if _is_more(before[path], after[path])}

@@ -1,8 +1,12 @@
-"""Release pairs: release N of a package is the base, what N+1 changes outside its tests is the repair, N+1's tests are the hidden tests.
+"""Release pairs: release N of a package is the base, what N+1 changes outside its tests is the repair, N+1's tests are
+the hidden tests.
 
-Real bugs, repaired by people, that need nothing but the package index: two source distributions, pinned by hash. The admitted pairs are
-shipped (release_pairs.jsonl, made by scripts/prepare_releases.py); a pair's texts are not, they are read from the two unpacked releases.
+Real bugs, repaired by people, that need nothing but the package index: two source distributions, pinned by hash. The
+admitted pairs are
+shipped (release_pairs.jsonl, made by scripts/prepare_releases.py); a pair's texts are not, they are read from the two
+unpacked releases.
 """
+
 import hashlib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +31,7 @@ MAX_NOTES = 3000  # characters
 
 class ReleasedPackage(Config):
     """How the package's distributions are laid out; see releases.yaml."""
+
     module: str  # the top-level module
     source: tuple[str, ...]  # folders, or single files
     tests: tuple[str, ...]
@@ -44,6 +49,7 @@ class Release(Config):
 
 class PairRow(Config):
     """One admitted pair. The ids of PASS_TO_PASS are kept by class, which is a third of their size."""
+
     task_id: str
     package: str
     before: Release
@@ -51,13 +57,15 @@ class PairRow(Config):
     test_selection: tuple[str, ...]
     fail_to_pass: tuple[str, ...]
     pass_to_pass: dict[str, tuple[str, ...]]  # classname -> names
-    base_s: tuple[float, ...]  # seconds of three runs of the release before with the tests of the one after, and of three repaired ones
+    # seconds of three runs of the release before with the tests of the one after, and of three repaired ones
+    base_s: tuple[float, ...]
     gold_s: tuple[float, ...]
     python: str
 
 
 class ReleasePairsConfig(Config):
     """Pairs of releases: the tests of the later one on the code of the earlier one."""
+
     name: Literal["release_pairs"] = "release_pairs"
     train: NonNegativeInt = 100_000  # at most so many tasks
     heldout: NonNegativeInt = 100_000  # at most so many tasks
@@ -87,16 +95,23 @@ def read_rows(path: Path) -> list[PairRow]:
     try:
         lines = json_lines(path)
     except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}: give the path of a set that scripts/prepare_releases.py wrote") from error
+        raise TaskError(
+            f"{path}: {error.strerror}: give the path of a set that scripts/prepare_releases.py wrote"
+        ) from error
     rows = []
     for number, line in lines:
         try:
             rows.append(PairRow.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
-            raise TaskError(f"{path.name}, line {number}, field {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}: make the set again") from error
+            raise TaskError(
+                f"{path.name}, line {number}, field {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}: make "
+                "the set again"
+            ) from error
         if rows[-1].package not in released():
-            raise TaskError(f"{path.name}, {rows[-1].task_id}, field package: {rows[-1].package!r} is not in releases.yaml: add it")
+            raise TaskError(
+                f"{path.name}, {rows[-1].task_id}, field package: {rows[-1].package!r} is not in releases.yaml: add it"
+            )
     return rows
 
 
@@ -113,28 +128,56 @@ def to_task(row: PairRow, split: str = "train", cache: str | None = None) -> Tas
     return pair_task(row, package, before, after, split, cache)
 
 
-def pair_task(row: PairRow, package: ReleasedPackage, before: Path, after: Path, split: str,
-              cache: str | None = None) -> Task:
+def pair_task(
+    row: PairRow, package: ReleasedPackage, before: Path, after: Path, split: str, cache: str | None = None
+) -> Task:
     old, new = texts(before, package.source, package.tests), texts(after, package.source, package.tests)
     tests, new_tests = texts(before, package.tests), texts(after, package.tests)
     return Task(
-        task_id=row.task_id, problem_statement=statement(row.package, row.after.version, package, before, after, row.fail_to_pass),
+        task_id=row.task_id,
+        problem_statement=statement(row.package, row.after.version, package, before, after, row.fail_to_pass),
         environment=suite_environment(
-            f"{row.package}-{row.before.version}", before, package.module, package.python_path, package.tests,
-            make_runner(str(before), row.package, package.needs, Path(cache or default_cache())), package.options),
-        files={}, hidden_tests={path: text for path, text in new_tests.items() if tests.get(path) != text}, test_selection=row.test_selection,
-        fail_to_pass=row.fail_to_pass, pass_to_pass=tuple(f"{case}::{name}" for case, names in row.pass_to_pass.items() for name in names),
-        oracle_patch="".join(unified_diff(path, old.get(path), new.get(path)) for path in sorted({*old, *new}) if old.get(path) != new.get(path)),
-        metadata={"split": split, "repo": row.package, "package": row.package, "before": row.before.version, "after": row.after.version})
+            f"{row.package}-{row.before.version}",
+            before,
+            package.module,
+            package.python_path,
+            package.tests,
+            make_runner(str(before), row.package, package.needs, Path(cache or default_cache())),
+            package.options,
+        ),
+        files={},
+        hidden_tests={path: text for path, text in new_tests.items() if tests.get(path) != text},
+        test_selection=row.test_selection,
+        fail_to_pass=row.fail_to_pass,
+        pass_to_pass=tuple(f"{case}::{name}" for case, names in row.pass_to_pass.items() for name in names),
+        oracle_patch="".join(
+            unified_diff(path, old.get(path), new.get(path))
+            for path in sorted({*old, *new})
+            if old.get(path) != new.get(path)
+        ),
+        metadata={
+            "split": split,
+            "repo": row.package,
+            "package": row.package,
+            "before": row.before.version,
+            "after": row.after.version,
+        },
+    )
 
 
 def texts(root: Path, names: tuple[str, ...], less: tuple[str, ...] = ()) -> dict[str, str]:
-    """Path -> text of all UTF-8 files in the folders `names` (or the files of that name) of a checkout, less those in the folders `less`."""
+    """Path -> text of all UTF-8 files in the folders `names` (or the files of that name) of a checkout, less those in
+    the folders `less`."""
     found = {}
     for name in names:
         for path in sorted((root / name).rglob("*")) if (root / name).is_dir() else [root / name]:
             relative = path.relative_to(root).as_posix()
-            if not path.is_file() or "__pycache__" in path.parts or ".egg-info/" in relative or any(f"{relative}/".startswith(f"{l}/") for l in less):
+            if (
+                not path.is_file()
+                or "__pycache__" in path.parts
+                or ".egg-info/" in relative
+                or any(f"{relative}/".startswith(f"{l}/") for l in less)
+            ):
                 continue
             try:
                 found[relative] = path.read_bytes().decode()
@@ -143,8 +186,11 @@ def texts(root: Path, names: tuple[str, ...], less: tuple[str, ...] = ()) -> dic
     return found
 
 
-def statement(name: str, version: str, package: ReleasedPackage, before: Path, after: Path, failing: tuple[str, ...]) -> str:
-    """What the later release's change log says more than the earlier one's; where it says nothing, the names of what fails."""
+def statement(
+    name: str, version: str, package: ReleasedPackage, before: Path, after: Path, failing: tuple[str, ...]
+) -> str:
+    """What the later release's change log says more than the earlier one's; where it says nothing, the names of what
+    fails."""
     old, new = (_notes(root, package.notes) for root in (before, after))
     known = {line.strip() for line in old}
     added = "\n".join(line for line in new if line.strip() not in known or not line.strip()).strip()
@@ -155,7 +201,11 @@ def statement(name: str, version: str, package: ReleasedPackage, before: Path, a
 
 
 def _notes(root: Path, globs: tuple[str, ...]) -> list[str]:
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and any(fnmatchcase(path.relative_to(root).as_posix(), glob) for glob in globs)]
+    files = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and any(fnmatchcase(path.relative_to(root).as_posix(), glob) for glob in globs)
+    ]
     return [line.rstrip() for path in files for line in path.read_text(errors="replace").split("\n")]
 
 

@@ -1,4 +1,5 @@
 """What recipes.yaml says of a repository: how a row's environment is built and how its tests are run."""
+
 import functools
 import re
 import shlex
@@ -19,9 +20,14 @@ BUILD_TOOLS = ("pip", "setuptools", "wheel")
 MARKED = re.compile(r"^: '>+ Start Test Output'\n(.*?)^: '>+ End Test Output'", re.MULTILINE | re.DOTALL)
 KEYWORDS_MAX = 60_000  # characters of a -k expression: an argument may have 128 KiB
 # Parsers of swebench that read pytest's summary: those runners write JUnit XML instead, which is better evidence.
-PYTEST_PARSERS = {f"parse_log_{name}" for name in (
-    "pytest pytest_options pytest_v2 astroid astropy flask marshmallow matplotlib pvlib pydicom pylint pyvista requests scikit seaborn sphinx sqlfluff "
-    "xarray").split()}
+PYTEST_PARSERS = {
+    f"parse_log_{name}"
+    for name in (
+        "pytest pytest_options pytest_v2 astroid astropy flask marshmallow matplotlib pvlib pydicom pylint pyvista "
+        "requests scikit seaborn sphinx sqlfluff "
+        "xarray"
+    ).split()
+}
 
 
 class BuildRow(Config):
@@ -48,9 +54,20 @@ def repositories() -> dict[str, Repository]:
     return {name: Repository.model_validate(fields) for name, fields in tree.items()}
 
 
-def build_environment(row: Row, *, repo: str, version: str, revision: str, created_at: str, tests: tuple[str, ...], test_patch: str,
-                      image: str | None, test_timeout_s: float) -> tuple[Environment, tuple[str, ...]]:
-    """(the environment, not yet built; the arguments that select the tests). `image`: run in it instead of building. Raises TaskError."""
+def build_environment(
+    row: Row,
+    *,
+    repo: str,
+    version: str,
+    revision: str,
+    created_at: str,
+    tests: tuple[str, ...],
+    test_patch: str,
+    image: str | None,
+    test_timeout_s: float,
+) -> tuple[Environment, tuple[str, ...]]:
+    """(the environment, not yet built; the arguments that select the tests). `image`: run in it instead of building.
+    Raises TaskError."""
     repository = repositories().get(repo, Repository())
     parser = row.text("log_parser", "") or repository.log_parser
     command, selection, log_parser = _pytest(repository, tests), test_files(tests, test_patch), None
@@ -58,7 +75,9 @@ def build_environment(row: Row, *, repo: str, version: str, revision: str, creat
         if not parser:
             row.refuse("log_parser", "missing, and recipes.yaml knows none")
         command, selection, log_parser = ("bash", "-c", _log_command(row, repository, tests, test_patch)), (), parser
-    shared = dict(name=row.id, base=None, python="", test_command=command, log_parser=log_parser, test_timeout_s=test_timeout_s)
+    shared = dict(
+        name=row.id, base=None, python="", test_command=command, log_parser=log_parser, test_timeout_s=test_timeout_s
+    )
     if image is not None:
         return Environment(**shared, image=image), selection
     recipe = _recipe(row, repository, repo, version, revision, created_at)
@@ -70,12 +89,19 @@ def _recipe(row: Row, repository: Repository, repo: str, version: str, revision:
         row.refuse("repo", f"recipes.yaml has no recipe for {repo}: add one, or use `environments: images`")
     found = _fitting(repository, version)
     if found is None:
-        row.refuse("version", f"recipes.yaml has no recipe of {repo} for {version!r}: add one, or use `environments: images`")
+        row.refuse(
+            "version", f"recipes.yaml has no recipe of {repo} for {version!r}: add one, or use `environments: images`"
+        )
     exports = "".join(f"{name}={shlex.quote(value)} " for name, value in _variables(repository, version).items())
     return Recipe(
-        source=f"git:{repo}", revision=revision, python=found.python, pins=found.pins,
-        requirements=() if found.pins else (*found.requirements, *BUILD_TOOLS), exclude_newer=created_at or None,
-        build=tuple(exports + command for command in found.build))
+        source=f"git:{repo}",
+        revision=revision,
+        python=found.python,
+        pins=found.pins,
+        requirements=() if found.pins else (*found.requirements, *BUILD_TOOLS),
+        exclude_newer=created_at or None,
+        build=tuple(exports + command for command in found.build),
+    )
 
 
 def _fitting(repository: Repository, version: str) -> BuildRow | None:
@@ -83,7 +109,14 @@ def _fitting(repository: Repository, version: str) -> BuildRow | None:
         number = Version(version)
     except InvalidVersion:
         number = None  # only an entry for all versions fits
-    return next((entry for entry in repository.recipes if not entry.versions or number is not None and number in SpecifierSet(entry.versions)), None)
+    return next(
+        (
+            entry
+            for entry in repository.recipes
+            if not entry.versions or number is not None and number in SpecifierSet(entry.versions)
+        ),
+        None,
+    )
 
 
 def _variables(repository: Repository, version: str) -> dict[str, str]:
@@ -94,7 +127,9 @@ def _variables(repository: Repository, version: str) -> dict[str, str]:
 def test_files(tests: tuple[str, ...], test_patch: str) -> tuple[str, ...]:
     """The files that pytest's node ids name; where they name none, the Python files of the test patch."""
     named = dict.fromkeys(test.partition("::")[0] for test in tests if ".py::" in test)
-    return tuple(named) or tuple(dict.fromkeys(change.path for change in split_diff(test_patch) if change.path.endswith(".py")))
+    return tuple(named) or tuple(
+        dict.fromkeys(change.path for change in split_diff(test_patch) if change.path.endswith(".py"))
+    )
 
 
 def _pytest(repository: Repository, tests: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,7 +143,8 @@ def _pytest(repository: Repository, tests: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _log_command(row: Row, repository: Repository, tests: tuple[str, ...], test_patch: str) -> str:
-    """What stands between the markers of the row's own evaluation script, or the repository's command for the files of the test patch."""
+    """What stands between the markers of the row's own evaluation script, or the repository's command for the files of
+    the test patch."""
     marked = MARKED.search(row.text("eval_script", ""))
     if marked and marked[1].strip():
         return marked[1].strip()

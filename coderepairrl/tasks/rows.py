@@ -1,8 +1,11 @@
-"""Reading the rows of a data set: a file (parquet, JSON, JSONL) or a name on the Hugging Face hub, and the checked fields of one row.
+"""Reading the rows of a data set: a file (parquet, JSON, JSONL) or a name on the Hugging Face hub, and the checked
+fields of one row.
 
-Published rows differ in how they write lists (a list, JSON in a string, Python in a string) and in which columns they have.
+Published rows differ in how they write lists (a list, JSON in a string, Python in a string) and in which columns they
+have.
 What cannot be used is refused with the row's id and the field's name.
 """
+
 import ast
 import json
 import re
@@ -21,6 +24,7 @@ from coderepairrl.types import Task
 
 class RowsConfig(Config):
     """What the loaders of published data sets share."""
+
     source: str  # path of a .parquet, .json or .jsonl file, or a name on the Hugging Face hub
     split: str = "test"  # of a hub data set; a file has one
     use: Literal["train", "heldout"] = "heldout"  # what its tasks are for
@@ -41,7 +45,9 @@ class Row:
             self.refuse(id_field, f"missing; there are {', '.join(sorted(fields))}")
 
     def refuse(self, field: str, cause: str) -> None:
-        raise TaskError(f"{self.source}, {self.id}, field {field}: {cause}: correct the row or leave it out (`skip_unusable: true`)")
+        raise TaskError(
+            f"{self.source}, {self.id}, field {field}: {cause}: correct the row or leave it out (`skip_unusable: true`)"
+        )
 
     def text(self, field: str, default: str | None = None) -> str:
         """A string; an absent or null one is `default`, and refused without a default."""
@@ -60,7 +66,9 @@ class Row:
         if isinstance(value, str):
             value = self._list(field, value)
         if not isinstance(value, list | tuple):
-            self.refuse(field, "missing" if value is None else f"{type(value).__name__} where a list of test ids is expected")
+            self.refuse(
+                field, "missing" if value is None else f"{type(value).__name__} where a list of test ids is expected"
+            )
         if not all(isinstance(test, str) and test.strip() for test in value):
             self.refuse(field, "holds something that is no test id")
         return tuple(dict.fromkeys(value))
@@ -87,7 +95,11 @@ class Row:
     def date(self, field: str) -> str:
         """ISO 8601 in UTC, such as 2024-02-19T20:29:03Z; empty when the row has none."""
         value = self.fields.get(field)
-        found = re.match(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.\d+)?(Z|\+00:00)?)?$", str(value).strip()) if value else None
+        found = (
+            re.match(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.\d+)?(Z|\+00:00)?)?$", str(value).strip())
+            if value
+            else None
+        )
         if value and not found:
             self.refuse(field, f"{value!r} is no date")
         return f"{found[1]}T{found[2] or '00:00:00'}Z" if found else ""
@@ -129,12 +141,25 @@ def _objects(path: Path, refused: list[str] | None) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             refuse(TaskError(f"{path}{f', line {number}' if lines else ''}: {error}"), refused)
             continue
-        rows = [tree] if lines else list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, list) else [tree]
+        rows = (
+            [tree]
+            if lines
+            else list(tree.values())
+            if isinstance(tree, dict)
+            else tree
+            if isinstance(tree, list)
+            else [tree]
+        )
         for place, row in enumerate(rows, max(1, number)):
             if isinstance(row, dict):
                 yield row
             else:
-                refuse(TaskError(f"{path}, row {place}: {type(row).__name__} where an object is expected: write the file again"), refused)
+                refuse(
+                    TaskError(
+                        f"{path}, row {place}: {type(row).__name__} where an object is expected: write the file again"
+                    ),
+                    refused,
+                )
 
 
 def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
@@ -144,13 +169,21 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:300]
-        raise TaskError(f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split that the hub has") from error
+        raise TaskError(
+            f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split that "
+            "the hub has"
+        ) from error
     yield from rows
 
 
-def load_rows(config: RowsConfig, to_task: Callable[[Row, Any], Task], refused: list[str] | None = None,
-              lacking: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}) -> dict[str, list[Task]]:
-    """The tasks of one split, in the file's order. `lacking`: values of columns that the data set may lack, from a row's others."""
+def load_rows(
+    config: RowsConfig,
+    to_task: Callable[[Row, Any], Task],
+    refused: list[str] | None = None,
+    lacking: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {},
+) -> dict[str, list[Task]]:
+    """The tasks of one split, in the file's order. `lacking`: values of columns that the data set may lack, from a
+    row's others."""
     tasks: dict[str, Task] = {}
     left_out: list[str] = []
     refused = left_out if config.skip_unusable else refused

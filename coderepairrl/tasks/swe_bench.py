@@ -6,6 +6,7 @@
 A task's `fail_to_pass` and `pass_to_pass` are the row's own ids: pytest's node ids, which the data set cut at the first
 space, or the log parser's names. Its environment is not built yet: see build.py.
 """
+
 from typing import Literal
 
 from coderepairrl.tasks.repository_recipes import build_environment
@@ -15,6 +16,7 @@ from coderepairrl.types import Task
 
 class SweBenchConfig(RowsConfig):
     """SWE-bench and what has its form."""
+
     name: Literal["swe_bench"] = "swe_bench"
     hints: bool = False  # add the issue's later comments to the problem statement
 
@@ -29,13 +31,28 @@ def to_task(row: Row, config: SweBenchConfig) -> Task:
     facts = {"repo": row.text("repo"), "version": row.text("version", ""), "created_at": row.date("created_at")}
     revision, test_patch = row.text("base_commit"), row.text("test_patch")
     environment, selection = build_environment(
-        row, **facts, revision=revision, tests=(*to_pass, *to_keep), test_patch=test_patch,
-        image=image(row) if config.environments == "images" else None, test_timeout_s=config.test_timeout_s)
+        row,
+        **facts,
+        revision=revision,
+        tests=(*to_pass, *to_keep),
+        test_patch=test_patch,
+        image=image(row) if config.environments == "images" else None,
+        test_timeout_s=config.test_timeout_s,
+    )
     hints = row.text("hints_text", "") if config.hints else ""
     return Task(
-        task_id=row.id, problem_statement=row.text("problem_statement") + (f"\n\n{hints}" if hints else ""), environment=environment, files={},
-        hidden_tests={}, test_selection=selection, fail_to_pass=to_pass, pass_to_pass=to_keep, oracle_patch=row.text("patch"),
-        metadata=facts | {"base_commit": revision, "split": config.use}, test_patch=test_patch)
+        task_id=row.id,
+        problem_statement=row.text("problem_statement") + (f"\n\n{hints}" if hints else ""),
+        environment=environment,
+        files={},
+        hidden_tests={},
+        test_selection=selection,
+        fail_to_pass=to_pass,
+        pass_to_pass=to_keep,
+        oracle_patch=row.text("patch"),
+        metadata=facts | {"base_commit": revision, "split": config.use},
+        test_patch=test_patch,
+    )
 
 
 def image(row: Row) -> str:

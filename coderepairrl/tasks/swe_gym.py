@@ -1,7 +1,9 @@
-"""SWE-Gym and SWE-Gym-Lite: rows as SWE-bench's, without image, log parser and evaluation script. https://arxiv.org/abs/2412.21139
+"""SWE-Gym and SWE-Gym-Lite: rows as SWE-bench's, without image, log parser and evaluation script.
+https://arxiv.org/abs/2412.21139
 
     tasks: {name: swe_gym, source: SWE-Gym/SWE-Gym, split: train, use: train}
 """
+
 from typing import Any, Literal
 
 from coderepairrl.tasks import swe_bench
@@ -11,6 +13,7 @@ from coderepairrl.types import Task
 
 class SweGymConfig(RowsConfig):
     """SWE-Gym."""
+
     name: Literal["swe_gym"] = "swe_gym"
     split: str = "train"  # of a hub data set; a file has one
     use: Literal["train", "heldout"] = "train"  # what its tasks are for
@@ -22,4 +25,6 @@ def load(config: SweGymConfig, refused: list[str] | None = None) -> dict[str, li
 
 
 def image(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"image": f"docker://xingyaoww/sweb.eval.x86_64.{str(fields.get('instance_id')).lower().replace('__', '_s_')}:latest"}
+    return {
+        "image": f"docker://xingyaoww/sweb.eval.x86_64.{str(fields.get('instance_id')).lower().replace('__', '_s_')}:latest"
+    }

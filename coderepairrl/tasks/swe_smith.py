@@ -1,7 +1,9 @@
-"""SWE-smith: bugs injected into real repositories; `patch` makes the bug, so the repair is its reverse. https://arxiv.org/abs/2504.21798
+"""SWE-smith: bugs injected into real repositories; `patch` makes the bug, so the repair is its reverse.
+https://arxiv.org/abs/2504.21798
 
     tasks: {name: swe_smith, source: SWE-bench/SWE-smith-py, split: train, use: train, environments: images}
 """
+
 from typing import Literal
 
 from coderepairrl.tasks.repository_recipes import build_environment
@@ -11,6 +13,7 @@ from coderepairrl.types import Task
 
 class SweSmithConfig(RowsConfig):
     """SWE-smith."""
+
     name: Literal["swe_smith"] = "swe_smith"
     split: str = "train"  # of a hub data set; a file has one
     use: Literal["train", "heldout"] = "train"  # what its tasks are for
@@ -35,9 +38,26 @@ def to_task(row: Row, config: SweSmithConfig) -> Task:
     if config.environments == "images" and not image:
         row.refuse("image_name", "missing")
     environment, selection = build_environment(
-        row, repo=f"{owner}/{name}", version="", revision=commit, created_at=row.date("created_at"), tests=(*to_pass, *to_keep), test_patch="",
-        image=f"docker://{image}" if config.environments == "images" else None, test_timeout_s=config.test_timeout_s)
+        row,
+        repo=f"{owner}/{name}",
+        version="",
+        revision=commit,
+        created_at=row.date("created_at"),
+        tests=(*to_pass, *to_keep),
+        test_patch="",
+        image=f"docker://{image}" if config.environments == "images" else None,
+        test_timeout_s=config.test_timeout_s,
+    )
     return Task(
-        task_id=row.id, problem_statement=statement, environment=environment, files={}, hidden_tests={}, test_selection=selection,
-        fail_to_pass=to_pass, pass_to_pass=to_keep, oracle_patch="", bug_patch=bug,  # build.py makes the oracle of it
-        metadata={"repo": f"{owner}/{name}", "base_commit": commit, "split": config.use})
+        task_id=row.id,
+        problem_statement=statement,
+        environment=environment,
+        files={},
+        hidden_tests={},
+        test_selection=selection,
+        fail_to_pass=to_pass,
+        pass_to_pass=to_keep,
+        oracle_patch="",
+        bug_patch=bug,  # build.py makes the oracle of it
+        metadata={"repo": f"{owner}/{name}", "base_commit": commit, "split": config.use},
+    )

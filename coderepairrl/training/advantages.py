@@ -3,12 +3,14 @@
     episode   A = A_E for every call: what GRPO and its kin do with an answer of one turn
     turn      A = A_E + A_S: GiGPO, section 4 of arXiv:2505.10978, with the step's weight (omega) 1
 A_E compares an episode with its group, A_S a call with the group's other calls in the same anchor state, both by
-algorithm.advantage. The paper's state is an observation of the environment; here it is the whole prompt, token for token,
+algorithm.advantage. The paper's state is an observation of the environment; here it is the whole prompt, token for
+token,
 since a model that saw something else before was asked something else.
 
 Left out: states that are only similar. So a call after the first has companions only where episodes said the same until
 then, or where an agent asks a prompt again.
 """
+
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -21,8 +23,13 @@ from coderepairrl.types import Trajectory
 ROUNDING = 1e-12  # relative: returns that differ by less are the same number, discounted in another order
 
 
-def of_calls(algorithm: AlgorithmConfig, members: Sequence[Trajectory], episode_advantages: Sequence[float],
-             penalties: Sequence[float], discount: float) -> list[tuple[float, ...]]:
+def of_calls(
+    algorithm: AlgorithmConfig,
+    members: Sequence[Trajectory],
+    episode_advantages: Sequence[float],
+    penalties: Sequence[float],
+    discount: float,
+) -> list[tuple[float, ...]]:
     """Of each member the advantages of its calls, in their order.
 
     penalties: what an episode's length adds to its reward, never discounted. discount: rewards.discount_per_call.
@@ -44,8 +51,9 @@ def returns(reward: float, calls: int, discount: float, penalty: float = 0.0) ->
     return tuple((reward / discount**t if reward > 0 else reward) + penalty for t in range(calls))
 
 
-def step_advantages(kind: str, members: Sequence[Trajectory],
-                    returns_of: Sequence[Sequence[float]]) -> list[list[float]]:
+def step_advantages(
+    kind: str, members: Sequence[Trajectory], returns_of: Sequence[Sequence[float]]
+) -> list[list[float]]:
     """A_S of every call: group_advantages among the returns of the calls with its prompt, two of one episode included.
 
     0 for one that is alone in its state, and where all returns are equal.

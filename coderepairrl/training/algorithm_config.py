@@ -1,4 +1,6 @@
-"""What an algorithm is configured by, and what each name stands for; apart from algorithms.py, because reading a configuration should not import torch."""
+"""What an algorithm is configured by, and what each name stands for; apart from algorithms.py, because reading a
+configuration should not import torch."""
+
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
@@ -17,6 +19,7 @@ PRESETS = {
 
 class AlgorithmConfig(Config):
     """A name sets what its paper says; every entry can be set beside it."""
+
     # sets the defaults of the entries below; those shown are grpo's
     name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
     # reward less its group's mean, over the group's deviation or as it is; or less the mean of the others
@@ -30,11 +33,14 @@ class AlgorithmConfig(Config):
     aggregation: Literal["token", "sequence", "trajectory", "constant"] = "trajectory"
     clip_low: float = Field(0.2, ge=0.0, le=1.0)  # the ratio is clipped below 1 - clip_low
     clip_high: NonNegativeFloat = 0.2  # and above 1 + clip_high
-    correction: Literal["none", "truncate", "mask"] = "none"  # of what separates the trainer's weights from those that sampled
+    # of what separates the trainer's weights from those that sampled
+    correction: Literal["none", "truncate", "mask"] = "none"
     correction_cap: float = Field(2.0, gt=0.0)  # ratio from which on a token is truncated to it, or masked
-    kl_coefficient: NonNegativeFloat = 0.0  # towards the policy that training began with: LoRA's base, or a frozen second model
+    # towards the policy that training began with: LoRA's base, or a frozen second model
+    kl_coefficient: NonNegativeFloat = 0.0
     mask_truncated: bool = False  # episodes that a limit ended teach nothing, instead of what their reward says
-    overlong_buffer: NonNegativeInt = 0  # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
+    # tokens below limits.max_total_tokens from which on the reward falls, by 1 at the limit
+    overlong_buffer: NonNegativeInt = 0
 
     @model_validator(mode="before")
     @classmethod

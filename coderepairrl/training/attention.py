@@ -1,11 +1,13 @@
 """Attention over a packed row: sequences laid end to end, prefixes that several of them share computed once.
 
-A row is cut into nodes: runs of new tokens. The queries of a node see the keys of its path, which is everything from its
+A row is cut into nodes: runs of new tokens. The queries of a node see the keys of its path, which is everything from
+its
 sequence's first token to the node's end; its own tokens come last, so the mask is causal, aligned at the end of the
 keys, and a sliding window of w lets a query see its own key and the w - 1 before it.
 A sequence that shares nothing is one node whose path is itself. Registered in transformers as the attention "packed".
 Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their size.
 """
+
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -26,6 +28,7 @@ NAME = "packed"
 @dataclass(frozen=True)
 class Layout:
     """Offsets have one entry more than there are nodes."""
+
     query_offsets: torch.Tensor  # int32: node n's tokens are row[query_offsets[n] : query_offsets[n + 1]]
     key_offsets: torch.Tensor  # int32: its path is path_index[key_offsets[n] : key_offsets[n + 1]]
     path_index: torch.Tensor | None  # (K,) place in the row of every key; None: each path is its node, K = T
@@ -34,20 +37,37 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)
-        return Layout(move(self.query_offsets), move(self.key_offsets), move(self.path_index), self.query_lengths, self.key_lengths)
+        return Layout(
+            move(self.query_offsets),
+            move(self.key_offsets),
+            move(self.path_index),
+            self.query_lengths,
+            self.key_lengths,
+        )
 
 
-def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                     attention_mask: int | None, *, layout: Layout | None = None, row_group: "RowGroup | None" = None,
-                     scaling: float | None = None, **more) -> tuple[torch.Tensor, None]:
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: int | None,
+    *,
+    layout: Layout | None = None,
+    row_group: "RowGroup | None" = None,
+    scaling: float | None = None,
+    **more,
+) -> tuple[torch.Tensor, None]:
     """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D).
 
     With a `row_group` T is this rank's part of the row. `attention_mask`: the sliding window, as `_mask` has it.
     Raises ConfigError for what it doesn't compute.
     """
     if layout is None:
-        raise ConfigError(f"{type(module).__name__}: its model does not hand the layout of a packed row to its "
-                          "attention: use another model")
+        raise ConfigError(
+            f"{type(module).__name__}: its model does not hand the layout of a packed row to its "
+            "attention: use another model"
+        )
     for name, what in _MORE.items():
         if more.get(name) is not None or (name == "mask" and isinstance(attention_mask, torch.Tensor)):
             raise ConfigError(f"{type(module).__name__}: packed rows are computed without {what}: use another model")
@@ -58,12 +78,23 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     return row_group.join_heads(_attend(*heads, layout, **options)), None
 
 
-_MORE = {"mask": "an attention mask of the model's own", "softcap": "a soft cap on attention scores",
-         "s_aux": "attention sinks", "position_bias": "a bias by position", "alibi": "ALiBi"}
+_MORE = {
+    "mask": "an attention mask of the model's own",
+    "softcap": "a soft cap on attention scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias by position",
+    "alibi": "ALiBi",
+}
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None,
-            window: int | None) -> torch.Tensor:
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
     if query.is_cuda and query.dtype != torch.float32:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
         if layout.path_index is not None:
@@ -72,10 +103,18 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout:
     if layout.path_index is not None:
         key, value = key.index_select(2, layout.path_index), value.index_select(2, layout.path_index)
     pieces, dtype = [], query.dtype
-    # half precision comes here on CPUs only, whose attention is 1.5 to 2.5 times as fast in float32 (its backward pass is), also under autocast
+    # half precision comes here on CPUs only, whose attention is 1.5 to 2.5 times as fast in float32 (its backward pass
+    # is), also under autocast
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value))
-        for q, k, v in zip(query.split(layout.query_lengths, 2), key.split(layout.key_lengths, 2), value.split(layout.key_lengths, 2), strict=True):
+        query, key, value = (
+            tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value)
+        )
+        for q, k, v in zip(
+            query.split(layout.query_lengths, 2),
+            key.split(layout.key_lengths, 2),
+            value.split(layout.key_lengths, 2),
+            strict=True,
+        ):
             new, seen = q.shape[2], k.shape[2]
             narrow, mask = window is not None and window < seen, None
             if narrow or new < seen:
@@ -83,28 +122,57 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout:
             if narrow:
                 mask = mask.triu(seen - new - window + 1)
             attend = torch.nn.functional.scaled_dot_product_attention
-            pieces.append(attend(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
+            pieces.append(
+                attend(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+            )
     return torch.cat(pieces, 2).transpose(1, 2).to(dtype).contiguous()
 
 
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None,
-           window: int | None) -> torch.Tensor:
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
     """query (T, H, D), key and value (K, H or fewer, D), half precision on CUDA -> (T, H, D)."""
     longest = max(layout.query_lengths), max(layout.key_lengths)
     if window is None and _has_flash_attention_4():
         from flash_attn.cute import flash_attn_varlen_func
-        return flash_attn_varlen_func(query, key, value, cu_seqlens_q=layout.query_offsets,
-                                      cu_seqlens_k=layout.key_offsets, max_seqlen_q=longest[0],
-                                      max_seqlen_k=longest[1], softmax_scale=scaling, causal=True)[0]
+
+        return flash_attn_varlen_func(
+            query,
+            key,
+            value,
+            cu_seqlens_q=layout.query_offsets,
+            cu_seqlens_k=layout.key_offsets,
+            max_seqlen_q=longest[0],
+            max_seqlen_k=longest[1],
+            softmax_scale=scaling,
+            causal=True,
+        )[0]
     from torch.nn.attention.varlen import varlen_attn
-    fewer_keys = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}  # torch before 2.13 needs no word for it
-    return varlen_attn(query, key, value, layout.query_offsets, layout.key_offsets, *longest, scale=scaling,
-                       window_size=(-1 if window is None else window - 1, 0), **fewer_keys)
+
+    # torch before 2.13 needs no word for it
+    fewer_keys = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    return varlen_attn(
+        query,
+        key,
+        value,
+        layout.query_offsets,
+        layout.key_offsets,
+        *longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        **fewer_keys,
+    )
 
 
 @cache
 def _has_flash_attention_4() -> bool:
-    """It has kernels of its own for Hopper and Blackwell, twice as fast there as torch's varlen_attn, which is FlashAttention 2."""
+    """It has kernels of its own for Hopper and Blackwell, twice as fast there as torch's varlen_attn, which is
+    FlashAttention 2."""
     return is_flash_attn_4_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
@@ -112,11 +180,15 @@ def check(config: PretrainedConfig) -> None:
     """Raises ConfigError for models whose attention would be computed wrongly on packed rows."""
     refuse = lambda cause: ConfigError(f"{config.model_type}: {cause}: use another model")
     if other := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise refuse(f"layers of {', '.join(sorted(other))}: packed rows are only right for full causal attention and "
-                     "sliding windows")
+        raise refuse(
+            f"layers of {', '.join(sorted(other))}: packed rows are only right for full causal attention and "
+            "sliding windows"
+        )
     if getattr(config, "attn_logit_softcapping", None):
-        raise refuse(f"attn_logit_softcapping={config.attn_logit_softcapping}: packed rows are computed without "
-                     + _MORE["softcap"])
+        raise refuse(
+            f"attn_logit_softcapping={config.attn_logit_softcapping}: packed rows are computed without "
+            + _MORE["softcap"]
+        )
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {entry.get("rope_type") for entry in (rope, *rope.values()) if isinstance(entry, dict)}
     for kind in kinds & {"dynamic", "longrope"}:

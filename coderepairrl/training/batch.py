@@ -1,4 +1,6 @@
-"""Trajectories -> samples -> micro-batches: one packed row each, with the tokens that are trained as a list beside it."""
+"""Trajectories -> samples -> micro-batches: one packed row each, with the tokens that are trained as a list beside
+it."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -13,10 +15,12 @@ from coderepairrl.types import Call, Sample, Trajectory
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A packed row of T tokens and the N of them that are trained (a token that several samples share can be there several times).
+    """A packed row of T tokens and the N of them that are trained (a token that several samples share can be there
+    several times).
 
     token_ids, position_ids (1, T). The rest is (N,): the logprob of `targets` comes from the row's output at `sources`.
     """
+
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     layout: Layout
@@ -68,8 +72,19 @@ def samples(trajectory: Trajectory, advantages: Sequence[float]) -> list[Sample]
                 logprobs[start:stop] = call.logprobs
                 versions[start:stop] = call.policy_versions
                 own[start:stop] = [advantages[call.index]] * (stop - start)
-        out.append(Sample(trajectory.group_id, name, branch_id, ids, tuple(range(len(ids))), tuple(mask),
-                          tuple(logprobs), tuple(own), tuple(versions)))
+        out.append(
+            Sample(
+                trajectory.group_id,
+                name,
+                branch_id,
+                ids,
+                tuple(range(len(ids))),
+                tuple(mask),
+                tuple(logprobs),
+                tuple(own),
+                tuple(versions),
+            )
+        )
     return out
 
 
@@ -81,9 +96,19 @@ def trained_tokens(rows: Sequence[Sample]) -> dict[str, int]:
     return out
 
 
-def micro_batches(rows: Sequence[Sample], weights: Sequence[float], tokens: int, rank: int, world_size: int, *, hidden_size: int,
-                  staleness_of: Mapping[int, int] | None = None, share_prefixes: bool = True) -> list[MicroBatch]:
-    """This rank's micro-batches of at most `tokens` tokens (or one longer sample); every rank gets equally many, as ZeRO-3's collectives need.
+def micro_batches(
+    rows: Sequence[Sample],
+    weights: Sequence[float],
+    tokens: int,
+    rank: int,
+    world_size: int,
+    *,
+    hidden_size: int,
+    staleness_of: Mapping[int, int] | None = None,
+    share_prefixes: bool = True,
+) -> list[MicroBatch]:
+    """This rank's micro-batches of at most `tokens` tokens (or one longer sample); every rank gets equally many, as
+    ZeRO-3's collectives need.
 
     `weights`: of a trained token, for each row. `staleness_of`: policy version -> staleness; without it, 0.
     """
@@ -93,13 +118,18 @@ def micro_batches(rows: Sequence[Sample], weights: Sequence[float], tokens: int,
     return [collate(parts, rows, weights, staleness_of or {}) for parts in dealt]
 
 
-def collate(parts: Sequence[Piece], rows: Sequence[Sample], weights: Sequence[float], staleness_of: Mapping[int, int]) -> MicroBatch:
+def collate(
+    parts: Sequence[Piece], rows: Sequence[Sample], weights: Sequence[float], staleness_of: Mapping[int, int]
+) -> MicroBatch:
     """A micro-batch without pieces is one token without loss: it keeps the ranks in step."""
     if not parts:
         alone = np.zeros(1, dtype=np.int64)
         parts = [Piece((), (), alone, alone, (packing.Node(0, 1, alone),))]
     offsets = np.cumsum([0] + [piece.size for piece in parts])
-    columns: dict[str, list] = {name: [] for name in ("sources", "targets", "behaviour_logprobs", "advantages", "weights", "staleness", "branches")}
+    columns: dict[str, list] = {
+        name: []
+        for name in ("sources", "targets", "behaviour_logprobs", "advantages", "weights", "staleness", "branches")
+    }
     branch = 0
     for piece, offset in zip(parts, offsets, strict=False):
         for index, places in zip(piece.samples, piece.places, strict=True):
@@ -112,7 +142,9 @@ def collate(parts: Sequence[Piece], rows: Sequence[Sample], weights: Sequence[fl
             columns["behaviour_logprobs"].append(picked(row.behaviour_logprobs))
             columns["advantages"].append(picked(row.advantages))
             columns["weights"].append(np.full(len(at), weights[index]))
-            columns["staleness"].append(np.array([staleness_of.get(v, 0) for v in picked(row.policy_versions).tolist()], dtype=np.int64))
+            columns["staleness"].append(
+                np.array([staleness_of.get(v, 0) for v in picked(row.policy_versions).tolist()], dtype=np.int64)
+            )
             columns["branches"].append(np.full(len(at), branch))
             branch += 1
     column = lambda name, dtype: torch.from_numpy(np.concatenate([np.zeros(0), *columns[name]])).to(dtype)
@@ -120,8 +152,15 @@ def collate(parts: Sequence[Piece], rows: Sequence[Sample], weights: Sequence[fl
     return MicroBatch(
         torch.from_numpy(np.concatenate([piece.token_ids for piece in parts]))[None].long(),
         torch.from_numpy(np.concatenate([piece.position_ids for piece in parts]))[None].long(),
-        layout(parts, offsets), column("sources", exact), column("targets", exact), column("behaviour_logprobs", whole), column("advantages", whole),
-        column("weights", whole), column("staleness", exact), column("branches", exact))
+        layout(parts, offsets),
+        column("sources", exact),
+        column("targets", exact),
+        column("behaviour_logprobs", whole),
+        column("advantages", whole),
+        column("weights", whole),
+        column("staleness", exact),
+        column("branches", exact),
+    )
 
 
 def layout(parts: Sequence[Piece], offsets: np.ndarray) -> Layout:

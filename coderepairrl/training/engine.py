@@ -1,7 +1,10 @@
-"""DeepSpeed ZeRO-3 behind a few verbs: logprobs, backward, step, buckets of whole weights, save, load. It knows no tasks and no losses.
+"""DeepSpeed ZeRO-3 behind a few verbs: logprobs, backward, step, buckets of whole weights, save, load. It knows no
+tasks and no losses.
 
-Every method is collective unless it says otherwise: all ranks call it, in the same order, with the same number of micro-batches.
+Every method is collective unless it says otherwise: all ranks call it, in the same order, with the same number of
+micro-batches.
 """
+
 import math
 import os
 import shutil
@@ -31,28 +34,36 @@ from coderepairrl.training.engine_config import EngineConfig, LoRAConfig
 from coderepairrl.training.model import PolicyModel, layers_of, recompute
 from coderepairrl.training.sequence_parallel import RowGroup
 
-TIMEOUT = timedelta(hours=12)  # of a collective; what lasts has deadlines of its own, and the launcher ends the ranks when one of them died
+# of a collective; what lasts has deadlines of its own, and the launcher ends the ranks when one of them died
+TIMEOUT = timedelta(hours=12)
 
 
 class Engine:
     """`rank`, `world_size`, `device`, `steps` (optimizer steps so far), `hidden_size`, and the verbs below.
 
-    Micro-batches are dealt to `row_ranks`, of which this is `row_rank`: ranks that share a row have the same ones and get the same
+    Micro-batches are dealt to `row_ranks`, of which this is `row_rank`: ranks that share a row have the same ones and
+    get the same
     numbers, so that only the one that `leads_row` adds them to a sum over ranks.
     """
 
-    def __init__(self, model_path: str | Path, config: EngineConfig, resume: Path | None = None, reference: bool = False):
-        """`resume`: a folder that `save` wrote, at any number of ranks. `reference`: whether `reference_logprobs` will be asked for."""
+    def __init__(
+        self, model_path: str | Path, config: EngineConfig, resume: Path | None = None, reference: bool = False
+    ):
+        """`resume`: a folder that `save` wrote, at any number of ranks. `reference`: whether `reference_logprobs` will
+        be asked for."""
         shape = load_config(model_path)
         if not torch.cuda.is_available():
-            # the shared-memory all-reduce is compiled at first use, which takes a minute and a compiler; gloo needs neither
+            # the shared-memory all-reduce is compiled at first use, which takes a minute and a compiler; gloo needs
+            # neither
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             torch.compiler.set_stance("force_eager")  # so would Muon's steps be
         else:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
         self.rank, self.world_size, self.config = dist.get_rank(), dist.get_world_size(), config
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+        )
         self.autocast = config.autocast and computes_bfloat16(self.device)
         self.row_rank, self.row_ranks = self.rank // config.sequence_ranks, self.world_size // config.sequence_ranks
         self.leads_row = self.rank % config.sequence_ranks == 0
@@ -65,10 +76,13 @@ class Engine:
         self.module = self._policy(model, config.lora)
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         universal = resume is not None and self._universal(resume)
-        self._engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer.make(self.module, config), config=self._deepspeed_config(universal))
+        self._engine, *_ = deepspeed.initialize(
+            model=self.module, optimizer=optimizer.make(self.module, config), config=self._deepspeed_config(universal)
+        )
         if probe:
             self._check(*probe)
-        self._reference = self._frozen(model_path) if reference and not config.lora else None  # never the checkpoint's weights
+        # never the checkpoint's weights
+        self._reference = self._frozen(model_path) if reference and not config.lora else None
         self.steps = 0
         if resume:
             self._load(resume, universal)
@@ -83,7 +97,8 @@ class Engine:
     def _policy(self, model: PreTrainedModel, lora: LoRAConfig | None) -> PolicyModel:
         module = PolicyModel(model, lora, self._row_group)
         if self.device.type == "cuda" and self.config.dtype == "bfloat16" and is_liger_kernel_available():
-            apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # norms, rotary embedding and gated MLP, fused; the head is our own
+            # norms, rotary embedding and gated MLP, fused; the head is our own
+            apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
         if self.config.checkpointed_share or self.config.lora:
             recompute(model, self.config.checkpointed_share)
         if self.config.leaf_modules:
@@ -99,8 +114,10 @@ class Engine:
             expected = equality.expectation(model, rows, self.device, dtype)
         dist.broadcast(expected, 0)
         if not expected.isfinite().all():
-            raise ConfigError(f"{model.config.model_type}: its own forward pass gives what is not a number: its weights "
-                              "are broken, take others")
+            raise ConfigError(
+                f"{model.config.model_type}: its own forward pass gives what is not a number: its weights "
+                "are broken, take others"
+            )
         return equality.packed(rows, expected[:2].cpu(), self.hidden_size).to(self.device), expected[2, 0].item()
 
     @torch.no_grad()
@@ -122,20 +139,32 @@ class Engine:
         half = config.dtype == "bfloat16"
         layer = sum(p.numel() for p in layers_of(self.module.model)[0].parameters())
         return {
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clipping,
-            "bf16": {"enabled": half}, "steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False, "checkpoint": {"load_universal": universal},
-            "zero_optimization": {"stage": 3, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True,
-                                  "reduce_scatter": config.muon is None,  # DeepSpeed refuses it with Muon
-                                  "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none", "pin_memory": True},
-                                  "stage3_prefetch_bucket_size": layer,  # a layer ahead
-                                  "stage3_param_persistence_threshold": config.persistence_threshold},
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.gradient_clipping,
+            "bf16": {"enabled": half},
+            "steps_per_print": 10**9,
+            "zero_force_ds_cpu_optimizer": False,
+            "checkpoint": {"load_universal": universal},
+            "zero_optimization": {
+                "stage": 3,
+                "overlap_comm": torch.cuda.is_available(),
+                "contiguous_gradients": True,
+                "reduce_scatter": config.muon is None,  # DeepSpeed refuses it with Muon
+                "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none", "pin_memory": True},
+                "stage3_prefetch_bucket_size": layer,  # a layer ahead
+                "stage3_param_persistence_threshold": config.persistence_threshold,
+            },
         } | ({"data_types": {"grad_accum_dtype": "fp32"}} if half else {})
 
     def logprobs(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logprob of each trained token, entropy of the distribution that it was drawn from), both (N,) float32; entropy has no gradient."""
+        """(logprob of each trained token, entropy of the distribution that it was drawn from), both (N,) float32;
+        entropy has no gradient."""
         return self._logprobs(self._engine, micro, temperature)
 
-    def _logprobs(self, engine: deepspeed.DeepSpeedEngine, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logprobs(
+        self, engine: deepspeed.DeepSpeedEngine, micro: MicroBatch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast))
             if self.config.offload_activations:
@@ -152,7 +181,8 @@ class Engine:
         return logprobs
 
     def reference_logprobs(self, micro: MicroBatch, temperature: float) -> torch.Tensor:
-        """(N,) under the policy that training began with: LoRA's base, which costs no memory, or a second model, frozen and partitioned."""
+        """(N,) under the policy that training began with: LoRA's base, which costs no memory, or a second model, frozen
+        and partitioned."""
         with torch.no_grad():
             if self._reference is not None:
                 return self._logprobs(self._reference, micro, temperature)[0]
@@ -166,10 +196,12 @@ class Engine:
         self._engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks
 
     def step(self) -> tuple[float | None, float]:
-        """One optimizer step. Returns (gradient norm before clipping, AdamW's learning rate). With Muon there is no such norm: DeepSpeed
+        """One optimizer step. Returns (gradient norm before clipping, AdamW's learning rate). With Muon there is no
+        such norm: DeepSpeed
         takes it over what Muon has made of the gradient.
 
-        Raises EngineError on every rank where there was none: DeepSpeed leaves the weights alone, in every dtype, when the gradient is
+        Raises EngineError on every rank where there was none: DeepSpeed leaves the weights alone, in every dtype, when
+        the gradient is
         not finite; or where it has made weights that can't be computed with.
         """
         rate = self.learning_rate()
@@ -216,11 +248,16 @@ class Engine:
 
     def layout(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Not collective. (Hugging Face name, dtype, whole shape) of every weight that is published, in order."""
-        return [(name, parameters[0].dtype, tuple(parameters[0].ds_shape)) for name, parameters, _ in self.module.published()]
+        return [
+            (name, parameters[0].dtype, tuple(parameters[0].ds_shape))
+            for name, parameters, _ in self.module.published()
+        ]
 
     def buckets(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """(Hugging Face name, whole tensor on every rank), LoRA merged, bucket by bucket. Valid until the next bucket is asked for."""
-        # A forward pass without a backward one leaves prefetched parameters in flight. The engine's method of this name also collects all of
+        """(Hugging Face name, whole tensor on every rank), LoRA merged, bucket by bucket. Valid until the next bucket
+        is asked for."""
+        # A forward pass without a backward one leaves prefetched parameters in flight. The engine's method of this name
+        # also collects all of
         # Python's garbage and gives CUDA's cache back: 0.3 s.
         self._engine.optimizer.empty_partition_cache()
         bucket, size = [], 0
@@ -265,37 +302,66 @@ class Engine:
         if self.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         dist.barrier()
-        self._engine.save_checkpoint(str(temporary), tag="state", client_state={"steps": self.steps}, exclude_frozen_parameters=self.config.lora is not None)
+        self._engine.save_checkpoint(
+            str(temporary),
+            tag="state",
+            client_state={"steps": self.steps},
+            exclude_frozen_parameters=self.config.lora is not None,
+        )
         self.export(temporary / "policy")
         if self.rank == 0:
-            write_json(temporary / "state.json", state | {"ranks": self.world_size, "optimizer": optimizer.name(self.config)})
+            write_json(
+                temporary / "state.json", state | {"ranks": self.world_size, "optimizer": optimizer.name(self.config)}
+            )
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         dist.barrier()
 
     def _universal(self, folder: Path) -> bool:
-        """Whether the checkpoint was written by another number of ranks; it is then converted to the form that any number can load."""
+        """Whether the checkpoint was written by another number of ranks; it is then converted to the form that any
+        number can load."""
         state = read_json(folder / "state.json")
         saved, made_by = state["ranks"], state.get("optimizer", "adamw")  # those of before Muon say nothing
         if made_by != optimizer.name(self.config):
-            raise ConfigError(f"{folder} holds the state of {made_by}: engine.muon can't change within a run: begin another one "
-                              f"with model={folder / 'policy'}")
+            raise ConfigError(
+                f"{folder} holds the state of {made_by}: engine.muon can't change within a run: begin another one "
+                f"with model={folder / 'policy'}"
+            )
         if saved == self.world_size:
             return False
         if self.config.muon:
-            raise ConfigError(f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for {self.world_size}: "
-                              f"go on with training.ranks={saved}")
+            raise ConfigError(
+                f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for {self.world_size}: "
+                ""
+                f"go on with training.ranks={saved}"
+            )
         if self.rank == 0 and not (folder / "universal").exists():
-            converted = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", folder / "state",
-                                        "--output_folder", folder / "universal.tmp"], capture_output=True, text=True)
+            converted = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "deepspeed.checkpoint.ds_to_universal",
+                    "--input_folder",
+                    folder / "state",
+                    "--output_folder",
+                    folder / "universal.tmp",
+                ],
+                capture_output=True,
+                text=True,
+            )
             if converted.returncode:
-                raise EngineError(f"{folder} was written by {saved} ranks and could not be converted for {self.world_size}: {cause.of_text(converted.stderr)}")
+                raise EngineError(
+                    f"{folder} was written by {saved} ranks and could not be converted for {self.world_size}: "
+                    f"{cause.of_text(converted.stderr)}"
+                )
             (folder / "universal.tmp").rename(folder / "universal")
         dist.barrier()
         return True
 
     def _load(self, folder: Path, universal: bool) -> None:
-        _, client_state = self._engine.load_checkpoint(str(folder), tag="universal" if universal else "state", load_module_strict=self.config.lora is None)
+        _, client_state = self._engine.load_checkpoint(
+            str(folder), tag="universal" if universal else "state", load_module_strict=self.config.lora is None
+        )
         self.steps = client_state["steps"]
 
     def sum(self, values: list[float]) -> list[float]:

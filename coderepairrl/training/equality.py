@@ -6,6 +6,7 @@ adapters, partitioned weights, rows that ranks share. The model's own pass is ta
 the dtype of training: what it loses there itself, the engine may lose, too.
 Legend: N tokens that are compared, T of a row, V of the vocabulary.
 """
+
 import math
 import random
 import re
@@ -45,7 +46,7 @@ def probe(config: PretrainedConfig) -> list[Sample]:
     draw = lambda count: tuple(rng.randrange(config.vocab_size) for _ in range(count))
     shared = draw(SHARED)
     rows = [shared + draw(LENGTHS[0] - SHARED), shared + draw(LENGTHS[1] - SHARED), draw(filled + LENGTHS[2])]
-    return [_sample(number, ids[:getattr(config, "max_position_embeddings", None)]) for number, ids in enumerate(rows)]
+    return [_sample(number, ids[: getattr(config, "max_position_embeddings", None)]) for number, ids in enumerate(rows)]
 
 
 def _sample(number: int, ids: tuple[int, ...]) -> Sample:
@@ -56,8 +57,9 @@ def _sample(number: int, ids: tuple[int, ...]) -> Sample:
 
 
 @torch.no_grad()
-def own(model: PreTrainedModel, rows: list[Sample], device: torch.device,
-        dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def own(
+    model: PreTrainedModel, rows: list[Sample], device: torch.device, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """(2, N) float32: logprob and entropy at temperature 1, by the model's own forward pass, on `device` in `dtype`."""
     parts = []
     with eager(model), lent(model, device, dtype):
@@ -69,8 +71,7 @@ def own(model: PreTrainedModel, rows: list[Sample], device: torch.device,
     return torch.cat(parts, 1)
 
 
-def expectation(model: PreTrainedModel, rows: list[Sample], device: torch.device,
-                dtype: torch.dtype) -> torch.Tensor:
+def expectation(model: PreTrainedModel, rows: list[Sample], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """(3, N): `own` in float32, and in each column the difference that is allowed."""
     exact = own(model, rows, device)
     loss = 0.0 if dtype == torch.float32 else largest(own(model, rows, device, dtype) - exact)
@@ -80,10 +81,12 @@ def expectation(model: PreTrainedModel, rows: list[Sample], device: torch.device
 def packed(rows: list[Sample], expected: torch.Tensor, hidden_size: int) -> MicroBatch:
     """All in one row, whose `behaviour_logprobs` and `advantages` are what is expected: packing reorders the tokens."""
     columns = expected.split([len(row.token_ids) - 1 for row in rows], 1)
-    filled = [replace(row, behaviour_logprobs=(0.0, *values[0].tolist()), advantages=(0.0, *values[1].tolist()))
-              for row, values in zip(rows, columns, strict=True)]
+    filled = [
+        replace(row, behaviour_logprobs=(0.0, *values[0].tolist()), advantages=(0.0, *values[1].tolist()))
+        for row, values in zip(rows, columns, strict=True)
+    ]
     tokens = sum(len(row.token_ids) for row in rows)
-    micro, = batch.micro_batches(filled, [1.0] * len(filled), tokens, 0, 1, hidden_size=hidden_size)
+    (micro,) = batch.micro_batches(filled, [1.0] * len(filled), tokens, 0, 1, hidden_size=hidden_size)
     return micro
 
 
@@ -98,13 +101,18 @@ def largest(apart: torch.Tensor) -> float:
 
 def refusal(config: PretrainedConfig, apart: float, allowed: float, again: float) -> ConfigError:
     """`again`: the difference of the same row when it was computed a second time."""
-    suspects = [f"{name}={value}" for name, value in config.to_dict().items()
-                if SUSPECTS.search(name) and value and not isinstance(value, dict | list)]
+    suspects = [
+        f"{name}={value}"
+        for name, value in config.to_dict().items()
+        if SUSPECTS.search(name) and value and not isinstance(value, dict | list)
+    ]
     cause = "what config.json has that may be why: " + (", ".join(suspects) or "nothing known")
     if abs(again - apart) > 0.05 * apart:
         cause = "it gives other numbers each time (dropout, noise)"
-    return ConfigError(f"{config.model_type}: packed rows are {apart:.2g} nats from the model's own forward pass in "
-                       f"transformers, more than {allowed:.2g}; {cause}: use another model")
+    return ConfigError(
+        f"{config.model_type}: packed rows are {apart:.2g} nats from the model's own forward pass in "
+        f"transformers, more than {allowed:.2g}; {cause}: use another model"
+    )
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""The model that is trained: a Hugging Face decoder on packed rows, and logprobs of chosen tokens without all logits in memory."""
+"""The model that is trained: a Hugging Face decoder on packed rows, and logprobs of chosen tokens without all logits in
+memory."""
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,17 +27,29 @@ def _compiled_on_gpu(function: Callable) -> Callable:
 
 
 @_compiled_on_gpu
-def _statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float,
-                logit_map: LogitMap) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(N, V), (N,) -> logprob of each target, entropy, logarithm of the normaliser, each (N,) float32. Overwrites float32 logits."""
+def _statistics(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, logit_map: LogitMap
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, V), (N,) -> logprob of each target, entropy, logarithm of the normaliser, each (N,) float32. Overwrites
+    float32 logits."""
     logits = logit_map(logits.float()).div_(temperature)
     norm = logits.logsumexp(-1)
-    return logits.gather(1, targets[:, None])[:, 0] - norm, norm - ((logits - norm[:, None]).exp() * logits).sum(-1), norm
+    return (
+        logits.gather(1, targets[:, None])[:, 0] - norm,
+        norm - ((logits - norm[:, None]).exp() * logits).sum(-1),
+        norm,
+    )
 
 
 @_compiled_on_gpu
-def _slope(logits: torch.Tensor, norm: torch.Tensor, targets: torch.Tensor, grad: torch.Tensor, temperature: float,
-           logit_map: LogitMap) -> torch.Tensor:
+def _slope(
+    logits: torch.Tensor,
+    norm: torch.Tensor,
+    targets: torch.Tensor,
+    grad: torch.Tensor,
+    temperature: float,
+    logit_map: LogitMap,
+) -> torch.Tensor:
     """d loss / d logits = grad / temperature (onehot - softmax) x the map's slope, in their dtype. Overwrites them."""
     dtype, logits = logits.dtype, logit_map(logits.float())
     slope = logit_map.slope(logits)
@@ -55,8 +69,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
         rows = CHUNK_BYTES // (head.shape[0] * head.element_size())
         ctx.rows = max(1, rows // 256 * 256 or rows)  # a multiple of the matrix units' tiles
         ctx.temperature, ctx.logit_map = temperature, logit_map
-        parts = [_statistics(F.linear(h, head, bias), ids, temperature, logit_map)
-                 for h, ids in zip(hidden.split(ctx.rows), targets.split(ctx.rows), strict=True)]
+        parts = [
+            _statistics(F.linear(h, head, bias), ids, temperature, logit_map)
+            for h, ids in zip(hidden.split(ctx.rows), targets.split(ctx.rows), strict=True)
+        ]
         logprobs, entropy, norms = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, head, bias, targets, norms)
         ctx.mark_non_differentiable(entropy)
@@ -66,12 +82,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx, grad, _):
         hidden, head, bias, targets, norms = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_head, grad_bias = (torch.zeros(of.shape, dtype=torch.float32, device=of.device) if needed else None
-                                for of, needed in zip((head, bias), ctx.needs_input_grad[1:3], strict=True))
+        grad_head, grad_bias = (
+            torch.zeros(of.shape, dtype=torch.float32, device=of.device) if needed else None
+            for of, needed in zip((head, bias), ctx.needs_input_grad[1:3], strict=True)
+        )
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
-            slope = _slope(F.linear(hidden[part], head, bias), norms[part], targets[part], grad[part], ctx.temperature,
-                           ctx.logit_map)
+            slope = _slope(
+                F.linear(hidden[part], head, bias),
+                norms[part],
+                targets[part],
+                grad[part],
+                ctx.temperature,
+                ctx.logit_map,
+            )
             torch.mm(slope, head, out=grad_hidden[part])
             if grad_head is not None:
                 grad_head += slope.T @ hidden[part]
@@ -88,14 +112,18 @@ class LogprobHead(nn.Module):
         super().__init__()
         self.weight, self.bias, self.logit_map = weight, bias, logit_map
 
-    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
-            return _ChunkedLogprobs.apply(hidden.to(self.weight.dtype), self.weight, self.bias, targets, temperature,
-                                          self.logit_map)
+            return _ChunkedLogprobs.apply(
+                hidden.to(self.weight.dtype), self.weight, self.bias, targets, temperature, self.logit_map
+            )
 
 
 class PolicyModel(nn.Module):
-    """forward: micro-batch -> (logprobs (N,) float32, entropy (N,) without gradient) of its trained tokens, on each rank of the row's group."""
+    """forward: micro-batch -> (logprobs (N,) float32, entropy (N,) without gradient) of its trained tokens, on each
+    rank of the row's group."""
 
     def __init__(self, model: PreTrainedModel, lora: LoRAConfig | None, row_group: RowGroup | None = None):
         super().__init__()
@@ -113,8 +141,13 @@ class PolicyModel(nn.Module):
         return logprobs, entropy.detach()
 
     def _outputs(self, micro: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = self.model.get_decoder()(input_ids=micro.token_ids, position_ids=micro.position_ids, layout=micro.layout, row_group=self.row_group,
-                                          use_cache=False).last_hidden_state[0]  # (T, d)
+        hidden = self.model.get_decoder()(
+            input_ids=micro.token_ids,
+            position_ids=micro.position_ids,
+            layout=micro.layout,
+            row_group=self.row_group,
+            use_cache=False,
+        ).last_hidden_state[0]  # (T, d)
         return self.head(hidden.index_select(0, micro.sources), micro.targets, temperature)
 
     @contextmanager
@@ -131,7 +164,11 @@ class PolicyModel(nn.Module):
 
     def published(self) -> Iterator[tuple[str, list[nn.Parameter], Callable[..., torch.Tensor]]]:
         """(Hugging Face name, parameters that it is made of, how) of every weight that vLLM serves, in order."""
-        adapted = {f"{name}.base_layer.weight": module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
+        adapted = {
+            f"{name}.base_layer.weight": module
+            for name, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 continue
@@ -153,13 +190,16 @@ def _merged(scaling: float):
 
 
 def adapt(model: PreTrainedModel, lora: LoRAConfig) -> PreTrainedModel:
-    """Adapters in the layers that the targets name. Raises ConfigError where one names none, or what can't be merged."""
+    """Adapters in the layers that the targets name. Raises ConfigError where one names none, or what can't be
+    merged."""
     linear = [name for name, module in model.get_decoder().named_modules() if isinstance(module, nn.Linear)]
     unknown = [target for target in lora.targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if unknown:
         known = sorted({name.rpartition(".")[2] for name in linear})
-        raise ConfigError(f"engine.lora.targets: {', '.join(unknown)}: no linear layer of {model.config.model_type} is "
-                          f"called so: choose among {', '.join(known) or 'none, train without lora'}")
+        raise ConfigError(
+            f"engine.lora.targets: {', '.join(unknown)}: no linear layer of {model.config.model_type} is "
+            f"called so: choose among {', '.join(known) or 'none, train without lora'}"
+        )
     return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets), model)
 
 
@@ -170,9 +210,11 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def recompute(model: PreTrainedModel, share: float) -> None:
-    """So much of the layers, spread evenly over the depth, keep only their input for backward and compute the rest again there."""
+    """So much of the layers, spread evenly over the depth, keep only their input for backward and compute the rest
+    again there."""
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    # Under a frozen embedding (LoRA) the first layer's input has no gradient: recomputing would cut the layer off, and ZeRO-3 would
+    # Under a frozen embedding (LoRA) the first layer's input has no gradient: recomputing would cut the layer off, and
+    # ZeRO-3 would
     # reduce the gradients of a leaf module before they are there.
     model.enable_input_require_grads()
     for number, layer in enumerate(layers_of(model)):

@@ -1,4 +1,5 @@
 """What makes a step of the gradients: AdamW, or Muon for the layers' matrices and AdamW for the rest (EngineConfig)."""
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -23,8 +24,10 @@ def make(module: PolicyModel, config: EngineConfig) -> torch.optim.Optimizer:
     for parameter in trained:
         parameter.use_muon = id(parameter) in matrices  # the mark that ZeRO-3 looks for
     muon = {"lr": config.muon.learning_rate, "momentum": config.muon.momentum, "weight_decay": config.weight_decay}
-    groups = [{"params": [p for p in trained if p.use_muon], "use_muon": True, **muon},
-              {"params": [p for p in trained if not p.use_muon], "use_muon": False, "eps": 1e-8, **adamw}]
+    groups = [
+        {"params": [p for p in trained if p.use_muon], "use_muon": True, **muon},
+        {"params": [p for p in trained if not p.use_muon], "use_muon": False, "eps": 1e-8, **adamw},
+    ]
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": fused})
 
 
@@ -36,8 +39,9 @@ def _matrices(layers: nn.ModuleList) -> set[int]:
     for name, module in layers.named_modules():
         if isinstance(module, Conv1D) or any(p.ndim > 2 for p in module.parameters(recurse=False)):
             kind = "a transposed matrix" if isinstance(module, Conv1D) else "a parameter of more than two dimensions"
-            raise ConfigError(f"engine.muon: module {name} of the layers has {kind}, which Muon can't train here: "
-                              "leave muon out")
+            raise ConfigError(
+                f"engine.muon: module {name} of the layers has {kind}, which Muon can't train here: leave muon out"
+            )
     return {id(parameter) for parameter in layers.parameters() if parameter.ndim == 2}
 
 

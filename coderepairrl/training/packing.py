@@ -1,8 +1,11 @@
-"""Samples -> packed rows, dealt to the ranks: no padding, shared prefixes once, equally many micro-batches of like cost for every rank.
+"""Samples -> packed rows, dealt to the ranks: no padding, shared prefixes once, equally many micro-batches of like cost
+for every rank.
 
-Samples of one group are merged into a trie: sorted by their tokens, each adds what follows its longest common prefix with the
+Samples of one group are merged into a trie: sorted by their tokens, each adds what follows its longest common prefix
+with the
 one before. A piece is such a trie, cut so that it fits a row; pieces are then put together into rows.
 """
+
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ from coderepairrl.types import Sample
 
 @dataclass(frozen=True)
 class Node:
-    """Tokens start..stop of the piece. `path`: places in the piece of all tokens that they see, in order; their own come last."""
+    """Tokens start..stop of the piece. `path`: places in the piece of all tokens that they see, in order; their own
+    come last."""
+
     start: int
     stop: int
     path: np.ndarray
@@ -73,7 +78,13 @@ class _Trie:
         self.size, self._ids = self.size + len(new), ids
 
     def piece(self) -> Piece:
-        return Piece(tuple(self.samples), tuple(self.places), np.concatenate(self.tokens), np.concatenate(self.positions), tuple(self.nodes))
+        return Piece(
+            tuple(self.samples),
+            tuple(self.places),
+            np.concatenate(self.tokens),
+            np.concatenate(self.positions),
+            tuple(self.nodes),
+        )
 
 
 def pieces(samples: Sequence[Sample], tokens: int, share_prefixes: bool = True) -> list[Piece]:
@@ -98,7 +109,8 @@ def pieces(samples: Sequence[Sample], tokens: int, share_prefixes: bool = True) 
 def deal(parts: Sequence[Piece], tokens: int, ranks: int, hidden_size: int) -> list[list[list[Piece]]]:
     """Rank -> micro-batches -> pieces. Equally many micro-batches a rank, costs as even as longest-first makes them.
 
-    A token costs 24 d^2 multiplications a layer, a query and its key 4 d (d: hidden size): a pair is 1 / (6 d) of a token.
+    A token costs 24 d^2 multiplications a layer, a query and its key 4 d (d: hidden size): a pair is 1 / (6 d) of a
+    token.
     """
     cost = lambda piece: piece.size + piece.pairs / (6 * hidden_size)
     order = sorted(range(len(parts)), key=lambda i: -cost(parts[i]))
@@ -118,5 +130,6 @@ def deal(parts: Sequence[Piece], tokens: int, ranks: int, hidden_size: int) -> l
         else:
             break
         count += 1
-    rows = [rows[i] for i in sorted(range(count), key=lambda i: -costs[i])]  # neighbours run at the same time on different ranks
+    # neighbours run at the same time on different ranks
+    rows = [rows[i] for i in sorted(range(count), key=lambda i: -costs[i])]
     return [rows[rank::ranks] for rank in range(ranks)]

@@ -1,4 +1,5 @@
 """The numbers of a training step, over micro-batches and ranks; rank 0 writes metrics.jsonl (docs/metrics.md)."""
+
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,8 +20,20 @@ from coderepairrl.training.trainer import TRUNCATED, Judged, Waited, books
 from coderepairrl.types import Outcome, Trajectory
 from coderepairrl.weights.publisher import Publisher
 
-SUMS = ("tokens", "ratio", "entropy", "clipped_low", "clipped_high", "kl", "kl_to_behaviour", "loss", "row_tokens",
-        "staleness", "fresh", "gap")
+SUMS = (
+    "tokens",
+    "ratio",
+    "entropy",
+    "clipped_low",
+    "clipped_high",
+    "kl",
+    "kl_to_behaviour",
+    "loss",
+    "row_tokens",
+    "staleness",
+    "fresh",
+    "gap",
+)
 LARGEST = ("logprob_gap", "ratio_max", "staleness_max")
 GAP_BINS = 2000  # of the histogram that quantiles are read from; what lies outside is in the first or the last
 GAP_RANGE = (-8.0, 2.0)  # powers of ten
@@ -42,7 +55,11 @@ class StepLog:
         if self.metrics:
             self._evaluations = Evaluations(run, self.metrics, training.evaluate_every, training.keep_checkpoints)
         self._max_gap = config.training.max_gap
-        self._dtypes = {config.engine.dtype, config.rollout.server.dtype, *(["bfloat16"] if config.engine.autocast else [])}
+        self._dtypes = {
+            config.engine.dtype,
+            config.rollout.server.dtype,
+            *(["bfloat16"] if config.engine.autocast else []),
+        }
         self._has_reference = config.training.algorithm.kl_coefficient > 0
         self._began = time.monotonic()
         self._reset()
@@ -56,8 +73,15 @@ class StepLog:
         place = LARGEST.index(name)  # NaN stays, which Python's max may drop
         self._largest[place] = torch.maximum(self._largest[place], values.max().double().cpu())
 
-    def add(self, micro: MicroBatch, logprobs: torch.Tensor, reference: torch.Tensor | None, entropy: torch.Tensor,
-            out: Surrogate, loss: torch.Tensor) -> None:
+    def add(
+        self,
+        micro: MicroBatch,
+        logprobs: torch.Tensor,
+        reference: torch.Tensor | None,
+        entropy: torch.Tensor,
+        out: Surrogate,
+        loss: torch.Tensor,
+    ) -> None:
         """Of one micro-batch; tensors (N,). `reference`: logprobs under the reference policy."""
         if not self.engine.leads_row:
             return
@@ -70,12 +94,20 @@ class StepLog:
         self._enlarge("staleness_max", micro.staleness)
         total = lambda values: values.sum().item()
         divergence = lambda other: total(algorithms.low_variance_kl(logprobs, other))
-        self._sums.update({
-            "tokens": len(logprobs), "ratio": total(out.ratio), "entropy": total(entropy),
-            "clipped_low": total(out.clipped_low), "clipped_high": total(out.clipped_high),
-            "kl_to_behaviour": divergence(micro.behaviour_logprobs),
-            "kl": divergence(reference) if reference is not None else 0.0, "loss": loss.item(),
-            "row_tokens": micro.token_ids.numel(), "staleness": total(micro.staleness)})
+        self._sums.update(
+            {
+                "tokens": len(logprobs),
+                "ratio": total(out.ratio),
+                "entropy": total(entropy),
+                "clipped_low": total(out.clipped_low),
+                "clipped_high": total(out.clipped_high),
+                "kl_to_behaviour": divergence(micro.behaviour_logprobs),
+                "kl": divergence(reference) if reference is not None else 0.0,
+                "loss": loss.item(),
+                "row_tokens": micro.token_ids.numel(),
+                "staleness": total(micro.staleness),
+            }
+        )
 
     def _gap(self, logprobs: torch.Tensor, micro: MicroBatch) -> None:
         """|trainer - vLLM| of tokens that were sampled under the very weights that they are now computed with."""
@@ -101,8 +133,16 @@ class StepLog:
     def _bound(self, temperature: float) -> float:
         return self._max_gap or finite.gap_bound(self._dtypes, self.engine.device.type == "cpu", temperature)
 
-    def write(self, step: int, waited: Waited, judged: Judged, trained: int, gradient_norm: float | None,
-              learning_rate: float, publisher: Publisher) -> None:
+    def write(
+        self,
+        step: int,
+        waited: Waited,
+        judged: Judged,
+        trained: int,
+        gradient_norm: float | None,
+        learning_rate: float,
+        publisher: Publisher,
+    ) -> None:
         """Collective. `trained`: tokens in the rows, which must be what the micro-batches held; where none, no norm."""
         gaps = torch.tensor(self.engine.sum(self._gaps.tolist()))
         tokens = self._total["tokens"]
@@ -127,8 +167,14 @@ class StepLog:
         total, tokens = self._total, self._total["tokens"]
         out = {"row_tokens": total["row_tokens"]}
         if tokens:
-            means = {"entropy": "entropy", "kl_to_behaviour": "kl_to_behaviour", "ratio_mean": "ratio",
-                     "staleness_mean": "staleness", "clip_ratio/low_mean": "clipped_low", "clip_ratio/high_mean": "clipped_high"}
+            means = {
+                "entropy": "entropy",
+                "kl_to_behaviour": "kl_to_behaviour",
+                "ratio_mean": "ratio",
+                "staleness_mean": "staleness",
+                "clip_ratio/low_mean": "clipped_low",
+                "clip_ratio/high_mean": "clipped_high",
+            }
             means |= {"kl": "kl"} if self._has_reference else {}
             out |= {"loss": total["loss"]} | {name: self._most[name] for name in ("ratio_max", "staleness_max")}
             out |= {name: total[key] / tokens for name, key in means.items()}
@@ -139,14 +185,23 @@ class StepLog:
         if not fresh:
             return {"logprob_gap_tokens": fresh}
         largest = self._most["logprob_gap"]
-        return {"logprob_gap_tokens": fresh, "logprob_gap": largest, "logprob_gap_mean": self._total["gap"] / fresh,
-                "logprob_gap_p99": quantile(0.99, histogram, largest)}
+        return {
+            "logprob_gap_tokens": fresh,
+            "logprob_gap": largest,
+            "logprob_gap_mean": self._total["gap"] / fresh,
+            "logprob_gap_p99": quantile(0.99, histogram, largest),
+        }
 
     def _of_time(self, waited: Waited, publisher: Publisher) -> dict[str, float]:
         step_s = time.monotonic() - self._began
         train_s, rollout_s = step_s - waited.seconds - publisher.seconds, waited.stats["seconds"]
-        out = {"step_s": step_s, "wait_for_rollouts_s": waited.seconds, "train_s": train_s,
-               "update_s": publisher.seconds, "rollout_s": rollout_s}
+        out = {
+            "step_s": step_s,
+            "wait_for_rollouts_s": waited.seconds,
+            "train_s": train_s,
+            "update_s": publisher.seconds,
+            "rollout_s": rollout_s,
+        }
         out |= {"sampled_tokens_per_s": waited.stats["tokens"] / rollout_s} if rollout_s > 0 else {}
         trained = self._total["tokens"] and train_s > 0
         return out | ({"trained_tokens_per_s": self._total["row_tokens"] / train_s} if trained else {})
@@ -158,8 +213,14 @@ class StepLog:
         """
         rows = [row for t in waited.trajectories for row in batch.samples(t, [0.0] * len(t.calls))]
         with torch.no_grad():
-            for micro in batch.micro_batches(rows, [0.0] * len(rows), micro_batch_tokens, self.engine.row_rank,
-                                             self.engine.row_ranks, hidden_size=self.engine.hidden_size):
+            for micro in batch.micro_batches(
+                rows,
+                [0.0] * len(rows),
+                micro_batch_tokens,
+                self.engine.row_rank,
+                self.engine.row_ranks,
+                hidden_size=self.engine.hidden_size,
+            ):
                 micro = micro.to(self.engine.device)
                 logprobs = self.engine.logprobs(micro, temperature)[0]
                 if self.engine.leads_row:
@@ -177,7 +238,8 @@ class StepLog:
 
 
 def quantile(share: float, histogram: torch.Tensor, largest: float) -> float:
-    """Upper edge of the bin that holds it: at most 1.2% too large, and never above `largest`, which the last bin stands for."""
+    """Upper edge of the bin that holds it: at most 1.2% too large, and never above `largest`, which the last bin stands
+    for."""
     place = int(torch.searchsorted(histogram.cumsum(0), share * histogram.sum()))
     low, high = GAP_RANGE
     edge = 10 ** (low + (place + 1) * (high - low) / GAP_BINS)
@@ -187,8 +249,12 @@ def quantile(share: float, histogram: torch.Tensor, largest: float) -> float:
 def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
     """Those that a broken machine ended are counted, and in no mean."""
     stats, finished = waited.stats, [t for t in waited.trajectories if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
-    out = {"tokens_sampled": stats["tokens"], "zero_variance_groups": judged.zero_variance_groups,
-           "infrastructure_errors": stats["infrastructure_errors"], "engine_restarts": stats["engine_restarts"]}
+    out = {
+        "tokens_sampled": stats["tokens"],
+        "zero_variance_groups": judged.zero_variance_groups,
+        "infrastructure_errors": stats["infrastructure_errors"],
+        "engine_restarts": stats["engine_restarts"],
+    }
     names = ("reward", "pass_rate", "refills", "refills_exhausted", "loop_standstill_s")
     out |= {name: stats[name] for name in names if name in stats}
     out |= {"calls_per_episode": stats["calls"]} if "calls" in stats else {}
@@ -200,14 +266,21 @@ def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
 
 def _lengths(finished: list[Trajectory]) -> dict[str, float]:
     lengths = [sum(len(call.completion_ids) for call in t.calls) for t in finished]
-    return {"reward_std": pstdev(t.reward for t in finished), "completions/mean_length": fmean(lengths),
-            "completions/min_length": min(lengths), "completions/max_length": max(lengths),
-            "completions/clipped_ratio": sum(t.outcome in TRUNCATED for t in finished) / len(finished)}
+    return {
+        "reward_std": pstdev(t.reward for t in finished),
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": sum(t.outcome in TRUNCATED for t in finished) / len(finished),
+    }
 
 
 def line(values: dict[str, float]) -> str:
     """What the console says of a step."""
     shown = lambda name, form: format(values[name], form) if name in values else NOTHING
-    return (f"pass rate {shown('pass_rate', '.3f')}  reward {shown('reward', '.3f')}  "
-            f"entropy {shown('entropy', '.3f')}  gap {shown('logprob_gap', '.1e')}  waited {shown('wait_for_rollouts_s', '.1f')} s  "
-            f"train {shown('train_s', '.1f')} s  update {shown('update_s', '.2f')} s")
+    return (
+        f"pass rate {shown('pass_rate', '.3f')}  reward {shown('reward', '.3f')}  "
+        f"entropy {shown('entropy', '.3f')}  gap {shown('logprob_gap', '.1e')}  waited "
+        f"{shown('wait_for_rollouts_s', '.1f')} s  "
+        f"train {shown('train_s', '.1f')} s  update {shown('update_s', '.2f')} s"
+    )

@@ -1,4 +1,5 @@
 """What the loop of scripts/train_grpo.py needs beside the engine: waiting for rollouts, and which call teaches what."""
+
 import json
 import os
 import time
@@ -31,13 +32,19 @@ class Waited:
 
 
 def wait_for_rollouts(run: Path, name: str, engine: Engine, publisher: Publisher) -> Waited | None:
-    """Collective. Until the rollout process has written the file; meanwhile exports weights when it asks for them. None: this attempt is to stop.
+    """Collective. Until the rollout process has written the file; meanwhile exports weights when it asks for them.
+    None: this attempt is to stop.
 
     The driver ends this process when that one dies.
     """
-    path, started, attempt = run / "rollouts" / f"{name}.parquet", time.monotonic(), int(os.environ["CODEREPAIRRL_ATTEMPT"])
+    path, started, attempt = (
+        run / "rollouts" / f"{name}.parquet",
+        time.monotonic(),
+        int(os.environ["CODEREPAIRRL_ATTEMPT"]),
+    )
     evaluation = name.removeprefix("eval_") if name.startswith("eval_") else None
-    is_there = path.exists if evaluation is None else lambda: is_done(run, evaluation)  # else it is about to be made again
+    # else it is about to be made again
+    is_there = path.exists if evaluation is None else lambda: is_done(run, evaluation)
     while True:
         there, stop = engine.max([float(is_there()), float(stop_asked(run, attempt))])  # all ranks must see the same
         if stop:
@@ -61,6 +68,7 @@ def steps_of_versions(run: Path) -> dict[int, int]:
 @dataclass(frozen=True)
 class Judged:
     """What the trajectories of a step teach."""
+
     advantage: dict[str, tuple[float, ...]]  # trajectory id -> advantages, one a call
     masked: dict[str, str]  # trajectory id -> why its tokens are not trained
     zero_variance_groups: int
@@ -70,12 +78,20 @@ class Judged:
         return trajectory.trajectory_id not in self.masked
 
 
-def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_of: Mapping[int, int],
-          max_staleness: int, max_tokens: int, unproven: Container[int] = (), discount: float = 1.0) -> Judged:
+def judge(
+    trajectories: list[Trajectory],
+    algorithm: AlgorithmConfig,
+    staleness_of: Mapping[int, int],
+    max_staleness: int,
+    max_tokens: int,
+    unproven: Container[int] = (),
+    discount: float = 1.0,
+) -> Judged:
     """Advantages group by group; one in which all are zero teaches nothing.
 
     Left out of their group's statistics, and masked, are infrastructure errors, and what has a token of an `unproven`
-    version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory with an
+    version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory
+    with an
     older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
@@ -84,7 +100,9 @@ def judge(trajectories: list[Trajectory], algorithm: AlgorithmConfig, staleness_
     advantage, masked, flat, counted = {}, {}, 0, 0
     for members in groups.values():
         masked |= {t.trajectory_id: "unproven" for t in members if any(version in unproven for version in _versions(t))}
-        masked |= {t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR}
+        masked |= {
+            t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR
+        }
         members = [t for t in members if t.trajectory_id not in masked]
         if not members:
             continue
@@ -117,7 +135,8 @@ def _tokens(trajectory: Trajectory) -> int:
 
 
 def books(trajectories: list[Trajectory], judged: Judged) -> dict[str, dict]:
-    """Group -> how many of its sampled tokens were trained, and why the others were not: the answer to the rollout process."""
+    """Group -> how many of its sampled tokens were trained, and why the others were not: the answer to the rollout
+    process."""
     out: dict[str, dict] = {}
     for trajectory in trajectories:
         book = out.setdefault(trajectory.group_id, {"trained": 0, "masked": {}})

@@ -8,10 +8,12 @@ against the trainer's.
                             under another version
 
 The row is fixed, drawn once from the vocabulary's size. vLLM's numbers are a prompt's logprobs, asked for where the
-gateway asks, so they come from its own weights, packed copies and kernels; the trainer's come from its forward pass under
+gateway asks, so they come from its own weights, packed copies and kernels; the trainer's come from its forward pass
+under
 the weights that it sent. Not seen by it: what is below the rounding of the dtype, and decoding. The next steps'
 `logprob_gap`, which is of sampled tokens, sees both.
 """
+
 import asyncio
 import math
 import random
@@ -30,13 +32,15 @@ from coderepairrl.rollout.ledger import rows
 TOKENS = 64
 KEPT_VERSIONS = 16  # in probe.json: a server can come up with weights that are no longer the newest
 LARGEST = 10.0  # times what they may be off in the mean: a single token
-COMMON = 10.0  # nats: mean size of a logprob up to which the bound is meant as it stands; rounding grows with the logits
+# nats: mean size of a logprob up to which the bound is meant as it stands; rounding grows with the logits
+COMMON = 10.0
 POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class Gap:
     """Of |trainer - vLLM| over the row's logprobs, nats."""
+
     mean: float
     largest: float
 
@@ -44,6 +48,7 @@ class Gap:
 @dataclass(frozen=True)
 class Probe:
     """What weights `version` have to say of the row, and how far a server's mean may be off: `bound`, in nats."""
+
     version: int
     token_ids: tuple[int, ...]  # (T,)
     logprobs: tuple[float, ...]  # (T - 1,): nothing predicts the first
@@ -59,9 +64,11 @@ class Probe:
         gap = difference(self.logprobs, ask(url, self.token_ids, self.version, timeout_s))
         allowed = self.allowed
         if not (gap.mean <= allowed and gap.largest <= LARGEST * allowed):  # not a number is beyond every bound
-            raise EngineError(f"vLLM at {url} does not compute what weights {self.version} do: logprobs of "
-                              f"{len(self.logprobs)} tokens are {gap.mean:.2g} off in the mean and {gap.largest:.2g} at "
-                              f"most, allowed are {allowed:.2g} and {LARGEST * allowed:.2g} (server.probe_bound)")
+            raise EngineError(
+                f"vLLM at {url} does not compute what weights {self.version} do: logprobs of "
+                f"{len(self.logprobs)} tokens are {gap.mean:.2g} off in the mean and {gap.largest:.2g} at "
+                f"most, allowed are {allowed:.2g} and {LARGEST * allowed:.2g} (server.probe_bound)"
+            )
         return gap
 
 
@@ -102,8 +109,10 @@ async def awaited(run: Path, version: int, timeout_s: float) -> Probe:
             while (probe := read(run, version)) is None:
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise EngineError(f"vLLM is up, but in {timeout_s:.0f} s the trainer did not say what weights {version} "
-                          "compute: see trainer.log, or raise server.start_timeout_s") from None
+        raise EngineError(
+            f"vLLM is up, but in {timeout_s:.0f} s the trainer did not say what weights {version} "
+            "compute: see trainer.log, or raise server.start_timeout_s"
+        ) from None
     return probe
 
 
@@ -114,17 +123,25 @@ def unproven_versions(run: Path) -> set[int]:
 def ask(url: str, token_ids: Sequence[int], version: int, timeout_s: float) -> list[float | None]:
     """vLLM's logprob of every token but the first: before all that waits (`priority`), from no cache (`cache_salt`)."""
     name = f"probe-{version}-{secrets.token_hex(4)}"
-    body = {"request_id": name, "cache_salt": name, "priority": -1, "token_ids": token_ids,
-            "sampling_params": {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}}
+    body = {
+        "request_id": name,
+        "cache_salt": name,
+        "priority": -1,
+        "token_ids": token_ids,
+        "sampling_params": {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False},
+    }
     with requests.Session() as http:
         http.trust_env = False  # a proxy of the environment is not for this
         try:
             response = http.post(f"{url}/inference/v1/generate", json=body, timeout=max(0.1, timeout_s))
         except requests.RequestException as error:
-            raise EngineError(f"vLLM at {url} did not answer the probe of weights {version} ({type(error).__name__}): "
-                              "see its log") from error
+            raise EngineError(
+                f"vLLM at {url} did not answer the probe of weights {version} ({type(error).__name__}): see its log"
+            ) from error
     if not response.ok:
-        raise EngineError(f"vLLM at {url} refused the probe of weights {version} ({response.status_code} "
-                          f"{response.text[:200]}): see its log")
+        raise EngineError(
+            f"vLLM at {url} refused the probe of weights {version} ({response.status_code} "
+            f"{response.text[:200]}): see its log"
+        )
     entries = response.json()["prompt_logprobs"][1:]
     return [entry[str(token)]["logprob"] for entry, token in zip(entries, token_ids[1:], strict=True)]

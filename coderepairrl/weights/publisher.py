@@ -3,6 +3,7 @@ the running vLLM, exports them now and then.
 
 policy.py describes the files. Every method is collective.
 """
+
 import json
 import shutil
 import time
@@ -30,26 +31,32 @@ class Publisher:
     forward pass `probe_s`; `sent` on rank 0 (None: it failed)."""
 
     def __init__(self, engine: Engine, run: Path, server: ServerConfig, version: int, export_every: int):
-        """`version`: of the weights that the engine has now, which vLLM was started with, as current.json says already."""
+        """`version`: of the weights that the engine has now, which vLLM was started with, as current.json says
+        already."""
         self.engine, self.version, self.export_every = engine, version, export_every
         self.seconds, self.send_s, self.probe_s, self.updates, self.failed = 0.0, 0.0, 0.0, 0, 0
         self.sent: Sent | None = None
         self._run, self._policy = run, run / "policy"
-        # Versions that a killed attempt has used after the checkpoint are not given again: its tokens carry them. All ranks must have
+        # Versions that a killed attempt has used after the checkpoint are not given again: its tokens carry them. All
+        # ranks must have
         # read the file before one of them publishes.
         self._highest = int(engine.max([max(version, read_json(self._policy / "highest_version") or 0)])[0])
         self._exported: int | None = None
         self._since_export = 0
-        self._tried: set[int] = set()  # pids of the servers that the newest weights were sent to; where that failed they are restarted
+        # pids of the servers that the newest weights were sent to; where that failed they are restarted
+        self._tried: set[int] = set()
         self._row = probe.token_ids(engine.module.model.config.vocab_size, server.max_model_len)
         self._bound = server.largest_gap(exact=engine.config.dtype == "float32" and not engine.config.autocast)
         if engine.rank == 0:
-            self._sender = WeightSender(server.transfer_backend, getattr(torch, server.dtype), engine.device, server.update_timeout_s)
+            self._sender = WeightSender(
+                server.transfer_backend, getattr(torch, server.dtype), engine.device, server.update_timeout_s
+            )
             self._register()
         self._probe = self._computed()
 
     def publish(self) -> None:
-        """A failed send is not an error: vLLM is then restarted by the rollout process from the export that is made at once."""
+        """A failed send is not an error: vLLM is then restarted by the rollout process from the export that is made at
+        once."""
         started = time.monotonic()
         self._next_version()
         self._since_export += 1
@@ -66,9 +73,12 @@ class Publisher:
         self.seconds = time.monotonic() - started
 
     def answer_wish(self) -> None:
-        """Called often while the trainer waits. Exports the newest weights if a server needs them to start; sends them to one that began with older ones."""
+        """Called often while the trainer waits. Exports the newest weights if a server needs them to start; sends them
+        to one that began with older ones."""
         wish = self._policy / "export_wanted.json"
-        wanted, behind = self.engine.max([float(self.engine.rank == 0 and wish.exists()), float(self.engine.rank == 0 and self._behind())])
+        wanted, behind = self.engine.max(
+            [float(self.engine.rank == 0 and wish.exists()), float(self.engine.rank == 0 and self._behind())]
+        )
         if behind:
             problem, failed = self._send()
             self.failed += failed
@@ -87,11 +97,15 @@ class Publisher:
         """What the last update's probe found and took, on rank 0; nothing where the update failed."""
         if self.sent is None:
             return {}
-        return {"probe_s": self.probe_s + self.sent.proof_s, "probe_gap": self.sent.gap.largest,
-                "probe_gap_mean": self.sent.gap.mean}
+        return {
+            "probe_s": self.probe_s + self.sent.proof_s,
+            "probe_gap": self.sent.gap.largest,
+            "probe_gap_mean": self.sent.gap.mean,
+        }
 
     def checkpoint(self, step: int) -> None:
-        """Everything that a later attempt needs, under checkpoints/step_N. Which of them stay is checkpoints.py's matter."""
+        """Everything that a later attempt needs, under checkpoints/step_N. Which of them stay is checkpoints.py's
+        matter."""
         folder = folder_of(self._run, step)
         if not folder.exists():
             self.engine.save(folder, {"step": step, "version": self.version})
@@ -120,11 +134,14 @@ class Publisher:
         return any(server["version"] < self.version and server["pid"] not in self._tried for server in self._servers())
 
     def _computed(self) -> Probe | None:
-        """What the weights say of the row, on rank 0 and in probe.json. Raises EngineError on all when it is no number."""
+        """What the weights say of the row, on rank 0 and in probe.json. Raises EngineError on all when it is no
+        number."""
         logprobs = self.engine.scores(micro_batch(self._row).to(self.engine.device))
         if self.engine.max([float(not logprobs.isfinite().all())])[0]:
-            raise EngineError(f"the logprobs that weights {self.version} give to the probe are not numbers: the training "
-                              "has diverged, lower engine.learning_rate, or the weights that it began with were broken")
+            raise EngineError(
+                f"the logprobs that weights {self.version} give to the probe are not numbers: the training "
+                "has diverged, lower engine.learning_rate, or the weights that it began with were broken"
+            )
         if self.engine.rank:
             return None
         computed = Probe(self.version, self._row, tuple(logprobs.tolist()), self._bound)

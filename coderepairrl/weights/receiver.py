@@ -1,8 +1,10 @@
 """The receiving end for gloo: a WeightTransferEngine in vLLM's workers.
 
-`--worker-extension-cls coderepairrl.weights.receiver.WorkerExtension` makes each worker import this module before it loads
+`--worker-extension-cls coderepairrl.weights.receiver.WorkerExtension` makes each worker import this module before it
+loads
 the model, which registers the engine.
 """
+
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,13 +43,20 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 class GlooWeightTransferEngine(WeightTransferEngine):
     """Receives whole tensors in Hugging Face's names and layout; vLLM's layerwise reload packs them."""
+
     init_info_cls, update_info_cls = InitInfo, UpdateInfo
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, info: InitInfo) -> None:
         config = self.parallel_config
         rank = info.rank_offset + config.data_parallel_index * config.world_size + config.rank
-        self._store = dist.TCPStore(info.master_address, info.master_port, info.world_size, is_master=False, timeout=timedelta(seconds=info.timeout_s))
+        self._store = dist.TCPStore(
+            info.master_address,
+            info.master_port,
+            info.world_size,
+            is_master=False,
+            timeout=timedelta(seconds=info.timeout_s),
+        )
         self._group = gloo.join(self._store, rank, info.world_size, info.timeout_s)
 
     def start_weight_update(self) -> None:
@@ -64,8 +73,11 @@ class GlooWeightTransferEngine(WeightTransferEngine):
             self.model.load_weights([(name, tensor)])
 
     def finish_weight_update(self) -> None:
-        silent = [layer for layer in self.model.modules()
-                  if (info := get_layerwise_info(layer)).can_load() and not info.load_numel]
+        silent = [
+            layer
+            for layer in self.model.modules()
+            if (info := get_layerwise_info(layer)).can_load() and not info.load_numel
+        ]
         finalize_layerwise_reload(self.model, self.model_config)
         derive_again(self.model, silent)
 
@@ -77,7 +89,8 @@ def derive_again(model: torch.nn.Module, silent: list[torch.nn.Module]) -> None:
     """In layers that nothing was sent to by name: what they derive from a weight that they share with one that got it.
 
     vLLM's reload processes a tied weight in one of its layers only ("Limitations" in its docstring): the language model
-    head of tied embeddings would keep oneDNN's packed copy of the old weight. On GPUs nothing is derived, nor done here.
+    head of tied embeddings would keep oneDNN's packed copy of the old weight. On GPUs nothing is derived, nor done
+    here.
     """
     weights = (weight for layer in model.modules() for weight in layer._parameters.values())
     users = Counter(id(weight) for weight in weights if weight is not None)

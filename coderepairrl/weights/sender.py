@@ -1,9 +1,12 @@
 """Rank 0's end of a weight update.
 
-The gather of the buckets is collective and runs in the main thread; all that can wait for vLLM runs in a daemon thread: the HTTP
-calls, the broadcast. Between the two lies one bucket. When vLLM fails or the deadline comes, the main thread learns it at its
+The gather of the buckets is collective and runs in the main thread; all that can wait for vLLM runs in a daemon thread:
+the HTTP
+calls, the broadcast. Between the two lies one bucket. When vLLM fails or the deadline comes, the main thread learns it
+at its
 next bucket and goes on gathering alone, so that the other ranks, which know nothing of vLLM, are never left waiting.
 """
+
 import math
 import threading
 import time
@@ -30,6 +33,7 @@ GRACE_S = 10.0  # for the thread to end after an abort, for servers to stop samp
 @dataclass(frozen=True)
 class Sent:
     """What an update took."""
+
     paused_s: float  # from the answer to pause until the answer to resume
     connect_s: float  # of these, making the communicator; 0 where it was there
     bytes: int  # to each server
@@ -54,9 +58,16 @@ class WeightSender:
         self.channel: Channel | None = None
         self.servers: list[Address] = []  # that are on the channel
 
-    def send(self, servers: list[Address], version: int, layout: Layout, buckets: Iterable[Bucket],
-             probe: Probe | None = None) -> Sent:
-        """`buckets` holds what `layout` says; it is iterated to its end whatever vLLM does. Then every new token carries `version`.
+    def send(
+        self,
+        servers: list[Address],
+        version: int,
+        layout: Layout,
+        buckets: Iterable[Bucket],
+        probe: Probe | None = None,
+    ) -> Sent:
+        """`buckets` holds what `layout` says; it is iterated to its end whatever vLLM does. Then every new token
+        carries `version`.
 
         Raises EngineError when the update failed, also by its `probe`: the servers are then not to be resumed, but
         restarted.
@@ -82,7 +93,9 @@ class _Update:
 
     def __init__(self, sender: WeightSender, servers: list[Address], version: int, layout: Layout, probe: Probe | None):
         self._sender, self._servers, self._version, self._probe = sender, servers, version, probe
-        self._layout = [(name, sender.dtype if dtype.is_floating_point else dtype, tuple(shape)) for name, dtype, shape in layout]
+        self._layout = [
+            (name, sender.dtype if dtype.is_floating_point else dtype, tuple(shape)) for name, dtype, shape in layout
+        ]
         self._channel = sender.channel
         self._end = time.monotonic() + sender.timeout_s
         self._given = 0  # tensors
@@ -94,18 +107,25 @@ class _Update:
         self._thread = in_thread(self._run)
 
     def put(self, bucket: Bucket) -> None:
-        """Copies the bucket and waits until the thread has taken the one before. Does nothing once the update has failed."""
+        """Copies the bucket and waits until the thread has taken the one before. Does nothing once the update has
+        failed."""
         if self._error is not None:
             return
         copies = []
         for name, tensor in bucket:
             expected, dtype, shape = self._layout[self._given]
-            if (name, tuple(tensor.shape)) != (expected, shape):  # vLLM would read other weights into these, or wait for ever
-                raise ValueError(f"the buckets hold {name} {tuple(tensor.shape)} where the layout says {expected} {shape}")
-            copies.append((name, tensor.detach().to(self._sender.device, dtype, memory_format=torch.contiguous_format, copy=True)))
+            # vLLM would read other weights into these, or wait for ever
+            if (name, tuple(tensor.shape)) != (expected, shape):
+                raise ValueError(
+                    f"the buckets hold {name} {tuple(tensor.shape)} where the layout says {expected} {shape}"
+                )
+            copies.append(
+                (name, tensor.detach().to(self._sender.device, dtype, memory_format=torch.contiguous_format, copy=True))
+            )
             self._given += 1
         if self._sender.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # from here on any stream may read the copies, and the bucket may go
+            # from here on any stream may read the copies, and the bucket may go
+            torch.cuda.current_stream().synchronize()
         with self._changed:
             in_time = self._changed.wait_for(lambda: self._bucket is None or self._error is not None, self._left())
             self._bucket = copies
@@ -115,14 +135,18 @@ class _Update:
 
     def finish(self) -> Sent:
         if self._error is None and self._given != len(self._layout):
-            self.give_up(ValueError(f"the buckets hold {self._given} tensors where the layout says {len(self._layout)}"))
+            self.give_up(
+                ValueError(f"the buckets hold {self._given} tensors where the layout says {len(self._layout)}")
+            )
         with self._changed:
             self._complete = True
             self._changed.notify_all()
         if not wait([self._thread], self._left()).done:
             self.give_up(self._late())
             wait([self._thread], GRACE_S)
-        self._sender.channel, self._sender.servers = (self._channel, self._servers) if self._error is None else (None, [])
+        self._sender.channel, self._sender.servers = (
+            (self._channel, self._servers) if self._error is None else (None, [])
+        )
         if self._resumed and isinstance(self._error, EngineError):
             raise UnprovenError(str(self._error)) from self._error
         if self._error is not None:
@@ -139,8 +163,10 @@ class _Update:
             self._channel.abort()
 
     def _late(self) -> EngineError:
-        return EngineError(f"vLLM did not take the weights within {self._sender.timeout_s:.0f} s: "
-                           "restart it from the newest export, or raise server.update_timeout_s")
+        return EngineError(
+            f"vLLM did not take the weights within {self._sender.timeout_s:.0f} s: "
+            "restart it from the newest export, or raise server.update_timeout_s"
+        )
 
     def _left(self) -> float:
         return max(0.0, self._end - time.monotonic())
@@ -157,16 +183,21 @@ class _Update:
     def _converse(self) -> Sent:
         if self._sender.device.type == "cuda":
             torch.cuda.set_device(self._sender.device)  # a thread begins on device 0
-        self._await_bucket()  # when it is there all ranks are gathering: no server is paused while one of them is still training
+        # when it is there all ranks are gathering: no server is paused while one of them is still training
+        self._await_bucket()
         self._post("pause", {"mode": "keep", "clear_cache": "true"})
         paused = time.monotonic()
         if self._channel is None or self._sender.servers != self._servers:
             self._connect()
         connected = time.monotonic()
         self._post("start_weight_update")
-        update_info = {"names": [name for name, _, _ in self._layout], "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in self._layout],
-                       "shapes": [shape for _, _, shape in self._layout]}
-        answers = self._begin("update_weights", [{"update_info": update_info}] * len(self._servers))  # vLLM answers when it has all weights
+        update_info = {
+            "names": [name for name, _, _ in self._layout],
+            "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in self._layout],
+            "shapes": [shape for _, _, shape in self._layout],
+        }
+        # vLLM answers when it has all weights
+        answers = self._begin("update_weights", [{"update_info": update_info}] * len(self._servers))
         self._channel.send(self._weights())
         for answer in answers:
             answer.result()
@@ -197,7 +228,10 @@ class _Update:
         host = address_towards(urlsplit(self._servers[0][0]).hostname)
         self._channel = self._sender.make_channel(host, 1 + sum(workers), self._sender.device, self._left())
         offsets = [1 + sum(workers[:i]) for i in range(len(workers))]
-        answers = self._begin("init_weight_transfer_engine", [{"init_info": self._channel.init_info | {"rank_offset": offset}} for offset in offsets])
+        answers = self._begin(
+            "init_weight_transfer_engine",
+            [{"init_info": self._channel.init_info | {"rank_offset": offset}} for offset in offsets],
+        )
         self._channel.connect()
         for answer in answers:
             answer.result()
@@ -225,8 +259,12 @@ class _Update:
             answer.result()
 
     def _begin(self, path: str, bodies: list[dict], parameters: dict | None = None) -> list[Future]:
-        """The same request to each server, at the same time. One that fails ends the update at once, and with it a broadcast that waits for the server."""
-        answers = [in_thread(self._call, "POST", url, path, body, parameters) for (url, _), body in zip(self._servers, bodies, strict=True)]
+        """The same request to each server, at the same time. One that fails ends the update at once, and with it a
+        broadcast that waits for the server."""
+        answers = [
+            in_thread(self._call, "POST", url, path, body, parameters)
+            for (url, _), body in zip(self._servers, bodies, strict=True)
+        ]
         for answer in answers:
             answer.add_done_callback(lambda done: done.exception() and self.give_up(done.exception()))
         return answers
@@ -235,9 +273,16 @@ class _Update:
         with requests.Session() as http:
             http.trust_env = False  # a proxy of the environment is not for this
             try:
-                response = http.request(method, f"{url}/{path}", params=parameters, json=body or None, timeout=max(0.1, self._left()))
+                response = http.request(
+                    method, f"{url}/{path}", params=parameters, json=body or None, timeout=max(0.1, self._left())
+                )
             except requests.RequestException as error:
-                raise EngineError(f"vLLM did not answer /{path} ({type(error).__name__}): restart it from the newest export") from error
+                raise EngineError(
+                    f"vLLM did not answer /{path} ({type(error).__name__}): restart it from the newest export"
+                ) from error
         if not response.ok:
-            raise EngineError(f"vLLM refused /{path} ({response.status_code} {response.text[:200]}): restart it from the newest export")
+            raise EngineError(
+                f"vLLM refused /{path} ({response.status_code} {response.text[:200]}): restart it from the newest "
+                "export"
+            )
         return response.json() if response.content else {}

@@ -1,4 +1,5 @@
 """Threads that never keep the program from ending, which those of ThreadPoolExecutor do."""
+
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,5 +14,6 @@ def in_thread(function: Callable, *arguments) -> Future:
             future.set_result(function(*arguments))
         except BaseException as error:
             future.set_exception(error)
+
     threading.Thread(target=run, daemon=True, name=getattr(function, "__name__", None)).start()
     return future

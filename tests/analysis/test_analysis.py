@@ -1,4 +1,5 @@
 """Pictures and tables of runs that are made by hand: what they count is compared with what was put in."""
+
 import json
 import math
 import random
@@ -22,27 +23,71 @@ START = 1.7952e9  # the epoch's second at which the runs of these tests begin
 
 # ---- runs
 
+
 def finished(folder, seed=0, steps=8, settings=None, evaluated=(), **levels):
-    """A folder with metrics.jsonl, summary.json and config.yaml; levels: name -> value at every step; evaluated: steps, beside training."""
+    """A folder with metrics.jsonl, summary.json and config.yaml; levels: name -> value at every step; evaluated: steps,
+    beside training."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
-    values = {"pass_rate": 0.4, "reward": 0.4, "entropy": 0.2, "grad_norm": 0.3, "logprob_gap": 1e-5, "calls_per_episode": 4.0, "loss": 1e-9,
-              "frac_reward_zero_std": 0.25, "outcome/submitted": 100, "outcome/turn_limit": 28,
-              "wait_for_rollouts_s": 7.0, "train_s": 1.0, "update_s": 0.2, "step_s": 8.2} | levels
+    values = {
+        "pass_rate": 0.4,
+        "reward": 0.4,
+        "entropy": 0.2,
+        "grad_norm": 0.3,
+        "logprob_gap": 1e-5,
+        "calls_per_episode": 4.0,
+        "loss": 1e-9,
+        "frac_reward_zero_std": 0.25,
+        "outcome/submitted": 100,
+        "outcome/turn_limit": 28,
+        "wait_for_rollouts_s": 7.0,
+        "train_s": 1.0,
+        "update_s": 0.2,
+        "step_s": 8.2,
+    } | levels
     metrics = Metrics(folder / "metrics.jsonl")
     for step in range(steps):
-        noise = {name: 1 + 0.1 * rng.random() for name, value in values.items() if isinstance(value, float) and name not in levels}
+        noise = {
+            name: 1 + 0.1 * rng.random()
+            for name, value in values.items()
+            if isinstance(value, float) and name not in levels
+        }
         metrics.log(step, {name: value * noise.get(name, 1) for name, value in values.items()})
     for step in evaluated:
-        metrics.log(step, {"eval/pass_rate": 0.4 + 0.1 * seed, "eval/pass_rate_low": 0.3, "eval/pass_rate_high": 0.5, "eval/tasks": 200})
+        metrics.log(
+            step,
+            {
+                "eval/pass_rate": 0.4 + 0.1 * seed,
+                "eval/pass_rate_low": 0.3,
+                "eval/pass_rate_high": 0.5,
+                "eval/tasks": 200,
+            },
+        )
     metrics.close()
-    summary = {"steps": steps, "episodes": 128 * steps, "weight_updates": steps, "max_logprob_gap": 1e-5, "tokens_sampled": 1000, "tokens_trained": 900,
-               "infrastructure_errors": 0, "wall_s": {"train": 8.0}, "heldout_tasks": 200}
+    summary = {
+        "steps": steps,
+        "episodes": 128 * steps,
+        "weight_updates": steps,
+        "max_logprob_gap": 1e-5,
+        "tokens_sampled": 1000,
+        "tokens_trained": 900,
+        "infrastructure_errors": 0,
+        "wall_s": {"train": 8.0},
+        "heldout_tasks": 200,
+    }
     for i, name in enumerate(("before", "after", "difference")):
         summary[f"pass_rate_{name}"] = (0.3 + 0.01 * seed, 0.5 + 0.03 * seed, 0.2 + 0.02 * seed)[i]
-        summary[f"pass_rate_{name}_interval"] = [summary[f"pass_rate_{name}"] - 0.06, summary[f"pass_rate_{name}"] + 0.06]
+        summary[f"pass_rate_{name}_interval"] = [
+            summary[f"pass_rate_{name}"] - 0.06,
+            summary[f"pass_rate_{name}"] + 0.06,
+        ]
     (folder / "summary.json").write_text(json.dumps(summary))
-    config = {"run": str(folder), "model": f"policy_seed{seed}", "rollout": {"seed": seed}, "training": {"steps": steps} | (settings or {})}
+    config = {
+        "run": str(folder),
+        "model": f"policy_seed{seed}",
+        "rollout": {"seed": seed},
+        "training": {"steps": steps} | (settings or {}),
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -50,44 +95,95 @@ def finished(folder, seed=0, steps=8, settings=None, evaluated=(), **levels):
 def episode(group, number, split, started, generation_s, grading_s):
     call = Call(0, None, None, (1,), (2,), (-0.1,), (0,), "stop", False, 0.0, 0.1)
     stats = {"started_at": START + started, "generation_s": generation_s, "grading_s": grading_s}
-    return Trajectory(f"{group}-{number}", group, "task", split, 0, (call,), "", Outcome.SUBMITTED, "", None, {}, 0.0, generation_s + grading_s, stats=stats)
+    return Trajectory(
+        f"{group}-{number}",
+        group,
+        "task",
+        split,
+        0,
+        (call,),
+        "",
+        Outcome.SUBMITTED,
+        "",
+        None,
+        {},
+        0.0,
+        generation_s + grading_s,
+        stats=stats,
+    )
 
 
 def asynchronous(run, staleness=2, steps=10, groups=4, size=8, train_s=3.0, update_s=0.3, evaluate_s=6.0):
-    """A run with the scheduler's own rule, in seconds that were not waited for: rollouts lead the trainer by `staleness` steps."""
+    """A run with the scheduler's own rule, in seconds that were not waited for: rollouts lead the trainer by
+    `staleness` steps."""
     rng, admitted, free, metrics = random.Random(1), [evaluate_s] * (1 + staleness), evaluate_s, []
     for step in range(steps):
-        members = [episode(f"a1-p{step * groups + g}", i, "train", admitted[step], rng.uniform(2, 4) + rng.expovariate(0.4), rng.uniform(0.1, 0.6))
-                   for g in range(groups) for i in range(size)]
+        members = [
+            episode(
+                f"a1-p{step * groups + g}",
+                i,
+                "train",
+                admitted[step],
+                rng.uniform(2, 4) + rng.expovariate(0.4),
+                rng.uniform(0.1, 0.6),
+            )
+            for g in range(groups)
+            for i in range(size)
+        ]
         trajectory_files.write(run / "rollouts" / f"step_{step:05d}.parquet", members, {})
         ready = max(t.stats["started_at"] - START + t.seconds for t in members)
         began = max(free, ready)
         end = began + train_s + update_s
-        metrics.append({"step": step, "time": START + end, "step_s": end - free, "wait_for_rollouts_s": began - free, "train_s": train_s, "update_s": update_s})
+        metrics.append(
+            {
+                "step": step,
+                "time": START + end,
+                "step_s": end - free,
+                "wait_for_rollouts_s": began - free,
+                "train_s": train_s,
+                "update_s": update_s,
+            }
+        )
         free = end
         admitted.append(end)
     for name, begin in (("before", 0.0), ("after", free)):
-        trajectory_files.write(run / "rollouts" / f"eval_{name}.parquet", [episode(name, i, "heldout", begin, evaluate_s - 0.5 - 0.05 * i, 0.5) for i in range(40)], {})
+        trajectory_files.write(
+            run / "rollouts" / f"eval_{name}.parquet",
+            [episode(name, i, "heldout", begin, evaluate_s - 0.5 - 0.05 * i, 0.5) for i in range(40)],
+            {},
+        )
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     return run
 
 
 # ---- intervals over seeds
 
+
 def test_runs_of_one_name_up_to_the_seed_are_one_curve(tmp_path):
     names = ["a", "b_seed0", "a_seed1", "b_seed12", "a_seedling", "c/seed0", "c/seed1"]
-    assert {name: [str(run) for run in runs] for name, runs in seeds.curves_of([Path(name) for name in names]).items()} == {
-        "a": ["a", "a_seed1"], "b": ["b_seed0", "b_seed12"], "a_seedling": ["a_seedling"], "c": ["c/seed0", "c/seed1"]}
+    assert {
+        name: [str(run) for run in runs] for name, runs in seeds.curves_of([Path(name) for name in names]).items()
+    } == {
+        "a": ["a", "a_seed1"],
+        "b": ["b_seed0", "b_seed12"],
+        "a_seedling": ["a_seedling"],
+        "c": ["c/seed0", "c/seed1"],
+    }
     with pytest.raises(ValueError, match="given twice"):
         seeds.curves_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 def test_settings_that_differ_by_more_than_the_seed_are_named(tmp_path):
-    runs = [finished(tmp_path / "a", 0), finished(tmp_path / "a_seed1", 1), finished(tmp_path / "a_seed2", 2, settings={"clip": {"high": 0.3}})]
+    runs = [
+        finished(tmp_path / "a", 0),
+        finished(tmp_path / "a_seed1", 1),
+        finished(tmp_path / "a_seed2", 2, settings={"clip": {"high": 0.3}}),
+    ]
     assert seeds.differences(runs[:2]) == [] and seeds.differences(runs) == ["training.clip.high (None, 0.3)"]
 
 
 # ---- curves
+
 
 def test_a_band_is_the_interval_and_stays_positive_on_a_logarithmic_axis():
     plain, rate, logarithmic = curves.Panel("", ("x",)), curves.PASS_RATE, curves.Panel("", ("x",), logarithmic=True)
@@ -124,24 +220,46 @@ def drawn_lines(runs, key):
     curves.lines(axis, found, curves.Panel("", (key,)))
     data = [line.get_data() for line in axis.lines]
     curves.plt.close(figure)
-    return found, [(list(x), list(y)) for x, y in data], [collection.get_paths()[0].vertices for collection in axis.collections]
+    return (
+        found,
+        [(list(x), list(y)) for x, y in data],
+        [collection.get_paths()[0].vertices for collection in axis.collections],
+    )
 
 
 def test_a_curve_is_the_mean_over_seeds_at_the_steps_that_all_have(tmp_path):
-    runs = [finished(tmp_path / "a", 0, steps=6, entropy=1.0), finished(tmp_path / "b", 0, steps=3, entropy=9.0),
-            finished(tmp_path / "a_seed1", 1, steps=4, entropy=3.0)]
+    runs = [
+        finished(tmp_path / "a", 0, steps=6, entropy=1.0),
+        finished(tmp_path / "b", 0, steps=3, entropy=9.0),
+        finished(tmp_path / "a_seed1", 1, steps=4, entropy=3.0),
+    ]
     found, lines, bands = drawn_lines(runs, "entropy")
-    assert [curve.name for curve in found] == ["a", "b"] and lines == [([0, 1, 2, 3], [2.0] * 4), ([0, 1, 2], [9.0] * 3)]
-    assert len(bands) == 1 and (bands[0][:, 1].min(), bands[0][:, 1].max()) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    assert [curve.name for curve in found] == ["a", "b"] and lines == [
+        ([0, 1, 2, 3], [2.0] * 4),
+        ([0, 1, 2], [9.0] * 3),
+    ]
+    assert len(bands) == 1 and (bands[0][:, 1].min(), bands[0][:, 1].max()) == pytest.approx(
+        (2 - 12.706, 2 + 12.706), abs=1e-3
+    )
 
 
 def test_panels_without_anything_to_see_are_left_out(tmp_path):
     with_kl, without = finished(tmp_path / "a", kl=0.1, staleness_mean=0.0), finished(tmp_path / "b")
-    shown = [{key for panel in curves.PANELS if panel.drawn(list(map(curves.read, runs))) for key in panel.keys} for runs in ([with_kl], [with_kl, without])]
-    assert "kl" in shown[0] and "kl" not in shown[1] and not {"staleness_mean", "loss"} & (shown[0] | shown[1]) and {"entropy", "logprob_gap"} <= shown[1]
+    shown = [
+        {key for panel in curves.PANELS if panel.drawn(list(map(curves.read, runs))) for key in panel.keys}
+        for runs in ([with_kl], [with_kl, without])
+    ]
+    assert (
+        "kl" in shown[0]
+        and "kl" not in shown[1]
+        and not {"staleness_mean", "loss"} & (shown[0] | shown[1])
+        and {"entropy", "logprob_gap"} <= shown[1]
+    )
 
 
-@pytest.mark.parametrize("names", [["one"], ["a", "a_seed1", "a_seed2"], ["a", "b"], ["a", "a_seed1", "b_seed0", "b_seed1", "c"]])
+@pytest.mark.parametrize(
+    "names", [["one"], ["a", "a_seed1", "a_seed2"], ["a", "b"], ["a", "a_seed1", "b_seed0", "b_seed1", "c"]]
+)
 def test_pictures_are_drawn_whole(tmp_path, names):
     runs = [finished(tmp_path / name, seed) for seed, name in enumerate(names)]
     (runs[-1] / "summary.json").unlink()  # one that is not finished
@@ -155,7 +273,8 @@ def test_pictures_are_drawn_whole(tmp_path, names):
 
 def test_evaluations_beside_training_are_points_with_their_intervals(tmp_path):
     one, other = finished(tmp_path / "a", evaluated=(0, 3, 5, 8)), finished(tmp_path / "a_seed1", 1, evaluated=(3, 7))
-    for runs, steps, low in (([one], [3, 5], 0.3), ([one, other], [3], 0.0)):  # those before and after are the summary's
+    # those before and after are the summary's
+    for runs, steps, low in (([one], [3, 5], 0.3), ([one, other], [3], 0.0)):
         figure, axis = curves.plt.subplots()
         assert curves.evaluations(axis, curves.load(runs)[0], "black")
         bars = [container.lines[2][0].get_segments()[0] for container in axis.containers]
@@ -182,38 +301,63 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     empty.mkdir()
     (tmp_path / "a_seed1").mkdir()
     (tmp_path / "a_seed1" / "metrics.jsonl").write_text("")
-    for arguments, said in (([run, empty], "no metrics.jsonl"), ([run, run], "given twice"), ([run, tmp_path / "a_seed1"], "no step that"),
-                            ([finished(tmp_path / name) for name in "bcdefgh"], "at most 6")):
+    for arguments, said in (
+        ([run, empty], "no metrics.jsonl"),
+        ([run, run], "given twice"),
+        ([run, tmp_path / "a_seed1"], "no step that"),
+        ([finished(tmp_path / name) for name in "bcdefgh"], "at most 6"),
+    ):
         done = program(curves, *arguments)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith("error: ")
+            and said in done.stderr
+            and done.stderr.count("\n") == 1
+        ), done.stderr
     assert "python analysis/curves.py" in program(curves).stderr
     assert not list(tmp_path.rglob("*.png"))
 
 
 def test_runs_that_are_no_repetitions_are_drawn_with_a_warning(tmp_path):
     done = program(curves, finished(tmp_path / "a"), finished(tmp_path / "a_seed1", settings={"clip": 1}))
-    assert done.returncode == 0 and done.stderr == "warning: the runs of a differ by more than the seed: training.clip (None, 1)\n"
+    assert (
+        done.returncode == 0
+        and done.stderr == "warning: the runs of a differ by more than the seed: training.clip (None, 1)\n"
+    )
 
 
 # ---- table
 
+
 def test_the_table_gives_the_mean_gain_over_seeds(tmp_path):
     runs = [finished(tmp_path / name, seed) for seed, name in enumerate(("a", "a_seed1", "a_seed2"))]
     lines = program(table, *runs).stdout.splitlines()
-    assert any(intervals.percent(intervals.mean([0.2, 0.22, 0.24])) in line and "│ 3 " in line for line in lines), "\n".join(lines)
+    assert any(intervals.percent(intervals.mean([0.2, 0.22, 0.24])) in line and "│ 3 " in line for line in lines), (
+        "\n".join(lines)
+    )
     assert "mean over seeds" not in program(table, runs[0]).stdout
-    two = [{f"pass_rate_{name}": value for name, value in zip(("before", "after", "difference"), values)} for values in ((0.1, 0.9, 0.8), (0.2, 1.0, 0.8))]
+    two = [
+        {f"pass_rate_{name}": value for name, value in zip(("before", "after", "difference"), values)}
+        for values in ((0.1, 0.9, 0.8), (0.2, 1.0, 0.8))
+    ]
     cells = [list(column.cells)[0] for column in table.over_seeds({"a": two}).columns[2:]]
-    assert cells == ["15.0% [0.0%, 78.5%]", "95.0% [31.5%, 100.0%]", "80.0%"]  # equal seeds say nothing about their spread
+    # equal seeds say nothing about their spread
+    assert cells == ["15.0% [0.0%, 78.5%]", "95.0% [31.5%, 100.0%]", "80.0%"]
 
 
 def test_the_table_of_runs_without_evaluation_and_unfinished_ones(tmp_path):
     run, unfinished = finished(tmp_path / "a"), finished(tmp_path / "b")
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({name: value for name, value in summary.items() if "pass_rate" not in name and "gap" not in name}))
+    (run / "summary.json").write_text(
+        json.dumps({name: value for name, value in summary.items() if "pass_rate" not in name and "gap" not in name})
+    )
     (unfinished / "summary.json").unlink()
     done = program(table, run, finished(tmp_path / "a_seed1"))
-    assert done.returncode == 0 and "│ largest |logprob trainer - vLLM| │ -" in done.stdout and "│ repaired after                   │ -" in done.stdout
+    assert (
+        done.returncode == 0
+        and "│ largest |logprob trainer - vLLM| │ -" in done.stdout
+        and "│ repaired after                   │ -" in done.stdout
+    )
     done = program(table, unfinished)
     assert done.returncode == 1 and "no summary.json" in done.stderr
 
@@ -222,12 +366,15 @@ def test_the_table_of_runs_without_evaluation_and_unfinished_ones(tmp_path):
 def test_the_command_line(tmp_path, name):
     run = finished(tmp_path / "a")
     for arguments, code in (([run], 0), ([], 1)):
-        done = subprocess.run([sys.executable, f"analysis/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, f"analysis/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
         assert (f"python analysis/{name}.py" in done.stderr) == bool(code)
 
 
 # ---- timeline
+
 
 def spans(rng, count):
     return [(begin, begin + rng.uniform(0, 2)) for begin in (rng.uniform(0, 20) for _ in range(count))]
@@ -239,41 +386,63 @@ def test_unions_intersections_and_counts_agree_with_a_grid():
     for _ in range(50):
         a, b = spans(rng, 15) + [(3.0, 3.0), (4.0, 5.0), (5.0, 6.0)], spans(rng, 15)
         points = np.array([rng.uniform(-1, 23) for _ in range(300)])
+
         def inside(wanted, x):
             return sum(begin <= x < end for begin, end in wanted)
+
         union_a, union_b = timeline.union(a), timeline.union(b)
         both = timeline.intersection(union_a, union_b)
         assert all(x[1] < y[0] for x, y in zip(union_a, union_a[1:])) and all(begin < end for begin, end in union_a)
         for x, count in zip(points, timeline.running(a, points)):
-            assert count == inside(a, x) and inside(union_a, x) == (inside(a, x) > 0) and inside(both, x) == (inside(a, x) > 0 and inside(b, x) > 0)
+            assert (
+                count == inside(a, x)
+                and inside(union_a, x) == (inside(a, x) > 0)
+                and inside(both, x) == (inside(a, x) > 0 and inside(b, x) > 0)
+            )
 
 
 def test_a_synchronous_run_never_overlaps_and_an_asynchronous_one_does(tmp_path):
     results = {}
     for staleness in (0, 2):
         loaded = timeline.load(asynchronous(tmp_path / f"s{staleness}", staleness))
-        training, waiting, update = (loaded.lanes[name].values() for name in ("training", "waiting for rollouts", "weight update"))
+        training, waiting, update = (
+            loaded.lanes[name].values() for name in ("training", "waiting for rollouts", "weight update")
+        )
         begin, end = loaded.window
-        assert begin == pytest.approx(6.0, abs=1e-3) and sum(e - b for b, e in training) == pytest.approx(30.0, abs=1e-3)
+        assert begin == pytest.approx(6.0, abs=1e-3) and sum(e - b for b, e in training) == pytest.approx(
+            30.0, abs=1e-3
+        )
         # the trainer does one thing at a time, and always one of the three
         assert sum(loaded.share(lane) for lane in (training, waiting, update)) == pytest.approx(1.0, abs=1e-3)
         for lane in loaded.lanes["training"], loaded.lanes["weight update"]:
             assert list(lane) == list(range(10))
-        assert all(loaded.lanes["training"][step][1] == pytest.approx(loaded.lanes["weight update"][step][0]) for step in range(10))
+        assert all(
+            loaded.lanes["training"][step][1] == pytest.approx(loaded.lanes["weight update"][step][0])
+            for step in range(10)
+        )
         results[staleness] = (loaded.share(loaded.generation(), training), loaded.share(waiting), end - begin)
     assert results[0][0] == pytest.approx(0.0, abs=1e-6) and results[2][0] > 0.2
     assert results[2][1] < results[0][1] and results[2][2] < results[0][2]
 
 
 def test_shares_of_a_run_that_can_be_counted_by_hand(tmp_path):
-    """Generation 2..6 and 7..9, training 5..8, waiting 2..5, update 8..10; held-out episodes all the time, which don't count."""
+    """Generation 2..6 and 7..9, training 5..8, waiting 2..5, update 8..10; held-out episodes all the time, which don't
+    count."""
     trajectory_files.write(tmp_path / "rollouts" / "step_00000.parquet", [episode("a", 0, "train", 2.0, 4.0, 0.5)], {})
-    trajectory_files.write(tmp_path / "rollouts" / "buffer" / "a1-p1.parquet", [episode("b", 0, "train", 7.0, 2.0, 0.5)], {})
-    trajectory_files.write(tmp_path / "rollouts" / "eval_before.parquet", [episode("c", 0, "heldout", 0.0, 10.0, 0.5)], {})
+    trajectory_files.write(
+        tmp_path / "rollouts" / "buffer" / "a1-p1.parquet", [episode("b", 0, "train", 7.0, 2.0, 0.5)], {}
+    )
+    trajectory_files.write(
+        tmp_path / "rollouts" / "eval_before.parquet", [episode("c", 0, "heldout", 0.0, 10.0, 0.5)], {}
+    )
     row = {"step": 0, "time": START + 10, "step_s": 8.0, "wait_for_rollouts_s": 3.0, "train_s": 3.0, "update_s": 2.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     loaded = timeline.load(tmp_path)
-    assert loaded.window == pytest.approx((2.0, 10.0)) and set(loaded.episodes) == {0, timeline.UNCONSUMED, timeline.EVALUATION}
+    assert loaded.window == pytest.approx((2.0, 10.0)) and set(loaded.episodes) == {
+        0,
+        timeline.UNCONSUMED,
+        timeline.EVALUATION,
+    }
     assert loaded.share(loaded.generation(), loaded.lanes["training"].values()) == pytest.approx(2 / 8)
     assert loaded.share(loaded.lanes["waiting for rollouts"].values()) == pytest.approx(3 / 8)
     done = program(timeline, tmp_path)
@@ -289,7 +458,16 @@ def test_the_timeline_of_an_older_or_empty_run_is_one_line(tmp_path):
     trajectory_files.write(path, members, {})
     only_evaluated = asynchronous(tmp_path / "evaluated", steps=1)
     (only_evaluated / "rollouts" / "step_00000.parquet").unlink()
-    for run, said in ((old, "don't say when they started"), (only_evaluated, "no episodes for training"), (tmp_path, "no metrics.jsonl")):
+    for run, said in (
+        (old, "don't say when they started"),
+        (only_evaluated, "no episodes for training"),
+        (tmp_path, "no metrics.jsonl"),
+    ):
         done = program(timeline, run)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith("error: ")
+            and said in done.stderr
+            and done.stderr.count("\n") == 1
+        ), done.stderr
     assert not list(tmp_path.rglob("*.png"))

@@ -1,8 +1,12 @@
-"""Runs over two nodes of a real Slurm that are disturbed in every way that a cluster knows, and come back. Run by scripts/test_slurm.sh.
+"""Runs over two nodes of a real Slurm that are disturbed in every way that a cluster knows, and come back. Run by
+scripts/test_slurm.sh.
 
-Each scenario adds a row to recoveries.md in the folder named by CODEREPAIRRL_RESULTS: seconds from the disturbance, or from the start of
-the requeued job, to the first new step (of a killed vLLM: until it has the newest weights); beside the same run's start-up until vLLM is ready.
+Each scenario adds a row to recoveries.md in the folder named by CODEREPAIRRL_RESULTS: seconds from the disturbance, or
+from the start of
+the requeued job, to the first new step (of a killed vLLM: until it has the newest weights); beside the same run's
+start-up until vLLM is ready.
 """
+
 import os
 import signal
 import subprocess
@@ -33,6 +37,7 @@ def cluster(tmp_path_factory):
 @dataclass
 class Disturbed:
     """A run in mid-training, and what disturbs it."""
+
     cluster: Cluster
     run: Path
     job: str
@@ -42,7 +47,11 @@ class Disturbed:
         return read_json(self.run / "policy" / "engine_0.json")
 
     def nodes(self) -> list[int]:
-        names = next(word.removeprefix("NodeList=") for word in out("scontrol", "show", "job", "-o", self.job).split() if word.startswith("NodeList="))
+        names = next(
+            word.removeprefix("NodeList=")
+            for word in out("scontrol", "show", "job", "-o", self.job).split()
+            if word.startswith("NodeList=")
+        )
         return [int(name.removeprefix("node")) for name in out("scontrol", "show", "hostnames", names).split()]
 
 
@@ -68,12 +77,18 @@ def requeue(of: Disturbed) -> None:
 
 
 def preempt(of: Disturbed) -> None:
-    subprocess.run(["sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5"], check=True, timeout=60)
+    subprocess.run(
+        ["sbatch", "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5"], check=True, timeout=60
+    )
 
 
 def time_limit(of: Disturbed) -> None:
     """It is in whole minutes; Slurm sends the signal a minute before, and up to a minute early."""
-    subprocess.run(["scontrol", "update", f"jobid={of.job}", "TimeLimit=" + str(1 + (seconds_running(of.job) + 35) // 60)], check=True, timeout=60)
+    subprocess.run(
+        ["scontrol", "update", f"jobid={of.job}", "TimeLimit=" + str(1 + (seconds_running(of.job) + 35) // 60)],
+        check=True,
+        timeout=60,
+    )
 
 
 def link_down(of: Disturbed) -> None:
@@ -82,13 +97,23 @@ def link_down(of: Disturbed) -> None:
 
 
 def seconds_running(job: str) -> int:
-    said = next(word.removeprefix("RunTime=") for word in out("scontrol", "show", "job", "-o", job).split() if word.startswith("RunTime="))
+    said = next(
+        word.removeprefix("RunTime=")
+        for word in out("scontrol", "show", "job", "-o", job).split()
+        if word.startswith("RunTime=")
+    )
     hours, minutes, seconds = map(int, said.rpartition("-")[2].split(":"))
     return 3600 * hours + 60 * minutes + seconds
 
 
 def restarts(job: str) -> int:
-    return int(next(word.removeprefix("Restarts=") for word in out("scontrol", "show", "job", "-o", job).split() if word.startswith("Restarts=")))
+    return int(
+        next(
+            word.removeprefix("Restarts=")
+            for word in out("scontrol", "show", "job", "-o", job).split()
+            if word.startswith("Restarts=")
+        )
+    )
 
 
 @pytest.fixture
@@ -96,8 +121,15 @@ def disturbed(cluster, policy, tmp_path, request):
     steps_asked = SCENARIOS[request.node.callspec.params["name"]][4]
     run, before = tmp_path / "run", left_behind()
     images = {name: str(IMAGES / f"{name}.sif") for name in ("serve", "train") if (IMAGES / f"{name}.sif").exists()}
-    job = submit(run, policy, f"training.steps={steps_asked}", "training.checkpoint_every=2", "rollout.scaffold.tool_delay_s=1.0", "rollout.max_staleness=1",
-                 images=images)
+    job = submit(
+        run,
+        policy,
+        f"training.steps={steps_asked}",
+        "training.checkpoint_every=2",
+        "rollout.scaffold.tool_delay_s=1.0",
+        "rollout.max_staleness=1",
+        images=images,
+    )
     of = Disturbed(cluster, run, job, before)
     until(of, lambda: len(steps(run)) >= 2)
     yield of
@@ -119,8 +151,10 @@ def until(of: Disturbed, holds: Callable[[], bool]) -> None:
     while not holds():
         without_delay(of.job)
         state = job_state(of.job)
-        assert state.split()[0] in ("RUNNING", "SIGNALING", "PENDING", "CONFIGURING", "COMPLETING", "COMPLETED") and time.monotonic() < deadline, \
-            f"{state}\n{(of.run / 'slurm.out').read_text()[-3000:]}"
+        assert (
+            state.split()[0] in ("RUNNING", "SIGNALING", "PENDING", "CONFIGURING", "COMPLETING", "COMPLETED")
+            and time.monotonic() < deadline
+        ), f"{state}\n{(of.run / 'slurm.out').read_text()[-3000:]}"
         time.sleep(0.1)
 
 
@@ -151,16 +185,25 @@ def test_survives(disturbed, name):
     of, run = disturbed, disturbed.run
     start_up = (run / "policy" / "engine_0.json").stat().st_mtime - begun(run)[0]
     trained = max(row["step"] for row in steps(run))
-    in_image = [pid for pid in pids_of(run) if "apptainer" in proc.text(pid, "mountinfo")]  # their root, as the kernel knows it
+    # their root, as the kernel knows it
+    in_image = [pid for pid in pids_of(run) if "apptainer" in proc.text(pid, "mountinfo")]
     killed = of.engine()["pid"]
     disturb(of)
     happened = time.time()
     if requeued:
         until(of, lambda: restarts(of.job) == requeued and job_state(of.job) == "RUNNING")
-        subprocess.run(["scontrol", "update", f"jobid={of.job}", "TimeLimit=60"], check=True, timeout=60)  # what was set for the disturbance holds for the job
+        # what was set for the disturbance holds for the job
+        subprocess.run(["scontrol", "update", f"jobid={of.job}", "TimeLimit=60"], check=True, timeout=60)
         happened = time.time()
     if disturb is kill_vllm:  # back with the newest weights
-        until(of, lambda: (engine := of.engine()) and engine["pid"] != killed and engine["version"] == read_json(run / "policy" / "current.json")["version"])
+        until(
+            of,
+            lambda: (
+                (engine := of.engine())
+                and engine["pid"] != killed
+                and engine["version"] == read_json(run / "policy" / "current.json")["version"]
+            ),
+        )
         back = time.time() - happened
     else:
         until(of, lambda: max(row["step"] for row in steps(run)) > trained and steps(run)[-1]["time"] > happened)
@@ -174,11 +217,14 @@ def test_survives(disturbed, name):
     assert bool(in_image) == any(IMAGES.glob("serve*.sif"))
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / "recoveries.md").open("a") as table:
-        table.write(f"| {name} | {start_up:.0f} | {back:.0f} | {repeated(run)} | {'images' if in_image else 'no images'} |\n")
+        table.write(
+            f"| {name} | {start_up:.0f} | {back:.0f} | {repeated(run)} | {'images' if in_image else 'no images'} |\n"
+        )
 
 
 def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
-    """Each session stays with its server, both serve, both get every update; one is killed, the other goes on meanwhile."""
+    """Each session stays with its server, both serve, both get every update; one is killed, the other goes on
+    meanwhile."""
     run = tmp_path / "run"
     job = submit(run, policy, "training.steps=6", "rollout.max_staleness=1", serve_nodes=2)
     of = Disturbed(cluster, run, job, left_behind())
@@ -196,4 +242,6 @@ def test_two_nodes_serve_and_one_trains(cluster, policy, tmp_path):
 
 def left_behind() -> set[str]:
     """Shared-memory files, and mounts of images."""
-    return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} | {line for line in Path("/proc/mounts").read_text().splitlines() if "fuse" in line}
+    return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")} | {
+        line for line in Path("/proc/mounts").read_text().splitlines() if "fuse" in line
+    }

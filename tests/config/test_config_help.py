@@ -1,4 +1,6 @@
-"""--help says all that can be set, from one source, and so does docs/configuration.md; every number that can be set has bounds."""
+"""--help says all that can be set, from one source, and so does docs/configuration.md; every number that can be set has
+bounds."""
+
 import importlib
 import re
 from pathlib import Path
@@ -25,7 +27,13 @@ def programs():
 def reached(models):
     found = dict.fromkeys(models)
     while True:
-        more = [below for model in found for field in model.model_fields.values() for below in models_in(field.annotation) if below not in found]
+        more = [
+            below
+            for model in found
+            for field in model.model_fields.values()
+            for below in models_in(field.annotation)
+            if below not in found
+        ]
         if not more:
             return list(found)
         found |= dict.fromkeys(more)
@@ -37,7 +45,12 @@ def classes(programs):
 
 
 def test_every_key_has_a_line_that_says_what_it_is(classes):
-    assert not [f"{model.__name__}.{name}" for model in classes for name, said in descriptions(model).items() if not said and not kind_of(model, name)]
+    assert not [
+        f"{model.__name__}.{name}"
+        for model in classes
+        for name, said in descriptions(model).items()
+        if not said and not kind_of(model, name)
+    ]
 
 
 def unbounded(annotation, metadata=()):
@@ -52,13 +65,23 @@ def unbounded(annotation, metadata=()):
 
 
 def test_every_number_has_a_bound(classes):
-    assert not [f"{model.__name__}.{name}" for model in classes for name, field in model.model_fields.items()
-                if name not in ANY_NUMBER and unbounded(field.annotation, field.metadata) and field.annotation != dict[str, str | int | bool]]
+    assert not [
+        f"{model.__name__}.{name}"
+        for model in classes
+        for name, field in model.model_fields.items()
+        if name not in ANY_NUMBER
+        and unbounded(field.annotation, field.metadata)
+        and field.annotation != dict[str, str | int | bool]
+    ]
 
 
 def test_every_program_that_reads_a_configuration_says_so(programs):
-    named = {str(path.relative_to(ROOT)) for folder in ("scripts", "slurm", "benchmarks") for path in (ROOT / folder).glob("*.py")
-             if re.search(r"^def main\(arguments", path.read_text(), re.MULTILINE)}
+    named = {
+        str(path.relative_to(ROOT))
+        for folder in ("scripts", "slurm", "benchmarks")
+        for path in (ROOT / folder).glob("*.py")
+        if re.search(r"^def main\(arguments", path.read_text(), re.MULTILINE)
+    }
     assert named == set(programs)
 
 
@@ -73,18 +96,26 @@ def test_help_prints_the_docstring_and_every_key(programs, capsys):
     module = importlib.import_module("train_grpo")
     module.main(["x.yaml", "-h"])
     out = capsys.readouterr().out
-    for line in ("training.steps: int > 0 [steps] (required)", "rollout.limits.deadline_s: float > 0 or null [s] = null", "rollout.scaffold of name: aider",
-                 "rollout.scaffold.map_tokens: int >= 0 [tokens] = 1024", "engine.betas: [float in [0, 1), float in [0, 1)] = [0.9, 0.95]"):
+    for line in (
+        "training.steps: int > 0 [steps] (required)",
+        "rollout.limits.deadline_s: float > 0 or null [s] = null",
+        "rollout.scaffold of name: aider",
+        "rollout.scaffold.map_tokens: int >= 0 [tokens] = 1024",
+        "engine.betas: [float in [0, 1), float in [0, 1)] = [0.9, 0.95]",
+    ):
         assert f"\n{line}" in out, line
     assert max(map(len, out.splitlines())) <= 130
 
 
 def test_the_page_is_up_to_date():
-    assert (ROOT / "docs" / "configuration.md").read_text() == help.page(), "python -m coderepairrl.config.help > docs/configuration.md"
+    assert (ROOT / "docs" / "configuration.md").read_text() == help.page(), (
+        "python -m coderepairrl.config.help > docs/configuration.md"
+    )
 
 
 class Leaf(Config):
     """A leaf."""
+
     area_mib: PositiveInt = 3  # how large,
     # seen from above
     width_s: PositiveInt = 1  # and how wide
@@ -92,6 +123,7 @@ class Leaf(Config):
 
 class Cat(Config):
     """A cat."""
+
     name: Literal["cat"] = "cat"
     # how many
     # it has
@@ -100,6 +132,7 @@ class Cat(Config):
 
 class Dog(Config):
     """A dog."""
+
     name: Literal["dog"] = "dog"
     barks: bool = False
 
@@ -109,15 +142,31 @@ class Tree(Config):
 
     # never said: not beside it
 
-    pet: Cat | Dog = Field(Cat(whiskers=2),
-                           discriminator="name")  # under it
+    pet: Cat | Dog = Field(Cat(whiskers=2), discriminator="name")  # under it
     bare: str
 
 
 def test_the_text_is_made_of_comments_bounds_and_defaults():
     assert list(help.lines(Tree)) == [
-        "bare: text (required)", "", "leaves: list of section = []", "    on it", "leaves.N.area_mib: int > 0 [MiB] = 3",
-        "    how large, seen from above", "leaves.N.width_s: int > 0 [s] = 1", "    and how wide",
-        "", "pet: section, name: cat | dog", "    under it", "", "pet of name: cat (the default)", "    A cat.", "pet.whiskers: int in [0, 12] = 2",
-        "    how many it has", "", "pet of name: dog", "    A dog.", "pet.barks: true | false = false"]
+        "bare: text (required)",
+        "",
+        "leaves: list of section = []",
+        "    on it",
+        "leaves.N.area_mib: int > 0 [MiB] = 3",
+        "    how large, seen from above",
+        "leaves.N.width_s: int > 0 [s] = 1",
+        "    and how wide",
+        "",
+        "pet: section, name: cat | dog",
+        "    under it",
+        "",
+        "pet of name: cat (the default)",
+        "    A cat.",
+        "pet.whiskers: int in [0, 12] = 2",
+        "    how many it has",
+        "",
+        "pet of name: dog",
+        "    A dog.",
+        "pet.barks: true | false = false",
+    ]
     assert descriptions(Tree)["bare"] == "" and descriptions(Dog)["barks"] == ""

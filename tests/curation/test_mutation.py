@@ -1,4 +1,5 @@
 """Bug injection: what a mutation may touch, and what it must leave alone."""
+
 import argparse
 import ast
 import functools
@@ -39,7 +40,10 @@ EXAMPLES = {
     "wrong_attribute": ("return self.x + self.y", "return self.y + self.y"),
     "removed_statement": ("a.sort()\n        return a", "return a"),
     "removed_guard": ("if a is None:\n            return 0\n        return b", "return b"),
-    "dropped_branch": ("if a:\n            b = 1\n        else:\n            b = 2\n        return b", "if a:\n            b = 1\n        return b"),
+    "dropped_branch": (
+        "if a:\n            b = 1\n        else:\n            b = 2\n        return b",
+        "if a:\n            b = 1\n        return b",
+    ),
     "boolean_constant": ("return sorted(a, reverse=True)", "return sorted(a, reverse=False)"),
     "name_twin": ("a.append(b)", "a.extend(b)"),
     "missing_copy": ("return a.copy()", "return a"),
@@ -60,7 +64,11 @@ def mutations_of(path: Path) -> list[Mutation]:
 
 
 def comments(source: str) -> Counter:
-    return Counter(token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT)
+    return Counter(
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    )
 
 
 def mutants(source: str, kind: str, find=mutations) -> list[str]:
@@ -85,7 +93,12 @@ DUMPS: dict[tuple, str] = {}  # of statements: mutants of a source differ in one
 def dump(statement: ast.stmt, lines: list[str]) -> str:
     """ast.dump(statement), made once for its text."""
     first = min(node.lineno for node in [statement, *getattr(statement, "decorator_list", [])])
-    key = statement.lineno - first, statement.col_offset, statement.end_col_offset, *lines[first - 1 : statement.end_lineno]
+    key = (
+        statement.lineno - first,
+        statement.col_offset,
+        statement.end_col_offset,
+        *lines[first - 1 : statement.end_lineno],
+    )
     if key not in DUMPS:
         DUMPS[key] = ast.dump(statement)
     return DUMPS[key]
@@ -94,9 +107,15 @@ def dump(statement: ast.stmt, lines: list[str]) -> str:
 def tree_of(source: str) -> tuple:
     """Equal where ast.dump(ast.parse(source)) is."""
     lines = [line.decode() for line in source.encode().splitlines(keepends=True)]  # as `ast` counts them
+
     def parts(body: list[ast.stmt]) -> tuple:
-        return tuple((ast.dump(ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)), parts(node.body))
-                     if isinstance(node, ast.ClassDef) else dump(node, lines) for node in body)
+        return tuple(
+            (ast.dump(ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)), parts(node.body))
+            if isinstance(node, ast.ClassDef)
+            else dump(node, lines)
+            for node in body
+        )
+
     return parts(parsed(source).body)
 
 
@@ -106,7 +125,8 @@ def test_every_kind_has_an_example():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind(kind):
-    """Kinds overlap (a dropped `else` may also be a removed statement); sifting keeps the first, so the result counts."""
+    """Kinds overlap (a dropped `else` may also be a removed statement); sifting keeps the first, so the result
+    counts."""
     before, after = map(in_a_method, EXAMPLES[kind])
     assert after in mutants(before, kind)
     assert {mutation.function for mutation in mutations(before, "a.py") if mutation.kind == kind} == {"A.f"}
@@ -137,7 +157,15 @@ def test_the_same_source_gives_the_same_mutations():
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_positions_are_characters(newline):
     """`ast` counts bytes; multi-byte letters, form feeds and Windows line ends must not shift a span."""
-    source = newline.join(["# \u00e4\u00f6\u00fc \u6f22\u5b57", "\f", "def f(a, b):", "    x = '\u6f22\u5b57\U0001f600'; return a < b  # \u00e9", ""])
+    source = newline.join(
+        [
+            "# \u00e4\u00f6\u00fc \u6f22\u5b57",
+            "\f",
+            "def f(a, b):",
+            "    x = '\u6f22\u5b57\U0001f600'; return a < b  # \u00e9",
+            "",
+        ]
+    )
     assert mutants(source, "boundary") == [source.replace("a < b", "a <= b")]
 
 
@@ -174,11 +202,20 @@ def test_a_file_that_does_not_parse_is_named():
 # ---- class-level bugs, combined bugs --------------------------------------------------------------------------------
 
 CLASS_EXAMPLES = {
-    "wrong_base": ("class A: pass\nclass B: pass\nclass C(B, A): pass\n", "class A: pass\nclass B: pass\nclass C(A, B): pass\n"),
+    "wrong_base": (
+        "class A: pass\nclass B: pass\nclass C(B, A): pass\n",
+        "class A: pass\nclass B: pass\nclass C(A, B): pass\n",
+    ),
     "dropped_base": ("class C(B, A): pass\n", "class C(B): pass\n"),
     "class_attribute": ("class C:\n    limit: int = 3\n", "class C:\n    limit: int = 4\n"),
-    "dunder_method": ("class C:\n    x = f\n    def __eq__(self, a):\n        return a\n", "class C:\n    x = f\n    def __ne__(self, a):\n        return a\n"),
-    "method_decorator": ("class C:\n    @property\n    def f(self):\n        return 1\n", "class C:\n    def f(self):\n        return 1\n"),
+    "dunder_method": (
+        "class C:\n    x = f\n    def __eq__(self, a):\n        return a\n",
+        "class C:\n    x = f\n    def __ne__(self, a):\n        return a\n",
+    ),
+    "method_decorator": (
+        "class C:\n    @property\n    def f(self):\n        return 1\n",
+        "class C:\n    def f(self):\n        return 1\n",
+    ),
 }
 
 
@@ -203,7 +240,12 @@ def test_class_bugs_of_library_sources(path):
 
 def functions_of(source: str) -> set[str]:
     lines = [line.decode() for line in source.encode().splitlines(keepends=True)]
-    return {dump(statement, lines) for node in ast.walk(parsed(source)) if isinstance(node, ast.FunctionDef) for statement in node.body}
+    return {
+        dump(statement, lines)
+        for node in ast.walk(parsed(source))
+        if isinstance(node, ast.FunctionDef)
+        for statement in node.body
+    }
 
 
 def test_two_bugs_are_both_in_the_text():

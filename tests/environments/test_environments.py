@@ -1,4 +1,6 @@
-"""Environments from recipes and from images, built for real from repositories, distributions and images that the tests make."""
+"""Environments from recipes and from images, built for real from repositories, distributions and images that the tests
+make."""
+
 import asyncio
 import json
 import os
@@ -19,17 +21,21 @@ from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Environment, Recipe, Task
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-INSTALL = """echo /repo/src > "$(python -c 'import site; print(site.getsitepackages()[0])')/module.pth" """  # what an editable install comes to
+# what an editable install comes to
+INSTALL = """echo /repo/src > "$(python -c 'import site; print(site.getsitepackages()[0])')/module.pth" """
 
 
 def git(folder, *words):
     identity = ["-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgSign=false"]
-    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """(mirror pattern, base commit): a history with the base in its middle, the fix after it on a branch, with a tag and a reflog."""
+    """(mirror pattern, base commit): a history with the base in its middle, the fix after it on a branch, with a tag
+    and a reflog."""
     folder = tmp_path / "mirrors/me+module/repo"
     (folder / "src").mkdir(parents=True)
     git(folder, "init", "-q", "-b", "main")
@@ -51,7 +57,9 @@ def setting(repository, tmp_path):
     pattern, commit = repository
     recipe = Recipe("git:me/module", commit, PYTHON, build=(INSTALL,))
     environment = Environment("module", None, "", ("{python}",), recipe=recipe)
-    return environment, EnvironmentsConfig(cache=str(tmp_path / "cache"), mirrors=(pattern,), pythons=(sys.base_prefix,))
+    return environment, EnvironmentsConfig(
+        cache=str(tmp_path / "cache"), mirrors=(pattern,), pythons=(sys.base_prefix,)
+    )
 
 
 def built(environment, config):
@@ -70,16 +78,27 @@ def in_sandbox(environment, command, tmp_path, kind="bubblewrap"):
 
 # ---- recipes
 
+
 @pytest.mark.parametrize("scheme", ["", "file://"], ids=["a folder", "a URL"])
 def test_a_checkout_is_one_commit_and_nothing_else(setting, tmp_path, scheme):
     environment, config = setting
     made = built(environment, config.model_copy(update={"mirrors": (scheme + config.mirrors[0],)}))
     base = Path(made.base)
     assert (base / "src/module.py").read_text() == "value = 1\n" and os.access(base / "run.sh", os.X_OK)
-    assert git(base, "rev-list", "--all", "--count") == "1" and git(base, "status", "--short") == "" and git(base, "ls-files").count("\n") == 3
+    assert (
+        git(base, "rev-list", "--all", "--count") == "1"
+        and git(base, "status", "--short") == ""
+        and git(base, "ls-files").count("\n") == 3
+    )
     assert git(base, "remote") == git(base, "tag") == git(base, "reflog") == git(base, "stash", "list") == ""
-    every_object = subprocess.run("git cat-file --batch-all-objects --batch", shell=True, cwd=base, capture_output=True).stdout
-    assert b"value = 1" in every_object and b"the fix" not in every_object and environment.recipe.revision.encode() not in every_object
+    every_object = subprocess.run(
+        "git cat-file --batch-all-objects --batch", shell=True, cwd=base, capture_output=True
+    ).stdout
+    assert (
+        b"value = 1" in every_object
+        and b"the fix" not in every_object
+        and environment.recipe.revision.encode() not in every_object
+    )
     assert not list((base / ".git").rglob("alternates")) and "mirrors" not in (base / ".git/config").read_text()
 
 
@@ -89,8 +108,17 @@ def test_what_is_built_works_in_a_sandbox_at_the_path_that_it_was_built_for(sett
     look = "cd /; python -c 'import module, sys; print(module.__file__, module.value, sys.prefix)'; touch $(dirname $(which python))/x"
     output = in_sandbox(made, look, tmp_path, kind)
     assert output.startswith(f"/repo/src/module.py 1 {Path(made.python).parents[1]}\n") and "Read-only" in output
-    elsewhere = built(replace(setting[0], workdir="/testbed", recipe=replace(setting[0].recipe, build=(INSTALL.replace("/repo", "/testbed"),))), setting[1])
-    assert "/testbed/src/module.py" in in_sandbox(elsewhere, "cd /; python -c 'import module; print(module.__file__)'", tmp_path, kind)
+    elsewhere = built(
+        replace(
+            setting[0],
+            workdir="/testbed",
+            recipe=replace(setting[0].recipe, build=(INSTALL.replace("/repo", "/testbed"),)),
+        ),
+        setting[1],
+    )
+    assert "/testbed/src/module.py" in in_sandbox(
+        elsewhere, "cd /; python -c 'import module; print(module.__file__)'", tmp_path, kind
+    )
 
 
 def test_a_build_is_found_again_and_named_by_its_content(setting, tmp_path):
@@ -98,7 +126,12 @@ def test_a_build_is_found_again_and_named_by_its_content(setting, tmp_path):
     first, again = built(environment, config), built(environment, config)
     assert first == again and len(list((tmp_path / "cache/built").glob("[!.]*"))) == 1
     record = json.loads((Path(first.base).parent / "record.json").read_text())
-    assert record["lock"] == first.lock and record["python"].startswith(PYTHON) and record["seconds"] >= 0 and (Path(first.base).parent / "lock.txt").exists()
+    assert (
+        record["lock"] == first.lock
+        and record["python"].startswith(PYTHON)
+        and record["seconds"] >= 0
+        and (Path(first.base).parent / "lock.txt").exists()
+    )
     other = built(replace(environment, recipe=replace(environment.recipe, build=(INSTALL, "true"))), config)
     assert other.base != first.base and other.lock != first.lock
     assert built(first, config) is first and built(Environment("plain", None, sys.executable, ()), config).base is None
@@ -127,8 +160,15 @@ async def main():
     print(*{{(m.base, m.lock) for m in made}})
 asyncio.run(main())
 """
-    running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) for _ in range(3)]
-    assert len({process.communicate(timeout=120)[0] for process in running}) == 1 and not any(process.returncode for process in running)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        for _ in range(3)
+    ]
+    assert len({process.communicate(timeout=120)[0] for process in running}) == 1 and not any(
+        process.returncode for process in running
+    )
     assert len(list((tmp_path / "cache/built").glob("[!.]*"))) == 1 and not list(tmp_path.glob("cache/*/.*.tmp"))
 
 
@@ -141,23 +181,33 @@ def test_what_a_killed_build_left_is_removed_by_the_next(setting, tmp_path):
     assert built(environment, config).base == made.base and not left.exists()
 
 
-@pytest.mark.parametrize(("change", "cause"), [
-    ({"build": ("echo starting", "echo 'error: no compiler' >&2; exit 3")}, "build: no compiler"),
-    ({"revision": "0" * 40}, "no mirror has me/module at 000000000000"),
-    ({"revision": "main"}, "'main' is no full commit id"),
-    ({"source": "git:me/other"}, "no such repository"),
-    ({"source": "hg:me/module"}, "write git:OWNER/NAME"),
-    ({"python": "3.99"}, "Python 3.99 is not installed: uv python install 3.99"),
-    ({"build": ("sleep 60",)}, "took longer than 1 s"),
-])
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"build": ("echo starting", "echo 'error: no compiler' >&2; exit 3")}, "build: no compiler"),
+        ({"revision": "0" * 40}, "no mirror has me/module at 000000000000"),
+        ({"revision": "main"}, "'main' is no full commit id"),
+        ({"source": "git:me/other"}, "no such repository"),
+        ({"source": "hg:me/module"}, "write git:OWNER/NAME"),
+        ({"python": "3.99"}, "Python 3.99 is not installed: uv python install 3.99"),
+        ({"build": ("sleep 60",)}, "took longer than 1 s"),
+    ],
+)
 def test_a_failure_is_one_line_with_its_cause_and_leaves_a_log(setting, tmp_path, change, cause):
     environment, config = setting
     wrong = replace(environment, recipe=replace(environment.recipe, **change))
     with pytest.raises(BuildError) as caught:
         built(wrong, config.model_copy(update={"timeout_s": 1.0}) if "longer" in cause else config)
-    assert cause in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("environment module cannot be built: ")
+    assert (
+        cause in str(caught.value)
+        and "\n" not in str(caught.value)
+        and str(caught.value).startswith("environment module cannot be built: ")
+    )
     if "build" in change:
-        assert caught.value.log.is_relative_to(tmp_path / "cache/logs") and change["build"][-1] in caught.value.log.read_text()
+        assert (
+            caught.value.log.is_relative_to(tmp_path / "cache/logs")
+            and change["build"][-1] in caught.value.log.read_text()
+        )
     assert not list((tmp_path / "cache/built").glob("[!.]*")) and not list(tmp_path.glob("cache/*/.*.tmp"))
 
 
@@ -179,12 +229,18 @@ def test_a_mirror_without_a_file_is_named_or_its_file_left_out(setting, reposito
         built(environment, config)
     made = built(environment, config.model_copy(update={"incomplete_mirrors": True}))
     record = json.loads((Path(made.base).parent / "record.json").read_text())
-    assert record["absent"] == ["run.sh"] and not Path(made.base, "run.sh").exists() and Path(made.base, "kept.log").exists()
+    assert (
+        record["absent"] == ["run.sh"]
+        and not Path(made.base, "run.sh").exists()
+        and Path(made.base, "kept.log").exists()
+    )
 
 
 def test_the_first_mirror_that_has_the_commit_serves(setting):
     environment, config = setting
-    assert Path(built(environment, config.model_copy(update={"mirrors": ("/nowhere/{name}", *config.mirrors)})).base, "src").is_dir()
+    assert Path(
+        built(environment, config.model_copy(update={"mirrors": ("/nowhere/{name}", *config.mirrors)})).base, "src"
+    ).is_dir()
     with pytest.raises(BuildError, match=r"may hold \{owner\} and \{name\} only"):
         built(environment, config.model_copy(update={"cache": config.cache + "2", "mirrors": ("/{repo}",)}))
 
@@ -192,14 +248,17 @@ def test_the_first_mirror_that_has_the_commit_serves(setting):
 @pytest.mark.parametrize("digits", [7, 8, 12, 39, 40])
 def test_a_commit_by_its_first_digits(setting, digits):
     environment, config = setting
-    made = built(replace(environment, recipe=replace(environment.recipe, revision=environment.recipe.revision[:digits])), config)
+    made = built(
+        replace(environment, recipe=replace(environment.recipe, revision=environment.recipe.revision[:digits])), config
+    )
     assert Path(made.base, "src/module.py").read_text() == "value = 1\n"
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("mirror", ["swesmith", "tagged"])
 def test_what_no_server_gives_out_by_its_first_digits(setting, tmp_path, scheme, mirror):
-    """The copy that SWE-smith keeps, with its bugs on other branches; or a branch or tag of the repository that is at this commit."""
+    """The copy that SWE-smith keeps, with its bugs on other branches; or a branch or tag of the repository that is at
+    this commit."""
     environment, config = setting
     commit, origin = environment.recipe.revision, tmp_path / "mirrors/me+module/repo"
     if mirror == "swesmith":
@@ -217,20 +276,44 @@ def test_what_no_server_gives_out_by_its_first_digits(setting, tmp_path, scheme,
     else:
         git(origin, "tag", "-a", "-m", "of the base", "v1", commit)
         git(origin, "branch", "old", commit)
-    made = built(replace(environment, recipe=replace(environment.recipe, revision=commit[:8])), config.model_copy(update={"mirrors": (scheme + config.mirrors[0],)}))
-    assert Path(made.base, "src/module.py").read_text() == "value = 1\n" and git(made.base, "rev-list", "--all", "--count") == "1"
+    made = built(
+        replace(environment, recipe=replace(environment.recipe, revision=commit[:8])),
+        config.model_copy(update={"mirrors": (scheme + config.mirrors[0],)}),
+    )
+    assert (
+        Path(made.base, "src/module.py").read_text() == "value = 1\n"
+        and git(made.base, "rev-list", "--all", "--count") == "1"
+    )
 
 
 def test_a_source_distribution_with_pins_and_with_a_date(tmp_path):
     """From the package registry, like the admitted set of packages."""
-    keep, sha256 = ("toolz", "tlz", "setup.py", "versioneer.py", "setup.cfg", "README.rst", "PKG-INFO"), "2c86e3d9a04798ac556793bced838816296a2f085017664e4995cb40a1047a02"
+    keep, sha256 = (
+        ("toolz", "tlz", "setup.py", "versioneer.py", "setup.cfg", "README.rst", "PKG-INFO"),
+        "2c86e3d9a04798ac556793bced838816296a2f085017664e4995cb40a1047a02",
+    )
     config = EnvironmentsConfig(cache=str(tmp_path / "cache"), pythons=(sys.base_prefix,))
     install = "python -m pip install --no-deps --no-build-isolation -e ."
-    recipe = Recipe("sdist:toolz==1.0.0", sha256, PYTHON, pins=("pip==24.0", "setuptools==70.0.0", "wheel==0.43.0", "six==1.16.0"), build=(install,), keep=keep)
+    recipe = Recipe(
+        "sdist:toolz==1.0.0",
+        sha256,
+        PYTHON,
+        pins=("pip==24.0", "setuptools==70.0.0", "wheel==0.43.0", "six==1.16.0"),
+        build=(install,),
+        keep=keep,
+    )
     pinned = built(Environment("toolz", None, "", (), recipe=recipe), config)
-    assert "/repo/toolz/__init__.py" in in_sandbox(pinned, "cd /tmp; python -c 'import toolz; print(toolz.__file__)'", tmp_path)
+    assert "/repo/toolz/__init__.py" in in_sandbox(
+        pinned, "cd /tmp; python -c 'import toolz; print(toolz.__file__)'", tmp_path
+    )
     assert set(recipe.pins) <= set((Path(pinned.base).parent / "lock.txt").read_text().split("\n"))
-    dated = replace(recipe, pins=(), requirements=("six", "pip", "setuptools<72", "wheel"), exclude_newer="2021-06-01T00:00:00Z", build=())
+    dated = replace(
+        recipe,
+        pins=(),
+        requirements=("six", "pip", "setuptools<72", "wheel"),
+        exclude_newer="2021-06-01T00:00:00Z",
+        build=(),
+    )
     frozen = built(Environment("toolz", None, "", (), recipe=dated), config)
     assert "six==1.16.0" in (Path(frozen.base).parent / "lock.txt").read_text()
     with pytest.raises(BuildError, match="toolz==1.0.0 could not be downloaded"):
@@ -239,27 +322,64 @@ def test_a_source_distribution_with_pins_and_with_a_date(tmp_path):
 
 # ---- images
 
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """An unpacked image of this machine's own programs, laid out like SWE-bench's: a conda whose activation chooses the Python, a checkout at /testbed."""
+    """An unpacked image of this machine's own programs, laid out like SWE-bench's: a conda whose activation chooses the
+    Python, a checkout at /testbed."""
     folder = tmp_path_factory.mktemp("image") / "root"
     python = shutil.which("python3", path="/usr/bin")
     if python is None:
         pytest.skip("no /usr/bin/python3 to make an image of")
-    for name in ("proc", "sys", "dev", "tmp", "etc", "root", "opt/env/bin", "opt/miniconda3/bin", "usr/bin", "testbed/src"):
+    for name in (
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "etc",
+        "root",
+        "opt/env/bin",
+        "opt/miniconda3/bin",
+        "usr/bin",
+        "testbed/src",
+    ):
         (folder / name).mkdir(parents=True)
-    for name in ("bash", "cat", "env", "id", "ls", "tar", "mount", "unshare", "setpriv", "prlimit", "git", os.path.realpath(python)):
+    for name in (
+        "bash",
+        "cat",
+        "env",
+        "id",
+        "ls",
+        "tar",
+        "mount",
+        "unshare",
+        "setpriv",
+        "prlimit",
+        "git",
+        os.path.realpath(python),
+    ):
         program = shutil.which(name)
-        for needed in [program, *(word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/"))]:
+        for needed in [
+            program,
+            *(word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/")),
+        ]:
             inside = folder / ("usr/bin/" + os.path.basename(name) if needed == program else needed.lstrip("/"))
             inside.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(needed, inside)
-    library = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"], text=True).strip()
-    shutil.copytree(library, folder / library.lstrip("/"), ignore=shutil.ignore_patterns("test", "tests", "__pycache__", "config-*", "idlelib", "ensurepip"))
+    library = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"], text=True
+    ).strip()
+    shutil.copytree(
+        library,
+        folder / library.lstrip("/"),
+        ignore=shutil.ignore_patterns("test", "tests", "__pycache__", "config-*", "idlelib", "ensurepip"),
+    )
     (folder / "bin").symlink_to("usr/bin")
     (folder / "usr/bin/sh").symlink_to("bash")
     (folder / "opt/env/bin/python").symlink_to("/usr/bin/" + os.path.basename(os.path.realpath(python)))
-    (folder / "opt/miniconda3/bin/activate").write_text('conda() { export CONDA_DEFAULT_ENV=$2 PATH="/opt/env/bin:$PATH"; }\n')
+    (folder / "opt/miniconda3/bin/activate").write_text(
+        'conda() { export CONDA_DEFAULT_ENV=$2 PATH="/opt/env/bin:$PATH"; }\n'
+    )
     (folder / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
     (folder / "etc/group").write_text("root:x:0:\n")
     checkout = folder / "testbed"
@@ -284,12 +404,29 @@ def check_image(image, kind, tmp_path):
     config = EnvironmentsConfig(cache=str(tmp_path / "cache"))
     made = built(Environment("imaged", None, "", ("{python}",), image=str(image)), config)
     base = Path(made.base)
-    assert (made.workdir, made.python, made.variables["CONDA_DEFAULT_ENV"]) == ("/testbed", "/opt/env/bin/python", "testbed") and made.lock
-    assert git(base, "rev-list", "--all", "--count") == "1" and git(base, "ls-files") == "src/module.py" and (base / "built").read_text() == "compiled\n"
-    assert b"the fix" not in subprocess.run("git cat-file --batch-all-objects --batch", shell=True, cwd=base, capture_output=True).stdout
+    assert (made.workdir, made.python, made.variables["CONDA_DEFAULT_ENV"]) == (
+        "/testbed",
+        "/opt/env/bin/python",
+        "testbed",
+    ) and made.lock
+    assert (
+        git(base, "rev-list", "--all", "--count") == "1"
+        and git(base, "ls-files") == "src/module.py"
+        and (base / "built").read_text() == "compiled\n"
+    )
+    assert (
+        b"the fix"
+        not in subprocess.run(
+            "git cat-file --batch-all-objects --batch", shell=True, cwd=base, capture_output=True
+        ).stdout
+    )
     look = "pwd; cat src/module.py; command -v python; python -c 'import sys; print(sys.version_info[0])'; id -un; ls /root /opt; git log --oneline"
     output = in_sandbox(made, look, tmp_path, kind)
-    assert output.startswith("/testbed\nvalue = 1\n") and "/opt/env/bin/python\n3\nagent\n" in output and "miniconda3" in output, output
+    assert (
+        output.startswith("/testbed\nvalue = 1\n")
+        and "/opt/env/bin/python\n3\nagent\n" in output
+        and "miniconda3" in output
+    ), output
     assert "json" in interpreter(made.python, made.image).modules
     assert built(Environment("imaged", None, "", ("{python}",), image=str(image)), config) == made
 
@@ -305,7 +442,10 @@ def test_a_sif_is_an_image_for_apptainer(sif, tmp_path):
 
 @needs_apptainer
 def test_a_sif_is_refused_by_what_cannot_run_it(sif, tmp_path):
-    made = built(Environment("imaged", None, "", ("{python}",), image=str(sif)), EnvironmentsConfig(cache=str(tmp_path / "cache")))
+    made = built(
+        Environment("imaged", None, "", ("{python}",), image=str(sif)),
+        EnvironmentsConfig(cache=str(tmp_path / "cache")),
+    )
     for kind, remedy in (("bubblewrap", "environments.image_format=folder"), ("local", "sandbox.kind to apptainer")):
         with pytest.raises(SandboxError, match=remedy):
             in_sandbox(made, "true", tmp_path, kind)
@@ -320,22 +460,37 @@ def test_a_named_image_is_converted_once(root, tmp_path, kept_as, monkeypatch):
     config = EnvironmentsConfig(cache=str(tmp_path / "cache"), image_format=kept_as)
     monkeypatch.setenv("APPTAINER_CACHEDIR", str(tmp_path / "layers"))
     made = built(Environment("imaged", None, "", ("{python}",), image=f"oci://{layout}"), config)
-    assert Path(made.image).is_relative_to(tmp_path / "cache/images") and Path(made.image).is_dir() == (kept_as == "folder")
-    assert in_sandbox(made, "cat src/module.py", tmp_path, "apptainer" if kept_as == "sif" else "bubblewrap") == "value = 1\n"
+    assert Path(made.image).is_relative_to(tmp_path / "cache/images") and Path(made.image).is_dir() == (
+        kept_as == "folder"
+    )
+    assert (
+        in_sandbox(made, "cat src/module.py", tmp_path, "apptainer" if kept_as == "sif" else "bubblewrap")
+        == "value = 1\n"
+    )
 
 
-@pytest.mark.parametrize(("image", "config", "cause"), [
-    ("/no/such.sif", {}, "does not exist"), ("{root}", {"activation": "false"}, "activating the environment"), ("{empty}", {}, "no checkout in the image at /repo")])
+@pytest.mark.parametrize(
+    ("image", "config", "cause"),
+    [
+        ("/no/such.sif", {}, "does not exist"),
+        ("{root}", {"activation": "false"}, "activating the environment"),
+        ("{empty}", {}, "no checkout in the image at /repo"),
+    ],
+)
 def test_images_that_cannot_be_used_are_named(root, tmp_path, image, config, cause):
     empty = tmp_path / "empty"
     shutil.copytree(root, empty, symlinks=True, ignore=shutil.ignore_patterns("testbed"))
     with pytest.raises(BuildError, match=cause):
-        built(Environment("imaged", None, "", (), image=image.format(root=root, empty=empty)), EnvironmentsConfig(cache=str(tmp_path / "cache"), **config))
+        built(
+            Environment("imaged", None, "", (), image=image.format(root=root, empty=empty)),
+            EnvironmentsConfig(cache=str(tmp_path / "cache"), **config),
+        )
 
 
 def oci_archive(root, layout):
     """An OCI image layout with one layer."""
     import hashlib
+
     blobs = layout / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -344,11 +499,24 @@ def oci_archive(root, layout):
         (blobs / name).write_bytes(data)
         return {"digest": f"sha256:{name}", "size": len(data)}
 
-    layer = subprocess.run(["tar", "--owner=0", "--group=0", "-C", str(root), "-cf", "-", "."], check=True, capture_output=True).stdout
-    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}, "config": {}}
+    layer = subprocess.run(
+        ["tar", "--owner=0", "--group=0", "-C", str(root), "-cf", "-", "."], check=True, capture_output=True
+    ).stdout
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+        "config": {},
+    }
     kind = "application/vnd.oci.image"
-    manifest = {"schemaVersion": 2, "config": {"mediaType": f"{kind}.config.v1+json", **put(json.dumps(config).encode())},
-                "layers": [{"mediaType": f"{kind}.layer.v1.tar", **put(layer)}]}
-    index = {"schemaVersion": 2, "manifests": [{"mediaType": f"{kind}.manifest.v1+json", **put(json.dumps(manifest).encode())}]}
+    manifest = {
+        "schemaVersion": 2,
+        "config": {"mediaType": f"{kind}.config.v1+json", **put(json.dumps(config).encode())},
+        "layers": [{"mediaType": f"{kind}.layer.v1.tar", **put(layer)}],
+    }
+    index = {
+        "schemaVersion": 2,
+        "manifests": [{"mediaType": f"{kind}.manifest.v1+json", **put(json.dumps(manifest).encode())}],
+    }
     (layout / "index.json").write_text(json.dumps(index))
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

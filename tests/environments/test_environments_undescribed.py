@@ -129,16 +129,31 @@ def test_requirements_without_the_project_are_none(tmp_path):
     assert requirements_of(("six", "-r requirements.txt", "../other"), tmp_path) is None
 
 
-EXTRAS = PROJECT.replace('"x"', '"My.X"') + 'all = ["my-x[more]", "my_x[dev-tools, all]; python_version > \'3\'", "c"]\ndev_tools = ["b"]\n'
+EXTRAS = (
+    PROJECT.replace('"x"', '"My.X"')
+    + 'all = ["my-x[more]", "my_x[dev-tools, all]; python_version > \'3\'", "c"]\ndev_tools = ["b"]\n'
+)
 CFG = "[metadata]\nname = x\n[options]\ninstall_requires =\n    a\n    # c\n    b\n[options.extras_require]\nDev_tools = c; python_version > '3'\nall = x[dev-tools]\n"
 DECLARED = {  # (files, requirement) -> what takes its place; None: only building it would tell
-    "extras that name extras of the project": ({"pyproject.toml": EXTRAS}, ".[all]", ["six==1.16.0", "c", "toolz==1.0.0", "b"]),
+    "extras that name extras of the project": (
+        {"pyproject.toml": EXTRAS},
+        ".[all]",
+        ["six==1.16.0", "c", "toolz==1.0.0", "b"],
+    ),
     "an extra in another spelling": ({"pyproject.toml": EXTRAS}, "-e .[Dev.Tools]", ["six==1.16.0", "b"]),
     "another word for editable": ({"pyproject.toml": EXTRAS}, "--editable ./", ["six==1.16.0"]),
     "an extra that is none": ({"pyproject.toml": EXTRAS}, ".[none]", ["six==1.16.0"]),
     "setup.cfg": ({"setup.cfg": CFG}, ".[all]", ["a", "b", "c; python_version > '3'"]),
-    "setup.cfg of other tools": ({"setup.cfg": "[flake8]\nmax-line-length = 9\n", "requirements.txt": ""}, ".", ["-r requirements.txt"]),
-    "pyproject.toml of other tools": ({"pyproject.toml": "[tool.black]\n", "requirements.txt": ""}, ".", ["-r requirements.txt"]),
+    "setup.cfg of other tools": (
+        {"setup.cfg": "[flake8]\nmax-line-length = 9\n", "requirements.txt": ""},
+        ".",
+        ["-r requirements.txt"],
+    ),
+    "pyproject.toml of other tools": (
+        {"pyproject.toml": "[tool.black]\n", "requirements.txt": ""},
+        ".",
+        ["-r requirements.txt"],
+    ),
     "setup.cfg that names a file": ({"setup.cfg": "[options]\ninstall_requires = file: r.txt\n"}, ".", None),
     "poetry's own words": ({"pyproject.toml": "[tool.poetry.dependencies]\nsix = '*'\n"}, ".", None),
     "flit's own words": ({"pyproject.toml": "[tool.flit.metadata]\nrequires = ['six']\n"}, ".", None),

@@ -1,4 +1,6 @@
-"""The gateway over HTTP: protocol, limits, retries, and vLLM going away. Token-exactness: test_gateway_properties.py."""
+"""The gateway over HTTP: protocol, limits, retries, and vLLM going away. Token-exactness:
+test_gateway_properties.py."""
+
 import asyncio
 import json
 import sys
@@ -34,6 +36,7 @@ def test_versions_before_the_first_update_are_the_clients_initial_version():
         world.upstream.versions = lambda n: [{"version": "default", "start": 0, "end": n}]
         await world.post({"messages": [USER]})
         assert [set(call.policy_versions) for call in world.session.calls] == [{3}, {3}]
+
     run(scenario)
 
 
@@ -42,12 +45,24 @@ def test_authentication_and_malformed_requests():
         status, answer = await world.post({"messages": [USER]}, key="guessed")
         assert status == 401 and answer["error"]["code"] == "invalid_api_key"
         deep = b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-        bad = [b"{", b"[]", b"\xff", b'{"model": "\xed\xa0\xbd"}', deep, {"messages": []}, {"messages": ["x"]}, {"messages": [{"role": "robot"}]},
-               {"messages": [USER], "n": 0},
-               {"messages": [USER], "tools": "x"}, {"messages": [USER], "n": "2"}, {"messages": [USER], "stop": [1]},
-               {"messages": [USER], "stop": ["x"] * 65},
-               {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-               {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, {"messages": [USER], "max_tokens": -1}]
+        bad = [
+            b"{",
+            b"[]",
+            b"\xff",
+            b'{"model": "\xed\xa0\xbd"}',
+            deep,
+            {"messages": []},
+            {"messages": ["x"]},
+            {"messages": [{"role": "robot"}]},
+            {"messages": [USER], "n": 0},
+            {"messages": [USER], "tools": "x"},
+            {"messages": [USER], "n": "2"},
+            {"messages": [USER], "stop": [1]},
+            {"messages": [USER], "stop": ["x"] * 65},
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+            {"messages": [USER], "max_tokens": -1},
+        ]
         for body in bad:
             status, answer = await world.post(body)
             assert status == 400 and answer["error"]["type"] == "invalid_request_error", body
@@ -58,6 +73,7 @@ def test_authentication_and_malformed_requests():
         assert not world.session.calls and world.session.close_reason is None
         status, _ = await world.post(b'{"messages": [{"role": "user", "content": "lone \\ud83d surrogate"}]}')
         assert status == 200
+
     run(scenario, config=GatewayConfig(max_body_bytes=250_000))
 
 
@@ -71,8 +87,11 @@ def test_unix_socket_is_the_same_door(tmp_path):
         session = gateway.open_session(world.limits, SamplingConfig())
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
             for key, status in ((session.key, 200), (world.session.key, 401)):
-                async with http.post("http://localhost/v1/chat/completions", json={"messages": [USER]},
-                                     headers={"Authorization": f"Bearer {key}"}) as response:
+                async with http.post(
+                    "http://localhost/v1/chat/completions",
+                    json={"messages": [USER]},
+                    headers={"Authorization": f"Bearer {key}"},
+                ) as response:
                     assert response.status == status
         assert len(session.calls) == 1
         await gateway.stop()
@@ -80,6 +99,7 @@ def test_unix_socket_is_the_same_door(tmp_path):
         unreachable = Gateway(GatewayConfig(), [world.client], world.renderer, socket_path=tmp_path / ("x" * 120))
         with pytest.raises(GatewayError, match="less than 100 characters"):
             await unreachable.start()
+
     run(scenario)
 
 
@@ -89,6 +109,7 @@ def test_port_in_use_is_one_line():
         other = Gateway(GatewayConfig(port=port), [world.client], world.renderer)
         with pytest.raises(GatewayError, match=f"port {port} of 127.0.0.1 is in use: .* 0 for any free one"):
             await other.start()
+
     run(scenario)
 
 
@@ -98,9 +119,12 @@ def test_limits_end_the_session_with_the_message_that_agents_stop_at():
             assert (await world.post({"messages": [{"role": "user", "content": content}]}))[0] == 200
         for _ in range(2):
             status, answer = await world.post({"messages": [{"role": "user", "content": "c"}]})
-            assert status == 400 and answer["error"]["message"].startswith("This model's maximum context length is 4096 tokens")
+            assert status == 400 and answer["error"]["message"].startswith(
+                "This model's maximum context length is 4096 tokens"
+            )
             assert answer["error"]["code"] == "context_length_exceeded"
         assert world.session.close_reason is Outcome.TURN_LIMIT and len(world.session.calls) == 2
+
     run(turns, limits=SessionLimits(max_turns=2, max_total_tokens=4096))
 
     async def tokens(world):
@@ -112,6 +136,7 @@ def test_limits_end_the_session_with_the_message_that_agents_stop_at():
         answer = answer["choices"][0]["message"]
         status, _ = await world.post({"messages": [USER, answer, USER]})
         assert status == 400 and world.session.close_reason is Outcome.TOKEN_LIMIT and len(world.upstream.requests) == 1
+
     run(tokens, limits=SessionLimits(max_total_tokens=30))
 
     async def deadline(world):
@@ -119,6 +144,7 @@ def test_limits_end_the_session_with_the_message_that_agents_stop_at():
         status, _ = await world.post({"messages": [USER]})
         assert status == 400 and world.session.close_reason is Outcome.TIME_LIMIT and not world.session.calls
         world.upstream.gate.set()
+
     run(deadline, limits=SessionLimits(deadline_s=0.2))
 
 
@@ -130,6 +156,7 @@ def test_deadline_stops_while_vllm_is_down():
         assert world.session.close_reason is None and world.session.clock_s() < 0.3
         world.client.resume()
         assert (await request)[0] == 200
+
     run(scenario, limits=SessionLimits(deadline_s=0.5))
 
 
@@ -155,6 +182,7 @@ def test_retries_are_joined_or_answered_from_the_record():
         await asyncio.sleep(0.1)
         assert len(world.session.calls) == 3  # the client hung up: the completion is on record all the same
         assert (await world.post(impatient))[0] == 200 and len(world.upstream.requests) == 3
+
     run(scenario)
 
 
@@ -166,13 +194,18 @@ def test_n_choices_and_stop_strings():
         assert sorted(c["message"]["content"] for c in answer["choices"]) == ["a", "b"]
         assert [(c.parent, c.parent_part) for c in world.session.calls] == [(None, None), (0, "prompt")]
         _, answer = await world.post({"messages": [USER], "stop": "STOP"})
-        assert answer["choices"][0]["message"]["content"] == "one " and world.upstream.requests[2]["sampling_params"]["stop"] == ["STOP"]
+        assert answer["choices"][0]["message"]["content"] == "one " and world.upstream.requests[2]["sampling_params"][
+            "stop"
+        ] == ["STOP"]
+
     run(scenario)
 
 
 def test_samples_that_read_the_same_are_told_apart_by_their_tool_call_ids():
     async def scenario(world):
-        replies = iter([ids_of(call_text("ls") + END), ids_by_character(call_text("ls")) + ids_of(END), ids_of("ok" + END)])
+        replies = iter(
+            [ids_of(call_text("ls") + END), ids_by_character(call_text("ls")) + ids_of(END), ids_of("ok" + END)]
+        )
         world.upstream.reply = lambda prompt: (next(replies), "stop")
         _, answer = await world.post({"messages": [USER], "tools": [SHELL], "n": 2})
         first = answer["choices"][0]["message"]
@@ -180,7 +213,8 @@ def test_samples_that_read_the_same_are_told_apart_by_their_tool_call_ids():
         await world.post({"messages": [USER, first, result], "tools": [SHELL]})
         one, other, last = world.session.calls
         assert one.completion_ids != other.completion_ids and (last.parent, last.parent_part) == (0, "completion")
-        assert last.prompt_ids[:len(one.prompt_ids + one.completion_ids)] == one.prompt_ids + one.completion_ids
+        assert last.prompt_ids[: len(one.prompt_ids + one.completion_ids)] == one.prompt_ids + one.completion_ids
+
     run(scenario)
 
 
@@ -200,6 +234,7 @@ def test_vllm_gone_and_back_gets_the_same_prompt_ids():
         upstream.reply = lambda prompt: next(replies)
         assert (await world.post({"messages": [USER, USER]}))[0] == 200 and world.client.reissues == 3
         assert world.session.calls[1].completion_ids == ids_of("ok" + END)
+
     run(scenario)
 
 
@@ -217,6 +252,7 @@ def test_a_supervisor_may_clear_and_set_the_event_itself():
         down_s = world.client.down_s()
         await asyncio.sleep(0.05)
         assert 0.5 < down_s == world.client.down_s()  # the agents' clocks run again
+
     run(scenario)
 
 
@@ -228,6 +264,7 @@ def test_closing_gives_up_what_is_in_flight():
         assert (await request)[0] == 400 and session.close_reason is Outcome.SUBMITTED and not session.calls
         assert [event["kind"] for event in session.events] == ["closed", "cancelled"]
         assert (await world.post({"messages": [USER]}, key=session.key))[0] == 401
+
     run(scenario)
 
 
@@ -238,6 +275,7 @@ def test_vllm_away_for_too_long_is_an_infrastructure_error():
         assert status == 400 and world.session.close_reason is Outcome.INFRASTRUCTURE_ERROR
         assert "did not come back" in world.session.close_detail
         await world.upstream.start()
+
     run(scenario, wait_s=0.6)
 
 
@@ -246,11 +284,13 @@ def test_a_request_that_vllm_refuses_is_not_repeated():
         world.upstream.reply = lambda prompt: 400
         assert (await world.post({"messages": [USER]}))[0] == 400
         assert world.session.close_reason is Outcome.INFRASTRUCTURE_ERROR and len(world.upstream.requests) == 1
+
     run(scenario)
 
 
 def test_newline_after_the_end_token_and_system_block_traps():
-    """A naive difference loses the line break after <|im_end|>; rendering a tool message alone repeats the system block."""
+    """A naive difference loses the line break after <|im_end|>; rendering a tool message alone repeats the system
+    block."""
     renderer = Renderer(tokenizer(), {"default_system": "You are helpful."})
     calls = [{"id": "c00000000", "type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}]
     history = [USER, {"role": "assistant", "content": "", "tool_calls": calls}]
@@ -259,15 +299,17 @@ def test_newline_after_the_end_token_and_system_block_traps():
         prompt = renderer.render([USER], tools)
         sampled = ids_of(call_text("ls") + END)
         extended = renderer.extend(prompt, sampled, "stop", history, results, tools)
-        tail = tokenizer().decode(extended[len(prompt) + len(sampled):])
+        tail = tokenizer().decode(extended[len(prompt) + len(sampled) :])
         assert tail == "\n<|im_start|>user\n<tool_response>\na.py\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
         # the template's own render differs in one place: an empty think block, which no one sampled
         whole = tokenizer().decode(renderer.render(history + results, tools))
         assert whole.replace("<think>\n\n</think>\n\n", "") == tokenizer().decode(extended)
 
 
-@pytest.mark.parametrize("ids, reason, closer", [
-    (ids_of("cut o"), "length", END), (ids_of("done" + TEXT_END), "stop", END), (ids_of("done" + END), "stop", "")])
+@pytest.mark.parametrize(
+    "ids, reason, closer",
+    [(ids_of("cut o"), "length", END), (ids_of("done" + TEXT_END), "stop", END), (ids_of("done" + END), "stop", "")],
+)
 def test_a_turn_without_the_end_token_is_closed(ids, reason, closer):
     renderer = Renderer(tokenizer())
     extended = renderer.extend((1, 2), ids, reason, [USER, {"role": "assistant", "content": "x"}], [USER], None)
@@ -283,7 +325,10 @@ def test_splices_that_can_not_be_proven_are_refused():
     assert moving.extend((1,), sampled, "stop", past, [USER], [SHELL]) is None  # the tools move
     assert moving.extend((1,), sampled, "stop", past, [USER, USER], None) is None  # refused by the template
     for content in (MARK, "x" + MARK, MARK + END):  # a message that looks like the dummy turn
-        assert Renderer(tokenizer()).extend((1,), sampled, "stop", past, [{"role": "user", "content": content}], None) is None
+        assert (
+            Renderer(tokenizer()).extend((1,), sampled, "stop", past, [{"role": "user", "content": content}], None)
+            is None
+        )
     swallowing = Renderer(tokenizer(QWEN3, rstrip=True))
     extended = swallowing.extend((1,), sampled, "stop", past, [USER], None)
     assert extended == (1, *sampled, *swallowing.render([USER], None))  # the line break is inside the end token
@@ -294,20 +339,47 @@ def test_tokenizers_that_can_not_be_used():
         Renderer(tokenizer(None))
 
 
-@pytest.mark.parametrize("text, content, calls, malformed", [
-    ("plain", "plain", [], 0),
-    (call_text("ls"), "", ['{"command": "ls"}'], 0),
-    ('<tool_call>{"name": "shell", "arguments": {"command": "echo </tool_call> 日本"}}</tool_call>', "",
-     ['{"command": "echo </tool_call> 日本"}'], 0),
-    ('<tool_call>{"name": "shell", "arguments": "{\\"command\\": \\"x\\"}"}', "", ['{"command": "x"}'], 0),
-    ('<tool_call>{"name": "shell", "arguments": {"command": "a\nb"}}</tool_call>', "", ['{"command": "a\\nb"}'], 0),
-    ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", [], 1),
-    ("a <tool_call>{oops}</tool_call> " + call_text("ls"), "a <tool_call>{oops}</tool_call>", ['{"command": "ls"}'], 1),
-    ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', '<tool_call>{"name": 3, "arguments": {}}</tool_call>', [], 1),
-    ('<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>', '<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>', [], 1),
-    ('<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>', '<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>', [], 1),
-    ("<tool_call>" + "[" * 50_000, "<tool_call>" + "[" * 50_000, [], 1),
-])
+@pytest.mark.parametrize(
+    "text, content, calls, malformed",
+    [
+        ("plain", "plain", [], 0),
+        (call_text("ls"), "", ['{"command": "ls"}'], 0),
+        (
+            '<tool_call>{"name": "shell", "arguments": {"command": "echo </tool_call> 日本"}}</tool_call>',
+            "",
+            ['{"command": "echo </tool_call> 日本"}'],
+            0,
+        ),
+        ('<tool_call>{"name": "shell", "arguments": "{\\"command\\": \\"x\\"}"}', "", ['{"command": "x"}'], 0),
+        ('<tool_call>{"name": "shell", "arguments": {"command": "a\nb"}}</tool_call>', "", ['{"command": "a\\nb"}'], 0),
+        ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", [], 1),
+        (
+            "a <tool_call>{oops}</tool_call> " + call_text("ls"),
+            "a <tool_call>{oops}</tool_call>",
+            ['{"command": "ls"}'],
+            1,
+        ),
+        (
+            '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+            '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+            [],
+            1,
+        ),
+        (
+            '<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>',
+            '<tool_call>{"name": "s", "arguments": {"x": NaN}}</tool_call>',
+            [],
+            1,
+        ),
+        (
+            '<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>',
+            '<tool_call>{"name": "s", "arguments": {"x": 1e999}}</tool_call>',
+            [],
+            1,
+        ),
+        ("<tool_call>" + "[" * 50_000, "<tool_call>" + "[" * 50_000, [], 1),
+    ],
+)
 def test_hermes_calls(text, content, calls, malformed):
     got_content, reasoning, got, count = Renderer(tokenizer()).parse(ids_by_character(text) + ids_of(END), [SHELL])
     assert (got_content, reasoning, [call.arguments for call in got], count) == (content, None, calls, malformed)
@@ -315,6 +387,7 @@ def test_hermes_calls(text, content, calls, malformed):
 
 def test_a_parser_of_vllms_that_raises_is_a_malformed_call(monkeypatch):
     """internlm2's, for one, raises on a call that is no JSON: what was sampled is on record all the same."""
+
     class Parser:
         def __init__(self, *_):
             pass
@@ -323,7 +396,11 @@ def test_a_parser_of_vllms_that_raises_is_a_malformed_call(monkeypatch):
             return json.loads(text)
 
     parsers = SimpleNamespace(get_tool_parser=lambda name: Parser, lazy_parsers={})
-    monkeypatch.setitem(sys.modules, "vllm.entrypoints.openai.chat_completion.protocol", SimpleNamespace(ChatCompletionRequest=SimpleNamespace))
+    monkeypatch.setitem(
+        sys.modules,
+        "vllm.entrypoints.openai.chat_completion.protocol",
+        SimpleNamespace(ChatCompletionRequest=SimpleNamespace),
+    )
     monkeypatch.setitem(sys.modules, "vllm.tool_parsers", SimpleNamespace(ToolParserManager=parsers))
 
     async def scenario(world):
@@ -331,6 +408,7 @@ def test_a_parser_of_vllms_that_raises_is_a_malformed_call(monkeypatch):
         status, answer = await world.post({"messages": [USER], "tools": [SHELL]})
         assert status == 200 and answer["choices"][0]["message"]["content"] == "{oops"
         assert len(world.session.calls) == world.session.counters["malformed_tool_calls"] == 1
+
     run(scenario, tool_calls="internlm2")
 
 
@@ -343,6 +421,7 @@ def test_a_call_counts_once_in_the_moment_when_it_is_recorded():
         await world.session.answer(read_request(world.session, second))  # in the same step of the event loop
         await task
         assert len(world.session.calls) == 2 and world.session.close_reason is None
+
     run(scenario, limits=SessionLimits(max_turns=2, max_total_tokens=4096))
 
 
@@ -363,11 +442,14 @@ def test_another_try_in_the_moment_when_the_first_failed_is_not_forgotten(monkey
         world.upstream.gate.clear()
         asyncio.get_running_loop().call_later(0.3, world.upstream.gate.set)
         retries = []
-        asyncio.get_running_loop().call_later(0.1, lambda: retries.append(asyncio.create_task(session.answer(read_request(session, body)))))
+        asyncio.get_running_loop().call_later(
+            0.1, lambda: retries.append(asyncio.create_task(session.answer(read_request(session, body))))
+        )
         await session.answer(read_request(session, body))
         await asyncio.gather(first, *retries, return_exceptions=True)
         assert isinstance(first.exception(), TemplateRefusal) and len(world.upstream.requests) == 1  # joined in flight
         assert session.counters["joined_retries"] == len(retries) == 1
+
     run(scenario)
 
 
@@ -384,11 +466,15 @@ def test_runners_may_close_their_sessions_while_the_gateway_stops():
             await world.http.get(world.gateway.base_url + "/models")
         world.upstream.gate.set()
         await asyncio.gather(request, return_exceptions=True)
+
     run(scenario)
 
 
 def test_a_models_name_may_have_a_slash():
     async def scenario(world):
-        async with world.http.get(world.url + "/models/Qwen/Qwen3", headers={"Authorization": f"Bearer {world.session.key}"}) as response:
+        async with world.http.get(
+            world.url + "/models/Qwen/Qwen3", headers={"Authorization": f"Bearer {world.session.key}"}
+        ) as response:
             assert response.status == 200 and (await response.json())["id"] == "Qwen/Qwen3"
+
     run(scenario)

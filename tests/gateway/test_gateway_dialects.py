@@ -1,4 +1,6 @@
-"""The API's dialects through the official `openai` client: what it sends is understood, what it gets back continues token for token."""
+"""The API's dialects through the official `openai` client: what it sends is understood, what it gets back continues
+token for token."""
+
 import asyncio
 import json
 
@@ -9,8 +11,12 @@ from gateway_helpers import END, SHELL, TEXT_END, USER, call_text, ids_by_charac
 
 from coderepairrl.gateway import GatewayConfig, SessionLimits
 
-CUSTOM = {"type": "custom", "name": "apply_patch", "description": "Edit files.",
-          "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin end"}}
+CUSTOM = {
+    "type": "custom",
+    "name": "apply_patch",
+    "description": "Edit files.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin end"},
+}
 FUNCTION = {"type": "function", "strict": False, **SHELL["function"]}
 THOUGHT = "<think>\nhm\n</think>\n\n"
 
@@ -25,7 +31,7 @@ def continued(session) -> list[tuple]:
         if call.parent is not None:
             parent = session.calls[call.parent]
             kept = parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
-            assert call.prompt_ids[:len(kept)] == kept
+            assert call.prompt_ids[: len(kept)] == kept
     return [(call.parent, call.parent_part) for call in session.calls]
 
 
@@ -33,27 +39,43 @@ def test_chat_completions_streaming_and_not():
     async def scenario(world):
         text = f"{THOUGHT}Look:\n{call_text('ls')}\n{call_text('pwd')}{END}"
         world.upstream.reply = lambda prompt: (ids_of(text), "stop")
-        world.upstream.versions = lambda n: [{"version": "7", "start": 0, "end": 2}, {"version": "8", "start": 2, "end": n}]
+        world.upstream.versions = lambda n: [
+            {"version": "7", "start": 0, "end": 2},
+            {"version": "8", "start": 2, "end": n},
+        ]
         sdk = world.sdk()
-        answer = await sdk.chat.completions.create(model="any", messages=[USER], tools=[SHELL], temperature=0, seed=1, extra_body={"unknown": 1})
+        answer = await sdk.chat.completions.create(
+            model="any", messages=[USER], tools=[SHELL], temperature=0, seed=1, extra_body={"unknown": 1}
+        )
         message = answer.choices[0].message
         assert answer.choices[0].finish_reason == "tool_calls" and message.content == "Look:"
         assert message.reasoning_content == "hm"
         assert [(c.id, c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls] == [
-            ("c00000000", "shell", {"command": "ls"}), ("c00000001", "shell", {"command": "pwd"})]
-        assert answer.usage.completion_tokens == len(ids_of(text)) and answer.usage.prompt_tokens == len(world.session.calls[0].prompt_ids)
+            ("c00000000", "shell", {"command": "ls"}),
+            ("c00000001", "shell", {"command": "pwd"}),
+        ]
+        assert answer.usage.completion_tokens == len(ids_of(text)) and answer.usage.prompt_tokens == len(
+            world.session.calls[0].prompt_ids
+        )
         assert world.gateway.counters["ignored_params"] == 3
-        assert world.session.events[0]["kind"] == "ignored" and sorted(world.session.events[0]["fields"]) == ["seed", "temperature", "unknown"]
+        assert world.session.events[0]["kind"] == "ignored" and sorted(world.session.events[0]["fields"]) == [
+            "seed",
+            "temperature",
+            "unknown",
+        ]
 
-        stream = await sdk.chat.completions.create(model="any", messages=[USER], tools=[SHELL], stream=True,
-                                                   stream_options={"include_usage": True})
+        stream = await sdk.chat.completions.create(
+            model="any", messages=[USER], tools=[SHELL], stream=True, stream_options={"include_usage": True}
+        )
         chunks = [chunk async for chunk in stream]
         calls = [c for chunk in chunks if chunk.choices for c in chunk.choices[0].delta.tool_calls or []]
         assert [(c.index, c.id) for c in calls] == [(0, "c00010000"), (1, "c00010001")]
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "tool_calls"
         assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
 
-        assert [model.id for model in (await sdk.models.list()).data] == ["policy"] and (await sdk.models.retrieve("any")).id == "any"
+        assert [model.id for model in (await sdk.models.list()).data] == ["policy"] and (
+            await sdk.models.retrieve("any")
+        ).id == "any"
         sent = world.upstream.requests[0]
         params = sent["sampling_params"]
         assert (params["temperature"], params["top_p"], params["top_k"], params["logprobs"]) == (0.7, 1.0, -1, 0)
@@ -62,6 +84,7 @@ def test_chat_completions_streaming_and_not():
         assert call.completion_ids == ids_of(text) and call.policy_versions == (7, 7, *[8] * (len(ids_of(text)) - 2))
         assert call.logprobs == tuple(-0.5 - i / 1000 for i in call.completion_ids)
         assert (again.parent, again.parent_part, again.rerendered) == (0, "prompt", False)
+
     run(scenario)
 
 
@@ -69,14 +92,21 @@ def test_tool_choice_and_parallel_calls_are_neutralised_and_counted():
     async def scenario(world):
         world.upstream.reply = lambda prompt: (ids_of(call_text("a") + call_text("b") + END), "stop")
         chat = world.sdk().chat.completions
-        forced = await chat.create(model="m", messages=[USER], tools=[SHELL], tool_choice={"type": "function", "function": {"name": "shell"}})
+        forced = await chat.create(
+            model="m", messages=[USER], tools=[SHELL], tool_choice={"type": "function", "function": {"name": "shell"}}
+        )
         assert len(forced.choices[0].message.tool_calls) == 2 and world.gateway.counters["forced_tool_choice"] == 1
         none = await chat.create(model="m", messages=[USER], tools=[SHELL], tool_choice="none")
-        assert none.choices[0].message.tool_calls is None and none.choices[0].message.content == call_text("a") + call_text("b")
+        assert none.choices[0].message.tool_calls is None and none.choices[0].message.content == call_text(
+            "a"
+        ) + call_text("b")
         assert world.gateway.counters == {"forced_tool_choice": 1, "ignored_params": 1}
         one = await chat.create(model="m", messages=[USER], tools=[SHELL], parallel_tool_calls=False)
         assert len(one.choices[0].message.tool_calls) == 2 and world.gateway.counters["ignored_params"] == 2
-        assert world.session.calls[0].prompt_ids == world.session.calls[1].prompt_ids == world.session.calls[2].prompt_ids
+        assert (
+            world.session.calls[0].prompt_ids == world.session.calls[1].prompt_ids == world.session.calls[2].prompt_ids
+        )
+
     run(scenario)
 
 
@@ -87,26 +117,43 @@ def test_custom_tools_in_chat_completions():
         messages = [USER]
         for _ in range(2):
             answer = await world.sdk().chat.completions.create(model="m", messages=messages, tools=[tool])
-            call, = answer.choices[0].message.tool_calls
+            (call,) = answer.choices[0].message.tool_calls
             assert (call.type, call.custom.name, call.custom.input) == ("custom", "apply_patch", "*** Begin\n+x\n")
-            messages = [*messages, answer.choices[0].message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+            messages = [
+                *messages,
+                answer.choices[0].message.model_dump(exclude_none=True),
+                {"role": "tool", "tool_call_id": call.id, "content": "done"},
+            ]
         assert continued(world.session) == [(None, None), (0, "completion")]
         assert "begin end" in tokenizer().decode(world.session.calls[0].prompt_ids)
+
     run(scenario)
 
 
 def test_completions_continue_the_text():
     async def scenario(world):
-        replies = iter([(ids_by_character("one two"), "length"), (ids_by_character(" three") + ids_of(END), "stop"), (ids_of("four STOP" + END), "stop"), (ids_of("x"), "length")])
+        replies = iter(
+            [
+                (ids_by_character("one two"), "length"),
+                (ids_by_character(" three") + ids_of(END), "stop"),
+                (ids_of("four STOP" + END), "stop"),
+                (ids_of("x"), "length"),
+            ]
+        )
         world.upstream.reply = lambda prompt: next(replies)
         sdk = world.sdk()
         first = await sdk.completions.create(model="m", prompt="count: ", max_tokens=7)
         assert (first.choices[0].text, first.choices[0].finish_reason) == ("one two", "length")
         assert world.upstream.requests[0]["sampling_params"]["max_tokens"] == 7
         text = "count: " + first.choices[0].text
-        stream = await sdk.completions.create(model="m", prompt=[text], stream=True, stream_options={"include_usage": True}, echo=False)
+        stream = await sdk.completions.create(
+            model="m", prompt=[text], stream=True, stream_options={"include_usage": True}, echo=False
+        )
         chunks = [chunk async for chunk in stream]
-        assert chunks[0].choices[0].text == " three" and chunks[-1].usage.completion_tokens == len(ids_by_character(" three")) + 1
+        assert (
+            chunks[0].choices[0].text == " three"
+            and chunks[-1].usage.completion_tokens == len(ids_by_character(" three")) + 1
+        )
         text += " three" + END + "\nand then"
         last = await sdk.completions.create(model="m", prompt=text, stop=["STOP"])
         assert last.choices[0].text == "four "
@@ -114,26 +161,52 @@ def test_completions_continue_the_text():
         assert tokenizer().decode(world.session.calls[2].prompt_ids) == text
         await world.post({"prompt": "count: one  two"}, path="/completions")
         assert continued(world.session)[3] == (None, None) and world.gateway.counters["rerendered_roots"] == 1
-        for prompt in ([], [[]], ["a", "b"], [1, "a"], [1, True], [1.0], [[1], [2]], [10**6], [-1], [2**70], "", None, {}):
+        for prompt in (
+            [],
+            [[]],
+            ["a", "b"],
+            [1, "a"],
+            [1, True],
+            [1.0],
+            [[1], [2]],
+            [10**6],
+            [-1],
+            [2**70],
+            "",
+            None,
+            {},
+        ):
             status, answer = await world.post({"prompt": prompt}, path="/completions")
             assert status == 400 and answer["error"]["message"].startswith("prompt"), prompt
         assert len(world.session.calls) == 4 and world.session.close_reason is None
+
     run(scenario)
 
 
 def test_completions_take_token_ids_as_they_are():
     async def scenario(world):
-        replies = iter([(ids_by_character(" two"), "length"), (ids_of(" 3" + END), "stop"), (ids_of("x"), "length"), (ids_of("y"), "length")])
+        replies = iter(
+            [
+                (ids_by_character(" two"), "length"),
+                (ids_of(" 3" + END), "stop"),
+                (ids_of("x"), "length"),
+                (ids_of("y"), "length"),
+            ]
+        )
         world.upstream.reply = lambda prompt: next(replies)
         sdk, start = world.sdk(), ids_by_character("one")
         first = await sdk.completions.create(model="m", prompt=list(start))
         more = start + ids_by_character(" two") + ids_of(" and")
         await sdk.completions.create(model="m", prompt=[list(more)])
-        assert [tuple(request["token_ids"]) for request in world.upstream.requests] == [start, more] and first.choices[0].text == " two"
-        await sdk.completions.create(model="m", prompt=tokenizer().decode(more) + " 3" + END + "!")  # the same, said as text
+        assert [tuple(request["token_ids"]) for request in world.upstream.requests] == [start, more] and first.choices[
+            0
+        ].text == " two"
+        # the same, said as text
+        await sdk.completions.create(model="m", prompt=tokenizer().decode(more) + " 3" + END + "!")
         assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]
         await sdk.completions.create(model="m", prompt=list(start))
         assert continued(world.session)[3] == (0, "prompt")
+
     run(scenario)
 
 
@@ -144,6 +217,7 @@ def test_completions_n():
         answer = await world.sdk().completions.create(model="m", prompt="x", n=2)
         assert sorted(choice.text for choice in answer.choices) == ["a", "b"]
         assert continued(world.session) == [(None, None), (0, "prompt")]
+
     run(scenario)
 
 
@@ -156,20 +230,33 @@ async def respond(sdk, stream: bool, **body):
     done = [event.item for event in seen if event.type == "response.output_item.done"]
     final = seen[-1].response
     assert [(item.type, item.id) for item in done] == [(item.type, item.id) for item in final.output]
-    assert [event.sequence_number for event in seen] == sorted({event.sequence_number for event in seen}) and seen[0].type == "response.created"
+    assert [event.sequence_number for event in seen] == sorted({event.sequence_number for event in seen}) and seen[
+        0
+    ].type == "response.created"
     return final
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_responses_of_a_stateless_agent_are_one_branch(stream):
     """As codex does it: items come back without ids, reasoning without its text, outputs as text or as parts."""
+
     async def scenario(world):
         replies = iter([f"{THOUGHT}Look:\n{call_text('ls')}\n{patch_text('+x')}", call_text("cat"), f"{THOUGHT}done"])
         world.upstream.reply = lambda prompt: (ids_by_character(next(replies)) + ids_of(END), "stop")
         sdk = world.sdk()
-        fixed = {"instructions": "You repair.", "tools": [FUNCTION, CUSTOM, {"type": "web_search"}], "tool_choice": "auto", "store": False,
-                 "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k", "parallel_tool_calls": False}
-        history = [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "sandbox"}]}, {"role": "user", "content": "fix f"}]
+        fixed = {
+            "instructions": "You repair.",
+            "tools": [FUNCTION, CUSTOM, {"type": "web_search"}],
+            "tool_choice": "auto",
+            "store": False,
+            "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": "k",
+            "parallel_tool_calls": False,
+        }
+        history = [
+            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "sandbox"}]},
+            {"role": "user", "content": "fix f"},
+        ]
         first = await respond(sdk, stream, input=history, **fixed)
         assert [item.type for item in first.output] == ["reasoning", "message", "function_call", "custom_tool_call"]
         assert first.status == "completed" and first.output_text == "Look:" and first.output[0].content[0].text == "hm"
@@ -179,16 +266,28 @@ def test_responses_of_a_stateless_agent_are_one_branch(stream):
             dumps = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
             return [{**item, "content": None, "summary": []} if item["type"] == "reasoning" else item for item in dumps]
 
-        history += [*back(first.output), {"type": "function_call_output", "call_id": "c00000000", "output": "a.py"},
-                    {"type": "custom_tool_call_output", "call_id": "c00000001", "output": [{"type": "input_text", "text": "ok"}]}]
+        history += [
+            *back(first.output),
+            {"type": "function_call_output", "call_id": "c00000000", "output": "a.py"},
+            {
+                "type": "custom_tool_call_output",
+                "call_id": "c00000001",
+                "output": [{"type": "input_text", "text": "ok"}],
+            },
+        ]
         second = await respond(sdk, stream, input=history, **fixed)
         history += [*back(second.output), {"type": "function_call_output", "call_id": "c00010000", "output": ""}]
         third = await respond(sdk, stream, input=history, **fixed)
         assert third.output_text == "done" and third.usage.input_tokens == len(world.session.calls[2].prompt_ids)
         assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]
         prompt = tokenizer().decode(world.session.calls[0].prompt_ids)
-        assert prompt.count("<|im_start|>system") == 1 and "You repair.\n\nsandbox" in prompt and '"name": "shell"' in prompt
+        assert (
+            prompt.count("<|im_start|>system") == 1
+            and "You repair.\n\nsandbox" in prompt
+            and '"name": "shell"' in prompt
+        )
         assert "tools: web_search" in world.session.events[0]["fields"]
+
     run(scenario)
 
 
@@ -198,11 +297,16 @@ def test_answers_between_parallel_calls_are_the_same_turn():
         body = {"input": "go", "tools": [FUNCTION]}
         _, answer = await world.post(body, path="/responses")
         first, second = answer["output"]
-        results = [{"type": "function_call_output", "call_id": call["call_id"], "output": "ok"} for call in (first, second)]
-        await world.post({**body, "input": [USER | {"content": "go"}, first, results[0], second, results[1]]}, path="/responses")
+        results = [
+            {"type": "function_call_output", "call_id": call["call_id"], "output": "ok"} for call in (first, second)
+        ]
+        await world.post(
+            {**body, "input": [USER | {"content": "go"}, first, results[0], second, results[1]]}, path="/responses"
+        )
         await world.post({**body, "input": [USER | {"content": "go"}, first, second, *results]}, path="/responses")
         assert continued(world.session) == [(None, None), (0, "completion"), (1, "prompt")]
         assert world.session.calls[1].prompt_ids == world.session.calls[2].prompt_ids
+
     run(scenario)
 
 
@@ -212,8 +316,13 @@ def test_calls_with_ids_of_the_clients_own_stay_turns_of_their_own():
         world.upstream.reply = lambda prompt: (ids_by_character(call_text(next(replies))) + ids_of(END), "stop")
         for turn in ("call_x", "call_y", "call_z"):
             _, answer = await world.post({"input": history, "tools": [FUNCTION]}, path="/responses")
-            history = [*history, {**answer["output"][0], "call_id": turn}, {"type": "function_call_output", "call_id": turn, "output": "ok"}]
+            history = [
+                *history,
+                {**answer["output"][0], "call_id": turn},
+                {"type": "function_call_output", "call_id": turn, "output": "ok"},
+            ]
         assert continued(world.session) == [(None, None), (0, "completion"), (1, "completion")]
+
     run(scenario)
 
 
@@ -222,11 +331,16 @@ def test_a_custom_call_that_is_malformed_comes_back_as_it_was_said():
         said = '<tool_call>{"name": "apply_patch", "arguments": {"patch": "+x", "more": 1}}</tool_call>'
         world.upstream.reply = lambda prompt: (ids_of(said + END), "stop")
         _, answer = await world.post({"input": "go", "tools": [CUSTOM]}, path="/responses")
-        call, = answer["output"]
+        (call,) = answer["output"]
         assert call["type"] == "function_call" and json.loads(call["arguments"]) == {"patch": "+x", "more": 1}
-        history = [USER | {"content": "go"}, call, {"type": "function_call_output", "call_id": call["call_id"], "output": "unsupported"}]
+        history = [
+            USER | {"content": "go"},
+            call,
+            {"type": "function_call_output", "call_id": call["call_id"], "output": "unsupported"},
+        ]
         await world.post({"input": history, "tools": [CUSTOM]}, path="/responses")
         assert continued(world.session) == [(None, None), (0, "completion")]
+
     run(scenario)
 
 
@@ -237,19 +351,31 @@ def test_a_response_that_was_cut_says_so():
             response = await respond(world.sdk(), stream, input="go", max_output_tokens=3)
             assert response.status == "incomplete" and response.incomplete_details.reason == "max_output_tokens"
         assert world.upstream.requests[0]["sampling_params"]["max_tokens"] == 3
+
     run(scenario)
 
 
 def test_what_responses_can_not_do_is_said():
     async def scenario(world):
-        for body, message in [({"previous_response_id": "resp_1"}, "send the whole conversation"), ({"background": True}, "keeps no responses"),
-                              ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "send the item itself"),
-                              ({"input": [{"type": "function_call"}]}, "must have a name"), ({"input": 3}, "must be a list"), ({"input": []}, "not empty"),
-                              ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "list of text parts")]:
+        for body, message in [
+            ({"previous_response_id": "resp_1"}, "send the whole conversation"),
+            ({"background": True}, "keeps no responses"),
+            ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "send the item itself"),
+            ({"input": [{"type": "function_call"}]}, "must have a name"),
+            ({"input": 3}, "must be a list"),
+            ({"input": []}, "not empty"),
+            (
+                {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+                "list of text parts",
+            ),
+        ]:
             status, answer = await world.post({"input": "go", **body}, path="/responses")
             assert status == 400 and message in answer["error"]["message"], body
-        status, _ = await world.post({"input": [{"role": "user", "content": "go"}, {"type": "web_search_call", "id": "x"}]}, path="/responses")
+        status, _ = await world.post(
+            {"input": [{"role": "user", "content": "go"}, {"type": "web_search_call", "id": "x"}]}, path="/responses"
+        )
         assert status == 200 and world.gateway.counters["ignored_params"] == 1
+
     run(scenario)
 
 
@@ -272,18 +398,30 @@ def test_errors_have_the_openai_form():
         with pytest.raises(openai.BadRequestError, match="maximum context length is 40 tokens") as closed:
             await world.sdk().responses.create(model="m", input="word " * 100)
         assert closed.value.code == "context_length_exceeded"
+
     run(scenario, config=GatewayConfig(max_body_bytes=20_000), limits=SessionLimits(max_total_tokens=40))
 
 
 def test_dialects_share_a_session():
     """The same conversation through either endpoint is the same branch."""
+
     async def scenario(world):
-        world.upstream.reply = lambda prompt: (ids_by_character("ok") + ids_of(TEXT_END) if world.session.calls else ids_of("hi" + END), "stop")
+        world.upstream.reply = lambda prompt: (
+            ids_by_character("ok") + ids_of(TEXT_END) if world.session.calls else ids_of("hi" + END),
+            "stop",
+        )
         _, answer = await world.post({"messages": [USER]})
-        history = [USER, {"role": "assistant", "content": answer["choices"][0]["message"]["content"]}, {"role": "user", "content": "more"}]
+        history = [
+            USER,
+            {"role": "assistant", "content": answer["choices"][0]["message"]["content"]},
+            {"role": "user", "content": "more"},
+        ]
         await asyncio.gather(world.post({"messages": history}), world.post({"input": history}, path="/responses"))
-        assert continued(world.session)[0] == (None, None) and {parent for parent, _ in continued(world.session)[1:]} == {0, 1}
+        assert continued(world.session)[0] == (None, None) and {
+            parent for parent, _ in continued(world.session)[1:]
+        } == {0, 1}
         assert world.session.calls[1].prompt_ids == world.session.calls[2].prompt_ids
         async with aiohttp.ClientSession() as http, http.get(world.url.removesuffix("/v1") + "/health") as response:
             assert response.status == 200
+
     run(scenario)

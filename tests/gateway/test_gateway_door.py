@@ -1,4 +1,5 @@
 """Connections to the gateway's socket, which every sandbox sees: one that opens many is alone with its trouble."""
+
 import asyncio
 import os
 import resource
@@ -32,7 +33,8 @@ FLOODS = {
     "that say nothing": dict(forks=0, then="pass", stays_s=5),
     "of many processes": dict(forks=3, then="pass", stays_s=5),
     "that begin a request": dict(
-        forks=0, then="one.sendall(b'POST /v1/completions HTTP/1.1\\r\\nContent-Length: 9999\\r\\n\\r\\n')", stays_s=5),
+        forks=0, then="one.sendall(b'POST /v1/completions HTTP/1.1\\r\\nContent-Length: 9999\\r\\n\\r\\n')", stays_s=5
+    ),
     "that come again and again": dict(forks=1, then="one.close()", stays_s=0),
 }
 

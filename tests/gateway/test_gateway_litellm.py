@@ -1,4 +1,5 @@
 """The API through the official `litellm` client, of the version that aider brings along, in aider's own environment."""
+
 import asyncio
 import json
 
@@ -44,16 +45,40 @@ print(json.dumps([brief(first.choices[0].message), brief(joined.choices[0].messa
 def test_completions_streams_choices_texts_responses_and_errors(tmp_path):
     async def scenario(world):
         installed = await install(Aider.installation, EnvironmentsConfig())
-        world.upstream.reply = lambda prompt: (ids_of((call_text("ls") if not world.session.calls else "There is lib.py.") + END), "stop")
+        world.upstream.reply = lambda prompt: (
+            ids_of((call_text("ls") if not world.session.calls else "There is lib.py.") + END),
+            "stop",
+        )
         program = await asyncio.create_subprocess_exec(
-            installed.python, "-I", "-c", PROGRAM, world.url, world.session.key, json.dumps(SHELL), cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+            installed.python,
+            "-I",
+            "-c",
+            PROGRAM,
+            world.url,
+            world.session.key,
+            json.dumps(SHELL),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        )
         out, err = await asyncio.wait_for(program.communicate(), 120)
         assert program.returncode == 0, err.decode()[-2000:]
         said = ["There is lib.py.", []]
         assert json.loads(out.splitlines()[-1]) == [
-            [None, [["c00000000", "shell", {"command": "ls"}]]], said, [said, said], said[0], said[0], ["ContextWindowExceededError", "AuthenticationError"]]
+            [None, [["c00000000", "shell", {"command": "ls"}]]],
+            said,
+            [said, said],
+            said[0],
+            said[0],
+            ["ContextWindowExceededError", "AuthenticationError"],
+        ]
         first, second, *choices = world.session.calls[:4]
-        assert second.parent == 0 and second.prompt_ids[:len(first.prompt_ids) + len(first.completion_ids)] == first.prompt_ids + first.completion_ids
+        assert (
+            second.parent == 0
+            and second.prompt_ids[: len(first.prompt_ids) + len(first.completion_ids)]
+            == first.prompt_ids + first.completion_ids
+        )
         assert choices[1].prompt_ids == choices[0].prompt_ids
+
     run(scenario, limits=SessionLimits(max_turns=6, max_total_tokens=4096))

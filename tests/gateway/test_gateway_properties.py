@@ -1,9 +1,11 @@
 """Random agents against the gateway: whatever they do, what was sampled stays token for token, each token once.
 
 Agents append, drop turns, edit history, send the same body again, retry; the model samples text, thoughts, several and
-malformed tool calls, in ids that tokenising its text would not give. Templates only append, rewrite history, or can't be
+malformed tool calls, in ids that tokenising its text would not give. Templates only append, rewrite history, or can't
+be
 continued at all.
 """
+
 import asyncio
 import json
 import random
@@ -32,12 +34,39 @@ from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfi
 from coderepairrl.gateway.messages import canonical
 from coderepairrl.gateway.rendering import TemplateRefusal
 
-TEMPLATES = {"qwen3": (QWEN3, True), "qwen3 strips thoughts": (QWEN3, False), "plain": (PLAIN, True), "moving tools": (MOVING, True)}
-TEXTS = st.sampled_from(["", " ", "ok", "größer 日本 🙂", "a\n\nb\n", "</think>", "<tool_call>", "{", "\u2402dummy turn\u2403", "<|im_end|>\n"]) \
-    | st.text(max_size=12).filter(lambda t: t.isprintable())
-CALLS = st.sampled_from([call_text("ls"), call_text("echo 日本 </tool_call>"), call_text("a") + call_text("b"), "<tool_call>{oops}</tool_call>",
-                         '<tool_call>{"name": "shell"}', '<tool_call>{"name": "shell", "arguments": [1]}</tool_call>'])
-ACTIONS = st.sampled_from(["append", "append", "append", "append", "drop", "edit", "resend", "retry", "new", "other tools"])
+TEMPLATES = {
+    "qwen3": (QWEN3, True),
+    "qwen3 strips thoughts": (QWEN3, False),
+    "plain": (PLAIN, True),
+    "moving tools": (MOVING, True),
+}
+TEXTS = st.sampled_from(
+    [
+        "",
+        " ",
+        "ok",
+        "größer 日本 🙂",
+        "a\n\nb\n",
+        "</think>",
+        "<tool_call>",
+        "{",
+        "\u2402dummy turn\u2403",
+        "<|im_end|>\n",
+    ]
+) | st.text(max_size=12).filter(lambda t: t.isprintable())
+CALLS = st.sampled_from(
+    [
+        call_text("ls"),
+        call_text("echo 日本 </tool_call>"),
+        call_text("a") + call_text("b"),
+        "<tool_call>{oops}</tool_call>",
+        '<tool_call>{"name": "shell"}',
+        '<tool_call>{"name": "shell", "arguments": [1]}</tool_call>',
+    ]
+)
+ACTIONS = st.sampled_from(
+    ["append", "append", "append", "append", "drop", "edit", "resend", "retry", "new", "other tools"]
+)
 
 
 def sampled_ids(reply):
@@ -47,7 +76,9 @@ def sampled_ids(reply):
     return ids_by_character(body.replace(END, "")) + ids_of(end) or ids_of("x"), "stop" if end else "length"
 
 
-REPLIES = st.tuples(st.booleans(), TEXTS, st.lists(CALLS, max_size=2), st.sampled_from([END, END, END, TEXT_END, ""])).map(sampled_ids)
+REPLIES = st.tuples(
+    st.booleans(), TEXTS, st.lists(CALLS, max_size=2), st.sampled_from([END, END, END, TEXT_END, ""])
+).map(sampled_ids)
 STEPS = st.lists(st.tuples(ACTIONS, REPLIES, TEXTS), min_size=2, max_size=7)
 
 
@@ -77,7 +108,7 @@ class Agent:
         if action == "edit":
             place = random.Random(len(self.messages)).randrange(1, len(self.messages))
             edited = {**self.messages[place], "content": "edited " + text}
-            self.messages = [*self.messages[:place], edited, *self.messages[place + 1:]]
+            self.messages = [*self.messages[:place], edited, *self.messages[place + 1 :]]
         if action == "new":
             self.messages = [self.messages[0], {"role": "user", "content": "another conversation " + text}]
         if action == "other tools":
@@ -93,7 +124,8 @@ class Played:
 
 
 async def play(renderer, steps) -> Played:
-    """One random agent, without HTTP between it and the session; vLLM's side is HTTP. steps: (action, sampled (ids, finish_reason), text)."""
+    """One random agent, without HTTP between it and the session; vLLM's side is HTTP. steps: (action, sampled (ids,
+    finish_reason), text)."""
     upstream = Upstream()
     client = VLLMClient(await upstream.start(), wait_s=5)
     session = Session("key", SessionLimits(max_turns=100, max_total_tokens=100_000), SamplingConfig(), client, renderer)
@@ -118,12 +150,13 @@ async def play(renderer, steps) -> Played:
 
 
 def follows(call, calls) -> bool:
-    """Its prompt continues the record of its parent, token for token; or it has none, and is the first call or marked as rendered again."""
+    """Its prompt continues the record of its parent, token for token; or it has none, and is the first call or marked
+    as rendered again."""
     if call.parent is None:
         return call.rerendered == (call.index > 0)
     parent = calls[call.parent]
     kept = parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
-    return call.parent < call.index and not call.rerendered and call.prompt_ids[:len(kept)] == kept
+    return call.parent < call.index and not call.rerendered and call.prompt_ids[: len(kept)] == kept
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -137,8 +170,10 @@ def test_every_prompt_continues_a_record_or_is_a_counted_root(name, steps):
     assert all(len(c.completion_ids) == len(c.logprobs) == len(c.policy_versions) for c in calls)
     assert all(follows(c, calls) for c in calls)
     assert played.session.counters["rerendered_roots"] == sum(c.rerendered for c in calls)
-    assert all(added == (action == "resend") for action, added in played.repeated)  # a retry is answered from the record
-    assert not played.refusal or template == MOVING and "alternate" in played.refusal  # MOVING takes only turns that alternate
+    # a retry is answered from the record
+    assert all(added == (action == "resend") for action, added in played.repeated)
+    # MOVING takes only turns that alternate
+    assert not played.refusal or template == MOVING and "alternate" in played.refusal
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -149,15 +184,23 @@ def test_an_agent_that_only_appends_gives_one_branch(replies, text):
     played = asyncio.run(play(Renderer(tokenizer()), [("append", reply, text) for reply in replies]))
     calls = played.session.calls
     assert [(c.prompt_ids, c.completion_ids) for c in calls] == played.sampled and all(follows(c, calls) for c in calls)
-    assert [(c.parent, c.parent_part) for c in calls] == [(None, None), *((i, "completion") for i in range(len(replies) - 1))]
+    assert [(c.parent, c.parent_part) for c in calls] == [
+        (None, None),
+        *((i, "completion") for i in range(len(replies) - 1)),
+    ]
 
 
 def test_a_template_that_strips_thoughts_is_followed_when_asked():
     thinks = sampled_ids((True, "ok", [], END))
-    kept, stripped = (asyncio.run(play(Renderer(tokenizer(), keep_reasoning=keep), [("append", thinks, "go on")] * 3)).session for keep in (True, False))
+    kept, stripped = (
+        asyncio.run(play(Renderer(tokenizer(), keep_reasoning=keep), [("append", thinks, "go on")] * 3)).session
+        for keep in (True, False)
+    )
     assert [c.rerendered for c in kept.calls] == [False, False, False]
     assert [c.rerendered for c in stripped.calls] == [False, True, True]
-    assert "hm" in tokenizer().decode(kept.calls[2].prompt_ids) and "hm" not in tokenizer().decode(stripped.calls[2].prompt_ids)
+    assert "hm" in tokenizer().decode(kept.calls[2].prompt_ids) and "hm" not in tokenizer().decode(
+        stripped.calls[2].prompt_ids
+    )
     # tool results don't end the model's turn: the template keeps the thoughts, and so there is nothing to render again
     calls = sampled_ids((True, "ok", [call_text("ls")], END))
     in_cycle = asyncio.run(play(Renderer(tokenizer(), keep_reasoning=False), [("append", calls, "a.py")] * 3)).session
@@ -166,14 +209,22 @@ def test_a_template_that_strips_thoughts_is_followed_when_asked():
 
 def test_dropped_and_edited_turns_fork():
     calls = sampled_ids((False, "", [call_text("ls")], END))
-    dropped = asyncio.run(play(Renderer(tokenizer()), [("append", calls, "a.py"), ("drop", calls, ""), ("append", calls, "b.py")])).session
+    dropped = asyncio.run(
+        play(Renderer(tokenizer()), [("append", calls, "a.py"), ("drop", calls, ""), ("append", calls, "b.py")])
+    ).session
     assert [(c.parent, c.parent_part) for c in dropped.calls] == [(None, None), (0, "completion"), (0, "completion")]
     assert "try again" in tokenizer().decode(dropped.calls[2].prompt_ids)
 
 
-MESSAGES = st.lists(st.one_of(
-    st.builds(lambda t: {"role": "user", "content": t}, TEXTS), st.builds(lambda t: {"role": "system", "content": t}, TEXTS),
-    st.builds(lambda t: {"role": "tool", "tool_call_id": "c00000000", "content": t}, TEXTS)), min_size=1, max_size=4)
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(lambda t: {"role": "user", "content": t}, TEXTS),
+        st.builds(lambda t: {"role": "system", "content": t}, TEXTS),
+        st.builds(lambda t: {"role": "tool", "tool_call_id": "c00000000", "content": t}, TEXTS),
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -207,8 +258,11 @@ def test_parse_takes_anything_and_loses_nothing(text, ids, tools):
         assert renderer.parse(ids_by_character(text) + ids_of(END), tools)[:2] == (text, None)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -217,9 +271,13 @@ def test_the_same_turn_has_one_digest_however_a_client_writes_it(arguments, cont
     def digest(content, arguments, **extra):
         calls = [{"id": extra.get("id", "a"), "function": {"name": "f", "arguments": arguments}}]
         return canonical({"role": "assistant", "content": content, "tool_calls": calls, **extra}).digest
+
     backwards = dict(reversed(arguments.items()))
-    written = {digest(content, json.dumps(arguments)), digest(content + "\n", json.dumps(backwards, indent=2)),
-               digest([{"type": "text", "text": content}], arguments, id="b", refusal=None, provider_specific_fields={})}
+    written = {
+        digest(content, json.dumps(arguments)),
+        digest(content + "\n", json.dumps(backwards, indent=2)),
+        digest([{"type": "text", "text": content}], arguments, id="b", refusal=None, provider_specific_fields={}),
+    }
     assert len(written) == 1
     assert digest(content + "!", arguments) not in written and digest(content, {**arguments, "more": 1}) not in written
 
@@ -245,4 +303,5 @@ def test_many_sessions_at_once_stay_apart():
         await gateway.stop()
         await client.close()
         await upstream.stop()
+
     asyncio.run(main())

@@ -1,4 +1,5 @@
-"""Chat templates that are particular, or leave things out: what a model says is never refused, lost without a word, or taken for a broken machine."""
+"""Chat templates that are particular, or leave things out: what a model says is never refused, lost without a word, or
+taken for a broken machine."""
 
 import asyncio
 import itertools

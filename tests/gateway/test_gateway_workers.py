@@ -1,4 +1,5 @@
 """The gateway in several processes: to a session and its agent it is the same, and a process that ends is heard of."""
+
 import asyncio
 import os
 import signal
@@ -28,14 +29,20 @@ LIMITS = SessionLimits(max_turns=4, max_total_tokens=100_000)
 
 
 async def post(session, http, messages=(USER,), key=None):
-    async with http.post(session.base_url + "/chat/completions", json={"messages": list(messages)}, headers={"Authorization": f"Bearer {key or session.key}"}) as response:
+    async with http.post(
+        session.base_url + "/chat/completions",
+        json={"messages": list(messages)},
+        headers={"Authorization": f"Bearer {key or session.key}"},
+    ) as response:
         return response.status, await response.json()
 
 
 @asynccontextmanager
 async def world(path: Path | None = None, processes: int = 2, make_renderer=renderer, **config):
     upstream = Upstream()
-    gateway = make_gateway(GatewayConfig(processes=processes, **config), [await upstream.start()], 10.0, make_renderer, path)
+    gateway = make_gateway(
+        GatewayConfig(processes=processes, **config), [await upstream.start()], 10.0, make_renderer, path
+    )
     try:
         await gateway.start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
@@ -49,7 +56,10 @@ def test_sessions_are_spread_and_each_is_recorded_as_in_one_process(tmp_path):
     async def main():
         async with world(tmp_path / "socket") as (upstream, gateway, http):
             assert isinstance(gateway, Workers)
-            sessions = [gateway.open_session(LIMITS, SamplingConfig(temperature=0.7), cache_salt=f"salt {number}") for number in range(6)]
+            sessions = [
+                gateway.open_session(LIMITS, SamplingConfig(temperature=0.7), cache_salt=f"salt {number}")
+                for number in range(6)
+            ]
             homes = {session.base_url for session in sessions}
             assert len(homes) == 2 and all(sum(session.base_url == home for session in sessions) == 3 for home in homes)
             for session in sessions:
@@ -59,9 +69,12 @@ def test_sessions_are_spread_and_each_is_recorded_as_in_one_process(tmp_path):
                 status, _ = await post(session, http, [USER, body["choices"][0]["message"], USER])
                 assert status == 200
             stranger = next(session for session in sessions if session.base_url != sessions[0].base_url)
-            assert (await post(sessions[0], http, key=stranger.key))[0] == 401  # the other process knows no more of it than anybody
+            # the other process knows no more of it than anybody
+            assert (await post(sessions[0], http, key=stranger.key))[0] == 401
             async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(sessions[0].socket_path))) as inside:
-                async with inside.get("http://localhost/v1/models", headers={"Authorization": f"Bearer {sessions[0].key}"}) as response:
+                async with inside.get(
+                    "http://localhost/v1/models", headers={"Authorization": f"Bearer {sessions[0].key}"}
+                ) as response:
                     assert response.status == 200
             closed = [await gateway.close_session(session.key) for session in sessions]
             assert (await post(sessions[0], http))[0] == 401
@@ -72,11 +85,17 @@ def test_sessions_are_spread_and_each_is_recorded_as_in_one_process(tmp_path):
     assert [session.close_reason for session in closed] == [Outcome.SUBMITTED] * 6 and not counters["rerendered_roots"]
     for session in closed:
         first, second = session.calls
-        assert second.prompt_ids[:len(first.prompt_ids) + len(first.completion_ids)] == first.prompt_ids + first.completion_ids and second.parent == 0
+        assert (
+            second.prompt_ids[: len(first.prompt_ids) + len(first.completion_ids)]
+            == first.prompt_ids + first.completion_ids
+            and second.parent == 0
+        )
         assert [event["kind"] for event in session.events] == ["call", "call", "closed"]
     recorded = sorted((call.prompt_ids, call.completion_ids) for session in closed for call in session.calls)
     assert recorded == sorted(upstream.answered)
-    assert {body["sampling_params"]["temperature"] for body in upstream.requests} == {0.7} and len({body["cache_salt"] for body in upstream.requests}) == 6
+    assert {body["sampling_params"]["temperature"] for body in upstream.requests} == {0.7} and len(
+        {body["cache_salt"] for body in upstream.requests}
+    ) == 6
 
 
 def test_a_limit_closes_the_session_and_the_rollout_process_hears_of_it():
@@ -98,6 +117,7 @@ def test_a_limit_closes_the_session_and_the_rollout_process_hears_of_it():
 
 class UntilItIsToldTheEnd:
     """A scaffold that ends in the moment in which its gateway closes its session."""
+
     calls_model = True
 
     async def run(self, task, sandbox, endpoint):
@@ -116,9 +136,30 @@ def test_an_episode_ends_as_its_session_did_however_fast_its_agent_stops(outcome
             if outcome is Outcome.INFRASTRUCTURE_ERROR:
                 upstream.reply = lambda prompt: 400
             sandbox = SandboxConfig(scratch=str(tmp_path))
-            services = Services(gateway, UntilItIsToldTheEnd(), sandbox, Grader(sandbox), RewardConfig(weights={"patch": 1.0}), SessionLimits(max_turns=2), http)
-            return await asyncio.gather(*(run_episode(services, make_task(), trajectory_id="x", group_id="x",
-                                                      split="train", attempt=0, sampling=SamplingConfig(), cache_salt="s") for _ in range(40)))
+            services = Services(
+                gateway,
+                UntilItIsToldTheEnd(),
+                sandbox,
+                Grader(sandbox),
+                RewardConfig(weights={"patch": 1.0}),
+                SessionLimits(max_turns=2),
+                http,
+            )
+            return await asyncio.gather(
+                *(
+                    run_episode(
+                        services,
+                        make_task(),
+                        trajectory_id="x",
+                        group_id="x",
+                        split="train",
+                        attempt=0,
+                        sampling=SamplingConfig(),
+                        cache_salt="s",
+                    )
+                    for _ in range(40)
+                )
+            )
 
     done = asyncio.run(asyncio.wait_for(main(), 120))
     assert [trajectory.outcome for trajectory in done] == [outcome] * 40
@@ -132,15 +173,29 @@ def test_prompts_go_through_the_pipe_once_and_come_out_whole():
             for _ in range(4):
                 _, body = await post(session, http, history)
                 history += [body["choices"][0]["message"], USER]
-            for other in ([USER], [{"role": "user", "content": "a root"}], [*history[:2], {"role": "user", "content": "a fork"}]):
+            for other in (
+                [USER],
+                [{"role": "user", "content": "a root"}],
+                [*history[:2], {"role": "user", "content": "a fork"}],
+            ):
                 await post(session, http, other)
             return await gateway.close_session(session.key)
 
     calls = asyncio.run(main()).calls
     assert [(call.parent, call.parent_part) for call in calls] == [
-        (None, None), (0, "completion"), (1, "completion"), (2, "completion"), (0, "prompt"), (None, None), (4, "completion")]
+        (None, None),
+        (0, "completion"),
+        (1, "completion"),
+        (2, "completion"),
+        (0, "prompt"),
+        (None, None),
+        (4, "completion"),
+    ]
     sent = brief(calls)
-    assert whole(sent) == list(calls) and sum(len(call.prompt_ids) for call in sent) < sum(len(call.prompt_ids) for call in calls) / 2
+    assert (
+        whole(sent) == list(calls)
+        and sum(len(call.prompt_ids) for call in sent) < sum(len(call.prompt_ids) for call in calls) / 2
+    )
 
 
 def test_the_supervisors_word_reaches_every_process():
@@ -164,12 +219,15 @@ def test_the_supervisors_word_reaches_every_process():
 
 def test_hundreds_at_once_with_long_records_wait_for_nobody():
     """More than a pipe holds in both directions."""
+
     async def main():
         async with world() as (upstream, gateway, http):
             upstream.reply = lambda prompt: (ids_of("ok " * 300 + END), "stop")
             sessions = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(300)]
             long = {"role": "user", "content": "a word of many " * 1000}
-            assert {status for status, _ in await asyncio.gather(*(post(session, http, [long]) for session in sessions))} == {200}
+            assert {
+                status for status, _ in await asyncio.gather(*(post(session, http, [long]) for session in sessions))
+            } == {200}
             closing = [asyncio.create_task(gateway.close_session(session.key)) for session in sessions]
             await asyncio.sleep(0)  # all are asked for; nothing of them was read
             more = [gateway.open_session(LIMITS, SamplingConfig()) for _ in range(600)]
@@ -194,7 +252,10 @@ def test_a_killed_process_is_an_error_for_who_watches_and_for_who_waits(tmp_path
             while not upstream.requests:
                 await asyncio.sleep(0.01)
             os.kill(gateway._homes[session.key]._process.pid, signal.SIGKILL)
-            with pytest.raises(GatewayError, match=r"gateway process \d ended \(exit code -9\) and what its 1 sessions recorded is lost"):
+            with pytest.raises(
+                GatewayError,
+                match=r"gateway process \d ended \(exit code -9\) and what its 1 sessions recorded is lost",
+            ):
                 await watch
             with pytest.raises(GatewayError, match="exit code -9"):
                 await gateway.close_session(session.key)
@@ -267,7 +328,9 @@ def test_who_waits_for_a_record_while_the_gateway_stops_hears_of_it():
 def test_a_port_that_is_taken_is_said_and_nothing_stays():
     async def main():
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            gateway = make_gateway(GatewayConfig(processes=2, port=taken.getsockname()[1] - 1), ["http://127.0.0.1:1"], 1.0, renderer)
+            gateway = make_gateway(
+                GatewayConfig(processes=2, port=taken.getsockname()[1] - 1), ["http://127.0.0.1:1"], 1.0, renderer
+            )
             with pytest.raises(GatewayError, match="is in use"):
                 await gateway.start()
             assert all(worker._process is None for worker in gateway._workers)
@@ -296,8 +359,12 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("end", ["killed", "forgets"])
 def test_the_processes_end_with_the_program_however_it_ends(end, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])}
-    with subprocess.Popen([sys.executable, str(tmp_path / "program.py"), end], stdout=subprocess.PIPE, text=True, env=environment) as program:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    }
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), end], stdout=subprocess.PIPE, text=True, env=environment
+    ) as program:
         pids = [int(word) for word in program.stdout.readline().split()]
         assert len(pids) == 2
         if end == "killed":

@@ -1,4 +1,5 @@
 """Attacks by code under test, on real runners: none is resolved, and each that touched the judge is marked."""
+
 import asyncio
 import itertools
 
@@ -12,9 +13,22 @@ from coderepairrl.rewards import Grader
 from coderepairrl.types import VerdictKind
 
 # these attack nothing that the judge reads: they are wrong repairs, or the sandbox stops them
-NOT_THE_JUDGE = {"kills its parents", "stops the clock", "seeds the hashes and starts again", "floods the output", "asks the network", "skips its tests", "leaves in the middle",
-                 "interrupts", "calls its tests expected failures", "ends the session", "takes the place of a module", "plants bytecode", "rewrites the hidden tests",
-                 "removes the canary"}
+NOT_THE_JUDGE = {
+    "kills its parents",
+    "stops the clock",
+    "seeds the hashes and starts again",
+    "floods the output",
+    "asks the network",
+    "skips its tests",
+    "leaves in the middle",
+    "interrupts",
+    "calls its tests expected failures",
+    "ends the session",
+    "takes the place of a module",
+    "plants bytecode",
+    "rewrites the hidden tests",
+    "removes the canary",
+}
 
 
 def attack(config, runner, code):
@@ -57,7 +71,8 @@ def test_attacks_on_a_log(config, name):
 
 
 def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(config, monkeypatch):
-    """Each run either forges a pass or does not, without knowing which run it is: only the one sequence that guesses all of them is resolved."""
+    """Each run either forges a pass or does not, without knowing which run it is: only the one sequence that guesses
+    all of them is resolved."""
     withheld = source(f"TESTS = []\n{FORGED}if os.urandom(1)[0] % 2: forge()\n")
     told = source("import os\nif os.urandom(1)[0] % 2: os._exit(0)\n")
     tosses = 2 * tests.ROUNDS
@@ -67,8 +82,12 @@ def test_whoever_forges_in_some_of_its_runs_wins_for_one_sequence_of_all_coins(c
 
         async def execute(task, selection, config, variant=None, keep=None):
             status = "passed" if left.pop(0) else "failed"
-            return Run(dict.fromkeys(task.fail_to_pass, status), dict.fromkeys(task.pass_to_pass, "passed"), "junit+canary",
-                       turned=frozenset(task.fail_to_pass) if variant else frozenset())
+            return Run(
+                dict.fromkeys(task.fail_to_pass, status),
+                dict.fromkeys(task.pass_to_pass, "passed"),
+                "junit+canary",
+                turned=frozenset(task.fail_to_pass) if variant else frozenset(),
+            )
 
         async def oracle(self, task, variant=None):
             return Run(dict.fromkeys(task.fail_to_pass, "failed"), {}, "junit+canary")

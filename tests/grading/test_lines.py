@@ -1,4 +1,6 @@
-"""Lines end where git and Python end them: at form feeds, U+0085, U+2028 and their kin a line goes on, in every place that counts lines."""
+"""Lines end where git and Python end them: at form feeds, U+0085, U+2028 and their kin a line goes on, in every place
+that counts lines."""
+
 import ast
 import asyncio
 import random
@@ -35,7 +37,12 @@ def source(mark: str, value: int = 1) -> str:
 @kinds
 def test_the_two_meanings_of_a_line(mark):
     text = f"a{mark}b\r\nc\rd\n{mark}"
-    assert split_lines(text) == [f"a{mark}b\r\n", "c\rd\n", mark] and python_lines(text) == [f"a{mark}b\r\n", "c\r", "d\n", mark]
+    assert split_lines(text) == [f"a{mark}b\r\n", "c\rd\n", mark] and python_lines(text) == [
+        f"a{mark}b\r\n",
+        "c\r",
+        "d\n",
+        mark,
+    ]
     assert "".join(split_lines(text)) == text == "".join(python_lines(text)) and split_lines("") == []
 
 
@@ -64,7 +71,8 @@ def test_an_answer_of_blocks_is_applied_as_it_is_written(config, mark):
     answer = f"lib.py\n<<<<<<< SEARCH\nTEXT = 1  # c{mark}d\n=======\n{new}>>>>>>> REPLACE\n"
     assert parse_blocks(answer) == [("lib.py", f"TEXT = 1  # c{mark}d\n", new)]
     assert blocks(f"Look{mark}```bash\n```edit\n{answer}```\n") == [("edit", answer)]
-    quoted = answer.replace(">>>>>>> REPLACE", f"x{mark}>>>>>>> REPLACE\n>>>>>>> REPLACE", 1)  # inside of a line it is no mark
+    # inside of a line it is no mark
+    quoted = answer.replace(">>>>>>> REPLACE", f"x{mark}>>>>>>> REPLACE\n>>>>>>> REPLACE", 1)
     assert parse_blocks(quoted)[0][2] == new + f"x{mark}>>>>>>> REPLACE\n"
 
     async def main():
@@ -100,7 +108,10 @@ def test_what_is_weaker_and_what_another_encoding_holds_are_read_in_whole_lines(
     assert weaker("pyproject.toml", before, after) == []
     [section] = split_diff(change("x.txt", "a\n", "b\n"))
     (tmp_path / "x.txt").write_bytes(f"a{mark}b\r\nneu\r\n".encode("utf-16"))
-    assert _read(section, f"a{mark}b\nold\n".encode("utf-16"), tmp_path / "x.txt") and (section.removed, section.added) == (["old"], ["neu"])
+    assert _read(section, f"a{mark}b\nold\n".encode("utf-16"), tmp_path / "x.txt") and (
+        section.removed,
+        section.added,
+    ) == (["old"], ["neu"])
 
 
 @kinds

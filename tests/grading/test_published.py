@@ -1,4 +1,6 @@
-"""Patches as they come: what SWE-bench's harness accepts is accepted, of predictions, the oracle, test patches and at admission, by one reading."""
+"""Patches as they come: what SWE-bench's harness accepts is accepted, of predictions, the oracle, test patches and at
+admission, by one reading."""
+
 import asyncio
 from dataclasses import replace
 
@@ -54,14 +56,24 @@ def test_a_script_in_a_patch_runs_in_a_sandbox_only(use, tmp_path):
     assert not evil.exists()
 
 
-@pytest.mark.parametrize("case", [case for case in PATCHES if "x6" in PATCHES[case][0] and PATCHES[case][1] and "differ" not in case and "rename" not in case])
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in PATCHES
+        if "x6" in PATCHES[case][0] and PATCHES[case][1] and "differ" not in case and "rename" not in case
+    ],
+)
 def test_a_test_patch_is_read_by_the_same_rules(case):
     assert "x6 = 66\n" in patched_files("t", "test_patch", None, FILES, PATCHES[case][0])["a.py"].replace("\r", "")
 
 
 def test_sections_without_content_are_told_from_those_with():
     content = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n"
-    assert carried(content + DIFFERS) == (content, {"new.bin": "the patch does not hold the content of this binary file"})
+    assert carried(content + DIFFERS) == (
+        content,
+        {"new.bin": "the patch does not hold the content of this binary file"},
+    )
 
 
 ADMITTED = {  # an oracle of PYTEST_TASK in another's hands -> whether it is admitted
@@ -70,7 +82,10 @@ ADMITTED = {  # an oracle of PYTEST_TASK in another's hands -> whether it is adm
     "with a picture": (DIFFERS + FIX, True),
     "needs fuzz": (FIX.replace(" def f(a):", " def f(b):"), True),
     "a link that leads outside": (
-        change("lib.py", WRONG, None) + "diff --git a/lib.py b/lib.py\nnew file mode 120000\n--- /dev/null\n+++ b/lib.py\n@@ -0,0 +1 @@\n+/repo/right.py\n\\ No newline at end of file\n", False),
+        change("lib.py", WRONG, None)
+        + "diff --git a/lib.py b/lib.py\nnew file mode 120000\n--- /dev/null\n+++ b/lib.py\n@@ -0,0 +1 @@\n+/repo/right.py\n\\ No newline at end of file\n",
+        False,
+    ),
     "does not apply": (FIX.replace("a + 2", "b + 2"), False),
 }
 
@@ -78,7 +93,9 @@ ADMITTED = {  # an oracle of PYTEST_TASK in another's hands -> whether it is adm
 @pytest.mark.parametrize("case", ADMITTED)
 def test_what_is_admitted_is_what_golds_own_diff_repairs(config, tmp_path, case):
     oracle, admitted = ADMITTED[case]
-    task = replace(PYTEST_TASK, oracle_patch=oracle, files=PYTEST_TASK.files | {"right.py": WRONG.replace("a + 2", "a + 1")})
+    task = replace(
+        PYTEST_TASK, oracle_patch=oracle, files=PYTEST_TASK.files | {"right.py": WRONG.replace("a + 2", "a + 1")}
+    )
 
     async def main():
         decision = await validate(task, EnvironmentsConfig(cache=str(tmp_path / "cache")), config, repeats=1)

@@ -1,4 +1,5 @@
 """Verdicts on real test runs, the grader's memory, and how parts of a reward are weighed."""
+
 import asyncio
 import random
 from dataclasses import replace
@@ -32,15 +33,28 @@ from coderepairrl.types import VerdictKind
 
 # ---- verdicts
 
+
 @runners
 @pytest.mark.parametrize("kind", ["bubblewrap", "local"])
 def test_the_fix_is_resolved_and_nothing_is_not(tmp_path, runner, kind):
     config = SandboxConfig(scratch=str(tmp_path), kind=kind)
     good, empty = judge(config, runner, FIX), judge(config, runner, "")
-    assert (good.kind, good.resolved, good.resolved_swebench, good.evidence, good.message, good.dropped_paths, good.tampered) == (
-        VerdictKind.RESOLVED, True, True, "junit+canary", "", (), ())
+    assert (
+        good.kind,
+        good.resolved,
+        good.resolved_swebench,
+        good.evidence,
+        good.message,
+        good.dropped_paths,
+        good.tampered,
+    ) == (VerdictKind.RESOLVED, True, True, "junit+canary", "", (), ())
     assert set(good.fail_to_pass.values()) == {"passed"} and set(good.pass_to_pass.values()) <= {"passed", "skipped"}
-    assert (empty.kind, empty.resolved, empty.resolved_swebench, empty.evidence) == (VerdictKind.UNRESOLVED, False, False, "junit+canary")
+    assert (empty.kind, empty.resolved, empty.resolved_swebench, empty.evidence) == (
+        VerdictKind.UNRESOLVED,
+        False,
+        False,
+        "junit+canary",
+    )
     assert failing(good) == () and failing(empty) == TASKS[runner].fail_to_pass
     assert set(empty.fail_to_pass.values()) == {"failed"} and empty.pass_to_pass == good.pass_to_pass
     assert list(tmp_path.glob("*/live/*")) == []
@@ -49,7 +63,11 @@ def test_the_fix_is_resolved_and_nothing_is_not(tmp_path, runner, kind):
 @runners
 def test_breaking_what_worked_is_not_resolved(config, runner):
     verdict = judge(config, runner, change("lib.py", WRONG, RIGHT.replace("    return a\n", "    return -a\n")))
-    assert not verdict.resolved and set(verdict.fail_to_pass.values()) == {"passed"} and "failed" in verdict.pass_to_pass.values()
+    assert (
+        not verdict.resolved
+        and set(verdict.fail_to_pass.values()) == {"passed"}
+        and "failed" in verdict.pass_to_pass.values()
+    )
 
 
 @runners
@@ -58,21 +76,49 @@ def test_a_repair_that_does_not_import_is_missing_tests(config, runner):
     assert not verdict.resolved and set(verdict.fail_to_pass.values()) == {"missing"}
 
 
-@pytest.mark.parametrize("diff", ["no diff at all", "--- a/lib.py\n+++ b/lib.py\n@@ -1,2 +1,2 @@\n def x():\n-    return\n+    pass\n", FIX + FIX,
-                                  "diff --git a/lib.py b/lib.py\n", "--- a/lib.py\n+++ b/lib.py\n@@ -1,9 +1,9 @@\n cut", FIX.replace("lib.py", "absent.py")])
+@pytest.mark.parametrize(
+    "diff",
+    [
+        "no diff at all",
+        "--- a/lib.py\n+++ b/lib.py\n@@ -1,2 +1,2 @@\n def x():\n-    return\n+    pass\n",
+        FIX + FIX,
+        "diff --git a/lib.py b/lib.py\n",
+        "--- a/lib.py\n+++ b/lib.py\n@@ -1,9 +1,9 @@\n cut",
+        FIX.replace("lib.py", "absent.py"),
+    ],
+)
 def test_diffs_that_do_not_apply_are_verdicts(config, diff):
     verdict = judge(config, "xmlrunner", diff)
-    assert (verdict.kind, verdict.evidence) == (VerdictKind.DOES_NOT_APPLY, "none") and verdict.message.startswith("the diff does not apply: "), verdict
+    assert (verdict.kind, verdict.evidence) == (VerdictKind.DOES_NOT_APPLY, "none") and verdict.message.startswith(
+        "the diff does not apply: "
+    ), verdict
     assert "\n" not in verdict.message
 
 
-PIECES = [FIX[:60], "diff --git a/x b/x\n", "@@ -1 +1 @@\n", "--- a/", "+++ b/lib.py\n", "\0", "é", "\udcff", "\n", "-x\n", "+y\n", "rename from lib.py\n", "GIT binary patch\n",
-          '"a\\303"', "new file mode 120000\n", FIX]
+PIECES = [
+    FIX[:60],
+    "diff --git a/x b/x\n",
+    "@@ -1 +1 @@\n",
+    "--- a/",
+    "+++ b/lib.py\n",
+    "\0",
+    "é",
+    "\udcff",
+    "\n",
+    "-x\n",
+    "+y\n",
+    "rename from lib.py\n",
+    "GIT binary patch\n",
+    '"a\\303"',
+    "new file mode 120000\n",
+    FIX,
+]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_of_random_bytes_only_what_git_reads_changes_only_what_the_filter_saw(config, seed):
-    """Whatever a diff is made of: a similarity in [0, 1], a reason or a change, and no change of a file that the filter did not allow."""
+    """Whatever a diff is made of: a similarity in [0, 1], a reason or a change, and no change of a file that the filter
+    did not allow."""
     rng = random.Random(seed)
 
     async def main():
@@ -82,14 +128,22 @@ def test_of_random_bytes_only_what_git_reads_changes_only_what_the_filter_saw(co
             for _ in range(20):
                 diff = "".join(rng.choices(PIECES, k=rng.randint(1, 12)))
                 selection = select(UNITTEST_TASK, diff, frozenset())
-                assert 0.0 <= patch_similarity(diff, FIX) <= 1.0 and all(change.text in diff + "\n" for change in split_diff(diff))
+                assert 0.0 <= patch_similarity(diff, FIX) <= 1.0 and all(
+                    change.text in diff + "\n" for change in split_diff(diff)
+                )
                 problem = await sandbox.apply(selection.applied, selection.applied_paths) if selection.applied else ""
                 after = {path.name: path.read_bytes() for path in sandbox.root.iterdir() if path.is_file()}
                 changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-                assert "\n" not in problem and changed <= selection.applied_paths and (not problem or not changed), (diff, problem, changed)
+                assert "\n" not in problem and changed <= selection.applied_paths and (not problem or not changed), (
+                    diff,
+                    problem,
+                    changed,
+                )
                 for name in changed:
                     applied += 1
-                    (sandbox.root / name).write_bytes(before[name]) if name in before else (sandbox.root / name).unlink()
+                    (sandbox.root / name).write_bytes(before[name]) if name in before else (
+                        sandbox.root / name
+                    ).unlink()
         return applied
 
     assert asyncio.run(main()) > 0  # some of them are the repair itself, and get through
@@ -109,12 +163,15 @@ def test_infrastructure_trouble_is_never_a_verdict(tmp_path):
 
 # ---- the grader's memory
 
+
 def test_the_same_patch_is_run_once(config):
     grader = Grader(config)
     dropped = change("conftest.py", None, "x = 1\n")
 
     async def main():
-        return await asyncio.gather(*(grader.grade(UNITTEST_TASK, diff) for diff in (FIX, FIX, dropped + FIX, "", ""))), await grader.grade(UNITTEST_TASK, FIX)
+        return await asyncio.gather(
+            *(grader.grade(UNITTEST_TASK, diff) for diff in (FIX, FIX, dropped + FIX, "", ""))
+        ), await grader.grade(UNITTEST_TASK, FIX)
 
     first, again = asyncio.run(main())
     assert [verdict.resolved for verdict in first] == [True, True, True, False, False] and again.resolved
@@ -160,12 +217,16 @@ def test_time_limits_and_errors_are_not_remembered(config, tmp_path):
 
 # ---- parts and weights
 
+
 def test_parts_are_named_and_weighed(config):
     task, grader = UNITTEST_TASK, Grader(config)
 
     async def main():
-        for weights, always, ran, parts, total in (({"tests": 1.0, "patch": 0.5}, False, True, {"tests": 1.0, "patch": 1.0}, 1.5),
-                                                   ({"patch": 2.0}, False, False, {"patch": 1.0}, 2.0), ({"patch": 2.0}, True, True, {"patch": 1.0}, 2.0)):
+        for weights, always, ran, parts, total in (
+            ({"tests": 1.0, "patch": 0.5}, False, True, {"tests": 1.0, "patch": 1.0}, 1.5),
+            ({"patch": 2.0}, False, False, {"patch": 1.0}, 2.0),
+            ({"patch": 2.0}, True, True, {"patch": 1.0}, 2.0),
+        ):
             verdict, got, sum_ = await compute(RewardConfig(weights=weights, always_test=always), task, FIX, grader)
             assert ((verdict is not None), got, sum_) == (ran, parts, total)
 

@@ -1,4 +1,5 @@
 """An oracle's run that fails by chance: what it says of a task is not held against the task's further diffs."""
+
 import asyncio
 from dataclasses import replace
 
@@ -19,8 +20,14 @@ open({folder!r} + "/" + str(NUMBER), "x").close()
 if NUMBER in {chosen!r}:
     {what}
 """
-HAPPENS = {"it crashes": "os._exit(3)", "a test fails": "f = lambda a: 0", "a test is skipped": "pytest.skip('no network', allow_module_level=True)",
-           "it hangs": "time.sleep(1000)", "it is killed": "os.kill(os.getpid(), 9)", "an import fails": "import gone"}
+HAPPENS = {
+    "it crashes": "os._exit(3)",
+    "a test fails": "f = lambda a: 0",
+    "a test is skipped": "pytest.skip('no network', allow_module_level=True)",
+    "it hangs": "time.sleep(1000)",
+    "it is killed": "os.kill(os.getpid(), 9)",
+    "an import fails": "import gone",
+}
 BROKEN = change("lib.py", WRONG, "def f(:\n")
 BROKEN_TOO = change("lib.py", WRONG, "def g(:\n")
 LIMIT_S = 20.0  # of a run of the tests, far more than one takes
@@ -29,14 +36,18 @@ LIMIT_S = 20.0  # of a run of the tests, far more than one takes
 @pytest.fixture
 def flaky(tmp_path):
     """flaky(task, happens, runs): the task, in which that happens in those runs, and a grader."""
+
     def made(task, what, *chosen):
         folder = tmp_path / "runs"
         folder.mkdir()
         code = CHANCE.format(folder=str(folder), chosen=chosen, what=HAPPENS[what])
         tests = {path: text.replace("\n\n\n", f"\n{code}\n\n", 1) for path, text in task.hidden_tests.items()}
         limit = LIMIT_S if what == "it hangs" else 120.0
-        return (replace(task, hidden_tests=tests, environment=replace(task.environment, test_timeout_s=limit)),
-                Grader(SandboxConfig(kind="local", scratch=str(tmp_path))))  # what happened in a run has to outlive its sandbox
+        return (
+            replace(task, hidden_tests=tests, environment=replace(task.environment, test_timeout_s=limit)),
+            Grader(SandboxConfig(kind="local", scratch=str(tmp_path))),
+        )  # what happened in a run has to outlive its sandbox
+
     return made
 
 
@@ -68,7 +79,9 @@ def test_a_project_that_spoils_the_canary_is_marked_by_runs_that_agree(flaky, nu
 
     first, marked, again, fixed = asyncio.run(main())
     assert not marked and grader._spoilt == {task.task_id}
-    assert first.kind in (VerdictKind.UNRESOLVED, VerdictKind.ENVIRONMENT_ERROR) and again.kind == VerdictKind.UNRESOLVED, (first, again)
+    assert (
+        first.kind in (VerdictKind.UNRESOLVED, VerdictKind.ENVIRONMENT_ERROR) and again.kind == VerdictKind.UNRESOLVED
+    ), (first, again)
     assert (fixed.kind, fixed.evidence) == (VerdictKind.RESOLVED, "junit"), fixed
 
 

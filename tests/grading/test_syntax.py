@@ -1,4 +1,5 @@
 """Syntax trees are made in several threads of a rollout at once; some interpreters can't do that by themselves."""
+
 import ast
 import gc
 import sys

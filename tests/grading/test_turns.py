@@ -1,4 +1,5 @@
 """Turned tests: what passed must fail, by what is expected, also where an object equals everything."""
+
 import ast
 import random
 import re
@@ -92,7 +93,12 @@ FORMS = {  # what the test says -> how the turn that is tried first is found
     "self.assertLess(f(1), 3)": ORDER,
     "self.assertGreater(f(1), 1.5)": ORDER,
 }
-ONLY_OPPOSITE = ("assert bool(f(1))", "assert not f(-0) == f(1) - f(1)", "self.assertTrue(f(1))", "a = b = f(1)\nassert a == b")
+ONLY_OPPOSITE = (
+    "assert bool(f(1))",
+    "assert not f(-0) == f(1) - f(1)",
+    "self.assertTrue(f(1))",
+    "a = b = f(1)\nassert a == b",
+)
 HEAD = "import unittest\n\nimport pytest\n\nfrom lib import check, f\n\nWANTED = 2\nROWS = [(1, 2), (2, 3)]\n\n\n"
 
 
@@ -108,9 +114,14 @@ def run(folder, lib: str, files: dict[str, str]) -> dict[str, bool]:
     (folder / "lib.py").write_text(textwrap.dedent(lib))
     for name, text in files.items():
         (folder / f"test_{name}.py").write_text(text)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--tb=no", "."], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--tb=no", "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     lines = done.stdout.splitlines()
-    passed = {line.split("::")[0][len("PASSED test_"):-3] for line in lines if line.startswith("PASSED")}
+    passed = {line.split("::")[0][len("PASSED test_") : -3] for line in lines if line.startswith("PASSED")}
     failed = {line.split("::")[0].split(" test_")[-1][:-3] for line in lines if re.match("(SUB)?FAILED", line)}
     assert passed | failed == set(files), done.stdout[-3000:]
     return {name: name not in failed for name in files}
@@ -118,7 +129,8 @@ def run(folder, lib: str, files: dict[str, str]) -> dict[str, bool]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Every form with its first turn, three times at random: by honest code, and by code that is content with everything."""
+    """Every form with its first turn, three times at random: by honest code, and by code that is content with
+    everything."""
     files, ranks = {}, {}
     for i, body in enumerate(FORMS):
         for seed in range(3):
@@ -127,8 +139,14 @@ def ran(tmp_path_factory):
             ranks[f"{i}_{seed}"] = first.rank
     plain = {str(i): module_of(body) for i, body in enumerate(FORMS)}
     folder = tmp_path_factory.mktemp("turns")
-    return {"honest": run(folder / "a", LIB, plain), "honest turned": run(folder / "b", LIB, files),
-            "content": run(folder / "c", SAME, plain), "content turned": run(folder / "d", SAME, files), "files": files, "ranks": ranks}
+    return {
+        "honest": run(folder / "a", LIB, plain),
+        "honest turned": run(folder / "b", LIB, files),
+        "content": run(folder / "c", SAME, plain),
+        "content turned": run(folder / "d", SAME, files),
+        "files": files,
+        "ranks": ranks,
+    }
 
 
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=[body[:40].replace("\n", " ") for body in FORMS])
@@ -172,14 +190,24 @@ def test_parametrize_is_turned_in_the_column_that_is_compared_with():
     for seed in range(9):
         first = turns(text, {"test_it"}, random.Random(seed))["test_it"][0]
         changed = turned(text, [first])
-        assert first.rank == TABLE and "(10, " in changed and "(30, " in changed and "(10, 20)" not in changed and "(30, 40)" not in changed
+        assert (
+            first.rank == TABLE
+            and "(10, " in changed
+            and "(30, " in changed
+            and "(10, 20)" not in changed
+            and "(30, 40)" not in changed
+        )
 
 
 def test_each_row_of_parametrize_is_turned_however_it_is_written():
     rows = "[pytest.param(10, 'a', id='x'), (30, 'b'), [50, 'c']]"
     text = f"import pytest\nfrom lib import f\n\n@pytest.mark.parametrize(['a', 'b'], {rows})\ndef test_it(a, b):\n    assert f(a) == b\n"
     changed = turned(text, turns(text, {"test_it"}, random.Random(0))["test_it"][:1])
-    assert all(kept in changed for kept in ("10", "30", "50", "id='x'")) and not any(f"'{was}')" in changed for was in "ab") and "'c'" not in changed
+    assert (
+        all(kept in changed for kept in ("10", "30", "50", "id='x'"))
+        and not any(f"'{was}')" in changed for was in "ab")
+        and "'c'" not in changed
+    )
     one = "import pytest\nfrom lib import f\n\n@pytest.mark.parametrize('b', [10, pytest.param(30, marks=())])\ndef test_it(b):\n    assert f(1) == b\n"
     changed = turned(one, turns(one, {"test_it"}, random.Random(0))["test_it"][:1])
     assert "[10," not in changed and "param(30" not in changed
@@ -198,8 +226,33 @@ def test_two_turns_that_overlap_leave_the_first():
     assert twice == turned(text, found[:1])
 
 
-@pytest.mark.parametrize("constant", ["0", "7", "10", "0x1f", "1_000", "2.5", "0.001", "1e9", "3j", "'a'", '"abc"', "''", "b'x'", "r'\\d+'", "'\\n'", "'é'", "'''long\ntext'''", "True",
-                                      "None", "'a' 'b'", "'\\x41'", "u'x'"])
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "0",
+        "7",
+        "10",
+        "0x1f",
+        "1_000",
+        "2.5",
+        "0.001",
+        "1e9",
+        "3j",
+        "'a'",
+        '"abc"',
+        "''",
+        "b'x'",
+        "r'\\d+'",
+        "'\\n'",
+        "'é'",
+        "'''long\ntext'''",
+        "True",
+        "None",
+        "'a' 'b'",
+        "'\\x41'",
+        "u'x'",
+    ],
+)
 def test_a_near_constant_is_of_the_same_kind(constant):
     text = f"def test_it():\n    assert f() == ({constant})\n"
     for seed in range(20):
@@ -216,7 +269,14 @@ def test_what_cannot_be_read_has_no_turns(text):
     assert turns(text, {"test_it"}, random.Random(0)) == {}
 
 
-@pytest.mark.parametrize("body", ["    '''Docstring 5.'''\n    assert f(1) == 2", "    f'{1} is {2}'\n    assert f(1) == 2", "    assert f(1) == 2, 'message 5'"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    '''Docstring 5.'''\n    assert f(1) == 2",
+        "    f'{1} is {2}'\n    assert f(1) == 2",
+        "    assert f(1) == 2, 'message 5'",
+    ],
+)
 def test_docstrings_messages_and_f_strings_stay(body):
     text = f"def test_it():\n{body}\n"
     kept = [line for line in body.split("\n") if "assert" not in line] or ["'message 5'"]

@@ -1,4 +1,6 @@
-"""Whatever happens to the server: it comes back with the newest weights, nothing is released before, and the reason is on record."""
+"""Whatever happens to the server: it comes back with the newest weights, nothing is released before, and the reason is
+on record."""
+
 import asyncio
 import json
 import os
@@ -17,7 +19,9 @@ from coderepairrl.inference.vllm import Server, ServerConfig, Supervisor, shared
 from coderepairrl.rollout import ledger
 from coderepairrl.weights.probe import Probe, write
 
-KILLED = "it ended with code -9: ended by SIGKILL, from outside: where nobody sent it, the kernel did, for want of memory"
+KILLED = (
+    "it ended with code -9: ended by SIGKILL, from outside: where nobody sent it, the kernel did, for want of memory"
+)
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "small_server.py"
 
 
@@ -36,13 +40,18 @@ class Run:
         self.folder = folder
         (folder / "policy").mkdir()
         self.calls: list = []
-        server = SmallServer(ServerConfig(**{"start_timeout_s": 60.0, "update_timeout_s": 10.0} | config), folder, folder / "vllm.log")
+        server = SmallServer(
+            ServerConfig(**{"start_timeout_s": 60.0, "update_timeout_s": 10.0} | config), folder, folder / "vllm.log"
+        )
         self.supervisor = Supervisor(server, lambda: self.calls.append("hold"), self.calls.append)
         self.publish(0)
 
     def publish(self, version: int, **fields) -> None:
         self.export(version)
-        write_json(self.folder / "policy" / "current.json", {"version": version, "step": version, "path": self.path(version), "live": True} | fields)
+        write_json(
+            self.folder / "policy" / "current.json",
+            {"version": version, "step": version, "path": self.path(version), "live": True} | fields,
+        )
 
     def export(self, version: int) -> None:
         Path(self.path(version)).mkdir(exist_ok=True)
@@ -52,7 +61,9 @@ class Run:
 
     def update(self, version: int) -> None:
         """A trainer's live update."""
-        requests.post(f"{self.supervisor.server.url}/update_weight_version", json={"new_version": str(version)}, timeout=10).raise_for_status()
+        requests.post(
+            f"{self.supervisor.server.url}/update_weight_version", json={"new_version": str(version)}, timeout=10
+        ).raise_for_status()
         self.publish(version)
 
     @property
@@ -98,6 +109,7 @@ def test_killed_after_live_updates_it_comes_back_with_the_newest(tmp_path):
             await asyncio.to_thread(run.update, 3)  # and takes updates as before
             await run.until(lambda: run.supervisor.serving["version"] == 3)
             assert run.supervisor.restarts == 1
+
     asyncio.run(scenario())
 
 
@@ -113,8 +125,11 @@ def test_what_the_trainer_did_meanwhile_is_sent_and_no_second_start(tmp_path):
                 assert run.calls == ["hold", 0, "hold"]  # nothing is sampled with the old ones
                 await asyncio.to_thread(run.update, 1)
             await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
-            assert read_json(run.folder / "policy" / "engine_0.json")["version"] == run.supervisor.serving["version"] == 1
+            assert (
+                read_json(run.folder / "policy" / "engine_0.json")["version"] == run.supervisor.serving["version"] == 1
+            )
             assert run.supervisor.restarts == 1 and len(run.started()) == 2
+
     asyncio.run(scenario())
 
 
@@ -122,12 +137,17 @@ def test_what_a_killed_server_had_in_shared_memory_is_removed(tmp_path):
     async def scenario():
         async with Run(tmp_path) as run:
             files = shared_memory_of(run.pid)
-            assert any("/psm_" in file for file in files) and any("/sem.mp-" in file for file in files) and all(Path(file).exists() for file in files)
+            assert (
+                any("/psm_" in file for file in files)
+                and any("/sem.mp-" in file for file in files)
+                and all(Path(file).exists() for file in files)
+            )
             os.killpg(run.pid, signal.SIGKILL)  # with what would have removed it
             await run.until(lambda: run.calls == ["hold", 0, "hold", 0])
             assert not any(Path(file).exists() for file in files)
             later = shared_memory_of(run.pid)
         assert later and not any(Path(file).exists() for file in later)
+
     asyncio.run(scenario())
 
 
@@ -136,17 +156,25 @@ def test_a_failed_update_restarts_it_with_the_export(tmp_path):
         async with Run(tmp_path) as run:
             run.publish(1, live=False, reason="the broadcast broke")
             await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
-            assert run.started() == ["v000000", "v000001"] and run.recoveries() == ["vLLM restarted: weight update 1 failed: the broadcast broke"]
+            assert run.started() == ["v000000", "v000001"] and run.recoveries() == [
+                "vLLM restarted: weight update 1 failed: the broadcast broke"
+            ]
+
     asyncio.run(scenario())
 
 
 def test_an_update_that_went_to_a_server_that_is_no_more(tmp_path):
     """current.json says live, but the server was restarted in between, from the older export: its own word counts."""
+
     async def scenario():
         async with Run(tmp_path) as run:
             run.publish(1)
             await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
-            assert run.recoveries() == ["vLLM restarted: it has weights default instead of 1"] and run.supervisor.serving["version"] == 1
+            assert (
+                run.recoveries() == ["vLLM restarted: it has weights default instead of 1"]
+                and run.supervisor.serving["version"] == 1
+            )
+
     asyncio.run(scenario())
 
 
@@ -160,6 +188,7 @@ def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
             await run.until(lambda: run.calls == ["hold", 0, "hold", 0])
             assert run.pid != stopped and not Path(f"/proc/{stopped}").exists()
             assert run.recoveries() == ["vLLM restarted: it did not say within 2 s that it is well"]
+
     asyncio.run(scenario())
 
 
@@ -174,6 +203,7 @@ def test_a_failed_update_into_a_stopped_server_is_not_waited_for(tmp_path, monke
             run.publish(1, live=False, reason="no answer")
             await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
             assert run.recoveries() == ["vLLM restarted: weight update 1 failed: no answer"]
+
     asyncio.run(scenario())
 
 
@@ -188,11 +218,13 @@ def test_a_resumed_run_starts_it_once_with_the_weights_that_agents_need(tmp_path
         await start
         assert run.calls == ["hold", 2] and run.started() == ["v000002"] and run.supervisor.restarts == 0
         await run.supervisor.server.stop()
+
     asyncio.run(scenario())
 
 
 def test_weights_that_were_not_exported_are_asked_for(tmp_path):
     """Nothing is started, and nothing released, with older weights than the newest."""
+
     async def scenario():
         async with Run(tmp_path) as run:
             wish = tmp_path / "policy" / "export_wanted.json"
@@ -208,6 +240,7 @@ def test_weights_that_were_not_exported_are_asked_for(tmp_path):
             run.publish(2, path_version=2, live=False)
             await run.until(lambda: run.calls == ["hold", 0, "hold", 2])
             assert run.started() == ["v000000", "v000002"] and not wish.exists() and run.supervisor.restarts == 1
+
     asyncio.run(scenario())
 
 
@@ -218,11 +251,14 @@ def test_an_export_that_never_comes(tmp_path):
             run.publish(1, path=run.path(0), path_version=0, live=False)
             with pytest.raises(EngineError, match="did not export weights 1 in 0 s: see trainer.log"):
                 await run.until(lambda: False)
+
     asyncio.run(scenario())
 
 
 def test_an_export_that_is_removed_while_the_server_starts(tmp_path):
-    """The trainer keeps the newest exports only: where it went on meanwhile, the start is tried again with the newer one."""
+    """The trainer keeps the newest exports only: where it went on meanwhile, the start is tried again with the newer
+    one."""
+
     async def scenario():
         run = Run(tmp_path)
         shutil.rmtree(run.path(0))
@@ -233,6 +269,7 @@ def test_an_export_that_is_removed_while_the_server_starts(tmp_path):
         await start
         assert run.calls == ["hold", 1] and run.started() == ["v000000", "v000001"]
         await run.supervisor.server.stop()
+
     asyncio.run(scenario())
 
 
@@ -243,6 +280,7 @@ def test_a_model_that_is_not_there_is_an_error_with_its_cause(tmp_path):
         with pytest.raises(EngineError, match="not ready before it ended with code 1: FileNotFoundError"):
             await run.supervisor.start()
         assert run.calls == ["hold"] and not (tmp_path / "policy" / "engine_0.json").exists()
+
     asyncio.run(scenario())
 
 
@@ -253,9 +291,12 @@ def test_it_is_not_restarted_for_ever(tmp_path):
                 os.kill(run.pid, signal.SIGKILL)
                 await run.until(lambda: len(run.calls) == 2 + 2 * restarts)
             os.kill(run.pid, signal.SIGKILL)
-            with pytest.raises(EngineError, match="more than 2 times, at last because: it ended with code -9: ended by SIGKILL"):
+            with pytest.raises(
+                EngineError, match="more than 2 times, at last because: it ended with code -9: ended by SIGKILL"
+            ):
                 await run.until(lambda: False)
             assert len(run.recoveries()) == 3
+
     asyncio.run(scenario())
 
 
@@ -264,13 +305,16 @@ def test_rows_on_record_are_json_with_a_time(tmp_path):
         async with Run(tmp_path) as run:
             os.kill(run.pid, signal.SIGKILL)
             await run.until(lambda: run.supervisor.restarts == 1 and len(run.calls) == 4)
+
     asyncio.run(scenario())
     row = json.loads((tmp_path / "policy" / "recoveries.jsonl").read_text())
     assert row.keys() == {"time", "what"} and row["time"] > 1e9
 
 
 def test_weights_that_were_sent_once_more_in_vain_restart_every_server_that_they_went_to(tmp_path):
-    """They go to all when one was behind: also to a server that had them, which is paused now. Once: the word stays there."""
+    """They go to all when one was behind: also to a server that had them, which is paused now. Once: the word stays
+    there."""
+
     async def scenario():
         async with Run(tmp_path) as run:
             await asyncio.to_thread(run.update, 1)
@@ -280,6 +324,7 @@ def test_weights_that_were_sent_once_more_in_vain_restart_every_server_that_they
             await asyncio.sleep(0.3)
             assert run.recoveries() == ["vLLM restarted: weight update 1 failed: the broadcast broke"]
             assert run.started() == ["v000000", "v000001"]
+
     asyncio.run(scenario())
 
 
@@ -291,11 +336,13 @@ def test_a_server_that_began_with_older_weights_and_did_not_get_the_newest_is_re
             await run.until(lambda: run.calls == ["hold", 0, "hold"])
             run.publish(1, live=False, reason="vLLM is being restarted", tried=[])
             await run.until(lambda: (run.folder / "policy" / "engine_0.json").exists() and run.pid != first)
-            if read_json(run.folder / "policy" / "engine_0.json")["version"] == 0:  # the trainer sees it, and sends them
+            # the trainer sees it, and sends them
+            if read_json(run.folder / "policy" / "engine_0.json")["version"] == 0:
                 run.publish(2, live=False, reason="the probe", tried=[run.pid])
                 await run.until(lambda: run.calls[-1] == 2)
                 assert run.started() == ["v000000", "v000000", "v000002"]
                 assert run.recoveries()[-1] == "vLLM restarted: weight update 2 failed: the probe"
+
     asyncio.run(scenario())
 
 
@@ -309,6 +356,7 @@ def says(run: Run, version: int, logprob: float = -1.0) -> None:
 
 def test_nothing_is_released_before_the_server_has_shown_what_weights_it_has(tmp_path):
     """The trainer may still be starting; the same holds for every restart."""
+
     async def scenario():
         run = Run(tmp_path)
         run.publish(0, proven=True)
@@ -327,22 +375,27 @@ def test_nothing_is_released_before_the_server_has_shown_what_weights_it_has(tmp
         run.publish(1, proven=True, live=False, reason="the probe")
         await run.until(lambda: run.calls == ["hold", 0, "hold", 1])
         await run.__aexit__()
+
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("logprob", ["-1.002", "-7", "nan", "-inf"])
 def test_a_server_that_computes_other_weights_from_the_start_ends_the_run(tmp_path, logprob):
     """No second start: the same would come of it. What was started is gone."""
+
     async def scenario():
         run = Run(tmp_path)
         run.publish(0, proven=True)
         says(run, 0)
         (Path(run.path(0)) / "logprob").write_text(logprob)
-        said = r"does not compute what weights 0 do: .* off in the mean .*server.probe_bound.*just loaded them from disk"
+        said = (
+            r"does not compute what weights 0 do: .* off in the mean .*server.probe_bound.*just loaded them from disk"
+        )
         with pytest.raises(EngineError, match=said) as raised:
             await run.supervisor.start()
         assert "\n" not in str(raised.value) and run.started() == ["v000000"] and run.calls == ["hold"]
         assert run.supervisor.server.process is None and not (tmp_path / "policy" / "engine_0.json").exists()
+
     asyncio.run(scenario())
 
 
@@ -353,6 +406,7 @@ def test_a_trainer_that_says_nothing_is_not_waited_for_without_end(tmp_path):
         with pytest.raises(EngineError, match="in 2 s the trainer did not say what weights 0 compute: see trainer.log"):
             await run.supervisor.start()
         assert run.supervisor.server.process is None
+
     asyncio.run(scenario())
 
 

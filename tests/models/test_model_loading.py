@@ -1,4 +1,5 @@
 """A model's own files, copied to the byte; what is no such file stays; folders that can't be loaded."""
+
 import json
 import shutil
 
@@ -10,13 +11,42 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.models.loading import load_config, load_model, own_files, write_own_files
 from coderepairrl.models.tokenizer import load_tokenizer
 
-OWN = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-       "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-       "chat_template.json", "additional_chat_templates/tool_use.jinja", "qwen.tiktoken", "spiece.model",
-       "tokenization_kimi.py", "LICENSE"]
-OTHERS = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-          "pytorch_model.bin.index.json", "tokenizer.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors",
-          "optimizer.pt", "trainer_state.json", "training_args.bin", "original/tokenizer.model", "README.md", ".cache/tokenizer.json"]
+OWN = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+    "qwen.tiktoken",
+    "spiece.model",
+    "tokenization_kimi.py",
+    "LICENSE",
+]
+OTHERS = [
+    "model.safetensors",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer.bin",
+    "model.gguf",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "original/tokenizer.model",
+    "README.md",
+    ".cache/tokenizer.json",
+]
 
 
 def filled(folder, names):
@@ -52,11 +82,16 @@ def test_a_folder_that_lacks_a_file_does_not_get_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tokenizer.json"]
 
 
-@pytest.mark.parametrize("before, after", [
-    ('{"torch_dtype":  "bfloat16",\n "x": ["bfloat16"]}', '{"torch_dtype":  "float32",\n "x": ["bfloat16"]}'),
-    ('{"dtype":"float16"}\n', '{"dtype":"float32"}\n'), ('{"torch_dtype": null}', '{"torch_dtype": null}'),
-    ('{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}', '{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}'),
-    ('{"z": 1.0E-6}', '{"z": 1.0E-6}')])
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ('{"torch_dtype":  "bfloat16",\n "x": ["bfloat16"]}', '{"torch_dtype":  "float32",\n "x": ["bfloat16"]}'),
+        ('{"dtype":"float16"}\n', '{"dtype":"float32"}\n'),
+        ('{"torch_dtype": null}', '{"torch_dtype": null}'),
+        ('{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}', '{"dtype": "float32", "y": "\\u00e9", "z": 1e-06}'),
+        ('{"z": 1.0E-6}', '{"z": 1.0E-6}'),
+    ],
+)
 def test_config_names_the_dtype_of_the_weights_beside_it_and_is_else_unchanged(tmp_path, before, after):
     write_own_files({"config.json": before.encode()}, tmp_path, "float32")
     assert (tmp_path / "config.json").read_text() == after
@@ -77,7 +112,13 @@ def test_a_tokenizer_of_a_class_that_says_otherwise_is_exported_as_it_is(policy,
 
 
 def a_folder(folder, change=lambda weights: None):
-    shape = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=False))
     weights = model.state_dict()
     change(weights)
@@ -95,10 +136,19 @@ def test_a_folder_that_lacks_a_weight_is_refused(tmp_path):
         load_model(tmp_path / "whole", torch.float32)
 
 
-@pytest.mark.parametrize("config, cause", [
-    (None, "no model there"), ("{", "can't read its config.json"), ('{"model_type": "nothing_known"}', "can't read its config"),
-    ('{"model_type": "llama", "hidden_size": 30}', "can't read its config"),
-    ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}', "weights are quantized")])
+@pytest.mark.parametrize(
+    "config, cause",
+    [
+        (None, "no model there"),
+        ("{", "can't read its config.json"),
+        ('{"model_type": "nothing_known"}', "can't read its config"),
+        ('{"model_type": "llama", "hidden_size": 30}', "can't read its config"),
+        (
+            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
+            "weights are quantized",
+        ),
+    ],
+)
 def test_a_folder_that_holds_no_model_for_training_is_refused_in_one_line(tmp_path, config, cause):
     if config:
         (tmp_path / "config.json").write_text(config)

@@ -1,4 +1,5 @@
 """A process in an image, with the real Apptainer: what goes in, what comes out, and that nothing stays."""
+
 import json
 import os
 import shutil
@@ -31,7 +32,10 @@ def image(tmp_path_factory) -> Path:
         (root / name).mkdir(parents=True)
     for name in (*PROGRAMS, "setsid"):
         program = shutil.which(name)
-        for needed in [program, *(word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/"))]:
+        for needed in [
+            program,
+            *(word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/")),
+        ]:
             inside = root / ("usr/bin/" + name if needed == program else needed.lstrip("/"))
             inside.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(needed, inside)
@@ -54,7 +58,9 @@ def start():
     started = []
 
     def function(argv: list[str]) -> subprocess.Popen:
-        started.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True))
+        started.append(
+            subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        )
         assert started[-1].stdout.readline() == "ready\n"
         return started[-1]
 
@@ -69,9 +75,13 @@ def below(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def mounts_of(image: Path) -> set[str]:
-    """What FUSE and the kernel hold of this image, with the ids that tell one mount from the next. Other tests' images come and go meanwhile."""
-    fuse = {f"squashfuse {process.pid}" for process in psutil.process_iter(["name"])
-            if process.info["name"].startswith("squashfuse") and opened(process, image)}
+    """What FUSE and the kernel hold of this image, with the ids that tell one mount from the next. Other tests' images
+    come and go meanwhile."""
+    fuse = {
+        f"squashfuse {process.pid}"
+        for process in psutil.process_iter(["name"])
+        if process.info["name"].startswith("squashfuse") and opened(process, image)
+    }
     return fuse | {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(image) in line}
 
 
@@ -124,8 +134,15 @@ def test_arguments_variables_binds_exit_code(image, tmp_path):
     script = 'printf "%s\\n" "$1" "$GPUS" "$NASTY" "${CC-unset}" "${LD_PRELOAD-unset}"; cat "$2/file"; echo written > "$2/out"; echo left > /dev/shm/x; exit 41'
     shm = tmp_path / "shm"
     shm.mkdir()
-    result = run(in_image(str(image), ["bash", "-c", script, "_", nasty, str(inside)], binds=[inside, f"{shm}:/dev/shm", inside]),
-                 GPUS="0,1", NASTY=nasty, CC="the-node's", LD_PRELOAD="")
+    result = run(
+        in_image(
+            str(image), ["bash", "-c", script, "_", nasty, str(inside)], binds=[inside, f"{shm}:/dev/shm", inside]
+        ),
+        GPUS="0,1",
+        NASTY=nasty,
+        CC="the-node's",
+        LD_PRELOAD="",
+    )
     assert result.stdout.splitlines() == [nasty, "0,1", nasty, "unset", "unset", "bound"], result.stderr
     assert result.returncode == 41
     assert (inside / "out").read_text() == "written\n" and (shm / "x").read_text() == "left\n"
@@ -133,14 +150,20 @@ def test_arguments_variables_binds_exit_code(image, tmp_path):
 
 @needs_apptainer
 def test_interpreter_and_folder_are_those_inside(image, tmp_path):
-    result = subprocess.run(in_image(str(image), [sys.executable, "-c", 'echo "$BASH $PWD"; echo "$0"', sys.executable], binds=[tmp_path]),
-                            cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        in_image(str(image), [sys.executable, "-c", 'echo "$BASH $PWD"; echo "$0"', sys.executable], binds=[tmp_path]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.stdout == f"/opt/venv/bin/python {tmp_path}\n/opt/venv/bin/python\n", result.stderr
 
 
 @needs_apptainer
 def test_process_sees_the_image_and_not_the_node(image):
-    result = run(in_image(str(image), ["bash", "-c", "cat /proc/self/mountinfo; [ -e /usr/bin/setpriv ] && echo the node"]))
+    result = run(
+        in_image(str(image), ["bash", "-c", "cat /proc/self/mountinfo; [ -e /usr/bin/setpriv ] && echo the node"])
+    )
     root = next(line for line in result.stdout.splitlines() if line.split()[4] == "/")
     assert "apptainer" in root and "the node" not in result.stdout, result.stdout + result.stderr
     result = run(in_image(str(image), ["bash", "-c", "echo x > /usr/bin/new"]))
@@ -165,7 +188,9 @@ def test_sigterm_reaches_what_is_inside(image, start, whole_group):
 def test_sigkill_leaves_nothing(image, start, victim, options):
     before = mounts_of(image)
     argv = [*ends_with_parent(signal.SIGKILL), *in_image(str(image), ["bash", "-c", TREE], options=options)]
-    parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if victim == "parent" else []
+    parent = (
+        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if victim == "parent" else []
+    )
     process = start([*parent, *argv])
     tree = below(process)
     assert len(tree) >= 6  # keeper, Apptainer, its init, shells; the sleeps may still be to come
@@ -196,11 +221,16 @@ def test_sigusr2_to_every_process_ends_none(image, start):
 
 def test_keeper_says_what_it_could_not_start():
     result = run([sys.executable, "-I", keeper.__file__, "/no/such/program"])
-    assert result.returncode == 127 and result.stderr == "error: /no/such/program could not be started: No such file or directory\n"
+    assert (
+        result.returncode == 127
+        and result.stderr == "error: /no/such/program could not be started: No such file or directory\n"
+    )
 
 
 def test_keeper_ends_orphans_of_a_command_that_has_ended():
-    result = run([sys.executable, "-I", keeper.__file__, "bash", "-c", "setsid sleep 1111 > /dev/null 2>&1 & echo $!; exit 5"])
+    result = run(
+        [sys.executable, "-I", keeper.__file__, "bash", "-c", "setsid sleep 1111 > /dev/null 2>&1 & echo $!; exit 5"]
+    )
     assert result.returncode == 5 and not psutil.pid_exists(int(result.stdout))
 
 

@@ -1,7 +1,9 @@
-"""Run by test_weights.py under torchrun: a real engine and a Publisher, told what to do word by word; each rank writes what it saw.
+"""Run by test_weights.py under torchrun: a real engine and a Publisher, told what to do word by word; each rank writes
+what it saw.
 
     torchrun --nproc-per-node N tests/programs/publish.py MODEL RUN WORD ...
 """
+
 import json
 import os
 import signal
@@ -24,7 +26,9 @@ breaks = words[-1] == "break" and words.pop()
 torch.set_num_threads(1)
 version = int(words.pop(0).removeprefix("version=")) if words[0].startswith("version=") else 0
 engine = Engine(model, EngineConfig(learning_rate=1e-3, bucket_elements=10_000))
-publisher = Publisher(engine, run, ServerConfig(dtype="float32", update_timeout_s=20.0, weight_backend="gloo"), version, export_every=100)
+publisher = Publisher(
+    engine, run, ServerConfig(dtype="float32", update_timeout_s=20.0, weight_backend="gloo"), version, export_every=100
+)
 layout, whole_buckets = engine.layout(), engine.buckets
 
 
@@ -59,12 +63,21 @@ for word, _, value in (word.partition("=") for word in words):
         while not (run / "server_is_back").exists():
             time.sleep(0.05)
     elif engine.rank == 0:
-        write_json(run / "policy" / ("engine_0.json" if word == "server" else "export_wanted.json"), json.loads(value or "{}"))
+        write_json(
+            run / "policy" / ("engine_0.json" if word == "server" else "export_wanted.json"), json.loads(value or "{}")
+        )
     engine.sum([1.0])  # all ranks are here
-    rows.append({"word": word, "version": publisher.version, "updates": publisher.updates, "failed": publisher.failed,
-                 "current": read_json(run / "policy" / "current.json"),
-                 "exports": sorted(path.name for path in (run / "policy").glob("v0*")),
-                 "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir())})
+    rows.append(
+        {
+            "word": word,
+            "version": publisher.version,
+            "updates": publisher.updates,
+            "failed": publisher.failed,
+            "current": read_json(run / "policy" / "current.json"),
+            "exports": sorted(path.name for path in (run / "policy").glob("v0*")),
+            "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
+        }
+    )
     engine.sum([1.0])
 (run / f"rank_{engine.rank}.json").write_text(json.dumps(rows))
 

@@ -1,4 +1,5 @@
 """What a job of the launcher's tests runs: says where it is, and ends as its configuration says."""
+
 import json
 import os
 import sys
@@ -24,7 +25,12 @@ def main(arguments: list[str]) -> None:
     time.sleep(config.seconds)
     if config.fails:
         raise TaskError("it was told to fail: tell it something else")
-    said = {"number": config.number, "here": os.getcwd(), "package": coderepairrl.__file__, "variable": os.environ.get("SMALL_JOB")}
+    said = {
+        "number": config.number,
+        "here": os.getcwd(),
+        "package": coderepairrl.__file__,
+        "variable": os.environ.get("SMALL_JOB"),
+    }
     (Path(config.run) / "said.json").write_text(json.dumps(said))
 
 

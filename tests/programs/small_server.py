@@ -1,8 +1,11 @@
-"""Stands in for `vllm serve` where its life is tested, not its answers: small_server.py PORT MODEL. Dies when the model isn't there.
+"""Stands in for `vllm serve` where its life is tested, not its answers: small_server.py PORT MODEL. Dies when the model
+isn't there.
 
-/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them. To /inference/v1/generate it says that
+/health, /weight_info ("default" until a POST to /update_weight_version), as vLLM has them. To /inference/v1/generate it
+says that
 every token of the prompt has the logprob that stands in MODEL/logprob, or -1.
 """
+
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,7 +25,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/inference/v1/generate":
             file = Path(model) / "logprob"
             logprob = float(file.read_text()) if file.exists() else -1.0
-            self.answer(prompt_logprobs=[None, *({str(token): {"logprob": logprob}} for token in said["token_ids"][1:])])
+            self.answer(
+                prompt_logprobs=[None, *({str(token): {"logprob": logprob}} for token in said["token_ids"][1:])]
+            )
         else:
             Handler.version = said["new_version"]
             self.answer()

@@ -1,4 +1,5 @@
 """scripts/train_grpo.py, whose trainer once, at version 2, sends the head of before: so looks a server that kept it."""
+
 import importlib.util
 import sys
 
@@ -13,6 +14,7 @@ def sends_an_old_head(self, servers, version, layout, buckets, probe=None):
             old = {name: before.get(name) for name, _ in bucket}
             before.update({name: tensor.clone() for name, tensor in bucket if name == "lm_head.weight"})
             yield [(name, old[name] if version == 2 and old[name] is not None else tensor) for name, tensor in bucket]
+
     return send(self, servers, version, layout, changed(), probe)
 
 

@@ -1,4 +1,6 @@
-"""scripts/train_grpo.py with one agent that sleeps for a minute between two of its calls: its group, and no other, is late."""
+"""scripts/train_grpo.py with one agent that sleeps for a minute between two of its calls: its group, and no other, is
+late."""
+
 import asyncio
 import sys
 from contextlib import asynccontextmanager

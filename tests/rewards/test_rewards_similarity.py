@@ -1,4 +1,5 @@
 """What patch similarity must not be fooled by, and what the similarities of the literature give."""
+
 import re
 import subprocess
 import sys
@@ -15,8 +16,13 @@ from coderepairrl.rewards import REWARDS, patch_similarity
 from coderepairrl.rewards.sequences import common_ratio, differences, ratio
 from coderepairrl.rewards.similarity import SIMILARITIES
 
-BODY = "".join(f"def f{i}(a):\n    value = a * {i}\n    if value > {i}:\n        return value\n    return {i}\n\n\n" for i in range(4))
-GOLD_BODY = BODY.replace("value > 2", "value >= 2").replace("a * 1", "a + 1").replace("    return 3\n", "    return -3\n")
+BODY = "".join(
+    f"def f{i}(a):\n    value = a * {i}\n    if value > {i}:\n        return value\n    return {i}\n\n\n"
+    for i in range(4)
+)
+GOLD_BODY = (
+    BODY.replace("value > 2", "value >= 2").replace("a * 1", "a + 1").replace("    return 3\n", "    return -3\n")
+)
 GOLD = change("lib.py", BODY, GOLD_BODY)
 
 
@@ -28,9 +34,18 @@ def test_the_oracle_is_one_also_with_other_headers_and_order():
     assert patch_similarity(GOLD, two) == 0.5 and patch_similarity(two, GOLD) == 0.5
 
 
-@pytest.mark.parametrize("new", [
-    BODY, BODY.replace("    if", "    # fix\n    if"), BODY.replace("a * 1", "a * 1  # fix"), BODY.replace("    return 3", "        return 3"), BODY.replace("\n\n\n", "\n\n\n\n"),
-    BODY.replace("value = a", "value  =  a"), "# a\n# b\n" + BODY])
+@pytest.mark.parametrize(
+    "new",
+    [
+        BODY,
+        BODY.replace("    if", "    # fix\n    if"),
+        BODY.replace("a * 1", "a * 1  # fix"),
+        BODY.replace("    return 3", "        return 3"),
+        BODY.replace("\n\n\n", "\n\n\n\n"),
+        BODY.replace("value = a", "value  =  a"),
+        "# a\n# b\n" + BODY,
+    ],
+)
 def test_comments_whitespace_and_nothing_score_zero(new):
     assert patch_similarity(change("lib.py", BODY, new) if new != BODY else "", GOLD) == 0.0
 
@@ -38,13 +53,21 @@ def test_comments_whitespace_and_nothing_score_zero(new):
 def test_comments_of_other_languages_score_zero():
     java = "class A {\n    int f() { return 1; }\n}\n"
     gold = change("A.java", java, java.replace("1", "2"))
-    for new in (java.replace("{\n", "{\n    // return 2;\n"), java.replace("{\n", "{\n    /*\n     * return 2;\n     */\n", 1), java.replace("1; }", "1; } /* 2 */")):
+    for new in (
+        java.replace("{\n", "{\n    // return 2;\n"),
+        java.replace("{\n", "{\n    /*\n     * return 2;\n     */\n", 1),
+        java.replace("1; }", "1; } /* 2 */"),
+    ):
         assert patch_similarity(change("A.java", java, new), gold) == 0.0
     assert patch_similarity(gold, gold) == 1.0
 
 
 def test_deleting_is_worth_less_than_half_and_near_more_than_far():
-    deleted = change("lib.py", BODY, BODY.replace("    if value > 2:\n", "").replace("    value = a * 1\n", "").replace("    return 3\n", ""))
+    deleted = change(
+        "lib.py",
+        BODY,
+        BODY.replace("    if value > 2:\n", "").replace("    value = a * 1\n", "").replace("    return 3\n", ""),
+    )
     near = change("lib.py", BODY, GOLD_BODY.replace("-3", "-4"))
     place = change("lib.py", BODY, BODY.replace("value > 2", "value < 9"))
     far = change("lib.py", BODY, BODY.replace("def f0", "def other"))
@@ -67,7 +90,10 @@ def test_an_oracle_of_whitespace_is_compared_as_text():
 
 def test_a_comment_sign_in_a_string_is_code():
     gold = change("lib.py", "x = '#a'\n", "x = '#b'\n")
-    assert patch_similarity(gold, gold) == 1.0 and patch_similarity(change("lib.py", "x = '#a'\n", "x = '#a' # b\n"), gold) == 0.0
+    assert (
+        patch_similarity(gold, gold) == 1.0
+        and patch_similarity(change("lib.py", "x = '#a'\n", "x = '#a' # b\n"), gold) == 0.0
+    )
 
 
 FAULTY = ["    value = a * 1", "    if value > 2:", "    return 3"]
@@ -80,7 +106,9 @@ NO_OPS = {  # each line that the oracle takes out, known beforehand, with all of
     "on two lines": lambda line: f"{indent(line)}pass\n{line}",
     "twice": lambda line: f"{line}\n{line}",
     "in parentheses": lambda line: re.sub(r"(= |if |return )([^:]*)", r"\1(\2)", line),
-    "under a condition": lambda line: f"{indent(line)}if True: {line.strip()}" if not line.endswith(":") else f"{line} ",
+    "under a condition": lambda line: (
+        f"{indent(line)}if True: {line.strip()}" if not line.endswith(":") else f"{line} "
+    ),
     "not not": lambda line: re.sub(r"(= |if |return )", r"\1not not ", line),
     "and zero": lambda line: f"{line.rstrip(':')} + 0{':' * line.endswith(':')}",
     "another name beside it": lambda line: line.replace("value =", "value = other ="),
@@ -89,7 +117,7 @@ NO_OPS = {  # each line that the oracle takes out, known beforehand, with all of
 
 
 def indent(line):
-    return line[:len(line) - len(line.lstrip())]
+    return line[: len(line) - len(line.lstrip())]
 
 
 @pytest.mark.parametrize("how", NO_OPS)
@@ -100,7 +128,10 @@ def test_a_line_that_comes_back_with_its_tokens_is_next_to_nothing(how):
 
 def test_an_oracle_that_only_breaks_lines_anew_is_one():
     gold = change("lib.py", "x = f(1, 2)\n", "x = f(1,\n      2)\n")
-    assert patch_similarity(gold, gold) == 1.0 and patch_similarity(change("lib.py", "x = f(1, 2)\n", "x = 5\n"), gold) < 0.8
+    assert (
+        patch_similarity(gold, gold) == 1.0
+        and patch_similarity(change("lib.py", "x = f(1, 2)\n", "x = 5\n"), gold) < 0.8
+    )
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abcd"), max_size=9))
@@ -120,7 +151,8 @@ def test_no_sequence_keeps_a_similarity_long(name):
     """What repeats often takes difflib the cube of the length: minutes for these."""
     old, new = ["x\n", "y\n"] * 1200, ["y\n", "x\n", "x\n"] * 800
     diff = "diff --git a/lib.py b/lib.py\n--- a/lib.py\n+++ b/lib.py\n@@ -1,2400 +1,2400 @@\n" + "".join(
-        ["-" + line for line in old] + ["+" + line for line in new])
+        ["-" + line for line in old] + ["+" + line for line in new]
+    )
     gold = diff.replace("\n+x\n+x\n", "\n+x\n+z\n", 50)
     started = time.monotonic()
     assert 0.0 <= REWARDS[name].function(replace(PYTEST_TASK, oracle_patch=gold), diff, None) <= 1.0
@@ -129,6 +161,7 @@ def test_no_sequence_keeps_a_similarity_long(name):
 
 # ---- the literature's
 
+
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_gold_is_one_and_what_has_nothing_of_it_is_zero(name):
     similarity, two = SIMILARITIES[name], GOLD + change("b.py", "x = 1\n", "x = 2\n")
@@ -136,21 +169,52 @@ def test_gold_is_one_and_what_has_nothing_of_it_is_zero(name):
     assert similarity(GOLD, GOLD) == similarity(two, two) == 1.0
     assert similarity("", GOLD) == similarity("no diff", GOLD) == 0.0 and 0.0 < similarity(GOLD, two) < 1.0
     assert similarity(elsewhere, GOLD) < (0.15 if name == "diff_ratio" else 0.01)  # headers count in it
-    assert similarity(change("new.py", None, "x = 1\n"), change("new.py", None, "x = 1\n")) == 1.0  # no context, no old side
+    # no context, no old side
+    assert similarity(change("new.py", None, "x = 1\n"), change("new.py", None, "x = 1\n")) == 1.0
 
 
 def test_what_each_of_them_can_be_fooled_by():
-    """As published: the raw ratio pays comments and deletions, file overlap pays anything in the right file, changed lines pay half for deletions."""
-    comment = "".join(line + ("+# fix\n" if line.startswith("@@") else "") for line in change("lib.py", BODY, BODY.replace("a * 1", "a * 1 ")).splitlines(True))
-    deletes = change("lib.py", BODY, BODY.replace("    if value > 2:\n", "").replace("    value = a * 1\n", "").replace("    return 3\n", ""))
+    """As published: the raw ratio pays comments and deletions, file overlap pays anything in the right file, changed
+    lines pay half for deletions."""
+    comment = "".join(
+        line + ("+# fix\n" if line.startswith("@@") else "")
+        for line in change("lib.py", BODY, BODY.replace("a * 1", "a * 1 ")).splitlines(True)
+    )
+    deletes = change(
+        "lib.py",
+        BODY,
+        BODY.replace("    if value > 2:\n", "").replace("    value = a * 1\n", "").replace("    return 3\n", ""),
+    )
     swapped = change("b.py", "x = 1\n", "x = 2\n") + GOLD
     scores = {name: (similarity(comment, GOLD), similarity(deletes, GOLD)) for name, similarity in SIMILARITIES.items()}
     assert scores["file_overlap"] == (1.0, 1.0) and scores["diff_ratio"][1] > scores["changed_lines"][1] > 0.3
     assert SIMILARITIES["changed_lines"](swapped, GOLD) < 1.0 and SIMILARITIES["changed_files"](swapped, GOLD) == 0.5
 
 
-@given(st.lists(st.sampled_from([GOLD, GOLD[:200], "diff --git a/x b/x\n", "@@ -1 +1 @@\n", "-a\n", "+b\r\n", "\r", "\0", "é", "\udcff", "--- a/x\n+++ b/x\n", "@@ -1,3 +1,3 @@ def f\n", "\n",
-                                 "rename from a\n", "Binary files a/x and b/x differ\n"]), max_size=10))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                GOLD,
+                GOLD[:200],
+                "diff --git a/x b/x\n",
+                "@@ -1 +1 @@\n",
+                "-a\n",
+                "+b\r\n",
+                "\r",
+                "\0",
+                "é",
+                "\udcff",
+                "--- a/x\n+++ b/x\n",
+                "@@ -1,3 +1,3 @@ def f\n",
+                "\n",
+                "rename from a\n",
+                "Binary files a/x and b/x differ\n",
+            ]
+        ),
+        max_size=10,
+    )
+)
 def test_any_text_has_a_similarity(pieces):
     diff = "".join(pieces)
     for similarity in SIMILARITIES.values():
@@ -158,7 +222,8 @@ def test_any_text_has_a_similarity(pieces):
 
 
 def test_the_documents_table_is_what_the_program_prints():
-    """Its header's kinds of patches, and each similarity that is a reward, are in docs/rewards.md; the table of a few oracles has a one for gold everywhere."""
+    """Its header's kinds of patches, and each similarity that is a reward, are in docs/rewards.md; the table of a few
+    oracles has a one for gold everywhere."""
     folder = Path(__file__).resolve().parents[2]
     sys.path.insert(0, str(folder / "analysis"))
     try:
@@ -174,4 +239,10 @@ def test_the_documents_table_is_what_the_program_prints():
         assert f"| {name} |" in document and name.strip("`") in REWARDS and gold == "1.000" and empty == "0.000"
     patches = [make(GOLD, change("b.py", "x = 1\n", "x = 2\n")) for make in similarities.PATCHES.values()]
     applied = subprocess.run(["git", "apply", "--numstat", "-"], input=patches[1], capture_output=True, text=True)
-    assert applied.returncode == 0 and patch_similarity(patches[1], GOLD) == patch_similarity(patches[4], GOLD) == patch_similarity(patches[3], GOLD) == 0.0
+    assert (
+        applied.returncode == 0
+        and patch_similarity(patches[1], GOLD)
+        == patch_similarity(patches[4], GOLD)
+        == patch_similarity(patches[3], GOLD)
+        == 0.0
+    )

@@ -1,4 +1,6 @@
-"""Rewards by a dotted path: the document's own example on a real task, and every way in which a user's function can be wrong."""
+"""Rewards by a dotted path: the document's own example on a real task, and every way in which a user's function can be
+wrong."""
+
 import asyncio
 import re
 import sys
@@ -57,8 +59,13 @@ def test_the_documents_example_does_what_it_says(folder, task):
     assert len(block("python").splitlines()) == 10
     (folder / "my_rewards.py").write_text(block("python"))
     config = RewardConfig(**yaml.safe_load(block("yaml"))["rollout"]["rewards"])
-    long = task.oracle_patch + "diff --git a/notes.txt b/notes.txt\nnew file mode 100644\n--- /dev/null\n+++ b/notes.txt\n@@ -0,0 +1,2 @@\n+one\n+two\n"
-    (good, parts, total), (_, long_parts, _), (bad, bad_parts, bad_total) = judge(folder, config, task, task.oracle_patch, long, "")
+    long = (
+        task.oracle_patch
+        + "diff --git a/notes.txt b/notes.txt\nnew file mode 100644\n--- /dev/null\n+++ b/notes.txt\n@@ -0,0 +1,2 @@\n+one\n+two\n"
+    )
+    (good, parts, total), (_, long_parts, _), (bad, bad_parts, bad_total) = judge(
+        folder, config, task, task.oracle_patch, long, ""
+    )
     assert good.resolved and parts == {"tests": 1.0, "my_rewards.short_diff": 1.0} and total == pytest.approx(1.1)
     assert long_parts == {"tests": 1.0, "my_rewards.short_diff": 0.5}
     assert not bad.resolved and bad_parts == {"tests": 0.0, "my_rewards.short_diff": 0.0} and bad_total == 0.0
@@ -69,9 +76,13 @@ def test_a_users_reward_alone_gets_task_diff_and_verdict(folder, task):
     (folder / "mine").mkdir()
     (folder / "mine" / "__init__.py").write_text("")
     (folder / "mine" / "parts.py").write_text(
-        "class Seen:\n    calls = []\n    def __call__(self, *arguments):\n        self.calls.append(arguments)\n        return True\n\nseen = Seen()\n")
+        "class Seen:\n    calls = []\n    def __call__(self, *arguments):\n        self.calls.append(arguments)\n        return True\n\nseen = Seen()\n"
+    )
     [(verdict, parts, total)] = judge(folder, RewardConfig(weights={"mine.parts.seen": -2}), task, task.oracle_patch)
-    assert sys.modules["mine.parts"].Seen.calls == [(task, task.oracle_patch, verdict)] and verdict.evidence == "junit+canary"
+    assert (
+        sys.modules["mine.parts"].Seen.calls == [(task, task.oracle_patch, verdict)]
+        and verdict.evidence == "junit+canary"
+    )
     assert parts == {"mine.parts.seen": 1.0} and type(parts["mine.parts.seen"]) is float and total == -2.0
 
 
@@ -85,15 +96,33 @@ def test_the_working_directory_hides_no_installed_module(folder):
 
 WRONG_PATHS = {  # name -> (files, what the one line says)
     "nowhere.f": ({}, "no module 'nowhere': put nowhere.py into the working directory"),
-    "there.nowhere.f": ({"there/__init__.py": ""}, "no module 'there.nowhere': put there/nowhere.py into the working directory"),
+    "there.nowhere.f": (
+        {"there/__init__.py": ""},
+        "no module 'there.nowhere': put there/nowhere.py into the working directory",
+    ),
     "there.f": ({"there.py": "def g(task, diff, verdict): pass\n"}, "there.py) has no 'f': correct the name"),
     "constant.f": ({"constant.py": "f = 0.5\n"}, "'f' of constant (*constant.py) is float, not callable"),
-    "two.f": ({"two.py": "def f(task, diff): return 0\n"}, "can't be called as f(task, diff, verdict)*too many positional arguments"),
-    "keyword.f": ({"keyword.py": "def f(task, diff, verdict, *, scale): return 0\n"}, "missing a required argument: 'scale'"),
-    "lacks.f": ({"lacks.py": "import not_installed_anywhere\n"}, "lacks imports not_installed_anywhere, which is not there: install it"),
+    "two.f": (
+        {"two.py": "def f(task, diff): return 0\n"},
+        "can't be called as f(task, diff, verdict)*too many positional arguments",
+    ),
+    "keyword.f": (
+        {"keyword.py": "def f(task, diff, verdict, *, scale): return 0\n"},
+        "missing a required argument: 'scale'",
+    ),
+    "lacks.f": (
+        {"lacks.py": "import not_installed_anywhere\n"},
+        "lacks imports not_installed_anywhere, which is not there: install it",
+    ),
     "syntax.f": ({"syntax.py": "def f(:\n"}, "syntax can't be imported (SyntaxError: *syntax.py, line 1)): mend it"),
-    "broken.f": ({"broken.py": "\n1 / 0\n"}, "broken can't be imported (ZeroDivisionError: division by zero; *broken.py:2): mend it"),
-    "script.f": ({"script.py": "import sys\nsys.exit('usage')\n"}, "script can't be imported (SystemExit: usage; *script.py:2)"),
+    "broken.f": (
+        {"broken.py": "\n1 / 0\n"},
+        "broken can't be imported (ZeroDivisionError: division by zero; *broken.py:2): mend it",
+    ),
+    "script.f": (
+        {"script.py": "import sys\nsys.exit('usage')\n"},
+        "script can't be imported (SystemExit: usage; *script.py:2)",
+    ),
     "a-b.f": ({}, "not a dotted path"),
     ".f": ({}, "not a dotted path"),
     "testz": ({}, "unknown reward 'testz': did you mean 'tests'?"),
@@ -149,10 +178,24 @@ def test_a_failure_of_a_users_reward_ends_the_run_and_is_no_reward(folder, task,
         judge(folder, RewardConfig(weights={"tests": 1.0, "bad.f": 0.0}), task, task.oracle_patch)
     message = str(caught.value)
     said = ".*".join(map(re.escape, FAILURES[body].split("*")))
-    assert "\n" not in message and message.startswith("reward 'bad.f' ") and re.search(said, message) and len(message) < 400, message
+    assert (
+        "\n" not in message
+        and message.startswith("reward 'bad.f' ")
+        and re.search(said, message)
+        and len(message) < 400
+    ), message
 
 
-@pytest.mark.parametrize("value", ["True", "3", "__import__('fractions').Fraction(1, 2)", "__import__('numpy').float32(0.25)", "__import__('numpy').int64(7)"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "True",
+        "3",
+        "__import__('fractions').Fraction(1, 2)",
+        "__import__('numpy').float32(0.25)",
+        "__import__('numpy').int64(7)",
+    ],
+)
 @pytest.mark.filterwarnings("error")
 def test_numbers_of_all_kinds_become_floats(folder, task, value):
     (folder / "kinds.py").write_text(f"def f(task, diff, verdict):\n    return {value}\n")
@@ -162,12 +205,16 @@ def test_numbers_of_all_kinds_become_floats(folder, task, value):
 
 def test_a_slow_reward_holds_up_nobody_else(folder, task):
     """The event loop turns while it waits: the reward returns only after another coroutine has opened the gate."""
-    (folder / "slow.py").write_text("import threading\n\ngate = threading.Event()\n\n\ndef f(task, diff, verdict):\n    return gate.wait(60)\n")
+    (folder / "slow.py").write_text(
+        "import threading\n\ngate = threading.Event()\n\n\ndef f(task, diff, verdict):\n    return gate.wait(60)\n"
+    )
     config = RewardConfig(weights={"slow.f": 1.0})
 
     async def main():
         (folder / "scratch").mkdir()
-        computing = asyncio.create_task(compute(config, task, task.oracle_patch, Grader(SandboxConfig(scratch=str(folder / "scratch")))))
+        computing = asyncio.create_task(
+            compute(config, task, task.oracle_patch, Grader(SandboxConfig(scratch=str(folder / "scratch"))))
+        )
         await asyncio.sleep(0)
         sys.modules["slow"].gate.set()
         return await computing

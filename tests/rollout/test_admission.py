@@ -1,4 +1,6 @@
-"""Whatever finishes, is dropped or dies when: steps get groups in order of admission, none too stale, and no place of the data order twice."""
+"""Whatever finishes, is dropped or dies when: steps get groups in order of admission, none too stale, and no place of
+the data order twice."""
+
 from collections import Counter
 
 import pytest
@@ -14,7 +16,8 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 2**16), st.b
 
 
 class World:
-    """A run around an Admission: the ledger's rows, which files there are, a trainer that is `updates` steps far, a vLLM that may lag behind it."""
+    """A run around an Admission: the ledger's rows, which files there are, a trainer that is `updates` steps far, a
+    vLLM that may lag behind it."""
 
     def __init__(self, groups_per_step: int, max_staleness: int, max_refills: int):
         self.settings = (groups_per_step, max_staleness, max_refills)
@@ -89,10 +92,18 @@ class World:
         for group in lost:
             self.rows.append({"event": "dropped", "group": group, "reason": ATTEMPT_ENDED})
             self.admission.drop(group)
-        assert [group for group in before.live if before.live[group].finished] == list(self.admission.live), "buffered groups, in their order"
-        assert (before.consumed, before.fresh, before.refills) == (self.admission.consumed, self.admission.fresh, self.admission.refills)
+        assert [group for group in before.live if before.live[group].finished] == list(self.admission.live), (
+            "buffered groups, in their order"
+        )
+        assert (before.consumed, before.fresh, before.refills) == (
+            self.admission.consumed,
+            self.admission.fresh,
+            self.admission.refills,
+        )
         assert self.admission.again == sorted(self.admission.again)
-        assert set(self.admission.again) == set(before.again) | {entry.position for entry in before.live.values() if not entry.finished}
+        assert set(self.admission.again) == set(before.again) | {
+            entry.position for entry in before.live.values() if not entry.finished
+        }
         self.attempt += 1
         self.updates = self.serving = self.checkpoint
 
@@ -133,7 +144,8 @@ def test_order_staleness_and_positions(max_staleness, groups_per_step, max_refil
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), ACTIONS)
 def test_without_staleness_nothing_runs_ahead(groups_per_step, actions):
-    """On-policy: every token of a step is of the weights that the step starts from; the data order is the plain one, but for what was lost."""
+    """On-policy: every token of a step is of the weights that the step starts from; the data order is the plain one,
+    but for what was lost."""
     world = World(groups_per_step, 0, 0)
     for action in actions:
         world.do(*action)

@@ -214,8 +214,14 @@ def test_an_environment_in_which_the_oracle_fails_too_says_nothing_about_the_age
     assert trajectory.outcome_detail.startswith("environment: ")
 
 
-UNFORESEEN = [OSError(24, "Too many open files"), RecursionError("too deep"), MemoryError("none"), KeyError("x"),
-              UnicodeEncodeError("utf-8", "\ud800", 0, 1, "half"), ZeroDivisionError("a bug")]
+UNFORESEEN = [
+    OSError(24, "Too many open files"),
+    RecursionError("too deep"),
+    MemoryError("none"),
+    KeyError("x"),
+    UnicodeEncodeError("utf-8", "\ud800", 0, 1, "half"),
+    ZeroDivisionError("a bug"),
+]
 
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)

@@ -1,4 +1,6 @@
-"""Held-out tasks beside training: when an evaluation begins, what it holds, how the trainer takes it in, which checkpoints stay."""
+"""Held-out tasks beside training: when an evaluation begins, what it holds, how the trainer takes it in, which
+checkpoints stay."""
+
 import asyncio
 import json
 
@@ -26,7 +28,9 @@ async def run(rollout, every, steps=STEPS, after_each=lambda step: None):
 
 
 def groups_of(folder) -> list[dict]:
-    return [row for row in ledger.rows(folder / "ledger.jsonl") if row["event"] == "admitted" and row["split"] == "heldout"]
+    return [
+        row for row in ledger.rows(folder / "ledger.jsonl") if row["event"] == "admitted" and row["split"] == "heldout"
+    ]
 
 
 def test_every_so_many_updates_beside_training(tmp_path):
@@ -34,8 +38,15 @@ def test_every_so_many_updates_beside_training(tmp_path):
     asyncio.run(run(rollout, every=3))
     rows = finished(tmp_path)
     assert [(row["name"], row["step"], row["tasks"], row["episodes"], row["pass_rate"]) for row in rows] == [
-        ("before", 0, 2, 2, 1.0), ("step_00003", 3, 2, 2, 1.0), ("after", STEPS, 2, 2, 1.0)]
-    assert {row["task"] for row in groups_of(tmp_path)} == set(read_json(tmp_path / "heldout.json")) == {task.task_id for task in TASKS["heldout"][:2]}
+        ("before", 0, 2, 2, 1.0),
+        ("step_00003", 3, 2, 2, 1.0),
+        ("after", STEPS, 2, 2, 1.0),
+    ]
+    assert (
+        {row["task"] for row in groups_of(tmp_path)}
+        == set(read_json(tmp_path / "heldout.json"))
+        == {task.task_id for task in TASKS["heldout"][:2]}
+    )
     assert MODULE.audit(tmp_path) == []
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("rollouts/eval_*")}
     again = rollout_of(tmp_path, attempt=2, evaluation={"tasks": 2})  # a later attempt does none of them again
@@ -46,12 +57,16 @@ def test_every_so_many_updates_beside_training(tmp_path):
             async with asyncio.TaskGroup() as running:
                 again._evaluate_beside(running, 3)
             await again.evaluate("before", updates=0)
+
     asyncio.run(resumed())
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("rollouts/eval_*")} == before and len(groups_of(tmp_path)) == 6
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("rollouts/eval_*")} == before and len(
+        groups_of(tmp_path)
+    ) == 6
 
 
 def test_one_that_takes_long_holds_up_nothing_and_the_next_is_left_out(tmp_path, capsys):
-    """It ends when the last step has been trained. Its episodes take one of two places: training always has the other."""
+    """It ends when the last step has been trained. Its episodes take one of two places: training always has the
+    other."""
     rollout = rollout_of(folder(tmp_path), concurrent_episodes=2, evaluation={"share": 0.5})
     episode, trained, held = rollout._episode, asyncio.Event(), []
 
@@ -60,6 +75,7 @@ def test_one_that_takes_long_holds_up_nothing_and_the_next_is_left_out(tmp_path,
             held.append(rollout._slots._value)
             await trained.wait()
         return await episode(group, task, name, split, attempt, way)
+
     rollout._episode = slow
     asyncio.run(run(rollout, every=1, after_each=lambda step: trained.set() if step + 1 == STEPS else None))
     assert [row["name"] for row in finished(tmp_path)] == ["before", "step_00001", "after"]
@@ -76,10 +92,20 @@ def test_without_held_out_tasks_nothing_is_evaluated_and_the_run_goes_on(tmp_pat
 
 # ---- what the trainer makes of them
 
+
 def evaluated(run, step, rate, name=None, tasks=10):
-    numbers = {"step": step, "versions": [step, step + 1], "tasks": tasks, "pass_rate": rate, "pass_rate_interval": rate if rate is None else [rate / 2, (1 + rate) / 2]}
-    trajectory_files.write(run / "rollouts" / f"eval_{name or f'step_{step:05d}'}.parquet", [], {
-        "evaluation": numbers, "outcomes": {"submitted": tasks}, "reward": rate, "seconds": 2.0})
+    numbers = {
+        "step": step,
+        "versions": [step, step + 1],
+        "tasks": tasks,
+        "pass_rate": rate,
+        "pass_rate_interval": rate if rate is None else [rate / 2, (1 + rate) / 2],
+    }
+    trajectory_files.write(
+        run / "rollouts" / f"eval_{name or f'step_{step:05d}'}.parquet",
+        [],
+        {"evaluation": numbers, "outcomes": {"submitted": tasks}, "reward": rate, "seconds": 2.0},
+    )
 
 
 def checkpoint(run, step):
@@ -107,20 +133,29 @@ def test_it_is_logged_under_the_step_of_its_weights_once(tmp_path, capsys):
     assert [row["loss"] for row in read_metrics(run / "metrics.jsonl")] == [0.5]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 7, 5, 7]
-    assert [(row["step"], row["eval/pass_rate"], row["eval/pass_rate_low"], row["eval/version_last"]) for row in read_evaluations(run / "metrics.jsonl")] == [
-        (0, 0.3, 0.15, 1), (5, 0.4, 0.2, 6)]
-    assert capsys.readouterr().out.splitlines() == ["step 0, held out: 30.0% [15.0%, 65.0%] of 10 tasks repaired, 2 s",
-                                                    "step 5, held out: 40.0% [20.0%, 70.0%] of 10 tasks repaired, 2 s"]
+    assert [
+        (row["step"], row["eval/pass_rate"], row["eval/pass_rate_low"], row["eval/version_last"])
+        for row in read_evaluations(run / "metrics.jsonl")
+    ] == [(0, 0.3, 0.15, 1), (5, 0.4, 0.2, 6)]
+    assert capsys.readouterr().out.splitlines() == [
+        "step 0, held out: 30.0% [15.0%, 65.0%] of 10 tasks repaired, 2 s",
+        "step 5, held out: 40.0% [20.0%, 70.0%] of 10 tasks repaired, 2 s",
+    ]
     assert [(row["step"], row["pass_rate"]) for row in finished(run)] == [(0, 0.3), (5, 0.4), (10, None)]
 
 
 def test_the_passes_of_an_evaluation():
     """The last is the evaluation itself: where its file is, the others' are, too."""
     names = lambda name, calls_model=True, **settings: [
-        (one.name, one.sampling.temperature, one.samples, one.forced) for one in passes(name, EvaluationConfig(**settings), calls_model)]
+        (one.name, one.sampling.temperature, one.samples, one.forced)
+        for one in passes(name, EvaluationConfig(**settings), calls_model)
+    ]
     assert names("after", samples=2) == [("after_greedy", 0.0, 1, False), ("after", 1.0, 2, False)]
     assert names("before", retry=True, temperature=0.7) == [
-        ("before_greedy", 0.0, 1, False), ("before_retry", 0.7, 1, True), ("before", 0.7, 1, False)]
+        ("before_greedy", 0.0, 1, False),
+        ("before_retry", 0.7, 1, True),
+        ("before", 0.7, 1, False),
+    ]
     assert names("after", retry=True, greedy=False) == names("after", False, retry=True) == [("after", 1.0, 1, False)]
     assert names("before", temperature=0) == [("before", 0.0, 1, False)]  # it is greedy itself
 
@@ -145,8 +180,11 @@ def test_the_best_and_those_whose_evaluation_is_to_come_stay(tmp_path):
             evaluated(run, int(name[1:]), rate)
         taken.take_in()
         return kept(run)
+
     evaluated(run, 0, 0.9, "before")
-    assert after(1) == [1] and not (run / "checkpoints" / "best.json").exists(), "the weights of the beginning have no checkpoint"
+    assert after(1) == [1] and not (run / "checkpoints" / "best.json").exists(), (
+        "the weights of the beginning have no checkpoint"
+    )
     assert after(2) == [1, 2]
     assert after(3) == [2, 3]
     assert after(4) == [2, 3, 4], "the evaluation of 2 is not over"
@@ -158,10 +196,19 @@ def test_the_best_and_those_whose_evaluation_is_to_come_stay(tmp_path):
     evaluated(run, 10, 0.2, "after")
     taken.take_in()
     assert kept(run) == [8, 9, 10]
-    assert read_json(run / "checkpoints" / "best.json") == {"step": 8, "pass_rate": 0.6, "path": str(run / "checkpoints" / "step_00008" / "policy")}
+    assert read_json(run / "checkpoints" / "best.json") == {
+        "step": 8,
+        "pass_rate": 0.6,
+        "path": str(run / "checkpoints" / "step_00008" / "policy"),
+    }
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, unique=True), st.integers(1, 4), st.integers(0, 30), st.sets(st.integers(1, 30)))
+@given(
+    st.lists(st.integers(1, 30), min_size=1, unique=True),
+    st.integers(1, 4),
+    st.integers(0, 30),
+    st.sets(st.integers(1, 30)),
+)
 def test_what_is_pruned_is_needed_by_nobody(tmp_path_factory, steps, keep, served, awaited):
     run = folder(tmp_path_factory.mktemp("run"))
     for step in steps:
@@ -175,7 +222,8 @@ def test_what_is_pruned_is_needed_by_nobody(tmp_path_factory, steps, keep, serve
 
 def test_without_evaluations_the_newest_stay(tmp_path):
     run = folder(tmp_path)
-    taken = Evaluations(run, Metrics(run / "metrics.jsonl"), every=1, keep=1)  # it was asked for, but there are no tasks
+    # it was asked for, but there are no tasks
+    taken = Evaluations(run, Metrics(run / "metrics.jsonl"), every=1, keep=1)
     for step in (1, 2, 3):
         checkpoint(run, step)
         taken.take_in()

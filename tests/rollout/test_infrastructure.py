@@ -1,4 +1,6 @@
-"""A machine that breaks ends the run with its cause, and nothing of it is trained, counted as the agent's, or kept from a later attempt."""
+"""A machine that breaks ends the run with its cause, and nothing of it is trained, counted as the agent's, or kept from
+a later attempt."""
+
 import asyncio
 import dataclasses
 
@@ -19,18 +21,26 @@ from coderepairrl.types import Outcome
 
 
 def broken(member, detail="SandboxError: no space in /tmp/x1"):
-    return dataclasses.replace(member, outcome=Outcome.INFRASTRUCTURE_ERROR, outcome_detail=detail, verdict=None, rewards={}, reward=0.0)
+    return dataclasses.replace(
+        member, outcome=Outcome.INFRASTRUCTURE_ERROR, outcome_detail=detail, verdict=None, rewards={}, reward=0.0
+    )
 
 
-@pytest.mark.parametrize(("one", "other", "same"), [
-    ("SandboxError: no space in /tmp/a/b", "SandboxError: no space in /dev/shm/c", True),
-    ("vLLM answered 400: 1031 tokens", "vLLM answered 400: 2212 tokens", True),
-    ("no sandbox 3f2a9c of functions-train-3", "no sandbox 77b01e of functions-train-12", True),
-    ("cannot connect to 127.0.0.1:4001\n", "cannot  connect to 127.0.0.1:4377", True),
-    ("the sandbox did not start", "the gateway did not answer", False)])
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("SandboxError: no space in /tmp/a/b", "SandboxError: no space in /dev/shm/c", True),
+        ("vLLM answered 400: 1031 tokens", "vLLM answered 400: 2212 tokens", True),
+        ("no sandbox 3f2a9c of functions-train-3", "no sandbox 77b01e of functions-train-12", True),
+        ("cannot connect to 127.0.0.1:4001\n", "cannot  connect to 127.0.0.1:4377", True),
+        ("the sandbox did not start", "the gateway did not answer", False),
+    ],
+)
 def test_what_differs_by_numbers_ids_and_paths_is_one_cause(one, other, same):
     assert (alike(one) == alike(other)) is same
-    assert commonest(["something else entirely", one, other, "and", other]) == " ".join((one if same else other).split())
+    assert commonest(["something else entirely", one, other, "and", other]) == " ".join(
+        (one if same else other).split()
+    )
 
 
 def test_a_cause_is_one_short_line():
@@ -42,7 +52,7 @@ def test_a_cause_is_one_short_line():
 def test_it_stops_at_the_first_window_with_too_many(tmp_path_factory, ends, most):
     errors, wanted = InfrastructureErrors(tmp_path_factory.getbasetemp(), most), None
     for i in range(WINDOW, len(ends) + 1):
-        if wanted is None and sum(ends[i - WINDOW:i]) > most * WINDOW:
+        if wanted is None and sum(ends[i - WINDOW : i]) > most * WINDOW:
             wanted = i
     member = trajectory("g", 0, "train", 0.0, ())
     for i, bad in enumerate(ends, 1):
@@ -97,7 +107,10 @@ def test_a_step_that_the_machine_ended_is_no_step_and_its_tasks_run_again(tmp_pa
     for position in range(2):
         assert again.admission.next_position(0, 1) == position
         names.append(again.admit(position, task(position), 0, 2))
-        again.finish(names[-1], [trajectory(names[-1], 0, "train", 1.0, (0,)), broken(trajectory(names[-1], 1, "train", 0.0, (0,)))])
+        again.finish(
+            names[-1],
+            [trajectory(names[-1], 0, "train", 1.0, (0,)), broken(trajectory(names[-1], 1, "train", 0.0, (0,)))],
+        )
     assert again.store_step({})["outcomes"] == {"submitted": 2, "infrastructure_error": 2}
     again.close()
     ends = {row["group"]: row["reason"] for row in ledger.rows(run / "ledger.jsonl") if row["event"] == "dropped"}
@@ -105,8 +118,16 @@ def test_a_step_that_the_machine_ended_is_no_step_and_its_tasks_run_again(tmp_pa
     assert all(": 0 ends" in violation for violation in MODULE.audit(run)), "all else is right"
 
 
-SILENT = {split: [dataclasses.replace(own, environment=dataclasses.replace(own.environment, name="silent", test_command=("false", "{canary_module}"))) for own in tasks]
-          for split, tasks in TASKS.items()}  # tests that report nothing: the environment's fault
+SILENT = {
+    split: [
+        dataclasses.replace(
+            own,
+            environment=dataclasses.replace(own.environment, name="silent", test_command=("false", "{canary_module}")),
+        )
+        for own in tasks
+    ]
+    for split, tasks in TASKS.items()
+}  # tests that report nothing: the environment's fault
 
 
 def test_a_run_on_a_broken_machine_stops_before_its_first_step(tmp_path, monkeypatch):
@@ -114,7 +135,9 @@ def test_a_run_on_a_broken_machine_stops_before_its_first_step(tmp_path, monkeyp
         async with rollout_of(folder(tmp_path), SILENT, try_environments=False, **settings) as rollout:
             await rollout.produce(10)
 
-    with pytest.raises(EngineError, match="step 0: all 4 episodes ended as infrastructure errors, most often: environment: "):
+    with pytest.raises(
+        EngineError, match="step 0: all 4 episodes ended as infrastructure errors, most often: environment: "
+    ):
         asyncio.run(scenario())
     monkeypatch.setattr(infrastructure, "WINDOW", 6)
     with pytest.raises(EngineError, match="6 of the last 6 episodes"):
@@ -136,13 +159,20 @@ def test_an_evaluation_on_a_broken_machine_is_none_and_is_made_again(tmp_path):
 
 def test_an_episode_whose_sandbox_breaks_is_the_machines(tmp_path):
     """Neither the agent's error nor a reward of 0: it is tried again, and then masked."""
+
     async def scenario():
         async with rollout_of(folder(tmp_path), infrastructure_retries=1) as rollout:
-            rollout._services = dataclasses.replace(rollout._services, sandbox=rollout.config.sandbox.model_copy(update={"scratch": "/proc/none"}))
-            return await rollout._with_retries("a1-p0", TASKS["train"][0], 0, "train", rollout._training), rollout._broken.said()
+            rollout._services = dataclasses.replace(
+                rollout._services, sandbox=rollout.config.sandbox.model_copy(update={"scratch": "/proc/none"})
+            )
+            return await rollout._with_retries(
+                "a1-p0", TASKS["train"][0], 0, "train", rollout._training
+            ), rollout._broken.said()
 
     end, said = asyncio.run(scenario())
-    assert end.outcome == Outcome.INFRASTRUCTURE_ERROR and end.verdict is None and end.rewards == {} and end.attempt == 1
+    assert (
+        end.outcome == Outcome.INFRASTRUCTURE_ERROR and end.verdict is None and end.rewards == {} and end.attempt == 1
+    )
     assert said["errors"] == 2 and said["share"] == 1.0 and said["cause"] == end.outcome_detail
     rows = [row for row in ledger.rows(tmp_path / "ledger.jsonl") if row["event"] == "infrastructure_error"]
     assert [row["attempt"] for row in rows] == [0, 1]

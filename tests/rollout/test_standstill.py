@@ -1,4 +1,5 @@
 """The loop's own measure of how long it stood still."""
+
 import asyncio
 import time
 
@@ -30,6 +31,7 @@ def test_it_sees_a_callback_that_computes(way):
 
 def test_waiting_is_no_standstill():
     """Beside it the same loop stands still for longer: the one is seen, and not the other."""
+
     async def main():
         with Standstill() as standstill:
             await asyncio.sleep(STOOD_S)

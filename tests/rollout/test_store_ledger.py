@@ -1,4 +1,5 @@
 """Trajectories on disk read back equal, with and without this project; nobody can change the ledger unseen."""
+
 import json
 from dataclasses import replace
 
@@ -16,8 +17,11 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)  # all but
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 INT = st.integers(0, 2**31 - 1)
 STATUSES = st.dictionaries(TEXT, st.sampled_from(["passed", "failed", "missing"]), max_size=3)
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | FLOAT | TEXT,
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FLOAT | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @st.composite
@@ -25,19 +29,60 @@ def calls(draw):
     count = draw(st.integers(0, 4))
     ids, one = st.lists(INT, max_size=6).map(tuple), draw(st.integers(0, 5))
     same = [draw(st.lists(values, min_size=one, max_size=one).map(tuple)) for values in (INT, FLOAT, INT)]
-    return tuple(Call(i, None if i == 0 else draw(st.integers(0, i - 1)), None if i == 0 else draw(st.sampled_from(["completion", "prompt"])), draw(ids), *same,
-                      draw(st.sampled_from(["stop", "length"])), draw(st.booleans()), draw(FLOAT), draw(FLOAT)) for i in range(count))
+    return tuple(
+        Call(
+            i,
+            None if i == 0 else draw(st.integers(0, i - 1)),
+            None if i == 0 else draw(st.sampled_from(["completion", "prompt"])),
+            draw(ids),
+            *same,
+            draw(st.sampled_from(["stop", "length"])),
+            draw(st.booleans()),
+            draw(FLOAT),
+            draw(FLOAT),
+        )
+        for i in range(count)
+    )
 
 
-VERDICTS = st.none() | st.builds(Verdict, st.booleans(), TEXT, STATUSES, STATUSES, st.lists(TEXT, max_size=2).map(tuple), TEXT, FLOAT)
+VERDICTS = st.none() | st.builds(
+    Verdict, st.booleans(), TEXT, STATUSES, STATUSES, st.lists(TEXT, max_size=2).map(tuple), TEXT, FLOAT
+)
 TRAJECTORIES = st.builds(
-    Trajectory, TEXT, TEXT, TEXT, st.sampled_from(["train", "heldout"]), st.integers(0, 5), calls(), TEXT, st.sampled_from(Outcome), TEXT, VERDICTS,
-    st.dictionaries(TEXT, FLOAT, max_size=3), FLOAT, FLOAT, st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=3).map(tuple),
-    st.dictionaries(TEXT, FLOAT, max_size=3))
+    Trajectory,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.sampled_from(["train", "heldout"]),
+    st.integers(0, 5),
+    calls(),
+    TEXT,
+    st.sampled_from(Outcome),
+    TEXT,
+    VERDICTS,
+    st.dictionaries(TEXT, FLOAT, max_size=3),
+    FLOAT,
+    FLOAT,
+    st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=3).map(tuple),
+    st.dictionaries(TEXT, FLOAT, max_size=3),
+)
 EXAMPLE = Trajectory(
-    "g-0", "g", "task-ä", "train", 0, (Call(0, None, None, (1, 2), (3, 4), (-0.1, -0.25), (7, 7), "stop", False, 0.0, 0.5),), "--- a\n+++ b\n",
-    Outcome.SUBMITTED, "",
-    Verdict(True, "junit+canary", {"a::b": "passed"}, {}, ("test_x.py",), "", 1.5), {"tests": 1.0}, 1.0, 2.0, ({"kind": "call"},), {"generation_s": 0.5})
+    "g-0",
+    "g",
+    "task-ä",
+    "train",
+    0,
+    (Call(0, None, None, (1, 2), (3, 4), (-0.1, -0.25), (7, 7), "stop", False, 0.0, 0.5),),
+    "--- a\n+++ b\n",
+    Outcome.SUBMITTED,
+    "",
+    Verdict(True, "junit+canary", {"a::b": "passed"}, {}, ("test_x.py",), "", 1.5),
+    {"tests": 1.0},
+    1.0,
+    2.0,
+    ({"kind": "call"},),
+    {"generation_s": 0.5},
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,18 +101,33 @@ def test_without_a_verdict_there_is_none(tmp_path):
 
 
 def test_the_same_trajectories_give_the_same_bytes(tmp_path):
-    assert trajectory_files.write(tmp_path / "a.parquet", [EXAMPLE], {"s": 1}) == trajectory_files.write(tmp_path / "b.parquet", [EXAMPLE], {"s": 1})
+    assert trajectory_files.write(tmp_path / "a.parquet", [EXAMPLE], {"s": 1}) == trajectory_files.write(
+        tmp_path / "b.parquet", [EXAMPLE], {"s": 1}
+    )
 
 
 def test_others_read_it_without_this_project(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     import datasets
     import pandas
-    trajectory_files.write(tmp_path / "x.parquet", [EXAMPLE, replace(EXAMPLE, trajectory_id="g-1", calls=(), verdict=None)], {})
-    rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "x.parquet"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows["trajectory_id"][:] == ["g-0", "g-1"] and rows[0]["calls"][0]["completion_ids"] == [3, 4] and json.loads(rows[0]["verdict"])["resolved"] is True
+
+    trajectory_files.write(
+        tmp_path / "x.parquet", [EXAMPLE, replace(EXAMPLE, trajectory_id="g-1", calls=(), verdict=None)], {}
+    )
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "x.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert (
+        rows["trajectory_id"][:] == ["g-0", "g-1"]
+        and rows[0]["calls"][0]["completion_ids"] == [3, 4]
+        and json.loads(rows[0]["verdict"])["resolved"] is True
+    )
     frame = pandas.read_parquet(tmp_path / "x.parquet")
-    assert frame["task_id"][0] == "task-ä" and list(frame["calls"][0][0]["logprobs"]) == [-0.1, -0.25] and frame["outcome"][1] == "submitted"
+    assert (
+        frame["task_id"][0] == "task-ä"
+        and list(frame["calls"][0][0]["logprobs"]) == [-0.1, -0.25]
+        and frame["outcome"][1] == "submitted"
+    )
 
 
 @pytest.mark.parametrize("version", ["2", None])
@@ -119,11 +179,19 @@ def test_a_removed_row_is_found(book, number):
 @pytest.mark.parametrize("number", range(8))
 def test_an_inserted_repeated_or_swapped_row_is_found(book, number):
     rows = list(ledger.rows(book))
-    assert ledger.broken_link(rows[:number] + [{"event": "dropped", "group": "x", "hash": rows[number]["hash"]}] + rows[number:]) == number + 1
+    assert (
+        ledger.broken_link(
+            rows[:number] + [{"event": "dropped", "group": "x", "hash": rows[number]["hash"]}] + rows[number:]
+        )
+        == number + 1
+    )
     assert ledger.broken_link(rows[: number + 1] + [rows[number]] + rows[number + 1 :]) == number + 2
     if number < 7:
         assert ledger.broken_link(rows[:number] + [rows[number + 1], rows[number]] + rows[number + 2 :]) == number + 1
-    assert ledger.broken_link([{k: v for k, v in row.items() if k != "hash" or i != number} for i, row in enumerate(rows)]) == number + 1
+    assert (
+        ledger.broken_link([{k: v for k, v in row.items() if k != "hash" or i != number} for i, row in enumerate(rows)])
+        == number + 1
+    )
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"event": "tra', b'{"event": "trained", "group": "g", "hash": "0"}', b"\xc3"])

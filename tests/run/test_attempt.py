@@ -1,4 +1,6 @@
-"""Attempts over several nodes: who may begin, who has been superseded, what a silent node means. Nodes are objects here; their files are real."""
+"""Attempts over several nodes: who may begin, who has been superseded, what a silent node means. Nodes are objects
+here; their files are real."""
+
 import os
 import subprocess
 import sys
@@ -62,7 +64,9 @@ def test_a_node_that_lost_another_is_not_the_one_that_failed(tells, tmp_path, el
         elsewhere("a")
     else:
         monkeypatch.setattr(attempts, "ECHO_S", 0.0)
-    assert ("node 2 (host2): the trainer program ended with code 1: ValueError: empty" if tells else "node 1 (") in nodes[0].lost()
+    assert (
+        "node 2 (host2): the trainer program ended with code 1: ValueError: empty" if tells else "node 1 ("
+    ) in nodes[0].lost()
 
 
 def test_a_node_has_a_part_in_each_attempt_once(tmp_path, elsewhere, monkeypatch):
@@ -92,6 +96,7 @@ def test_a_requeued_job_supersedes_a_node_that_was_cut_off(tmp_path, elsewhere):
             second.beat()
             stop.wait(0.05)
         second.end(second.lost())
+
     thread = threading.Thread(target=cut_off)
     thread.start()
     try:
@@ -101,7 +106,9 @@ def test_a_requeued_job_supersedes_a_node_that_was_cut_off(tmp_path, elsewhere):
     finally:
         stop.set()
         thread.join()
-    assert again.number == 2 and "attempt 2 has taken over" in read_json(tmp_path / "heartbeats" / "node_1.json")["reason"]
+    assert (
+        again.number == 2 and "attempt 2 has taken over" in read_json(tmp_path / "heartbeats" / "node_1.json")["reason"]
+    )
 
 
 def test_somebody_elses_run_is_left_alone(tmp_path, elsewhere, monkeypatch):
@@ -113,7 +120,8 @@ def test_somebody_elses_run_is_left_alone(tmp_path, elsewhere, monkeypatch):
             lead(tmp_path, Place(0, 1, 1, "10.0.0.9", owner))
     assert read_json(tmp_path / "attempt.json")["attempt"] == 1
     monkeypatch.setattr(attempts, "SILENT_S", 0.2)
-    assert lead(tmp_path, Place(0, 1, 1, "10.0.0.9", Owner("8", 0))).number == 2  # nobody has been heard of for long enough
+    # nobody has been heard of for long enough
+    assert lead(tmp_path, Place(0, 1, 1, "10.0.0.9", Owner("8", 0))).number == 2
 
 
 def test_a_silent_node_is_lost(tmp_path, elsewhere, monkeypatch):
@@ -132,16 +140,30 @@ def test_on_one_machine_a_killed_process_is_known_at_once(tmp_path):
     child.wait()
     assert lead(tmp_path, Place()).number == 2
     beat = read_json(tmp_path / "heartbeats" / "node_0.json")
-    write_json(tmp_path / "heartbeats" / "node_0.json", beat | {"processes": [[os.getpid(), 1]]})  # the same number, another process
+    # the same number, another process
+    write_json(tmp_path / "heartbeats" / "node_0.json", beat | {"processes": [[os.getpid(), 1]]})
     assert not attempts.Heard().alive(0, read_json(tmp_path / "heartbeats" / "node_0.json"))
 
 
 def test_of_many_at_once_one_begins(tmp_path):
-    program = f"from coderepairrl import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib import Path; attempt.PATIENCE_S = 4.0; " \
-              f"print(lead(Path({str(tmp_path)!r}), Place()).number, flush=True); input()"
-    children = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
-                for _ in range(4)]
-    said = [child.stdout.readline().strip() for child in children]  # the one that began stays until the others have given up
+    program = (
+        f"from coderepairrl import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib import Path; "
+        "attempt.PATIENCE_S = 4.0; "
+        f"print(lead(Path({str(tmp_path)!r}), Place()).number, flush=True); input()"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    # the one that began stays until the others have given up
+    said = [child.stdout.readline().strip() for child in children]
     for child in children:
         child.communicate(timeout=60)
     assert sorted(said) == ["", "", "", "1"]

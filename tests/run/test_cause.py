@@ -53,13 +53,15 @@ def engine(name: str, raised: str, place: str) -> str:
 
 
 VLLM = (
-    "Found ulimit of 20000 and failed to automatically increase with error current limit exceeds maximum limit. This can cause fd limit errors like "
+    "Found ulimit of 20000 and failed to automatically increase with error current limit exceeds maximum limit. This "
+    "can cause fd limit errors like "
     "`OSError: [Errno 24] Too many open files`.\n(APIServer pid=95) WARNING 11-29 20:17:59 [vllm.py:725] Model Runner V2 requires Triton.\n"
 )
 VLLM_END = (
     "Process EngineCore:\n"
     + traceback(
-        "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause."
+        "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for "
+        "root cause."
     )
     + traceback(NO_CORE)
 )
@@ -170,7 +172,8 @@ TEXTS = {
         traceback(
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, max_model_len is too large"
         ),
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, max_model_len is too large",
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, max_model_len "
+        "is too large",
     ),
     "no text": (traceback("AssertionError"), "AssertionError"),
     "colours": (
@@ -236,7 +239,8 @@ TEXTS = {
         )
         + engine("EngineCore", "RuntimeError: CUDA error: an illegal memory access was encountered", "core.py:1100")
         + traceback(
-            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.",
+            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for "
+            "the root cause.",
             before="(APIServer pid=95) ERROR 11-29 20:19:00 [async_llm.py:700] ",
         ),
         "RuntimeError: CUDA error: an illegal memory access was encountered",
@@ -302,7 +306,10 @@ TEXTS = {
         "         error: Multiple top-level modules discovered\n\n         To avoid accidents:\n",
         "Multiple top-level modules discovered",
     ),
-    "uv on a traceback": ("error: build backend returned an error\n" + traceback("ValueError: no", before="  "), "ValueError: no"),
+    "uv on a traceback": (
+        "error: build backend returned an error\n" + traceback("ValueError: no", before="  "),
+        "ValueError: no",
+    ),
 }
 
 

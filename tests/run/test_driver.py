@@ -88,7 +88,8 @@ def test_programs_end_with_their_driver(attempt, tmp_path):
     """However it ends."""
     code = (
         f"from coderepairrl import driver; from pathlib import Path; import os, time; "
-        f"print(driver._spawn(['sleep', '600'], Path({str(tmp_path / 'log')!r}), dict(os.environ)).pid, flush=True); time.sleep(600)"
+        f"print(driver._spawn(['sleep', '600'], Path({str(tmp_path / 'log')!r}), dict(os.environ)).pid, flush=True); "
+        "time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=driver.ROOT) as program:
         child = int(program.stdout.readline())

@@ -1,4 +1,6 @@
-"""A result belongs to its inputs: each key that makes numbers is compared, what is only named by its content; others are recorded."""
+"""A result belongs to its inputs: each key that makes numbers is compared, what is only named by its content; others
+are recorded."""
+
 import json
 import os
 from dataclasses import replace
@@ -22,19 +24,62 @@ from coderepairrl.types import Outcome, Task, Trajectory
 TASKS = functions(FunctionsConfig(train=3, heldout=2))
 # Free on purpose. Whoever adds a key needn't come here; whoever wants it free says so in inputs.py, and here.
 FREE_IN_TRAINING = {
-    "training.steps", "training.evaluate", "training.checkpoint_every", "training.export_every", "training.ranks", "training.threads", "training.devices",
-    "training.micro_batch_tokens", "training.share_prefixes", "wandb", "rollout.evaluation.samples", "rollout.evaluation.temperature",
-    "rollout.concurrent_episodes", "rollout.infrastructure_retries", "rollout.engine_wait_s", "engine.checkpointed_share", "engine.offload_activations",
-    "engine.offload_optimizer", "engine.bucket_elements", "engine.sequence_ranks", "engine.leaf_modules.0", "engine.persistence_threshold",
-    "rollout.server.host", "rollout.server.port", "rollout.server.threads", "rollout.server.devices", "rollout.server.kv_cache_mib",
-    "rollout.server.max_num_seqs", "rollout.server.max_num_batched_tokens", "rollout.server.start_timeout_s", "rollout.server.update_timeout_s",
-    "rollout.server.health_timeout_s", "rollout.server.max_restarts", "rollout.server.weight_backend", "rollout.gateway.host", "rollout.gateway.port",
-    "rollout.gateway.processes", "rollout.environments.cache", "rollout.environments.mirrors.0", "rollout.environments.pythons.0",
-    "rollout.environments.timeout_s", "rollout.sandbox.scratch", "rollout.sandbox.overlay",
-    "training.evaluate_every", "training.keep_checkpoints", "training.max_gap", "rollout.evaluation.tasks", "rollout.evaluation.share",
-    "rollout.evaluation.greedy", "rollout.evaluation.retry", "rollout.evaluation.max_turns",
-    "rollout.max_infrastructure_share", "rollout.try_environments", "rollout.server.probe_bound",
-    "rollout.keep_test_output_mib"}
+    "training.steps",
+    "training.evaluate",
+    "training.checkpoint_every",
+    "training.export_every",
+    "training.ranks",
+    "training.threads",
+    "training.devices",
+    "training.micro_batch_tokens",
+    "training.share_prefixes",
+    "wandb",
+    "rollout.evaluation.samples",
+    "rollout.evaluation.temperature",
+    "rollout.concurrent_episodes",
+    "rollout.infrastructure_retries",
+    "rollout.engine_wait_s",
+    "engine.checkpointed_share",
+    "engine.offload_activations",
+    "engine.offload_optimizer",
+    "engine.bucket_elements",
+    "engine.sequence_ranks",
+    "engine.leaf_modules.0",
+    "engine.persistence_threshold",
+    "rollout.server.host",
+    "rollout.server.port",
+    "rollout.server.threads",
+    "rollout.server.devices",
+    "rollout.server.kv_cache_mib",
+    "rollout.server.max_num_seqs",
+    "rollout.server.max_num_batched_tokens",
+    "rollout.server.start_timeout_s",
+    "rollout.server.update_timeout_s",
+    "rollout.server.health_timeout_s",
+    "rollout.server.max_restarts",
+    "rollout.server.weight_backend",
+    "rollout.gateway.host",
+    "rollout.gateway.port",
+    "rollout.gateway.processes",
+    "rollout.environments.cache",
+    "rollout.environments.mirrors.0",
+    "rollout.environments.pythons.0",
+    "rollout.environments.timeout_s",
+    "rollout.sandbox.scratch",
+    "rollout.sandbox.overlay",
+    "training.evaluate_every",
+    "training.keep_checkpoints",
+    "training.max_gap",
+    "rollout.evaluation.tasks",
+    "rollout.evaluation.share",
+    "rollout.evaluation.greedy",
+    "rollout.evaluation.retry",
+    "rollout.evaluation.max_turns",
+    "rollout.max_infrastructure_share",
+    "rollout.try_environments",
+    "rollout.server.probe_bound",
+    "rollout.keep_test_output_mib",
+}
 
 
 def other(value: Any) -> Any:
@@ -49,7 +94,9 @@ def test_each_key_that_is_changed_alone_is_refused_by_its_name_or_free_and_recor
     now = inputs.of(config, free)
     assert not inputs.compare(tmp_path / "inputs.json", now, free, made=False, remedy="")
     write_json(tmp_path / "inputs.json", now)
-    compare = lambda changed: inputs.compare(tmp_path / "inputs.json", changed, free, made=True, remedy="take another `run:`")
+    compare = lambda changed: inputs.compare(
+        tmp_path / "inputs.json", changed, free, made=True, remedy="take another `run:`"
+    )
     assert compare(now) == {}, "the same is the same, also out of a file"
     went_on = set()
     for key, value in now.items():
@@ -57,19 +104,35 @@ def test_each_key_that_is_changed_alone_is_refused_by_its_name_or_free_and_recor
             if changed.get(key, []) == value or changed.get(key) == value:
                 continue
             try:
-                recorded, = compare(changed)
+                (recorded,) = compare(changed)
                 assert recorded == key
                 went_on.add(key)
             except ConfigError as error:
-                assert f"{key} " in str(error) and " -> " in str(error) and "take another `run:`" in str(error) and "\n" not in str(error)
+                assert (
+                    f"{key} " in str(error)
+                    and " -> " in str(error)
+                    and "take another `run:`" in str(error)
+                    and "\n" not in str(error)
+                )
                 assert key not in went_on
     with pytest.raises(ConfigError, match="new.key not set -> 3"):
         compare(now | {"new.key": 3})
     assert went_on == {key for key in now if inputs.covered(key, free)}
     if program == "scripts/train_grpo.py":
         assert went_on == FREE_IN_TRAINING
-    assert not {"engine.learning_rate", "rollout.limits.max_turns", "rollout.server.dtype", "rollout.sandbox.kind", "rollout.rewards.weights.tests",
-                "rollout.scaffold.name", "system_prompt", "rollout.server.max_model_len"} & went_on
+    assert (
+        not {
+            "engine.learning_rate",
+            "rollout.limits.max_turns",
+            "rollout.server.dtype",
+            "rollout.sandbox.kind",
+            "rollout.rewards.weights.tests",
+            "rollout.scaffold.name",
+            "system_prompt",
+            "rollout.server.max_model_len",
+        }
+        & went_on
+    )
     assert not {"run", "output", "out", "role"} & now.keys()
 
 
@@ -88,16 +151,25 @@ def test_several_keys_are_one_line_and_an_allowed_one_goes_on(tmp_path):
     record = tmp_path / "inputs.json"
     before = {f"a.k{i}": i for i in range(9)} | {"prompt": "long " * 40 + "end", "list.0": 0.9, "list.1": None}
     write_json(record, before)
-    changed = {key: value + 1 if isinstance(value, int) else value for key, value in before.items()} | {"prompt": "long " * 40 + "other end"}
+    changed = {key: value + 1 if isinstance(value, int) else value for key, value in before.items()} | {
+        "prompt": "long " * 40 + "other end"
+    }
     with pytest.raises(ConfigError) as error:
         inputs.compare(record, changed, (), made=True, remedy="mend it", allow=())
-    assert "a.k0 0 -> 1, a.k1 1 -> 2, a.k2 2 -> 3, a.k3 3 -> 4 and 6 more: mend it, or go on with what is changed: resume.allow=[a.k0,a.k1," in str(error.value)
+    assert (
+        "a.k0 0 -> 1, a.k1 1 -> 2, a.k2 2 -> 3, a.k3 3 -> 4 and 6 more: mend it, or go on with what is changed: "
+        "resume.allow=[a.k0,a.k1," in str(error.value)
+    )
     assert len(str(error.value)) < 400
     with pytest.raises(ConfigError, match=r"prompt \.\.\.long long end' -> \.\.\.long long other end'"):
         inputs.compare(record, changed, (), made=True, remedy="", allow=["a"])
     found = inputs.compare(record, changed | {"list.1": 0.5}, ["list"], made=True, remedy="", allow=["a", "prompt"])
     assert found["a.k3"] == ["3", "4"] and found["list.1"] == ["not set", "0.5"] and len(found) == 11
-    for wrong, said in (("a.k77", "did you mean 'a.k"), ("promt", "did you mean 'prompt'?"), ("zzz", "write it as in the error")):
+    for wrong, said in (
+        ("a.k77", "did you mean 'a.k"),
+        ("promt", "did you mean 'prompt'?"),
+        ("zzz", "write it as in the error"),
+    ):
         with pytest.raises(ConfigError, match="resume.allow: there is no key") as error:
             inputs.compare(record, before, (), made=True, remedy="", allow=[wrong])
         assert said in str(error.value)
@@ -107,6 +179,7 @@ def test_several_keys_are_one_line_and_an_allowed_one_goes_on(tmp_path):
 
 
 # ---- what is only named
+
 
 def model(folder: Path, **files: str) -> str:
     folder.mkdir(parents=True)
@@ -119,8 +192,13 @@ def model(folder: Path, **files: str) -> str:
 def test_a_model_is_its_bytes_not_its_place(tmp_path):
     one, copy = model(tmp_path / "one"), model(tmp_path / "copy", README__md="another word")
     assert not inputs.differences(contents.model(one), contents.model(copy))
-    for name, files in {"weights": {"model__safetensors": "v"}, "tokenizer_and_config": {"tokenizer__json": "u"}}.items():
-        assert list(inputs.differences(contents.model(one), contents.model(model(tmp_path / name, **files)))) == [f"model.{name}"]
+    for name, files in {
+        "weights": {"model__safetensors": "v"},
+        "tokenizer_and_config": {"tokenizer__json": "u"},
+    }.items():
+        assert list(inputs.differences(contents.model(one), contents.model(model(tmp_path / name, **files)))) == [
+            f"model.{name}"
+        ]
     more = contents.model(model(tmp_path / "more", chat_template__jinja="x"))
     assert list(inputs.differences(contents.model(one), more)) == ["model.tokenizer_and_config"]
     run = tmp_path / "run" / "checkpoints"
@@ -145,12 +223,18 @@ def test_a_task_is_all_that_it_says_and_what_its_base_holds(tmp_path):
     def again() -> str:
         contents.tree.cache_clear()
         return contents.task(task)
+
     seen = [again()]
     (base / ".git" / "HEAD").write_text("history")
     os.utime(base / "a.py", (1, 1))
     assert again() == seen[0], "neither its date nor its history"
-    for change in (lambda: (base / "a.py").write_text("2"), lambda: (base / "a.py").chmod(0o755), lambda: (base / "b.py").write_text(""),
-                   lambda: ((base / "link").unlink(), (base / "link").symlink_to("b.py")), lambda: (base / "b.py").rename(base / "c.py")):
+    for change in (
+        lambda: (base / "a.py").write_text("2"),
+        lambda: (base / "a.py").chmod(0o755),
+        lambda: (base / "b.py").write_text(""),
+        lambda: ((base / "link").unlink(), (base / "link").symlink_to("b.py")),
+        lambda: (base / "b.py").rename(base / "c.py"),
+    ):
         change()
         seen.append(again())
     assert len(set(seen)) == len(seen)
@@ -158,8 +242,14 @@ def test_a_task_is_all_that_it_says_and_what_its_base_holds(tmp_path):
         seen.append(contents.task(replace(task, **{field: "other"})))
     for field in ("files", "hidden_tests", "metadata"):
         seen.append(contents.task(replace(task, **{field: {"x": "y"}})))
-    for field, value in (("test_command", ("x",)), ("variables", {"A": "1"}), ("protected", ("y",)), ("test_timeout_s", 1.0),
-                         ("image", "docker://x"), ("lock", "z")):
+    for field, value in (
+        ("test_command", ("x",)),
+        ("variables", {"A": "1"}),
+        ("protected", ("y",)),
+        ("test_timeout_s", 1.0),
+        ("image", "docker://x"),
+        ("lock", "z"),
+    ):
         seen.append(contents.task(replace(task, environment=replace(task.environment, **{field: value}))))
     assert len(set(seen)) == len(seen)
 
@@ -168,9 +258,11 @@ def test_tasks_differ_by_content_number_and_order():
     tasks = lambda found: {"rollout.tasks.train": contents.tasks(found)}
     train: list[Task] = TASKS["train"]
     assert not inputs.differences(tasks(train), tasks(list(train)))
-    for others, said in ((train[:2], "3 tasks (1 that are not so in the other: functions-train-2 ...) -> 2 tasks"),
-                         (train[::-1], "3 tasks (in another order)"),
-                         ([replace(train[0], oracle_patch=""), *train[1:]], "functions-train-0")):
+    for others, said in (
+        (train[:2], "3 tasks (1 that are not so in the other: functions-train-2 ...) -> 2 tasks"),
+        (train[::-1], "3 tasks (in another order)"),
+        ([replace(train[0], oracle_patch=""), *train[1:]], "functions-train-0"),
+    ):
         assert said in inputs.said(inputs.differences(tasks(train), json.loads(json.dumps(tasks(others)))))
 
 
@@ -182,9 +274,23 @@ def test_files_that_a_configuration_names_count_by_their_bytes(tmp_path, monkeyp
     from evaluate import inputs_of
 
     from coderepairrl.run.evaluate_config import EvaluateConfig
-    read = lambda *words: (contents.tree.cache_clear(), inputs_of(load(EvaluateConfig, ROOT / "configs/eval/quickstart.yaml", [
-        "scaffold={name: predictions, path: %s}" % (words[0] if words else "good.jsonl"), "rollout.rewards.weights={tests: 1.0, my_own_reward.f: 0.5}",
-        *words[1:]]), TASKS["heldout"], None))[1]
+
+    read = lambda *words: (
+        contents.tree.cache_clear(),
+        inputs_of(
+            load(
+                EvaluateConfig,
+                ROOT / "configs/eval/quickstart.yaml",
+                [
+                    "scaffold={name: predictions, path: %s}" % (words[0] if words else "good.jsonl"),
+                    "rollout.rewards.weights={tests: 1.0, my_own_reward.f: 0.5}",
+                    *words[1:],
+                ],
+            ),
+            TASKS["heldout"],
+            None,
+        ),
+    )[1]
     before = read()
     Path("moved.jsonl").write_text("1")
     assert not inputs.differences(before, read("moved.jsonl")) and before["rollout.scaffold.name"] == "predictions"
@@ -199,16 +305,31 @@ def test_files_that_a_configuration_names_count_by_their_bytes(tmp_path, monkeyp
 
 # ---- runs
 
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """(folder of a run with a step of rollouts, admit(overrides))."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     from coderepairrl.run.train_config import TrainConfig
+
     folder = tmp_path / "run"
     (folder / "rollouts").mkdir(parents=True)
     policy = model(tmp_path / "model")
-    admit = lambda *words: resume.admit(load(TrainConfig, ROOT / "configs/quickstart.yaml", [
-        f"model={policy}", f"run={folder}", "rollout.tasks.train=3", "rollout.tasks.heldout=2", "training.steps=48", *words]), folder)
+    admit = lambda *words: resume.admit(
+        load(
+            TrainConfig,
+            ROOT / "configs/quickstart.yaml",
+            [
+                f"model={policy}",
+                f"run={folder}",
+                "rollout.tasks.train=3",
+                "rollout.tasks.heldout=2",
+                "training.steps=48",
+                *words,
+            ],
+        ),
+        folder,
+    )
     return folder, admit
 
 
@@ -217,18 +338,29 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     admit("engine.learning_rate=0.1")
     assert admit("engine.learning_rate=0.2") == {}, "nothing was made yet"
     (folder / "rollouts" / "step_00000.parquet").write_text("")
-    assert admit("engine.learning_rate=0.2", "training.steps=30", "training.ranks=1", "role=train", "rollout.server.host=10.0.0.1") == {
-        "training.steps": ["48", "30"], "training.ranks": ["2", "1"], "rollout.server.host": ["127.0.0.1", "10.0.0.1"]}
+    assert admit(
+        "engine.learning_rate=0.2",
+        "training.steps=30",
+        "training.ranks=1",
+        "role=train",
+        "rollout.server.host=10.0.0.1",
+    ) == {
+        "training.steps": ["48", "30"],
+        "training.ranks": ["2", "1"],
+        "rollout.server.host": ["127.0.0.1", "10.0.0.1"],
+    }
     same = ["engine.learning_rate=0.2", "training.steps=30"]
     for word, said in {
-            "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "
-                                        "resume.allow=[engine.learning_rate]",
-            "training.algorithm={name: dapo}": "training.algorithm.name grpo -> dapo",
-            "rollout.scaffold.system_prompt=Fix it.": "'Repair the code.' -> 'Fix it.'",
-            "rollout.tasks.train=2": "rollout.tasks.train 3 tasks", "rollout.tasks.seed=7": "resume.allow=[rollout.tasks.train]",
-            "rollout.tasks.heldout=1": "rollout.tasks.heldout 2 tasks",
-            "rollout.scaffold={name: aider}": "rollout.scaffold.name terminal -> aider",
-            "resume.allow=[engine.learning_rat]": "did you mean 'engine.learning_rate'?"}.items():
+        "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "
+        "resume.allow=[engine.learning_rate]",
+        "training.algorithm={name: dapo}": "training.algorithm.name grpo -> dapo",
+        "rollout.scaffold.system_prompt=Fix it.": "'Repair the code.' -> 'Fix it.'",
+        "rollout.tasks.train=2": "rollout.tasks.train 3 tasks",
+        "rollout.tasks.seed=7": "resume.allow=[rollout.tasks.train]",
+        "rollout.tasks.heldout=1": "rollout.tasks.heldout 2 tasks",
+        "rollout.scaffold={name: aider}": "rollout.scaffold.name terminal -> aider",
+        "resume.allow=[engine.learning_rat]": "did you mean 'engine.learning_rate'?",
+    }.items():
         with pytest.raises(ConfigError) as error:
             admit(*same, word)
         assert said in str(error.value) and "\n" not in str(error.value)
@@ -236,9 +368,12 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     assert record["engine.learning_rate"] == 0.2 and record["training.steps"] == 30, "a refusal changes nothing"
     same += ["engine.learning_rate=0.3", "engine.weight_decay=0.1", "rollout.tasks.train=2"]
     assert admit(*same, "resume.allow=[engine, rollout.tasks]") == {
-        "engine.learning_rate": ["0.2", "0.3"], "engine.weight_decay": ["0.0", "0.1"], "training.ranks": ["1", "2"],
+        "engine.learning_rate": ["0.2", "0.3"],
+        "engine.weight_decay": ["0.0", "0.1"],
+        "training.ranks": ["1", "2"],
         "rollout.server.host": ["10.0.0.1", "127.0.0.1"],
-        "rollout.tasks.train": ["3 tasks (1 that are not so in the other: functions-train-2 ...)", "2 tasks"]}
+        "rollout.tasks.train": ["3 tasks (1 that are not so in the other: functions-train-2 ...)", "2 tasks"],
+    }
     assert admit(*same) == {}, "what was allowed is what it is now"
     (folder / "inputs.json").unlink()
     with pytest.raises(ConfigError, match="former version"):
@@ -249,9 +384,15 @@ def test_a_run_that_was_recorded_without_a_key_goes_on_and_then_has_it(run):
     folder, admit = run
     admit()
     (folder / "rollouts" / "step_00000.parquet").write_text("")
-    whole, missing = read_json(folder / "inputs.json"), ["training.algorithm.credit", "rollout.rewards.discount_per_call", "rollout.rendering"]
+    whole, missing = (
+        read_json(folder / "inputs.json"),
+        ["training.algorithm.credit", "rollout.rewards.discount_per_call", "rollout.rendering"],
+    )
     write_json(folder / "inputs.json", {key: value for key, value in whole.items() if not inputs.covered(key, missing)})
-    with pytest.raises(ConfigError, match=r"other inputs: training.algorithm.credit episode -> turn: .*allow=\[training.algorithm.credit\]$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"other inputs: training.algorithm.credit episode -> turn: .*allow=\[training.algorithm.credit\]$",
+    ):
         admit("training.algorithm.credit=turn")
     assert admit() == {} and read_json(folder / "inputs.json") == whole
 
@@ -294,7 +435,8 @@ def test_what_an_end_left_is_kept_under_its_step_and_stays_in_the_books(tmp_path
     assert left(tmp_path) == ["eval_step_00020.parquet", "ledger.jsonl", "summary_step_00020.json"]
     rows = list(ledger.rows(tmp_path / "ledger.jsonl"))
     assert [(row["group"], row["file"], row["sha256"]) for row in rows[1:]] == [
-        (group, "eval_step_00020.parquet", digest) for group in ("a2-eval_after-0", "a2-eval_after-1")] and ledger.broken_link(rows) is None
+        (group, "eval_step_00020.parquet", digest) for group in ("a2-eval_after-0", "a2-eval_after-1")
+    ] and ledger.broken_link(rows) is None
 
 
 def test_what_an_end_left_replaces_nothing(tmp_path):
@@ -304,10 +446,18 @@ def test_what_an_end_left_replaces_nothing(tmp_path):
     for name in ("summary_step_00020.json", "summary.json"):
         write_json(tmp_path / name, {"of": name})
     resume.keep_end(tmp_path, 20)
-    assert left(tmp_path) == ["eval_step_00020.parquet", "eval_step_00020_2.parquet", "eval_step_00020_2_greedy.parquet", "ledger.jsonl",
-                              "summary_step_00020.json", "summary_step_00020_2.json"]
+    assert left(tmp_path) == [
+        "eval_step_00020.parquet",
+        "eval_step_00020_2.parquet",
+        "eval_step_00020_2_greedy.parquet",
+        "ledger.jsonl",
+        "summary_step_00020.json",
+        "summary_step_00020_2.json",
+    ]
     assert read_json(tmp_path / "summary_step_00020.json") == {"of": "summary_step_00020.json"}
-    assert trajectory_files.read(tmp_path / "rollouts" / "eval_step_00020_2.parquet")[0][0].group_id == "a1-eval_after-0"
+    assert (
+        trajectory_files.read(tmp_path / "rollouts" / "eval_step_00020_2.parquet")[0][0].group_id == "a1-eval_after-0"
+    )
 
 
 def left(folder):
@@ -315,4 +465,6 @@ def left(folder):
 
 
 def episode(group):
-    return Trajectory(f"{group}-0", group, "task", "heldout", 0, (), "", Outcome.SUBMITTED, "", None, {}, 0.0, 1.0, (), {})
+    return Trajectory(
+        f"{group}-0", group, "task", "heldout", 0, (), "", Outcome.SUBMITTED, "", None, {}, 0.0, 1.0, (), {}
+    )

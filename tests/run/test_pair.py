@@ -1,4 +1,5 @@
 """A run over two nodes of a real Slurm: one serves vLLM and runs the agents, the other trains."""
+
 import os
 import signal
 import time
@@ -24,8 +25,10 @@ def wait(holds, job: str, run: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
         state = job_state(job)
-        assert state in ("RUNNING", "PENDING Resources", "PENDING None", "CONFIGURING", "COMPLETING", "COMPLETED") and time.monotonic() < deadline, \
-            f"{state}\n{(run / 'slurm.out').read_text()[-3000:]}"
+        assert (
+            state in ("RUNNING", "PENDING Resources", "PENDING None", "CONFIGURING", "COMPLETING", "COMPLETED")
+            and time.monotonic() < deadline
+        ), f"{state}\n{(run / 'slurm.out').read_text()[-3000:]}"
         time.sleep(0.1)
 
 
@@ -70,5 +73,9 @@ def test_attempts_without_progress_end_with_the_reason(cluster, policy, tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.2)
     said = (run / "slurm.out").read_text()
-    assert job_state(job) == "FAILED" and "no model there" in said and said.count("no progress in 3 attempts in a row") == 1, said
+    assert (
+        job_state(job) == "FAILED"
+        and "no model there" in said
+        and said.count("no progress in 3 attempts in a row") == 1
+    ), said
     assert "no progress in 3 attempts in a row" in read_json(run / "status.json")["reason"]

@@ -1,4 +1,6 @@
-"""Skill told apart from persistence: the numbers of episodes with known answers, of a run's files, and the program that prints them."""
+"""Skill told apart from persistence: the numbers of episodes with known answers, of a run's files, and the program that
+prints them."""
+
 import math
 from dataclasses import replace
 from itertools import combinations
@@ -16,23 +18,52 @@ from coderepairrl.run.summary import write_summary
 from coderepairrl.types import Call, Outcome, Trajectory, Verdict
 
 
-def trajectory(task: str, resolved: bool | None, calls: int = 3, edits: float | None = 1.0, first: float | None = None,
-               outcome: Outcome = Outcome.SUBMITTED) -> Trajectory:
+def trajectory(
+    task: str,
+    resolved: bool | None,
+    calls: int = 3,
+    edits: float | None = 1.0,
+    first: float | None = None,
+    outcome: Outcome = Outcome.SUBMITTED,
+) -> Trajectory:
     """resolved None: a broken machine. first None: the only edit decides. edits None: nothing was watched."""
-    made = tuple(Call(i, i - 1 if i else None, "completion" if i else None, (1,), (2,), (-0.1,), (0,), "stop", False, 0.0, 0.1) for i in range(calls))
+    made = tuple(
+        Call(i, i - 1 if i else None, "completion" if i else None, (1,), (2,), (-0.1,), (0,), "stop", False, 0.0, 0.1)
+        for i in range(calls)
+    )
     verdict = None if resolved is None else Verdict(resolved, "junit+canary", {}, {}, (), "", 0.1)
     seen = {} if edits is None else {"edits": edits, "first_edit": float(bool(resolved)) if first is None else first}
     outcome = Outcome.INFRASTRUCTURE_ERROR if resolved is None else outcome
-    return Trajectory(f"{task}-{calls}", task, task, "heldout", 0, made, "", outcome, "", verdict, {}, 0.0, 1.0, (), seen)
+    return Trajectory(
+        f"{task}-{calls}", task, task, "heldout", 0, made, "", outcome, "", verdict, {}, 0.0, 1.0, (), seen
+    )
 
 
 PERSISTENT = trajectory("b", True, calls=8, edits=3.0, first=0.0)
-BEFORE = [trajectory("a", True), trajectory("b", False), trajectory("c", False, edits=0.0), trajectory("d", False), trajectory("lost", None)]
-AFTER = [trajectory("a", True), PERSISTENT, trajectory("c", True), trajectory("d", False, calls=9, edits=4.0, outcome=Outcome.TURN_LIMIT),
-         trajectory("lost", True)]
-GREEDY = {"before": [trajectory(task, task == "a") for task in "abcd"], "after": [trajectory(task, task in "ac") for task in "abcd"]}
-FORCED = [trajectory("a", True, calls=3), trajectory("b", True, calls=5), trajectory("c", False, calls=10, outcome=Outcome.TURN_LIMIT),
-          trajectory("d", True, calls=9)]
+BEFORE = [
+    trajectory("a", True),
+    trajectory("b", False),
+    trajectory("c", False, edits=0.0),
+    trajectory("d", False),
+    trajectory("lost", None),
+]
+AFTER = [
+    trajectory("a", True),
+    PERSISTENT,
+    trajectory("c", True),
+    trajectory("d", False, calls=9, edits=4.0, outcome=Outcome.TURN_LIMIT),
+    trajectory("lost", True),
+]
+GREEDY = {
+    "before": [trajectory(task, task == "a") for task in "abcd"],
+    "after": [trajectory(task, task in "ac") for task in "abcd"],
+}
+FORCED = [
+    trajectory("a", True, calls=3),
+    trajectory("b", True, calls=5),
+    trajectory("c", False, calls=10, outcome=Outcome.TURN_LIMIT),
+    trajectory("d", True, calls=9),
+]
 
 
 def test_trying_again_is_no_first_edit():
@@ -90,7 +121,9 @@ def test_what_retries_explain_is_said_of_a_gain_alone():
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "known"
-    files = {"before": BEFORE, "after": AFTER, "before_retry": FORCED} | {f"{name}_greedy": own for name, own in GREEDY.items()}
+    files = {"before": BEFORE, "after": AFTER, "before_retry": FORCED} | {
+        f"{name}_greedy": own for name, own in GREEDY.items()
+    }
     for name, own in files.items():
         own = [replace(t, task_id=f"{t.task_id}{n}") for t in own for n in range(10)]  # enough for intervals above 0
         trajectory_files.write(folder / "rollouts" / f"eval_{name}.parquet", own, {"outcomes": {}, "seconds": 1.0})
@@ -107,8 +140,11 @@ def test_a_run_of_which_every_number_is_known(run):
     # 5.75 calls are reached when each is cut at the eighth: 3, 5, 8, 8. By then a and b are repaired, d is not
     forced = found["retries"]
     assert (forced["calls"], forced["pass_rate"], forced["beyond"], forced["explained"]) == (6.0, 0.5, 0.25, 0.5)
-    assert all(low <= found["gain"][name] <= high for name in ("pass_rate", "first_edit", "greedy")
-               for low, high in [found["gain"][f"{name}_interval"]])
+    assert all(
+        low <= found["gain"][name] <= high
+        for name in ("pass_rate", "first_edit", "greedy")
+        for low, high in [found["gain"][f"{name}_interval"]]
+    )
 
 
 def test_the_summary_has_it_and_json_stays_json(run):
@@ -116,7 +152,11 @@ def test_the_summary_has_it_and_json_stays_json(run):
     (run / "metrics.jsonl").write_text("")
     (run / "ledger.jsonl").write_text("")
     summary = write_summary(run)
-    assert summary["skill"] == skill.of_run(run) and summary["pass_rate_difference"] == 0.5 and summary["heldout_tasks"] == 40
+    assert (
+        summary["skill"] == skill.of_run(run)
+        and summary["pass_rate_difference"] == 0.5
+        and summary["heldout_tasks"] == 40
+    )
     assert not any(isinstance(value, float) and math.isnan(value) for value in summary["skill"]["gain"].values())
 
 
@@ -129,13 +169,19 @@ def test_runs_of_before_have_no_first_edit_and_say_so(run):
     found = skill.of_run(run)
     assert found["gain"].keys() == {"pass_rate", "pass_rate_interval"} and "retries" not in found
     said = run_program("analysis/skill.py", str(run))
-    assert said.returncode == 0 and "persistence not separated" in said.stdout and "gain: repaired 50.0%" in said.stdout, said.stderr
+    assert (
+        said.returncode == 0 and "persistence not separated" in said.stdout and "gain: repaired 50.0%" in said.stdout
+    ), said.stderr
 
 
 def test_evaluations_under_other_settings_and_a_broken_control_are_not_compared(run):
     trajectory_files.write(run / "rollouts" / "eval_before_retry.parquet", [trajectory("a", None)], {})
     assert "retries" not in skill.of_run(run)
-    trajectory_files.write(run / "rollouts" / "eval_after.parquet", trajectory_files.read(run / "rollouts" / "eval_after.parquet")[0], {"inputs": "others"})
+    trajectory_files.write(
+        run / "rollouts" / "eval_after.parquet",
+        trajectory_files.read(run / "rollouts" / "eval_after.parquet")[0],
+        {"inputs": "others"},
+    )
     assert skill.of_run(run) == {}
     said = run_program("analysis/skill.py", str(run))
     assert said.returncode == 1 and "under the same settings" in said.stderr
@@ -143,12 +189,16 @@ def test_evaluations_under_other_settings_and_a_broken_control_are_not_compared(
 
 def test_seeds_are_pooled_over_the_tasks_that_each_compared(run):
     before = trajectory_files.read(run / "rollouts" / "eval_before.parquet")[0]
-    broken = [replace(t, verdict=None, outcome=Outcome.INFRASTRUCTURE_ERROR) if t.task_id[0] == "b" else t for t in before]
+    broken = [
+        replace(t, verdict=None, outcome=Outcome.INFRASTRUCTURE_ERROR) if t.task_id[0] == "b" else t for t in before
+    ]
     trajectory_files.write(run / "rollouts" / "eval_before.parquet", broken, {})
     found, sides = skill.of_run(run), skill.sides_of(run)
     assert {episode.task[0] for side in sides for episode in side} == {"a", "c", "d"}
     assert {name: skill.difference(*pair).value for name, pair in sides.pairs().items()} == pytest.approx(
-        {name: found["gain"][name] for name in ("pass_rate", "first_edit", "greedy")} | {"beyond": found["retries"]["beyond"]})
+        {name: found["gain"][name] for name in ("pass_rate", "first_edit", "greedy")}
+        | {"beyond": found["retries"]["beyond"]}
+    )
 
 
 def test_pass_at_k_is_given_for_what_every_task_has():
@@ -165,7 +215,17 @@ def test_the_program_prints_the_known_numbers_and_pools_seeds(run, tmp_path):
     result = run_program("analysis/skill.py", str(run), str(seed))
     assert result.returncode == 0, result.stderr
     words = " ".join(result.stdout.split())
-    for row in ("75.0%", "by the first edit 25.0%", "more than by retries 25.0%", "retries explain 50% of it", "2 seeds"):
+    for row in (
+        "75.0%",
+        "by the first edit 25.0%",
+        "more than by retries 25.0%",
+        "retries explain 50% of it",
+        "2 seeds",
+    ):
         assert row in words, row
     alone = run_program("analysis/skill.py", str(tmp_path))
-    assert alone.returncode == 1 and "no held-out task was graded before and after" in alone.stderr and "Traceback" not in alone.stderr
+    assert (
+        alone.returncode == 1
+        and "no held-out task was graded before and after" in alone.stderr
+        and "Traceback" not in alone.stderr
+    )

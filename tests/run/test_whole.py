@@ -1,4 +1,5 @@
 """The real programs together: vLLM, gateway, sandboxes, ZeRO-3 ranks, weight updates, audit. Minutes, not seconds."""
+
 import asyncio
 import json
 import os
@@ -23,8 +24,16 @@ from coderepairrl.weights import UnprovenError, WeightSender
 from coderepairrl.weights.probe import Probe, token_ids, unproven_versions
 
 pytestmark = pytest.mark.whole
-SMALL = ["rollout.groups_per_step=3", "rollout.group_size=4", "rollout.limits.max_turns=4", "rollout.limits.max_completion_tokens=16",
-         "rollout.tasks.train=12", "rollout.tasks.heldout=6", "rollout.server.kv_cache_mib=128", "rollout.concurrent_episodes=8"]
+SMALL = [
+    "rollout.groups_per_step=3",
+    "rollout.group_size=4",
+    "rollout.limits.max_turns=4",
+    "rollout.limits.max_completion_tokens=16",
+    "rollout.tasks.train=12",
+    "rollout.tasks.heldout=6",
+    "rollout.server.kv_cache_mib=128",
+    "rollout.concurrent_episodes=8",
+]
 
 
 def train(config: str, run, policy, *overrides: str):
@@ -36,7 +45,9 @@ def test_tokenizer_without_chat_template(policy, tmp_path):
     shutil.copytree(policy, broken)
     (broken / "chat_template.jinja").unlink()
     result = train("configs/quickstart.yaml", tmp_path / "run", broken)
-    assert result.returncode == 1 and "chat template" in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 1 and "chat template" in result.stderr and "Traceback" not in result.stderr, (
+        result.stderr
+    )
     assert not processes_of(tmp_path / "run")
 
 
@@ -47,28 +58,56 @@ def check_books(run) -> None:
 
 @pytest.mark.cluster
 def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_allowed(policy, tmp_path):
-    """The old end keeps its evaluation and summary under its step; what changed stands with the attempt; the books are right over both ends."""
+    """The old end keeps its evaluation and summary under its step; what changed stands with the attempt; the books are
+    right over both ends."""
     run = tmp_path / "run"
-    begun = [*SMALL, "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
-             "engine.warmup_steps=2", "engine.decay_steps=0", "engine.learning_rate=3e-4"]
+    begun = [
+        *SMALL,
+        "rollout.rewards.weights={random: 1.0}",
+        "rollout.rewards.require_submission=false",
+        "engine.warmup_steps=2",
+        "engine.decay_steps=0",
+        "engine.learning_rate=3e-4",
+    ]
     first = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=2")
     assert first.returncode == 0, first.stdout + first.stderr
     before = {path.name: path.read_bytes() for path in (run / "rollouts").glob("*.parquet")}
     summary = read_json(run / "summary.json")
     fewer = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=1")
-    assert fewer.returncode == 1 and "done already, with 2 steps: training.steps=1" in fewer.stderr and read_json(run / "status.json")["state"] == "done"
-    more = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=4", "training.ranks=1", "engine.learning_rate=1e-4",
-                 "resume.allow=[engine.learning_rate]")
+    assert (
+        fewer.returncode == 1
+        and "done already, with 2 steps: training.steps=1" in fewer.stderr
+        and read_json(run / "status.json")["state"] == "done"
+    )
+    more = train(
+        "configs/quickstart.yaml",
+        run,
+        policy,
+        *begun,
+        "training.steps=4",
+        "training.ranks=1",
+        "engine.learning_rate=1e-4",
+        "resume.allow=[engine.learning_rate]",
+    )
     assert more.returncode == 0, more.stdout + more.stderr
-    assert read_json(run / "summary_step_00002.json") == summary and read_json(run / "summary.json")["steps"] == 4 == read_json(run / "status.json")["step"]
+    assert (
+        read_json(run / "summary_step_00002.json") == summary
+        and read_json(run / "summary.json")["steps"] == 4 == read_json(run / "status.json")["step"]
+    )
     files = {path.name: path.read_bytes() for path in (run / "rollouts").glob("*.parquet")}
     assert files["eval_step_00002.parquet"] == before["eval_after.parquet"] != files["eval_after.parquet"]
     assert all(files[name] == held for name, held in before.items() if name != "eval_after.parquet")
     rows = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
     assert [row["changed"] for row in rows if "changed" in row] == [
-        {"engine.learning_rate": ["0.0003", "0.0001"], "training.steps": ["2", "4"], "training.ranks": ["2", "1"]}]
+        {"engine.learning_rate": ["0.0003", "0.0001"], "training.steps": ["2", "4"], "training.ranks": ["2", "1"]}
+    ]
     assert [row["learning_rate"] for row in metrics_of(run)] == [1.5e-4, 3e-4, 1e-4, 1e-4]
-    assert "not_compared" not in read_json(run / "summary.json") and [row["step"] for row in metrics_of(run)] == [0, 1, 2, 3]
+    assert "not_compared" not in read_json(run / "summary.json") and [row["step"] for row in metrics_of(run)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     check_books(run)
     assert not processes_of(run)
     again = train("configs/quickstart.yaml", run, policy, *begun, "training.steps=4", "engine.learning_rate=1e-4")
@@ -76,26 +115,52 @@ def test_a_finished_run_goes_on_with_more_steps_and_a_changed_setting_that_is_al
 
 
 def test_learning_rate_zero_changes_nothing(policy, tmp_path):
-    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Held-out tasks are evaluated beside the
+    """Same weights, ratio 1 at temperature 0.7; the update itself still goes through vLLM. Held-out tasks are evaluated
+    beside the
     second step, greedily: those episodes are scored at temperature 1."""
     run = tmp_path / "run"
-    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=2", "engine.learning_rate=0.0", "rollout.sampling.temperature=0.7",
-                   "rollout.evaluation.temperature=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false", "rollout.seed=3",
-                   "training.evaluate_every=1", "training.keep_checkpoints=2", "rollout.evaluation.tasks=3")
+    result = train(
+        "configs/quickstart.yaml",
+        run,
+        policy,
+        *SMALL,
+        "training.steps=2",
+        "engine.learning_rate=0.0",
+        "rollout.sampling.temperature=0.7",
+        "rollout.evaluation.temperature=0",
+        "rollout.rewards.weights={random: 1.0}",
+        "rollout.rewards.require_submission=false",
+        "rollout.seed=3",
+        "training.evaluate_every=1",
+        "training.keep_checkpoints=2",
+        "rollout.evaluation.tasks=3",
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy"))
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00002" / "policy")
+    )
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     rows = metrics_of(run)
     assert sum(row["tokens_trained"] for row in rows) > 0
     for row in rows:
         assert row["logprob_gap"] < 1e-4 and abs(row["ratio_mean"] - 1) < 1e-4 or row["tokens_trained"] == 0
     gap, heldout = read_json(run / "final_gap.json"), trajectory_files.read(run / "rollouts" / "eval_after.parquet")[0]
-    assert gap["logprob_gap"] < 1e-4 and gap["tokens"] == sum(len(call.completion_ids) for t in heldout for call in t.calls) > 0
-    assert max(logprob for t in heldout for call in t.calls for logprob in call.logprobs) < 0.0  # of a distribution, which greedy decoding is not
+    assert (
+        gap["logprob_gap"] < 1e-4
+        and gap["tokens"] == sum(len(call.completion_ids) for t in heldout for call in t.calls) > 0
+    )
+    # of a distribution, which greedy decoding is not
+    assert max(logprob for t in heldout for call in t.calls for logprob in call.logprobs) < 0.0
     check_books(run)
     evaluations = read_json(run / "summary.json")["evaluations"]
-    assert [(row["name"], row["step"], row["tasks"]) for row in evaluations] == [("before", 0, 3), ("step_00001", 1, 3), ("after", 2, 3)]
-    assert [(row["step"], row["eval/pass_rate"]) for row in read_evaluations(run / "metrics.jsonl")] == [(row["step"], row["pass_rate"]) for row in evaluations]
+    assert [(row["name"], row["step"], row["tasks"]) for row in evaluations] == [
+        ("before", 0, 3),
+        ("step_00001", 1, 3),
+        ("after", 2, 3),
+    ]
+    assert [(row["step"], row["eval/pass_rate"]) for row in read_evaluations(run / "metrics.jsonl")] == [
+        (row["step"], row["pass_rate"]) for row in evaluations
+    ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.json", "step_00001", "step_00002"]
     assert len(read_json(run / "environments_tried.json")) == 1 and result.stdout.count("held out: ") == 3
 
@@ -104,9 +169,21 @@ def test_learning_rate_zero_changes_nothing(policy, tmp_path):
 def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
     """Weights that can't be computed with are not served, saved or booked as trained; on two ranks, without a hang."""
     run = tmp_path / "run"
-    result = train("configs/quickstart.yaml", run, policy, *SMALL, "training.steps=4", "engine.learning_rate=1e30", "engine.warmup_steps=0",
-                   "training.evaluate=false", "training.evaluate_every=0", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false",
-                   "training.ranks=2", "training.checkpoint_every=1")
+    result = train(
+        "configs/quickstart.yaml",
+        run,
+        policy,
+        *SMALL,
+        "training.steps=4",
+        "engine.learning_rate=1e30",
+        "engine.warmup_steps=0",
+        "training.evaluate=false",
+        "training.evaluate_every=0",
+        "rollout.rewards.weights={random: 1.0}",
+        "rollout.rewards.require_submission=false",
+        "training.ranks=2",
+        "training.checkpoint_every=1",
+    )
     status = read_json(run / "status.json")
     assert result.returncode == 1 and status["state"] == "failed" and status["reason"] in result.stderr
     assert "it has made a weight of 1.0e+30" in status["reason"] and "engine.learning_rate" in status["reason"]
@@ -116,15 +193,31 @@ def test_a_policy_that_diverges_ends_the_run(policy, tmp_path):
 
 
 def test_real_packages_and_vllm_killed_in_mid_run(policy, tmp_path):
-    """Real pytest suites as judges: the issue's command, with a random policy; a random reward beside theirs, for it repairs nothing.
+    """Real pytest suites as judges: the issue's command, with a random policy; a random reward beside theirs, for it
+    repairs nothing.
 
-    A large learning rate shows that new weights serve; vLLM dies in the middle of a step, comes back with them, and the episodes go on.
+    A large learning rate shows that new weights serve; vLLM dies in the middle of a step, comes back with them, and the
+    episodes go on.
     """
     run = tmp_path / "run"
-    settings = ["training.ranks=1", "rollout.groups_per_step=2", "rollout.group_size=2", "rollout.limits.max_turns=3", "engine.warmup_steps=0",
-                "rollout.rewards.weights={tests: 1.0, patch: 0.2, random: 1.0}"]
-    command = [sys.executable, "scripts/train_grpo.py", "configs/real_packages.yaml", f"run={run}", f"model={policy}", *settings, "training.steps=3",
-               "engine.learning_rate=0.02"]
+    settings = [
+        "training.ranks=1",
+        "rollout.groups_per_step=2",
+        "rollout.group_size=2",
+        "rollout.limits.max_turns=3",
+        "engine.warmup_steps=0",
+        "rollout.rewards.weights={tests: 1.0, patch: 0.2, random: 1.0}",
+    ]
+    command = [
+        sys.executable,
+        "scripts/train_grpo.py",
+        "configs/real_packages.yaml",
+        f"run={run}",
+        f"model={policy}",
+        *settings,
+        "training.steps=3",
+        "engine.learning_rate=0.02",
+    ]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 300
@@ -142,9 +235,16 @@ def test_real_packages_and_vllm_killed_in_mid_run(policy, tmp_path):
     assert program.returncode == 0, output
     rows, summary = metrics_of(run), read_json(run / "summary.json")
     assert rows[-1]["engine_restarts"] == 1 and len(rows) == 3
-    assert summary["steps"] == 3 and summary["weight_updates"] == 3 and summary["episodes"] == 12 and summary["infrastructure_errors"] == 0
+    assert (
+        summary["steps"] == 3
+        and summary["weight_updates"] == 3
+        and summary["episodes"] == 12
+        and summary["infrastructure_errors"] == 0
+    )
     assert summary["max_logprob_gap"] < 1e-4  # tokens before and after the kill are those of the weights they claim
-    before, after = (load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00003" / "policy"))
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (policy, run / "checkpoints" / "step_00003" / "policy")
+    )
     assert any((before[name] - after[name]).abs().max() > 0.01 for name in before)
     episodes = [t for path in run.glob("rollouts/step_*.parquet") for t in trajectory_files.read(path)[0]]
     assert len(episodes) == 12 and all(t.verdict is not None for t in episodes)
@@ -156,15 +256,30 @@ def test_real_packages_and_vllm_killed_in_mid_run(policy, tmp_path):
     again = train("configs/real_packages.yaml", run, policy, *settings, "training.steps=3", "engine.learning_rate=0.02")
     assert again.returncode == 0 and "done already" in again.stdout, again.stderr
     other = train("configs/real_packages.yaml", run, policy, *settings, "training.steps=4", "engine.learning_rate=0.5")
-    assert other.returncode == 1 and "resume.allow=[engine.learning_rate]" in other.stderr and read_json(run / "status.json")["state"] == "done"
+    assert (
+        other.returncode == 1
+        and "resume.allow=[engine.learning_rate]" in other.stderr
+        and read_json(run / "status.json")["state"] == "done"
+    )
 
 
 @pytest.mark.cluster
 def test_update_into_a_stopped_vllm(policy, tmp_path):
-    """vLLM hangs when the update comes: bounded by a deadline, restarted from the export, and the run goes on with the right weights."""
+    """vLLM hangs when the update comes: bounded by a deadline, restarted from the export, and the run goes on with the
+    right weights."""
     run = tmp_path / "run"
-    command = [sys.executable, "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL, "training.steps=2",
-               "rollout.server.update_timeout_s=5", "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false"]
+    command = [
+        sys.executable,
+        "scripts/train_grpo.py",
+        "configs/quickstart.yaml",
+        f"run={run}",
+        f"model={policy}",
+        *SMALL,
+        "training.steps=2",
+        "rollout.server.update_timeout_s=5",
+        "rollout.rewards.weights={random: 1.0}",
+        "rollout.rewards.require_submission=false",
+    ]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 300
@@ -190,9 +305,19 @@ def test_update_into_a_stopped_vllm(policy, tmp_path):
 def test_an_update_that_leaves_the_old_head(policy, tmp_path):
     """The probe finds it; vLLM is restarted with the export, passes, and the run goes on; no token of it is trained."""
     run = tmp_path / "run"
-    result = run_program("tests/programs/stale_head.py", "configs/quickstart.yaml", f"run={run}", f"model={policy}", *SMALL,
-                         "training.steps=4", "rollout.max_staleness=1", "engine.learning_rate=0.02", "engine.warmup_steps=0",
-                         "rollout.rewards.weights={random: 1.0}", "rollout.rewards.require_submission=false")
+    result = run_program(
+        "tests/programs/stale_head.py",
+        "configs/quickstart.yaml",
+        f"run={run}",
+        f"model={policy}",
+        *SMALL,
+        "training.steps=4",
+        "rollout.max_staleness=1",
+        "engine.learning_rate=0.02",
+        "engine.warmup_steps=0",
+        "rollout.rewards.weights={random: 1.0}",
+        "rollout.rewards.require_submission=false",
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "weight update 2 failed: vLLM at" in result.stdout and "does not compute what weights 2 do" in result.stdout
     rows, summary = metrics_of(run), read_json(run / "summary.json")
@@ -208,7 +333,8 @@ def test_an_update_that_leaves_the_old_head(policy, tmp_path):
 def test_update_under_running_requests(policy, tmp_path):
     """Requests in flight go on; their later tokens carry the new version; fresh requests are those of the new weights.
 
-    The head is the embeddings, which are sent once, and padded in vLLM. Weights of which one was not sent as it is do not
+    The head is the embeddings, which are sent once, and padded in vLLM. Weights of which one was not sent as it is do
+    not
     pass their probe.
     """
     (tmp_path / "policy").mkdir()
@@ -230,11 +356,15 @@ def test_update_under_running_requests(policy, tmp_path):
         return everything.gather(1, torch.tensor(ids)[1:, None])[:, 0]
 
     async def scenario():
-        server = Server(ServerConfig(dtype="float32", kv_cache_mib=128, max_model_len=2048), tmp_path, tmp_path / "vllm.log")
+        server = Server(
+            ServerConfig(dtype="float32", kv_cache_mib=128, max_model_len=2048), tmp_path, tmp_path / "vllm.log"
+        )
         client = VLLMClient(server.url, 60.0, initial_version=0)
         try:
             await server.start(str(folder))
-            ask = lambda salt, tokens: client.generate(prompt, max_tokens=tokens, temperature=1.0, stop_token_ids=(), cache_salt=salt, request_id=salt)
+            ask = lambda salt, tokens: client.generate(
+                prompt, max_tokens=tokens, temperature=1.0, stop_token_ids=(), cache_salt=salt, request_id=salt
+            )
             running = [asyncio.create_task(ask(f"old-{i}", 1500)) for i in range(4)]
             await asyncio.sleep(1.0)
             weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
@@ -245,6 +375,7 @@ def test_update_under_running_requests(policy, tmp_path):
                 probe = Probe(version, row, tuple(logprobs(row).tolist()), server.config.largest_gap(exact=True))
                 address = (server.url, server.process.pid)
                 return await asyncio.to_thread(sender.send, [address], version, layout, [weights], probe)
+
             sent = await send(7, weights)
             finished, fresh = [await task for task in running], await ask("new", 40)
             with pytest.raises(UnprovenError, match="does not compute what weights 8 do"):
@@ -263,19 +394,25 @@ def test_update_under_running_requests(policy, tmp_path):
     assert sent.gap.largest < 1e-4
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["trainign.steps=2"], "did you mean 'training'"),
-    (["model=/nowhere/model"], "no model there"),
-    (["rollout.server.port=PORT"], "is in use"),
-    (["rollout.sandbox.kind=bubblewarp"], "bubblewrap"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainign.steps=2"], "did you mean 'training'"),
+        (["model=/nowhere/model"], "no model there"),
+        (["rollout.server.port=PORT"], "is in use"),
+        (["rollout.sandbox.kind=bubblewarp"], "bubblewrap"),
+    ],
+)
 def test_bad_input_is_one_line(policy, tmp_path, overrides, words):
     import socket
+
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         overrides = [o.replace("PORT", str(taken.getsockname()[1])) for o in overrides]
-        result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", *overrides)
+        result = run_program(
+            "scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", *overrides
+        )
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and words in errors[0], result.stderr
@@ -284,8 +421,14 @@ def test_bad_input_is_one_line(policy, tmp_path, overrides, words):
 
 
 def test_vllm_that_does_not_come_up(policy, tmp_path):
-    result = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", f"run={tmp_path / 'run'}", f"model={policy}", "training.ranks=1",
-                         "rollout.server.extra_arguments=[--no-such-option]")
+    result = run_program(
+        "scripts/train_grpo.py",
+        "configs/quickstart.yaml",
+        f"run={tmp_path / 'run'}",
+        f"model={policy}",
+        "training.ranks=1",
+        "rollout.server.extra_arguments=[--no-such-option]",
+    )
     assert result.returncode == 1 and "not ready before it ended" in result.stderr and "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert not processes_of(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Memory and space that a command holds where its limits might not see it. Each way takes 600 MiB, of a limit of 128 or
 64, and would keep it."""
+
 import platform
 import sys
 

@@ -1,4 +1,6 @@
-"""What an agent did and its diff, or the judge, leaves out is named with the reason; what git's format can carry is carried and judged."""
+"""What an agent did and its diff, or the judge, leaves out is named with the reason; what git's format can carry is
+carried and judged."""
+
 import asyncio
 import dataclasses
 import os
@@ -14,23 +16,54 @@ from coderepairrl.types import VerdictKind
 
 FIXED = "sed -i 's/a + 2/a + 1/' lib.py"
 LATIN1 = "# -*- coding: latin-1 -*-\n# \xe9\n".encode("latin-1")
-BASE = {"lib.py": WRONG.encode(), "right.py": RIGHT.encode(), "tests/test_lib.py": b"", "data.txt": "\xe9\n".encode("latin-1"), "wide.txt": "wide\n".encode("utf-16")}
+BASE = {
+    "lib.py": WRONG.encode(),
+    "right.py": RIGHT.encode(),
+    "tests/test_lib.py": b"",
+    "data.txt": "\xe9\n".encode("latin-1"),
+    "wide.txt": "wide\n".encode("utf-16"),
+}
 JUDGED = {  # name -> (base beside BASE, command, resolved, what the judge leaves out)
     "a source in Latin-1": ({"lib.py": LATIN1 + WRONG.encode()}, f"LC_ALL=C {FIXED}", True, ()),
-    "a source in Latin-1 becomes UTF-8": ({"lib.py": LATIN1 + WRONG.encode()}, f"printf '%s' '{RIGHT}' > lib.py", True, ()),
+    "a source in Latin-1 becomes UTF-8": (
+        {"lib.py": LATIN1 + WRONG.encode()},
+        f"printf '%s' '{RIGHT}' > lib.py",
+        True,
+        (),
+    ),
     "a source becomes Latin-1": ({}, f"{FIXED}; LC_ALL=C sed -i '1i # coding: latin-1\\n# \\xe9' lib.py", True, ()),
-    "a new source in Latin-1": ({}, "printf '# coding: latin-1\\n# \\351\\nfrom right import f, g\\n' > more.py; echo 'from more import f, g' > lib.py", True, ()),
+    "a new source in Latin-1": (
+        {},
+        "printf '# coding: latin-1\\n# \\351\\nfrom right import f, g\\n' > more.py; echo 'from more import f, g' > lib.py",
+        True,
+        (),
+    ),
     "a text in UTF-16": ({}, f"{FIXED}; printf 'x\\000\\n\\000' >> wide.txt", True, ()),
     "a binary file": ({}, f"{FIXED}; head -c 99 /dev/zero > zero.bin", True, ("zero.bin",)),
     "a source becomes a link to another": ({}, "rm lib.py; ln -s right.py lib.py", True, ()),
-    "a new link to a new file": ({}, "mkdir deep; mv right.py deep/other.py; rm lib.py; ln -s ./deep/../deep/other.py lib.py", True, ()),
+    "a new link to a new file": (
+        {},
+        "mkdir deep; mv right.py deep/other.py; rm lib.py; ln -s ./deep/../deep/other.py lib.py",
+        True,
+        (),
+    ),
     "a link to the hidden tests": ({}, f"{FIXED}; ln -s tests/test_hidden.py seen.py", True, ("seen.py",)),
     "a link to a folder": ({}, f"{FIXED}; mkdir d; echo > d/x.py; ln -s d e", True, ("e",)),
-    "a link to what becomes a folder": ({}, f"{FIXED}; rm right.py; mkdir right.py; echo > right.py/x.py; ln -s right.py e", True, ("e",)),
+    "a link to what becomes a folder": (
+        {},
+        f"{FIXED}; rm right.py; mkdir right.py; echo > right.py/x.py; ln -s right.py e",
+        True,
+        ("e",),
+    ),
     "a link to a link": ({}, f"{FIXED}; ln -s right.py one.py; ln -s one.py two.py", True, ("two.py",)),
     "a link named as what pytest loads": ({}, f"{FIXED}; ln -s right.py conftest.py", True, ("conftest.py",)),
     "a link named as an installed module": ({}, f"{FIXED}; ln -s right.py json.py", True, ("json.py",)),
-    "a folder becomes a link": ({"checks/a.py": b""}, f"{FIXED}; mkdir m; echo > m/a.py; rm -r checks; ln -s m checks", True, ("checks",)),
+    "a folder becomes a link": (
+        {"checks/a.py": b""},
+        f"{FIXED}; mkdir m; echo > m/a.py; rm -r checks; ln -s m checks",
+        True,
+        ("checks",),
+    ),
     "a link becomes a file": ({"old.py": "lib.py"}, "sed -i 's/a + 2/a + 1/' lib.py old.py", True, ()),
     "a link goes": ({"old.py": "lib.py"}, f"{FIXED}; rm old.py", True, ()),
     "a file becomes a folder": ({}, f"{FIXED}; rm data.txt; mkdir data.txt; echo x > data.txt/x", True, ()),
@@ -50,7 +83,9 @@ def test_what_an_agent_does_is_judged_or_named(config, tmp_path, case):
     files, command, resolved, left_out = JUDGED[case]
     base = tmp_path / "base"
     _write(base, BASE | files)
-    task = dataclasses.replace(PYTEST_TASK, files={}, oracle_patch="", environment=dataclasses.replace(PYTEST_TASK.environment, base=str(base)))
+    task = dataclasses.replace(
+        PYTEST_TASK, files={}, oracle_patch="", environment=dataclasses.replace(PYTEST_TASK.environment, base=str(base))
+    )
 
     async def main():
         async with start_sandbox(config, task) as sandbox:
@@ -86,7 +121,10 @@ def test_a_source_is_scanned_in_whichever_encoding(config, tmp_path, encoding, n
 
 NAMED = {  # name -> (command, path -> a word of the reason)
     "an ignored file": ("echo x > a.log", {"a.log": "gitignore"}),
-    "an ignored folder": ("mkdir -p build/deep; echo x | tee build/a build/deep/b", {"build/a": "gitignore", "build/deep/b": "gitignore"}),
+    "an ignored folder": (
+        "mkdir -p build/deep; echo x | tee build/a build/deep/b",
+        {"build/a": "gitignore", "build/deep/b": "gitignore"},
+    ),
     "many ignored files": ("mkdir build; for i in $(seq 30); do echo > build/$i; done", {"build/": "30 files"}),
     "an ignored file of the base": ("echo more >> local.log", {"local.log": "changed"}),
     "an ignored file of the base becomes a link to a folder": ("ln -sf . local.log", {"local.log": "changed"}),
@@ -94,26 +132,39 @@ NAMED = {  # name -> (command, path -> a word of the reason)
     "an ignored file of the base that goes": ("rm local.log", {"local.log": "removed"}),
     "bytecode": ("mkdir __pycache__; echo > __pycache__/a.pyc", {"__pycache__/a.pyc": "artefacts"}),
     "a nested repository": ("git init -q n; echo > n/x", {"n/": "history"}),
-    "a link outside": ("ln -s /etc/passwd a; ln -s ../b b; ln -s x/../../c c; ln -s .git/config d", {"a": "absolute", "b": "leads out", "c": "leads out", "d": "git directory"}),
+    "a link outside": (
+        "ln -s /etc/passwd a; ln -s ../b b; ln -s x/../../c c; ln -s .git/config d",
+        {"a": "absolute", "b": "leads out", "c": "leads out", "d": "git directory"},
+    ),
     "a large file": ("head -c 5M /dev/urandom > big", {"big": "4 MiB"}),
     "a large binary file": ("head -c 600000 /dev/zero > big", {"big": "512 KiB"}),
     "a name that is not UTF-8": ("touch $'\\xff'", {"?": "UTF-8"}),
     "a file in the place of a folder with hidden files": (
-        "rm -r logs; echo > logs", {"logs": "hides", "logs/local.log": "removed"}),
+        "rm -r logs; echo > logs",
+        {"logs": "hides", "logs/local.log": "removed"},
+    ),
     "a link in its place": ("rm -r logs; ln -s lib.py logs", {"logs": "hides", "logs/local.log": "removed"}),
     "names that git takes for its own": (
         "mkdir .GIT; touch .GIT/x 'git~1' '.git '; ln -s lib.py .gitmodules",
-        {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")}),
+        {name: "git does not take" for name in (".GIT/x", "git~1", ".git ", ".gitmodules")},
+    ),
     "a repository in the place of a file": ("rm lib.py; git init -q lib.py; echo > lib.py/x", {"lib.py/": "history"}),
     "a repository below the place of a file": ("rm lib.py; git init -q lib.py/deep", {"lib.py/deep/": "history"}),
     "a file in the place of a repository": ("rm -r empty; echo > empty", {"empty": "repository"}),
-    "a file in the place of a link that is not UTF-8": ("rm -r odd; echo > odd", {"odd": "not UTF-8", "odd/link": "not UTF-8"}),
+    "a file in the place of a link that is not UTF-8": (
+        "rm -r odd; echo > odd",
+        {"odd": "not UTF-8", "odd/link": "not UTF-8"},
+    ),
     "an empty repository of the base": ("echo > empty/x", {}),
-    "a repository in one": ("git init -q n; git init -q n/deep; echo > n/deep/x", {"n/": "history", "n/deep/": "history"}),
+    "a repository in one": (
+        "git init -q n; git init -q n/deep; echo > n/deep/x",
+        {"n/": "history", "n/deep/": "history"},
+    ),
     "a repository where files are ignored": ("git init -q build/n; echo > build/n/x", {"build/n/x": "gitignore"}),
     "a repository under names that git takes for its own": (
         "git init -q .GIT/x; echo > .GIT/x/y; git init -q 'git~1'; echo > 'git~1/y'",
-        {".GIT/x/": "git does not take", "git~1/": "history", "git~1/y": "git does not take"}),
+        {".GIT/x/": "git does not take", "git~1/": "history", "git~1/y": "git does not take"},
+    ),
     "a pipe in a file's place": ("rm lib.py; mkfifo lib.py", {"lib.py": "neither"}),
 }
 
@@ -122,9 +173,22 @@ NAMED = {  # name -> (command, path -> a word of the reason)
 def test_what_a_diff_leaves_out_is_named_with_the_reason(use, tmp_path, case):
     command, expected = NAMED[case]
     base = tmp_path / "base"
-    _write(base, {"odd/link": os.fsdecode(b"\xff"), "lib.py": b"x = 1\n", ".gitignore": b"*.log\nbuild\n", "local.log": b"built\n",
-                  "logs/local.log": b"built\n", "empty/.git/HEAD": b"ref: refs/heads/main\n", "empty/.git/objects/x": b"",
-                  "empty/.git/refs/x": b"", ".git/HEAD": b"ref: refs/heads/main\n", ".git/objects/x": b"", ".git/refs/x": b""})
+    _write(
+        base,
+        {
+            "odd/link": os.fsdecode(b"\xff"),
+            "lib.py": b"x = 1\n",
+            ".gitignore": b"*.log\nbuild\n",
+            "local.log": b"built\n",
+            "logs/local.log": b"built\n",
+            "empty/.git/HEAD": b"ref: refs/heads/main\n",
+            "empty/.git/objects/x": b"",
+            "empty/.git/refs/x": b"",
+            ".git/HEAD": b"ref: refs/heads/main\n",
+            ".git/objects/x": b"",
+            ".git/refs/x": b"",
+        },
+    )
 
     async def body(sandbox):
         untouched = await sandbox.diff(), sandbox.left_out
@@ -146,7 +210,7 @@ OPENED = {  # of a repository: where git, asked of the checkout, would wait for 
     "a link to a folder with pipes": "mv n/.git n/real; rm n/real/HEAD; mkfifo n/real/HEAD; ln -s real n/.git",
     "in the place of a file": "rm lib.py; mv n lib.py; rm lib.py/.git/HEAD; mkfifo lib.py/.git/HEAD",
     "below a name that git takes for its own": "mkdir .GIT; mv n .GIT; rm .GIT/n/.git/HEAD; mkfifo .GIT/n/.git/HEAD",
-    "below many such names": "for i in $(seq 1500); do n=$'a\\n*'$i/.GIT/$(printf %0150d $i)/.git; mkdir -p \"$n\"; mkfifo \"$n/commondir\"; done",
+    "below many such names": 'for i in $(seq 1500); do n=$\'a\\n*\'$i/.GIT/$(printf %0150d $i)/.git; mkdir -p "$n"; mkfifo "$n/commondir"; done',
     "many, one in another": "for i in $(seq 400); do mkdir d; cd d; mkdir .git; mkfifo .git/commondir; done",
 }
 
@@ -190,8 +254,15 @@ def test_a_flood_of_new_files_hides_no_repair(use, monkeypatch):
     monkeypatch.setattr(changes, "MAX_FILES", 50)
 
     async def body(sandbox):
-        await sandbox.run("mkdir build; for i in $(seq 100); do echo x > build/$i; done; echo 'x = 2' > pkg/deep.py; echo new > a.py")
+        await sandbox.run(
+            "mkdir build; for i in $(seq 100); do echo x > build/$i; done; echo 'x = 2' > pkg/deep.py; echo new > a.py"
+        )
         return await sandbox.diff(), sandbox.left_out
 
     diff, dropped = use("bubblewrap", body)
-    assert "+x = 2" in diff and "b/a.py" in diff and diff.count("diff --git") == 51 and dropped == {"build/": "beyond the 50 new files of one diff, 51 files"}
+    assert (
+        "+x = 2" in diff
+        and "b/a.py" in diff
+        and diff.count("diff --git") == 51
+        and dropped == {"build/": "beyond the 50 new files of one diff, 51 files"}
+    )

@@ -1,4 +1,6 @@
-"""The checkouts that sandboxes start from: templates, overlays and copies, what is wrong with a machine or a task, how much a checkout may hold."""
+"""The checkouts that sandboxes start from: templates, overlays and copies, what is wrong with a machine or a task, how
+much a checkout may hold."""
+
 import asyncio
 import dataclasses
 import logging
@@ -21,6 +23,7 @@ from coderepairrl.types import Environment, Task
 
 # ---- templates and the machine
 
+
 @both
 def test_siblings_share_a_template_and_not_their_files(tmp_path, kind):
     config = sandbox_config(kind, tmp_path)
@@ -35,7 +38,9 @@ def test_siblings_share_a_template_and_not_their_files(tmp_path, kind):
         return await asyncio.gather(*(episode(i) for i in range(8)))
 
     seen = asyncio.run(main())
-    assert [text for text, _ in seen] == [f"# {i}\n" for i in range(8)] and all(f"+# {i}\n" in diff for i, (_, diff) in enumerate(seen))
+    assert [text for text, _ in seen] == [f"# {i}\n" for i in range(8)] and all(
+        f"+# {i}\n" in diff for i, (_, diff) in enumerate(seen)
+    )
     assert len(list(tmp_path.glob("*/templates/*"))) == 1
 
 
@@ -60,7 +65,9 @@ def test_a_template_is_never_out_of_date(tmp_path):
     base = tmp_path / "base" / "deep"
     base.mkdir(parents=True)
     (base / "a.py").write_text("one")
-    task = dataclasses.replace(make_task(), environment=dataclasses.replace(make_task().environment, base=str(base.parent)))
+    task = dataclasses.replace(
+        make_task(), environment=dataclasses.replace(make_task().environment, base=str(base.parent))
+    )
 
     async def read():
         contents.traces.cache_clear()
@@ -100,7 +107,11 @@ def test_wrong_tasks_are_task_errors(tmp_path):
         async with start_sandbox(config, task):
             pass
 
-    for task, words in ((make_task(base=str(tmp_path / "nowhere")), "does not exist"), (make_task({"../x": ""}), "not inside"), (make_task({".git/config": ""}), "not inside")):
+    for task, words in (
+        (make_task(base=str(tmp_path / "nowhere")), "does not exist"),
+        (make_task({"../x": ""}), "not inside"),
+        (make_task({".git/config": ""}), "not inside"),
+    ):
         with pytest.raises(TaskError, match=words):
             asyncio.run(start(task))
     wrong = Task("t", "", Environment("e", None, "/no/python", ()), {}, {}, (), (), (), "")
@@ -127,6 +138,7 @@ def test_check_names_cause_and_remedy(tmp_path, monkeypatch):
 
 def test_local_warns_once(use, caplog):
     from coderepairrl.sandboxes.local import _warn_once
+
     _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -164,7 +176,11 @@ asyncio.run(main())
     process.wait()
     while (running(sleeping) or running(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert running(sleeping) == [] and running(str(tmp_path)) == [] and str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert (
+        running(sleeping) == []
+        and running(str(tmp_path)) == []
+        and str(tmp_path) not in Path("/proc/mounts").read_text()
+    )
     check(sandbox_config("local", tmp_path))
     assert list(tmp_path.glob("*/live/*")) == []
 
@@ -199,19 +215,33 @@ asyncio.run(main())
     try:
         drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{project}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
-        probe = subprocess.run([*drop, python, "-c", "import coderepairrl.config"], env=environment, capture_output=True, cwd="/")
+        probe = subprocess.run(
+            [*drop, python, "-c", "import coderepairrl.config"], env=environment, capture_output=True, cwd="/"
+        )
         if probe.returncode:
             pytest.skip("no Python that another user can read has this project's packages")
-        done = subprocess.run([*drop, python, "-c", program, str(scratch)], env=environment, capture_output=True, text=True, cwd="/", timeout=60)
+        done = subprocess.run(
+            [*drop, python, "-c", program, str(scratch)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=60,
+        )
     finally:
         shutil.rmtree(scratch)
     assert done.returncode == 0, done.stderr
     kind, _, output = done.stdout.partition("\n")
-    assert kind in ("Overlay", "NoneType") and output.startswith("1000\nCapEff:\t0000000000000000\n") and output.count("Read-only file system") == 2
+    assert (
+        kind in ("Overlay", "NoneType")
+        and output.startswith("1000\nCapEff:\t0000000000000000\n")
+        and output.count("Read-only file system") == 2
+    )
     assert "+y\n" in done.stdout and done.stdout.endswith("True\n[]\n")
 
 
 # ---- where the checkout is, how much it may hold, what it costs
+
 
 @isolated
 def test_the_checkout_is_where_the_environment_says(use, kind):
@@ -226,7 +256,12 @@ def test_the_checkout_is_where_the_environment_says(use, kind):
         return sandbox.inside, shown.output, await sandbox.diff()
 
     inside, output, diff = use(kind, body, task)
-    assert inside == "/testbed" and output.startswith("/testbed\ny = 2\n") and "No such file" in output and "+y = 2\n" in diff
+    assert (
+        inside == "/testbed"
+        and output.startswith("/testbed\ny = 2\n")
+        and "No such file" in output
+        and "+y = 2\n" in diff
+    )
 
 
 @both
@@ -242,8 +277,14 @@ def test_a_full_disk_is_prevented_however_many_files_it_takes(use, kind):
 
 @both
 def test_empty_files_fill_a_disk_too(use, kind):
-    result = use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", "import itertools\nfor i in itertools.count(): open(f'f{i}', 'w').close()"], timeout_s=60),
-                 disk_mib=4)
+    result = use(
+        kind,
+        lambda sandbox: sandbox.run(
+            [sys.executable, "-c", "import itertools\nfor i in itertools.count(): open(f'f{i}', 'w').close()"],
+            timeout_s=60,
+        ),
+        disk_mib=4,
+    )
     assert result.exit_code == 137 and "disk limit" in result.output
 
 
@@ -259,13 +300,26 @@ def test_an_overlay_writes_down_only_what_changes_and_is_mounted_nowhere_else(tm
         async with start_sandbox(SandboxConfig(scratch=str(tmp_path)), make_task({}, base=str(base))) as sandbox:
             await sandbox.run("echo x > new; rm f7; echo y > f8; mkdir d; mv f9 d/f9")
             folder = sandbox.folder
-            seen = sorted(path.name for path in (folder / "upper").rglob("*")), list((folder / "checkout").iterdir()), await sandbox.diff()
+            seen = (
+                sorted(path.name for path in (folder / "upper").rglob("*")),
+                list((folder / "checkout").iterdir()),
+                await sandbox.diff(),
+            )
             text = await sandbox.read_text("d/f9")
             return folder, sandbox.live.overlay.holder.pid, seen, text
 
     folder, holder, (upper, outside, diff), text = asyncio.run(body())
-    assert upper == ["d", "f7", "f8", "f9", "f9", "new"] and outside == [] and diff.count("diff --git") == 5 and text == "9\n"
-    assert not folder.exists() and not Path(f"/proc/{holder}").exists() and str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert (
+        upper == ["d", "f7", "f8", "f9", "f9", "new"]
+        and outside == []
+        and diff.count("diff --git") == 5
+        and text == "9\n"
+    )
+    assert (
+        not folder.exists()
+        and not Path(f"/proc/{holder}").exists()
+        and str(tmp_path) not in Path("/proc/mounts").read_text()
+    )
 
 
 def test_a_large_checkout_is_a_copy_where_no_overlay_can_be(use, tmp_path):

@@ -1,4 +1,5 @@
 """No sandbox leaves anything in the kernel's keyrings, which all of a session share."""
+
 import asyncio
 import subprocess
 import sys
@@ -17,7 +18,10 @@ for number, words in ((248, (b"user", b"red", b"text", 4, {ring})), (249, (b"use
 """
 
 
-@pytest.mark.skipif(sys.maxsize < 2**32 or "x86_64" not in subprocess.run(["uname", "-m"], capture_output=True, text=True).stdout, reason="numbers of x86-64")
+@pytest.mark.skipif(
+    sys.maxsize < 2**32 or "x86_64" not in subprocess.run(["uname", "-m"], capture_output=True, text=True).stdout,
+    reason="numbers of x86-64",
+)
 @isolated
 @pytest.mark.parametrize("ring", [-1, -2, -3, -4, -5], ids=["thread", "process", "session", "user", "user's session"])
 def test_the_keyrings_are_not_there(tmp_path, kind, ring):
@@ -33,7 +37,7 @@ def test_the_keyrings_are_not_there(tmp_path, kind, ring):
 def test_the_program_is_one_that_the_kernel_takes_and_that_ends():
     code = seccomp.program()
     assert len(code) % 8 == 0
-    instructions = [code[at:at + 8] for at in range(0, len(code), 8)]
+    instructions = [code[at : at + 8] for at in range(0, len(code), 8)]
     for place, one in enumerate(instructions):
         kind, yes, no = one[0] | one[1] << 8, one[2], one[3]
         if kind == 0x15:

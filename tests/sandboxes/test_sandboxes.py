@@ -1,4 +1,5 @@
 """What a sandbox promises, one test a promise, on real processes. Both kinds where the promise is theirs."""
+
 import asyncio
 import os
 import socket
@@ -27,11 +28,15 @@ from coderepairrl.sandboxes.running import HeadTail
 
 # ---- commands
 
+
 @both
 def test_a_command_runs_in_the_checkout_with_fixed_variables(use, kind):
     async def body(sandbox):
         shell = await sandbox.run("pwd; cat lib.py; echo to-stderr >&2; exit 3")
-        words = await sandbox.run([sys.executable, "-c", "import sys, os; print(sys.argv[1:], os.environ['A'], sys.prefix)", "a b"], variables={"A": "per call"})
+        words = await sandbox.run(
+            [sys.executable, "-c", "import sys, os; print(sys.argv[1:], os.environ['A'], sys.prefix)", "a b"],
+            variables={"A": "per call"},
+        )
         environment = await sandbox.run("env")
         stdin = await sandbox.run("cat; echo end", timeout_s=5)
         return sandbox.inside, shell, words, environment.output, stdin
@@ -62,12 +67,18 @@ def test_prompts_of_siblings_are_equal(use, kind):
 @both
 def test_commands_that_cannot_be_started_are_the_agents_errors(use, kind):
     async def body(sandbox):
-        return [await sandbox.run("x" * 200_000), await sandbox.run("echo a\0b"), await sandbox.run(["no-such-program"]), await sandbox.run("no-such-program")]
+        return [
+            await sandbox.run("x" * 200_000),
+            await sandbox.run("echo a\0b"),
+            await sandbox.run(["no-such-program"]),
+            await sandbox.run("no-such-program"),
+        ]
 
     assert [result.exit_code for result in use(kind, body)] == [126, 126, 127, 127]
 
 
 # ---- isolation
+
 
 @isolated
 def test_no_network(use, kind):
@@ -92,9 +103,27 @@ def test_host_files_are_invisible(use, kind, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("of the host")
     project = Path(__file__).resolve().parents[2]
-    paths = [secret, project / "coderepairrl", Path.home() / ".bashrc", Path.home() / ".ssh", "/etc/shadow", "/etc/ssl/private", "/var/lib",
-             "/var/log", "/sys", "/home", f"/proc/{os.getpid()}"]
-    output = use(kind, lambda sandbox: sandbox.run("ls -d " + " ".join(map(str, paths)) + " 2>/dev/null; cat test_hidden.py; ls -A /tmp /etc/machine-id; cat /etc/hostname; ls -Am /var")).output
+    paths = [
+        secret,
+        project / "coderepairrl",
+        Path.home() / ".bashrc",
+        Path.home() / ".ssh",
+        "/etc/shadow",
+        "/etc/ssl/private",
+        "/var/lib",
+        "/var/log",
+        "/sys",
+        "/home",
+        f"/proc/{os.getpid()}",
+    ]
+    output = use(
+        kind,
+        lambda sandbox: sandbox.run(
+            "ls -d "
+            + " ".join(map(str, paths))
+            + " 2>/dev/null; cat test_hidden.py; ls -A /tmp /etc/machine-id; cat /etc/hostname; ls -Am /var"
+        ),
+    ).output
     assert f"\n{socket.gethostname()}\n" not in output
     assert "No such file" in output  # test_hidden.py
     assert not any(f"{path}\n" in output for path in paths) and output.endswith("\ntmp\n"), output  # our own /var
@@ -105,13 +134,21 @@ def test_the_system_is_read_only_and_without_capabilities(use, kind):
     prefix = sys.prefix
     script = f"for d in / /usr /etc /dev {prefix} /usr/bin; do touch $d/x 2>/dev/null && echo WROTE $d; done; grep CapEff /proc/self/status; id -u; mount -t tmpfs t /mnt; kill -9 1; echo alive"
     output = use(kind, lambda sandbox: sandbox.run(script)).output
-    assert "WROTE" not in output and "CapEff:\t0000000000000000" in output and "\n1000\n" in output and output.endswith("alive\n")
+    assert (
+        "WROTE" not in output
+        and "CapEff:\t0000000000000000" in output
+        and "\n1000\n" in output
+        and output.endswith("alive\n")
+    )
 
 
 @isolated
 def test_tmp_is_fresh_and_bounded_and_background_processes_end_with_their_command(use, kind):
     async def body(sandbox):
-        first = await sandbox.run("(sleep 1; touch later.txt) & setsid sleep 300 > /dev/null & touch /tmp/mine /dev/shm/mine; ls /tmp; head -c 9M /dev/zero > /tmp/big")
+        first = await sandbox.run(
+            "(sleep 1; touch later.txt) & setsid sleep 300 > /dev/null & touch /tmp/mine /dev/shm/mine; ls /tmp; head "
+            "-c 9M /dev/zero > /tmp/big"
+        )
         await asyncio.sleep(1.5)
         return first, await sandbox.run("ls /tmp /dev/shm; ls; ps aux | grep -c 'sleep 300'")
 
@@ -125,13 +162,24 @@ def test_history_does_not_hold_the_hidden_tests_or_the_fix(use, kind, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / "lib.py").write_text("fixed\n")
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-m", "the fix"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-m", "the fix"],
+    ):
         subprocess.run(["git", *words], cwd=base, check=True)
-    output = use(kind, lambda sandbox: sandbox.run("git log --all --oneline | wc -l; git log -p --all; cat lib.py; git status --short"), make_task(base=str(base))).output
+    output = use(
+        kind,
+        lambda sandbox: sandbox.run(
+            "git log --all --oneline | wc -l; git log -p --all; cat lib.py; git status --short"
+        ),
+        make_task(base=str(base)),
+    ).output
     assert output.startswith("1\n") and "fixed" not in output and "SECRET" not in output and "return 1" in output
 
 
 # ---- limits
+
 
 @both
 def test_the_time_limit_kills_everything(use, kind, sleeping):
@@ -206,7 +254,11 @@ def test_a_fork_bomb_is_bounded(use, kind):
 
 @both
 def test_a_memory_hog_is_stopped(use, kind):
-    result = use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", "x = bytearray(400 << 20)"], timeout_s=20), memory_mib=200)
+    result = use(
+        kind,
+        lambda sandbox: sandbox.run([sys.executable, "-c", "x = bytearray(400 << 20)"], timeout_s=20),
+        memory_mib=200,
+    )
     assert result.exit_code != 0 and "MemoryError" in result.output
 
 
@@ -219,8 +271,17 @@ def test_many_small_processes_cannot_add_up_beyond_the_memory_limit(use, kind):
 
 @both
 def test_huge_output_keeps_its_head_and_tail(use, kind):
-    result = use(kind, lambda sandbox: sandbox.run("echo first; head -c 50M /dev/zero | tr '\\0' x; echo; echo last"), output_kib=8)
-    assert len(result.output) < 9000 and result.output.startswith("first\n") and result.output.endswith("last\n") and "bytes cut" in result.output
+    result = use(
+        kind,
+        lambda sandbox: sandbox.run("echo first; head -c 50M /dev/zero | tr '\\0' x; echo; echo last"),
+        output_kib=8,
+    )
+    assert (
+        len(result.output) < 9000
+        and result.output.startswith("first\n")
+        and result.output.endswith("last\n")
+        and "bytes cut" in result.output
+    )
 
 
 @both
@@ -244,10 +305,13 @@ def test_head_and_tail_are_exact():
         for chunk in chunks:
             keep.add(chunk)
         data = b"".join(chunks).decode()
-        assert keep.text() == (data if len(data) <= 10 else data[:5] + f"\n[... {len(data) - 10} bytes cut ...]\n" + data[-5:])
+        assert keep.text() == (
+            data if len(data) <= 10 else data[:5] + f"\n[... {len(data) - 10} bytes cut ...]\n" + data[-5:]
+        )
 
 
 # ---- reading and writing
+
 
 @both
 def test_text_goes_in_and_out(use, kind):
@@ -262,7 +326,23 @@ def test_text_goes_in_and_out(use, kind):
 
 @both
 def test_paths_that_cannot_be_used_are_one_line_errors(use, kind):
-    paths = ["/etc/passwd", "../judge", "/repo/../x", "out/passwd", "out", "", "a\0b", "pkg", "lib.py/x", "pipe", "x" * 300, "loop", "\udcff", "binary", "missing"]
+    paths = [
+        "/etc/passwd",
+        "../judge",
+        "/repo/../x",
+        "out/passwd",
+        "out",
+        "",
+        "a\0b",
+        "pkg",
+        "lib.py/x",
+        "pipe",
+        "x" * 300,
+        "loop",
+        "\udcff",
+        "binary",
+        "missing",
+    ]
 
     async def body(sandbox):
         await sandbox.run("ln -s /etc out; mkfifo pipe; printf '\\xff\\xfe' > binary; ln -s loop loop")
@@ -282,6 +362,7 @@ def test_paths_that_cannot_be_used_are_one_line_errors(use, kind):
 @needs_apptainer
 def test_a_container_that_ended_before_it_was_looked_at_harms_no_other(use, monkeypatch):
     """The reaper of a program's containers is told of those alone that can still be ended."""
+
     async def body(sandbox):
         with monkeypatch.context() as patch:
             patch.setattr(apptainer.proc, "start_of", lambda pid: None)  # what /proc says of an ended one

@@ -1,4 +1,6 @@
-"""A fork of the server is what a process of the sandbox is, and no more; and what goes wrong stays with the task that it happens to."""
+"""A fork of the server is what a process of the sandbox is, and no more; and what goes wrong stays with the task that
+it happens to."""
+
 import array
 import asyncio
 import json
@@ -27,8 +29,22 @@ SANDBOX = {"memory_mib": 300, "processes": 40, "file_size_mib": 3}
 def start(folder: Path) -> subprocess.Popen:
     folder.chmod(0o755)
     (folder / "filter").write_bytes(seccomp.program())
-    argv = [sys.executable, "-s", "-P", fork_server.__file__, str(folder / "socket"), str(PROBE), str(folder / "filter")]
-    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "HOST_SECRET": "s"})
+    argv = [
+        sys.executable,
+        "-s",
+        "-P",
+        fork_server.__file__,
+        str(folder / "socket"),
+        str(PROBE),
+        str(folder / "filter"),
+    ]
+    server = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "HOST_SECRET": "s"},
+    )
     assert server.stdout.readline() == b"ready\n"
     return server
 
@@ -51,8 +67,11 @@ async def task(sandbox, folder: Path, timeout_s: float = 20, **job):
         (home / name).write_text(text)
         (home / name).chmod(0o666)
     sandbox.show(str(folder))
-    return await sandbox.run([sys.executable, "-I", "-S", f"{inside}/client.py", str(folder / "socket"), f"{inside}/job.json"], timeout_s=timeout_s,
-                             variables={"TASKS_OWN": "1"})
+    return await sandbox.run(
+        [sys.executable, "-I", "-S", f"{inside}/client.py", str(folder / "socket"), f"{inside}/job.json"],
+        timeout_s=timeout_s,
+        variables={"TASKS_OWN": "1"},
+    )
 
 
 @isolated
@@ -61,9 +80,23 @@ def test_a_fork_is_confined_like_a_command_of_the_sandbox(server, use, kind):
 
     async def body(sandbox):
         with socket.create_server(("127.0.0.1", 0)) as host:  # which the host has, and the sandbox doesn't see
-            found = await task(sandbox, folder, do="tell", port=host.getsockname()[1],
-                               write=["/repo/new.txt", "/new.txt", "/usr/new.txt", "/etc/new.txt", str(folder / "new.txt"), "/repo/big"])
-        plain = await sandbox.run("id -u; id -g; ls -1 / | tr '\\n' ' '; hostname; ulimit -d; for n in user mnt pid net ipc uts; do readlink /proc/self/ns/$n; done")
+            found = await task(
+                sandbox,
+                folder,
+                do="tell",
+                port=host.getsockname()[1],
+                write=[
+                    "/repo/new.txt",
+                    "/new.txt",
+                    "/usr/new.txt",
+                    "/etc/new.txt",
+                    str(folder / "new.txt"),
+                    "/repo/big",
+                ],
+            )
+        plain = await sandbox.run(
+            "id -u; id -g; ls -1 / | tr '\\n' ' '; hostname; ulimit -d; for n in user mnt pid net ipc uts; do readlink /proc/self/ns/$n; done"
+        )
         return found, plain, await sandbox.diff()
 
     found, plain, diff = use(kind, body, **SANDBOX)
@@ -73,7 +106,11 @@ def test_a_fork_is_confined_like_a_command_of_the_sandbox(server, use, kind):
     assert (told["uid"], told["gid"]) == (AGENT, AGENT) and set(told["groups"]) <= {AGENT, 65534}
     assert set(told["capabilities"]) == {"0" * 16} and told["no_new_privs"] == "1"
     assert told["limits"] == {name: [value, value] for name, value in LIMITS.items()}
-    assert "HOST_SECRET" not in told["variables"] and told["variables"]["TASKS_OWN"] == "1" and told["variables"]["PYTHONHASHSEED"] == "0"
+    assert (
+        "HOST_SECRET" not in told["variables"]
+        and told["variables"]["TASKS_OWN"] == "1"
+        and told["variables"]["PYTHONHASHSEED"] == "0"
+    )
     assert told["descriptors"] == [0, 1, 2]
     assert told["pid"] < 100 and process.pid not in told["processes"] and told["pid"] in told["processes"]
     assert told["interfaces"] == ["lo"]
@@ -107,6 +144,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
     """Through /proc/PID it would reach what the host has open: the interpreter's file, for one."""
+
     async def body(sandbox):
         home, inside = sandbox.share("home")
         (home / "client.py").write_text(CLIENT)
@@ -122,7 +160,8 @@ def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
 
 
 def test_a_client_that_names_another_namespace_in_place_of_one_is_refused(server, use, monkeypatch):
-    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox. A namespace of its own it
+    """The fork would stay in the host's own: with the host's processes, and alive after the sandbox. A namespace of its
+    own it
     cannot name: it can make none (test_attacks_limits.py)."""
     clients = [CLIENT.replace(f'"{name}"', '"net"') for name in ("pid", "ipc", "uts")]
 
@@ -153,12 +192,24 @@ def test_a_fork_that_cannot_be_had_is_the_trouble_of_one_task(monkeypatch, gone)
 
 def test_its_end_is_the_tasks_end(server, use):
     async def body(sandbox):
-        return [await task(sandbox, server[1], **job) for job in ({"do": "exit", "code": 0}, {"do": "exit", "code": 9}, {"do": "exit", "code": "said"}, {"do": "raise"},
-                                                                  {"do": "eat", "bytes": 1 << 30})]
+        return [
+            await task(sandbox, server[1], **job)
+            for job in (
+                {"do": "exit", "code": 0},
+                {"do": "exit", "code": 9},
+                {"do": "exit", "code": "said"},
+                {"do": "raise"},
+                {"do": "eat", "bytes": 1 << 30},
+            )
+        ]
 
     results = use("bubblewrap", body, **SANDBOX)
     assert [result.exit_code for result in results] == [0, 9, 1, 1, 1]
-    assert results[2].output == "said\n" and "a mistake in the agent" in results[3].output and "MemoryError" in results[4].output
+    assert (
+        results[2].output == "said\n"
+        and "a mistake in the agent" in results[3].output
+        and "MemoryError" in results[4].output
+    )
 
 
 def test_many_at_once_do_not_mix(server, use):
@@ -167,9 +218,16 @@ def test_many_at_once_do_not_mix(server, use):
 
     async def one(number, scratch):
         from coderepairrl.sandboxes import SandboxConfig
-        async with start_sandbox(SandboxConfig(scratch=str(scratch)), make_task({"number.txt": str(number)})) as sandbox:
+
+        async with start_sandbox(
+            SandboxConfig(scratch=str(scratch)), make_task({"number.txt": str(number)})
+        ) as sandbox:
             result = await task(sandbox, server[1], do="tell", write=["/repo/x.txt"])
-            return json.loads(result.output)["written"], await sandbox.read_text("number.txt"), await sandbox.read_text("x.txt")
+            return (
+                json.loads(result.output)["written"],
+                await sandbox.read_text("number.txt"),
+                await sandbox.read_text("x.txt"),
+            )
 
     async def all_of_them():
         return await asyncio.gather(*(one(number, server[1].parent) for number in range(12)))
@@ -182,17 +240,34 @@ def test_the_hosts_own_processes_get_nothing_from_it(server):
     """Outside of any sandbox a fork would be as mighty as the server."""
     job = server[1] / "job.json"
     job.write_text('{"do": "tell"}')
-    done = subprocess.run([sys.executable, "-I", "-S", fork_client.__file__, str(server[1] / "socket"), str(job)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", fork_client.__file__, str(server[1] / "socket"), str(job)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == fork_server.BROKEN and "the client is in no sandbox" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("request_bytes, fds", [
-    (b"", 0), (b"abc", 0), (b"\xff\xff\xff\xff", 9), (b"\x05\0\0\0hello", 9), (b"\x02\0\0\0{}", 9), (b"\x02\0\0\0{}", 3), (b"\x00\0\0\0", 9), (b"\x02\0\0\0", 9)])
+@pytest.mark.parametrize(
+    "request_bytes, fds",
+    [
+        (b"", 0),
+        (b"abc", 0),
+        (b"\xff\xff\xff\xff", 9),
+        (b"\x05\0\0\0hello", 9),
+        (b"\x02\0\0\0{}", 9),
+        (b"\x02\0\0\0{}", 3),
+        (b"\x00\0\0\0", 9),
+        (b"\x02\0\0\0", 9),
+    ],
+)
 def test_a_request_that_is_none_harms_nobody(server, use, request_bytes, fds):
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(server[1] / "socket"))
         if request_bytes:
-            client.sendmsg([request_bytes], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * fds))] if fds else [])
+            client.sendmsg(
+                [request_bytes], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * fds))] if fds else []
+            )
         client.shutdown(socket.SHUT_WR)
         assert json.loads(client.makefile().readline())["code"] == fork_server.BROKEN
 

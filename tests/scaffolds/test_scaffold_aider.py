@@ -1,4 +1,6 @@
-"""aider as it is shipped, in real sandboxes, through the real gateway: every trap of it that is known. The model's words are scripted."""
+"""aider as it is shipped, in real sandboxes, through the real gateway: every trap of it that is known. The model's
+words are scripted."""
+
 import asyncio
 import dataclasses
 import json
@@ -32,12 +34,27 @@ def block(path: str, old: str, new: str) -> str:
 
 
 DIFF = block("lib.py", LINE + "\n", LINE.replace(OLD, NEW) + "\n")
-ESCAPES = ("../outside.py", "/outside.py", "/usr/outside.py", "/etc/outside.py", "../../tmp/../repo/../outside2.py", "/agent/outside.py", ".git/hooks/pre-commit")
-WIDE = {f"pkg/m{number}.py": "".join(f"def f{number}_{i}(x):\n    return f{(number + i) % 9}_{i}(x) + g{i}(x)\n\n\n" for i in range(6)) for number in range(9)}
+ESCAPES = (
+    "../outside.py",
+    "/outside.py",
+    "/usr/outside.py",
+    "/etc/outside.py",
+    "../../tmp/../repo/../outside2.py",
+    "/agent/outside.py",
+    ".git/hooks/pre-commit",
+)
+WIDE = {
+    f"pkg/m{number}.py": "".join(
+        f"def f{number}_{i}(x):\n    return f{(number + i) % 9}_{i}(x) + g{i}(x)\n\n\n" for i in range(6)
+    )
+    for number in range(9)
+}
 
 
 class Several(Aider):
-    """One fork server for episodes of different configurations: Task.metadata holds them. Afterwards `after` runs in the sandbox."""
+    """One fork server for episodes of different configurations: Task.metadata holds them. Afterwards `after` runs in
+    the sandbox."""
+
     seen: dict[str, str] = {}
 
     def command(self, task, place):
@@ -48,12 +65,21 @@ class Several(Aider):
         try:
             await super().run(task, sandbox, endpoint)
         finally:
-            self.seen[task.task_id] = (await sandbox.run("git log --oneline | wc -l; git status --short --ignored; ls -A /repo; echo home; ls -A /agent")).output
+            self.seen[task.task_id] = (
+                await sandbox.run(
+                    "git log --oneline | wc -l; git status --short --ignored; ls -A /repo; echo home; ls -A /agent"
+                )
+            ).output
 
 
 def job(name: str, texts: list, limits=LIMITS, statement: str = PUZZLE.task.problem_statement, checkout=None, **config):
-    task = dataclasses.replace(PUZZLE.task, task_id=name, problem_statement=statement, metadata={"aider": json.dumps(config)},
-                               files=PUZZLE.task.files | (checkout or {}))
+    task = dataclasses.replace(
+        PUZZLE.task,
+        task_id=name,
+        problem_statement=statement,
+        metadata={"aider": json.dumps(config)},
+        files=PUZZLE.task.files | (checkout or {}),
+    )
     return task, texts, limits
 
 
@@ -63,7 +89,12 @@ JOBS = [
     job("diff", ["It is in lib.py.", DIFF]),
     job("sibling", ["It is in lib.py.", DIFF]),
     job("whole", [f"lib.py\n```\n{FIXED}```\n"], edit_format="whole", **INCHAT),
-    job("udiff", [f"```diff\n--- lib.py\n+++ lib.py\n@@ ... @@\n-{LINE}\n+{LINE.replace(OLD, NEW)}\n```\n"], edit_format="udiff", **INCHAT),
+    job(
+        "udiff",
+        [f"```diff\n--- lib.py\n+++ lib.py\n@@ ... @@\n-{LINE}\n+{LINE.replace(OLD, NEW)}\n```\n"],
+        edit_format="udiff",
+        **INCHAT,
+    ),
     job("reflect", [block("lib.py", "    nothing like it\n", "    x\n"), DIFF], **INCHAT),
     job("mistakes", [block("lib.py", "    nothing like it\n", "    x\n")] * 5, max_reflections=2, **INCHAT),
     job("slash", [DIFF], statement=COMMAND + "\nfails", **INCHAT),
@@ -73,7 +104,12 @@ JOBS = [
     job("cut", [(DIFF, "length")], **INCHAT),
     job("closed", ["It is in lib.py.", DIFF], LIMITS.model_copy(update={"max_turns": 1})),
     job("long", ["It is in lib.py.", DIFF], LIMITS.model_copy(update={"max_total_tokens": 300})),
-    job("outside", ["\n".join(block(path, "", "x = 1\n") for path in ESCAPES) + block("new/file.py", "", "y = 2\n")], max_reflections=0, **INCHAT),
+    job(
+        "outside",
+        ["\n".join(block(path, "", "x = 1\n") for path in ESCAPES) + block("new/file.py", "", "y = 2\n")],
+        max_reflections=0,
+        **INCHAT,
+    ),
     job("idle", ["I don't know."]),
     job("broken", []),
     *(job(f"wide{number}", ["No idea."], checkout=WIDE) for number in range(2)),
@@ -109,7 +145,9 @@ def test_the_model_asks_for_a_file_that_repomap_shows_and_then_history_is_rewrit
     assert PUZZLE.broken in prompt(trajectory, 1) and "I added these files to the chat: lib.py" in prompt(trajectory, 1)
     assert first.parent is None and second.parent is None and second.rerendered  # a tree of two roots
     samples = batch.samples(trajectory, [1.0] * 2)
-    assert len(samples) == 2 and sum(map(lambda sample: sum(sample.loss_mask), samples)) == len(first.completion_ids) + len(second.completion_ids)
+    assert len(samples) == 2 and sum(map(lambda sample: sum(sample.loss_mask), samples)) == len(
+        first.completion_ids
+    ) + len(second.completion_ids)
 
 
 def test_an_edit_that_does_not_apply_is_shown_its_error_and_so_often_as_is_configured(outcomes):
@@ -119,10 +157,11 @@ def test_an_edit_that_does_not_apply_is_shown_its_error_and_so_often_as_is_confi
 
 
 def test_siblings_and_a_plain_process_see_equal_prompts(outcomes, tmp_path):
-    """RepoMap goes over sets of words: without a fixed hash seed its order differs between processes. No date, kernel or host is in them."""
+    """RepoMap goes over sets of words: without a fixed hash seed its order differs between processes. No date, kernel
+    or host is in them."""
     for one, other in (("diff", "sibling"), ("wide0", "wide1")):
         assert [call.prompt_ids for call in outcomes[one].calls] == [call.prompt_ids for call in outcomes[other].calls]
-    plain, = asyncio.run(episodes(Aider(AiderConfig(fork_server=False)), JOBS[-1:], tmp_path))
+    (plain,) = asyncio.run(episodes(Aider(AiderConfig(fork_server=False)), JOBS[-1:], tmp_path))
     assert plain.calls[0].prompt_ids == outcomes["wide0"].calls[0].prompt_ids
     assert "│def f0_" in prompt(plain, 0) and "Current date" not in prompt(plain, 0)
 
@@ -138,7 +177,8 @@ def test_a_shell_command_in_an_answer_is_not_run(outcomes):
 
 
 def test_the_weak_model_is_never_asked_and_nothing_is_committed(outcomes):
-    """Commit messages and summaries would be calls of their own; a commit would hide the edit from who compares with HEAD."""
+    """Commit messages and summaries would be calls of their own; a commit would hide the edit from who compares with
+    HEAD."""
     for name, calls in (("diff", 2), ("whole", 1), ("udiff", 1), ("reflect", 2), ("idle", 1), ("url", 1)):
         assert len(outcomes[name].calls) == calls
         assert Several.seen[name].splitlines()[0] == "1"
@@ -166,13 +206,21 @@ def test_an_answer_that_was_cut_off_is_not_applied(outcomes):
 @pytest.mark.parametrize("name, outcome, calls", [("closed", Outcome.TURN_LIMIT, 1), ("long", Outcome.TOKEN_LIMIT, 0)])
 def test_it_stops_at_once_when_its_session_is_closed(outcomes, name, outcome, calls):
     trajectory = outcomes[name]
-    assert trajectory.outcome == outcome and len(trajectory.calls) == calls and not trajectory.diff and trajectory.seconds < 30
+    assert (
+        trajectory.outcome == outcome
+        and len(trajectory.calls) == calls
+        and not trajectory.diff
+        and trajectory.seconds < 30
+    )
 
 
 def test_paths_outside_of_the_checkout_are_not_written(outcomes):
     trajectory = outcomes["outside"]
     assert trajectory.outcome == Outcome.SUBMITTED
-    assert added(trajectory) in (["y = 2"], []) and "outside" not in trajectory.diff + Several.seen["outside"].split("home\n")[0]
+    assert (
+        added(trajectory) in (["y = 2"], [])
+        and "outside" not in trajectory.diff + Several.seen["outside"].split("home\n")[0]
+    )
     for path in ("/outside.py", "/usr/outside.py", "/etc/outside.py", "/outside2.py"):
         assert not Path(path).exists()
 
@@ -183,6 +231,7 @@ def test_a_server_that_breaks_is_no_failure_of_the_agent(outcomes):
 
 def test_a_gateway_that_does_not_know_it_is_no_failure_of_the_agent_though_aider_ends_with_success(tmp_path):
     """And another fork server is started where the first was killed."""
+
     async def main():
         scaffold, found = Several(AiderConfig()), []
         async with ready(scaffold, EnvironmentsConfig()) as socket, aiohttp.ClientSession() as http:
@@ -194,7 +243,9 @@ def test_a_gateway_that_does_not_know_it_is_no_failure_of_the_agent_though_aider
                     await scaffold.server.process.wait()
                 async with start_sandbox(SandboxConfig(scratch=str(tmp_path)), PUZZLE.task) as sandbox:
                     with pytest.raises(GatewayError) as caught:
-                        await scaffold.run(PUZZLE.task, sandbox, Endpoint(gateway.base_url, "a key of nobody", http, socket))
+                        await scaffold.run(
+                            PUZZLE.task, sandbox, Endpoint(gateway.base_url, "a key of nobody", http, socket)
+                        )
                     found.append(str(caught.value))
             await gateway.stop()
         return found
@@ -205,6 +256,7 @@ def test_a_gateway_that_does_not_know_it_is_no_failure_of_the_agent_though_aider
 
 def test_a_fork_server_for_which_the_machine_has_no_room_is_a_sandboxes_error(monkeypatch):
     """An OSError would end the whole run. The next episode tries again, and nothing is left."""
+
     async def no_process(*arguments, **keywords):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -223,23 +275,39 @@ def test_a_fork_server_for_which_the_machine_has_no_room_is_a_sandboxes_error(mo
 
 
 def test_the_kind_that_isolates_nothing_runs_a_plain_process(tmp_path):
-    trajectory, = asyncio.run(episodes(Aider(AiderConfig(files=("lib.py",))), [(PUZZLE.task, [DIFF])], tmp_path, kind="local"))
+    (trajectory,) = asyncio.run(
+        episodes(Aider(AiderConfig(files=("lib.py",))), [(PUZZLE.task, [DIFF])], tmp_path, kind="local")
+    )
     assert trajectory.verdict.resolved and added(trajectory) == [LINE.replace(OLD, NEW)]
 
 
 def test_prompts_can_be_others(tmp_path):
-    config = AiderConfig(files=("lib.py",), map_tokens=0, prompts={
-        "main_system": "Repair the code.", "system_reminder": "", "example_messages": [], "files_content_prefix": "", "files_content_assistant_reply": "Ok."})
-    trajectory, = asyncio.run(episodes(Aider(config), [(PUZZLE.task, [DIFF])], tmp_path))
+    config = AiderConfig(
+        files=("lib.py",),
+        map_tokens=0,
+        prompts={
+            "main_system": "Repair the code.",
+            "system_reminder": "",
+            "example_messages": [],
+            "files_content_prefix": "",
+            "files_content_assistant_reply": "Ok.",
+        },
+    )
+    (trajectory,) = asyncio.run(episodes(Aider(config), [(PUZZLE.task, [DIFF])], tmp_path))
     assert trajectory.verdict.resolved
-    assert prompt(trajectory, 0) == (f"<|im_start|>system\nRepair the code.<|im_end|>\n<|im_start|>user\n\nlib.py\n```\n{PUZZLE.broken}```\n<|im_end|>\n<|im_start|>assistant\n"
-                                     f"Ok.<|im_end|>\n<|im_start|>user\nResolve this issue:\n\n{PUZZLE.task.problem_statement}\n\n<|im_end|>\n<|im_start|>assistant\n")
-    wrong, = asyncio.run(episodes(Aider(AiderConfig(prompts={"main_sistem": "x"})), [(PUZZLE.task, [DIFF])], tmp_path))
+    assert prompt(trajectory, 0) == (
+        f"<|im_start|>system\nRepair the code.<|im_end|>\n<|im_start|>user\n\nlib.py\n```\n{PUZZLE.broken}```\n<|im_end|>\n<|im_start|>assistant\n"
+        f"Ok.<|im_end|>\n<|im_start|>user\nResolve this issue:\n\n{PUZZLE.task.problem_statement}\n\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    (wrong,) = asyncio.run(
+        episodes(Aider(AiderConfig(prompts={"main_sistem": "x"})), [(PUZZLE.task, [DIFF])], tmp_path)
+    )
     assert wrong.outcome == Outcome.AGENT_ERROR and "prompts.main_sistem" in wrong.outcome_detail
 
 
 class Counting(Aider):
     """Knows how often a checkout was read, and what of the cache was new after the agent."""
+
     read = 0
 
     async def _read_all(self, sandbox, command):
@@ -248,7 +316,10 @@ class Counting(Aider):
 
     async def run(self, task, sandbox, endpoint):
         await super().run(task, sandbox, endpoint)
-        said = await sandbox.run("cd /agent/tags && python3 -c \"import sqlite3; print(sorted(k for k, in sqlite3.connect('cache.db').execute('select key from Cache')))\"")
+        said = await sandbox.run(
+            'cd /agent/tags && python3 -c "import sqlite3; print(sorted(k for k, in '
+            "sqlite3.connect('cache.db').execute('select key from Cache')))\""
+        )
         self.cached = [*getattr(self, "cached", []), said.output]
 
 
@@ -257,7 +328,9 @@ def test_siblings_read_a_large_checkout_once_and_see_equal_prompts(tmp_path):
     for name, text in (WIDE | PUZZLE.task.files).items():
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text(text)
-    task = dataclasses.replace(PUZZLE.task, files={}, environment=dataclasses.replace(PUZZLE.task.environment, base=str(base)))
+    task = dataclasses.replace(
+        PUZZLE.task, files={}, environment=dataclasses.replace(PUZZLE.task.environment, base=str(base))
+    )
     scaffold = Counting(AiderConfig())
 
     async def siblings():
@@ -265,9 +338,19 @@ def test_siblings_read_a_large_checkout_once_and_see_equal_prompts(tmp_path):
             return await asyncio.gather(*(episode(task, ["No idea."] * 3) for _ in range(3)))
 
     done = asyncio.run(siblings())
-    assert scaffold.read == 1 and all("/repo/pkg/m8.py" in cached for cached in scaffold.cached) and len(scaffold.cached) == 3
+    assert (
+        scaffold.read == 1
+        and all("/repo/pkg/m8.py" in cached for cached in scaffold.cached)
+        and len(scaffold.cached) == 3
+    )
     assert len({trajectory.calls[0].prompt_ids for trajectory in done}) == 1 and "pkg/m8.py" in prompt(done[0], 0)
-    alone = asyncio.run(episodes(Aider(AiderConfig()), [(dataclasses.replace(PUZZLE.task, files=WIDE | PUZZLE.task.files), ["No idea."], LIMITS)], tmp_path / "other"))
+    alone = asyncio.run(
+        episodes(
+            Aider(AiderConfig()),
+            [(dataclasses.replace(PUZZLE.task, files=WIDE | PUZZLE.task.files), ["No idea."], LIMITS)],
+            tmp_path / "other",
+        )
+    )
     assert alone[0].calls[0].prompt_ids == done[0].calls[0].prompt_ids  # as without a cache
     assert not scaffold.repo_map._folder.name or not Path(scaffold.repo_map._folder.name).exists()
 

@@ -1,4 +1,6 @@
-"""The runner of agents that are programs: what they see, how they end, and that nothing of them is left. The agents are small scripts."""
+"""The runner of agents that are programs: what they see, how they end, and that nothing of them is left. The agents are
+small scripts."""
+
 import asyncio
 import json
 import os
@@ -30,7 +32,7 @@ from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome
 
 TASK = next(puzzles("train", "process")).task
-LOOK = r'''
+LOOK = r"""
 import json, os, socket, sys, urllib.error, urllib.request
 from pathlib import Path
 
@@ -56,7 +58,7 @@ found = {"cwd": os.getcwd(), "home": str(home), "argv": sys.argv[1:], "read": Pa
          "answer": ask(os.environ["OPENAI_API_KEY"]), "stranger": ask("sk-nobody"), "stdin": sys.stdin.read(), "variable": os.environ["MINE"],
          "reaches": [reaches(("127.0.0.1", port)) for port in map(int, sys.argv[2:])], "pid": os.getpid(), "uid": os.getuid()}
 Path("found.json").write_text(json.dumps(found))
-'''
+"""
 
 
 def agent(script: str, tmp_path: Path, *arguments: str, **config):
@@ -77,39 +79,78 @@ def test_an_agent_sees_its_checkout_its_home_its_model_and_no_other_network(kind
     scratch = tmp_path / "scratch"
     with socket.create_server(("127.0.0.1", 0)) as server:  # something of this machine that listens
         port = server.getsockname()[1]
-        scaffold = agent(LOOK, tmp_path, "{problem_file}", str(port), "61001", files={"sub/data.txt": str(tmp_path / "data.txt")},
-                         variables={"MINE": "{workdir}|{model}|{base_url}|$HOME|{task_python}"})
-        [trajectory] = asyncio.run(episodes(scaffold, [(TASK, ["hello"])], scratch, kind="bubblewrap" if kind == "overlay" else kind))
+        scaffold = agent(
+            LOOK,
+            tmp_path,
+            "{problem_file}",
+            str(port),
+            "61001",
+            files={"sub/data.txt": str(tmp_path / "data.txt")},
+            variables={"MINE": "{workdir}|{model}|{base_url}|$HOME|{task_python}"},
+        )
+        [trajectory] = asyncio.run(
+            episodes(scaffold, [(TASK, ["hello"])], scratch, kind="bubblewrap" if kind == "overlay" else kind)
+        )
     assert trajectory.outcome == Outcome.SUBMITTED, trajectory.outcome_detail
-    assert [line for line in trajectory.diff.splitlines() if line.startswith("diff")] == ["diff --git a/found.json b/found.json"]
+    assert [line for line in trajectory.diff.splitlines() if line.startswith("diff")] == [
+        "diff --git a/found.json b/found.json"
+    ]
     found = json.loads(next(line[1:] for line in trajectory.diff.splitlines() if line.startswith("+{")))
-    assert found["cwd"] == "/repo" and found["home"] == "/agent" and found["read"] == TASK.problem_statement and found["own"] == "größer\n"
+    assert (
+        found["cwd"] == "/repo"
+        and found["home"] == "/agent"
+        and found["read"] == TASK.problem_statement
+        and found["own"] == "größer\n"
+    )
     assert found["answer"] == "hello" and found["stranger"] == 401 and found["stdin"] == "" and found["uid"] == 1000
     assert found["variable"] == f"/repo|policy|http://127.0.0.1:61001/v1|$HOME|{TASK.environment.python}"
     assert found["reaches"] == [False, True]
-    assert len(trajectory.calls) == 1 and len(trajectory.calls[0].prompt_ids) > 10_000  # the long message came through whole
+    # the long message came through whole
+    assert len(trajectory.calls) == 1 and len(trajectory.calls[0].prompt_ids) > 10_000
     assert not list(scratch.glob("*/live/*")) and not processes(str(tmp_path))
 
 
 def test_without_isolation_an_agent_asks_the_gateway_itself(tmp_path):
-    scaffold = agent(LOOK, tmp_path, "{problem_file}", files={"sub/data.txt": str(tmp_path / "script.py")}, variables={"MINE": "{home}"})
+    scaffold = agent(
+        LOOK,
+        tmp_path,
+        "{problem_file}",
+        files={"sub/data.txt": str(tmp_path / "script.py")},
+        variables={"MINE": "{home}"},
+    )
     [trajectory] = asyncio.run(episodes(scaffold, [(TASK, ["hello"])], tmp_path / "scratch", kind="local"))
-    assert trajectory.outcome == Outcome.SUBMITTED and trajectory.diff.count("diff --git") == 1 and "hello" in trajectory.diff
+    assert (
+        trajectory.outcome == Outcome.SUBMITTED
+        and trajectory.diff.count("diff --git") == 1
+        and "hello" in trajectory.diff
+    )
     assert not list((tmp_path / "scratch").glob("*/live/*"))
 
 
-@pytest.mark.parametrize("line, said", [
-    ("echo something went wrong; exit 3", "exit code 3: something went wrong"), ("kill -9 $$", "exit code 137"),
-    ("seq 100000; echo the end; exit 1", "the end")])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("echo something went wrong; exit 3", "exit code 3: something went wrong"),
+        ("kill -9 $$", "exit code 137"),
+        ("seq 100000; echo the end; exit 1", "the end"),
+    ],
+)
 def test_an_agent_that_breaks_is_an_agent_error_with_its_last_words(line, said, tmp_path):
     [trajectory] = asyncio.run(episodes(shell(f"echo kept > new.txt; {line}"), [(TASK, [])], tmp_path))
-    assert trajectory.outcome == Outcome.AGENT_ERROR and said in trajectory.outcome_detail and len(trajectory.outcome_detail) < 1000
+    assert (
+        trajectory.outcome == Outcome.AGENT_ERROR
+        and said in trajectory.outcome_detail
+        and len(trajectory.outcome_detail) < 1000
+    )
     assert "+kept" in trajectory.diff and trajectory.verdict is not None  # what it did is graded all the same
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path):
     [trajectory] = asyncio.run(episodes(make_scaffold(CommandConfig(argv=("/no/such/agent",))), [(TASK, [])], tmp_path))
-    assert trajectory.outcome == Outcome.AGENT_ERROR and "/no/such/agent: No such file or directory" in trajectory.outcome_detail
+    assert (
+        trajectory.outcome == Outcome.AGENT_ERROR
+        and "/no/such/agent: No such file or directory" in trajectory.outcome_detail
+    )
 
 
 STUBBORN = """
@@ -130,11 +171,16 @@ def test_an_agent_that_does_not_stop_is_killed_once_its_session_is_closed(tmp_pa
     upstream = Upstream()
 
     async def main():
-        async with asyncio.timeout(60), running(agent(STUBBORN, tmp_path), tmp_path / "scratch", upstream, SessionLimits(max_turns=2)) as episode:
+        async with (
+            asyncio.timeout(60),
+            running(agent(STUBBORN, tmp_path), tmp_path / "scratch", upstream, SessionLimits(max_turns=2)) as episode,
+        ):
             return await episode(TASK, ["one", "two", "three"])
 
     trajectory = asyncio.run(main())
-    assert trajectory.outcome == Outcome.TURN_LIMIT and len(upstream.requests) == 2 and trajectory.diff.count("+call") == 2
+    assert (
+        trajectory.outcome == Outcome.TURN_LIMIT and len(upstream.requests) == 2 and trajectory.diff.count("+call") == 2
+    )
     assert not processes(str(tmp_path)) and not list(tmp_path.glob("scratch/*/live/*"))
 
 
@@ -142,7 +188,9 @@ def test_a_deadline_ends_an_agent_that_never_asks_and_all_that_it_started(tmp_pa
     monkeypatch.setattr(programs, "GRACE_S", 0.3)
     marker = f"999{hash(str(tmp_path)) % 10**6}"
     line = f"echo kept > new.txt; nohup setsid sleep {marker} & trap '' TERM HUP INT; while :; do sleep {marker}; done"
-    [trajectory] = asyncio.run(episodes(shell(line), [(TASK, [])], tmp_path, limits=LIMITS.model_copy(update={"deadline_s": 1.0})))
+    [trajectory] = asyncio.run(
+        episodes(shell(line), [(TASK, [])], tmp_path, limits=LIMITS.model_copy(update={"deadline_s": 1.0}))
+    )
     assert trajectory.outcome == Outcome.TIME_LIMIT and "+kept" in trajectory.diff
     assert not processes(marker) and not processes(str(tmp_path)) and not list(tmp_path.glob("*/live/*"))
 
@@ -153,7 +201,10 @@ def test_a_cancelled_episode_leaves_nothing(kind, tmp_path):
 
     async def main():
         runtime = "bubblewrap" if kind == "overlay" else kind
-        async with asyncio.timeout(60), running(shell(f"sleep {marker} & sleep {marker}"), tmp_path, Upstream(), kind=runtime) as episode:
+        async with (
+            asyncio.timeout(60),
+            running(shell(f"sleep {marker} & sleep {marker}"), tmp_path, Upstream(), kind=runtime) as episode,
+        ):
             task = asyncio.create_task(episode(TASK))
             while not processes(marker):
                 await asyncio.sleep(0.05)
@@ -196,7 +247,10 @@ def test_a_gateway_without_a_socket_is_the_programs_mistake(tmp_path):
     async def main():
         scaffold = shell("true")
         await scaffold.prepare(EnvironmentsConfig())
-        async with aiohttp.ClientSession() as http, start_sandbox(SandboxConfig(scratch=str(tmp_path)), TASK) as sandbox:
+        async with (
+            aiohttp.ClientSession() as http,
+            start_sandbox(SandboxConfig(scratch=str(tmp_path)), TASK) as sandbox,
+        ):
             await scaffold.run(TASK, sandbox, Endpoint("", "key", http))
 
     with pytest.raises(ConfigError, match="socket_path"):
@@ -212,7 +266,9 @@ def test_what_is_shown_is_read_only_and_at_its_own_path(kind, tmp_path):
     folder.chmod(0o777)
 
     async def main():
-        async with start_sandbox(SandboxConfig(kind="bubblewrap" if kind == "overlay" else kind, scratch=str(tmp_path / "scratch")), TASK) as sandbox:
+        async with start_sandbox(
+            SandboxConfig(kind="bubblewrap" if kind == "overlay" else kind, scratch=str(tmp_path / "scratch")), TASK
+        ) as sandbox:
             sandbox.show(str(folder))
             read = await sandbox.run(["cat", str(folder / "file.txt")])
             write = await sandbox.run(f"echo x > '{folder}/file.txt'; touch '{folder}/new'; ls '{tmp_path}'")
@@ -223,17 +279,38 @@ def test_what_is_shown_is_read_only_and_at_its_own_path(kind, tmp_path):
     read, write = asyncio.run(main())
     assert read == "here"
     if kind != "local":  # which isolates nothing
-        assert write.count("Read-only file system") == 2 and "scratch" not in write and (folder / "file.txt").read_text() == "here"
+        assert (
+            write.count("Read-only file system") == 2
+            and "scratch" not in write
+            and (folder / "file.txt").read_text() == "here"
+        )
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """An unpacked image with this machine's shell and libraries, and with folders of its own where the agent's installation will be shown."""
+    """An unpacked image with this machine's shell and libraries, and with folders of its own where the agent's
+    installation will be shown."""
     folder = tmp_path_factory.mktemp("image")
-    for name in ("bash", "cat", "env", "id", "mkdir", "mount", "prlimit", "setpriv", "unshare", os.path.realpath(sys.executable)):
+    for name in (
+        "bash",
+        "cat",
+        "env",
+        "id",
+        "mkdir",
+        "mount",
+        "prlimit",
+        "setpriv",
+        "unshare",
+        os.path.realpath(sys.executable),
+    ):
         program = shutil.which(name)
-        libraries = [word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/")]
-        for path, inside in [(program, f"usr/bin/{os.path.basename(name)}"), *((path, path.lstrip("/")) for path in libraries)]:
+        libraries = [
+            word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/")
+        ]
+        for path, inside in [
+            (program, f"usr/bin/{os.path.basename(name)}"),
+            *((path, path.lstrip("/")) for path in libraries),
+        ]:
             (folder / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / inside)
     for name in ("proc", "sys", "dev", "tmp", "etc", "testbed"):
@@ -268,11 +345,28 @@ open("found.txt", "w").write(answer + " " + os.getcwd() + " " + open("{cache}/li
 
 # ---- the relay ------------------------------------------------------------------------------------------------------
 
+
 def relayed(tmp_path: Path, program: str, path: Path) -> subprocess.CompletedProcess:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    return subprocess.run([sys.executable, "-I", "-S", relay.__file__, str(path), str(port), "--", sys.executable, "-c", program, str(port)],
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            relay.__file__,
+            str(path),
+            str(port),
+            "--",
+            sys.executable,
+            "-c",
+            program,
+            str(port),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def echo(path: Path) -> socket.socket:
@@ -324,7 +418,10 @@ def test_the_relay_carries_every_byte_of_many_connections_both_ways(tmp_path):
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "True", "")
 
 
-@pytest.mark.parametrize("program, code", [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 15)", 143), ("print('x' * 100000)", 0)])
+@pytest.mark.parametrize(
+    "program, code",
+    [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 15)", 143), ("print('x' * 100000)", 0)],
+)
 def test_the_relay_ends_with_its_program(program, code, tmp_path):
     done = relayed(tmp_path, program, tmp_path / "s")
     assert done.returncode == code and not done.stderr
@@ -333,11 +430,15 @@ def test_the_relay_ends_with_its_program(program, code, tmp_path):
 def test_a_gateway_that_is_gone_is_a_closed_connection_and_one_line(tmp_path):
     program = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print(s.recv(10))"
     done = relayed(tmp_path, program, tmp_path / "nowhere")
-    assert done.stdout.strip() == "b''" and done.stderr.strip() == f"relay: {tmp_path}/nowhere: [Errno 2] No such file or directory"
+    assert (
+        done.stdout.strip() == "b''"
+        and done.stderr.strip() == f"relay: {tmp_path}/nowhere: [Errno 2] No such file or directory"
+    )
 
 
 def test_a_relay_that_gets_no_thread_serves_the_next_connection(tmp_path, monkeypatch, capfd):
     """An agent's command may use all processes for a while."""
+
     class Scarce(threading.Thread):
         left = iter([True])
 

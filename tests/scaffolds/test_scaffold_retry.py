@@ -78,7 +78,8 @@ def test_a_test_that_takes_too_long_fails_and_what_the_deadline_ends_is_no_submi
     found = run([SUBMIT] * 50, tmp_path, slow, deadline_s=3)
     assert found.outcome is Outcome.TIME_LIMIT and len(found.calls) > 1
     assert [message["content"] for told in answers(found) for message in told] == [
-        f"[killed: time limit of 0.5 s]\n{FAILS}"] * (len(found.calls) - 1)
+        f"[killed: time limit of 0.5 s]\n{FAILS}"
+    ] * (len(found.calls) - 1)
 
 
 def test_artefacts_of_the_test_are_in_no_diff(tmp_path):

@@ -1,4 +1,6 @@
-"""Real agents against the real vLLM. The policy has random weights: what it says is nonsense, and every token of it must be on record as it was sampled."""
+"""Real agents against the real vLLM. The policy has random weights: what it says is nonsense, and every token of it
+must be on record as it was sampled."""
+
 import asyncio
 import json
 import shutil
@@ -27,49 +29,85 @@ CONTEXT = 16384
 
 
 def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tmp_path):
-    """The worked example as its YAML has it, through the rollout process and a gateway of two; then the others, with its vLLM."""
+    """The worked example as its YAML has it, through the rollout process and a gateway of two; then the others, with
+    its vLLM."""
     from coderepairrl.run.train_config import TrainConfig
 
     model, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(policy, model)
-    (model / "config.json").write_text(json.dumps(json.loads((policy / "config.json").read_text()) | {"max_position_embeddings": CONTEXT}))
+    (model / "config.json").write_text(
+        json.dumps(json.loads((policy / "config.json").read_text()) | {"max_position_embeddings": CONTEXT})
+    )
     for name in ("logs/attempt_1", "policy"):
         (run / name).mkdir(parents=True)
     write_json(run / "policy/current.json", {"version": 0, "step": 0, "path": str(model), "live": True})
     limits = "{max_turns: 3, max_total_tokens: %d, max_completion_tokens: 32, deadline_s: 120}" % CONTEXT
-    config = load(TrainConfig, ROOT / "examples/command/quickstart.yaml", [
-        f"rollout.limits={limits}", f"rollout.server.max_model_len={CONTEXT}", "rollout.server.kv_cache_mib=256",
-        f"rollout.sandbox.scratch={tmp_path}", "rollout.gateway.processes=2"]).rollout
+    config = load(
+        TrainConfig,
+        ROOT / "examples/command/quickstart.yaml",
+        [
+            f"rollout.limits={limits}",
+            f"rollout.server.max_model_len={CONTEXT}",
+            "rollout.server.kv_cache_mib=256",
+            f"rollout.sandbox.scratch={tmp_path}",
+            "rollout.gateway.processes=2",
+        ],
+    ).rollout
 
     async def with_another(rollout, scaffold):
         async with ready(scaffold, config.environments) as socket, aiohttp.ClientSession() as http:
             client = VLLMClient(rollout.supervisor.server.url, config.engine_wait_s)
-            gateway = Gateway(GatewayConfig(), [client], make_renderer(load_tokenizer(model), config.rendering, config.chat_template), socket)
+            gateway = Gateway(
+                GatewayConfig(),
+                [client],
+                make_renderer(load_tokenizer(model), config.rendering, config.chat_template),
+                socket,
+            )
             await gateway.start()
             try:
-                services = Services(gateway, scaffold, config.sandbox, rollout.grader, config.rewards, config.limits, http)
-                return await run_episode(services, PUZZLE, trajectory_id="x", group_id="x", split="train", attempt=0, sampling=SamplingConfig(), cache_salt="s")
+                services = Services(
+                    gateway, scaffold, config.sandbox, rollout.grader, config.rewards, config.limits, http
+                )
+                return await run_episode(
+                    services,
+                    PUZZLE,
+                    trajectory_id="x",
+                    group_id="x",
+                    split="train",
+                    attempt=0,
+                    sampling=SamplingConfig(),
+                    cache_salt="s",
+                )
             finally:
                 await gateway.stop()
                 await client.close()
 
     async def asked_directly(url):
-        """A prompt that leaves no room is too long, no broken machine; special tokens in stop strings end the sampling."""
+        """A prompt that leaves no room is too long, no broken machine; special tokens in stop strings end the
+        sampling."""
         client, special = VLLMClient(url, 10), load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
-        ask = lambda name, ids, **more: client.generate(ids, max_tokens=200, temperature=1.5, stop_token_ids=(), cache_salt=None, request_id=name, **more)
+        ask = lambda name, ids, **more: client.generate(
+            ids, max_tokens=200, temperature=1.5, stop_token_ids=(), cache_salt=None, request_id=name, **more
+        )
         try:
             for length in (CONTEXT, CONTEXT + 1):
                 with pytest.raises(PromptTooLong, match=f"a prompt of {length} tokens"):
                     await ask(f"long-{length}", (5,) * length)
             samples = await asyncio.gather(*(ask(f"stop-{i}", (5, 6, 7), stop=("<|endoftext|>",)) for i in range(48)))
-            places = [sample.token_ids.index(special) - len(sample.token_ids) for sample in samples if special in sample.token_ids]
+            places = [
+                sample.token_ids.index(special) - len(sample.token_ids)
+                for sample in samples
+                if special in sample.token_ids
+            ]
             assert places and set(places) == {-1}
         finally:
             await client.close()
 
     async def main():
         others = {name: agent.config() for name, agent in AGENTS.items() if name != "command"} | {
-            "codex": CodexConfig(instructions="Repair the code."), "terminal_text": TerminalTextConfig()}
+            "codex": CodexConfig(instructions="Repair the code."),
+            "terminal_text": TerminalTextConfig(),
+        }
         async with Rollout(config, run, str(model), attempt=1, tasks={"train": [], "heldout": [PUZZLE]}) as rollout:
             done = {"command": await rollout.episode(PUZZLE, "heldout")}
             await asked_directly(rollout.supervisor.server.url)
@@ -77,10 +115,18 @@ def test_every_token_that_an_agent_got_is_on_record_as_it_was_sampled(policy, tm
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     for name, trajectory in asyncio.run(main()).items():
-        assert trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR and "Traceback" not in trajectory.outcome_detail, (name, trajectory.outcome_detail)
+        assert trajectory.outcome != Outcome.INFRASTRUCTURE_ERROR and "Traceback" not in trajectory.outcome_detail, (
+            name,
+            trajectory.outcome_detail,
+        )
         assert trajectory.calls and trajectory.verdict is not None, name
         for call in trajectory.calls:
             ids = torch.tensor([call.prompt_ids + call.completion_ids])
             with torch.no_grad():
-                logprobs = reference(ids).logits[0, len(call.prompt_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(call.prompt_ids) :, None])[:, 0]
+                logprobs = (
+                    reference(ids)
+                    .logits[0, len(call.prompt_ids) - 1 : -1]
+                    .log_softmax(-1)
+                    .gather(1, ids[0, len(call.prompt_ids) :, None])[:, 0]
+                )
             assert (logprobs - torch.tensor(call.logprobs)).abs().max() < 1e-4, name

@@ -1,4 +1,5 @@
-"""The terminal agent's text mode: one fenced block a turn, every answer of the model gets a word back that says what to do."""
+"""The terminal agent's text mode: one fenced block a turn, every answer of the model gets a word back that says what to
+do."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
 """The shipped task set and its environments. Environments are downloaded from the package index on first use."""
+
 import asyncio
 import hashlib
 import json
@@ -42,6 +43,7 @@ def folder_digest(folder: str) -> str:
 
 # ---- the set --------------------------------------------------------------------------------------------------------
 
+
 def test_size(tasks):
     assert len(tasks) == len(ROWS) == len(ROW) >= 300
     counts = Counter(row.package for row in ROWS)
@@ -52,7 +54,9 @@ def test_size(tasks):
 
 def test_evidence():
     for row in ROWS:
-        assert row.fail_to_pass and set(row.fail_to_pass) < {test for file in row.test_selection for test in SUITES[row.package].tests[file]}
+        assert row.fail_to_pass and set(row.fail_to_pass) < {
+            test for file in row.test_selection for test in SUITES[row.package].tests[file]
+        }
         assert all(0 < seconds for seconds in (*row.base_s, *row.gold_s))
     for name, suite in SUITES.items():
         assert suite.lock == packages()[name].sha256
@@ -91,7 +95,9 @@ def test_statements_do_not_give_the_bug_away(tasks):
     for task in tasks:
         row, ((path, buggy),) = ROW[task.task_id], task.files.items()
         (start, end), statement = row.span, task.problem_statement
-        lines = touched(read_source(Path(task.environment.base, path)), start, end) | touched(buggy, start, start + len(row.replacement))
+        lines = touched(read_source(Path(task.environment.base, path)), start, end) | touched(
+            buggy, start, start + len(row.replacement)
+        )
         assert 40 < len(statement) < 700
         assert not [line for line in lines if line in statement], task.task_id
         assert path not in statement and not re.search(r"\bline \d+|\.py:\d+|0x[0-9a-f]{6}", statement), task.task_id
@@ -104,7 +110,9 @@ def test_splits_share_no_package(tasks):
     assert [len(splits["train"]), len(splits["heldout"])] == [50, 20]
     names = {split: {task.metadata["package"] for task in found} for split, found in splits.items()}
     assert names["heldout"] == {"tinydb", "toolz"} and not names["train"] & names["heldout"]
-    assert [task.task_id for task in load(RealPackagesConfig())["train"]] == [task.task_id for task in load(RealPackagesConfig())["train"]]
+    assert [task.task_id for task in load(RealPackagesConfig())["train"]] == [
+        task.task_id for task in load(RealPackagesConfig())["train"]
+    ]
 
 
 def test_an_unknown_held_out_package_is_refused():
@@ -112,13 +120,30 @@ def test_an_unknown_held_out_package_is_refused():
         load(RealPackagesConfig(heldout_packages=("toolzz",)))
 
 
-@pytest.mark.parametrize("field, value", [
-    ("package", "numpy"), ("path", "../secret.py"), ("path", "missing.py"), ("span", [5, 3]), ("span", [0, 10**9]), ("span", "all"),
-    ("fail_to_pass", []), ("fail_to_pass", ["tests.test_x::test_unknown"]), ("test_selection", []), ("test_selection", ["tests/missing.py"]),
-    ("replacement", None), ("kind", None), ("surprise", 1)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("package", "numpy"),
+        ("path", "../secret.py"),
+        ("path", "missing.py"),
+        ("span", [5, 3]),
+        ("span", [0, 10**9]),
+        ("span", "all"),
+        ("fail_to_pass", []),
+        ("fail_to_pass", ["tests.test_x::test_unknown"]),
+        ("test_selection", []),
+        ("test_selection", ["tests/missing.py"]),
+        ("replacement", None),
+        ("kind", None),
+        ("surprise", 1),
+    ],
+)
 def test_a_malformed_row_is_refused_by_name_and_field(tmp_path, field, value):
     lines = module.SHIPPED.read_text().splitlines()
-    suites, rows = [line for line in lines if line.startswith('{"suite"')], [line for line in lines if not line.startswith('{"suite"')]
+    suites, rows = (
+        [line for line in lines if line.startswith('{"suite"')],
+        [line for line in lines if not line.startswith('{"suite"')],
+    )
     row = json.loads(rows[0]) | {field: value}
     path = tmp_path / "set.jsonl"
     path.write_text("\n".join([*suites, json.dumps(row)]))
@@ -143,6 +168,7 @@ def test_a_line_that_is_not_json_is_refused(tmp_path):
 
 # ---- environments ---------------------------------------------------------------------------------------------------
 
+
 def test_an_unknown_package_is_refused():
     with pytest.raises(TaskError, match="'numpy' is no package of this task set: choose from toolz"):
         environment("numpy")
@@ -153,7 +179,9 @@ def test_without_an_index_the_error_is_one_line(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(TaskError, match="toolz==1.0.0 could not be downloaded .*: connect to the package index once") as caught:
+    with pytest.raises(
+        TaskError, match="toolz==1.0.0 could not be downloaded .*: connect to the package index once"
+    ) as caught:
         environment("toolz", tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -188,12 +216,24 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mutations.py"
 def test_a_set_is_made_and_continued(tmp_path):
     out = tmp_path / "set.jsonl"
     command = [sys.executable, str(SCRIPT), str(out), "--packages", "toolz=1", "--seed", "11"]
-    subprocess.run(command, check=True, capture_output=True, cwd=SCRIPT.parent.parent, env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)})
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)},
+    )
     journal, first = tmp_path / "set.jsonl.journal", out.read_text()
     decisions = journal.read_text()
     out.unlink()
     journal.write_text(decisions + '{"candidate": "cut off by a ki')
-    subprocess.run(command, check=True, capture_output=True, cwd=SCRIPT.parent.parent, env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)})
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)},
+    )
     assert (journal.read_text(), out.read_text()) == (decisions, first)
     (task,) = load(RealPackagesConfig(path=str(out), heldout_packages=()))["train"]
     assert task.metadata["package"] == "toolz"
@@ -202,29 +242,55 @@ def test_a_set_is_made_and_continued(tmp_path):
 def test_what_a_statement_must_not_hold():
     source = "def _helper(a):\n    return a - 1\n"
     mutation = Mutation("arithmetic_operator", source.index("-"), source.index("-") + 1, "+", "_helper")
+
     def gives_away(text):
         return statement.gives_away(text, source, mutation, "pack/core.py")
+
     assert not gives_away("`f` gives a wrong result")
-    for text in ("see return a - 1", "see return a + 1", "_helper() takes 1 argument", "in pack/core.py", "at line 2", "tests/test_x.py:7"):
+    for text in (
+        "see return a - 1",
+        "see return a + 1",
+        "_helper() takes 1 argument",
+        "in pack/core.py",
+        "at line 2",
+        "tests/test_x.py:7",
+    ):
         assert gives_away(text), text
 
 
 def test_a_statement_shows_what_the_test_ran_and_what_came_out(tmp_path):
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_x.py").write_text("def test_f():\n    # why\n    a = [1]\n    assert f(a) == 2\n    assert False\n")
+    (tmp_path / "tests" / "test_x.py").write_text(
+        "def test_f():\n    # why\n    a = [1]\n    assert f(a) == 2\n    assert False\n"
+    )
     detail = "tests/test_x.py:4: in test_f\n    assert f(a) == 2\nE   assert <X at 0x7f0123456789> == 2\n"
     text = statement.describe("tinydb", ("tests",), tmp_path, "tests.test_x::test_f[1]", detail, {"f"}, 3)
-    assert text.splitlines() == ["`f` gives a wrong result", "", "`test_f` runs", "", "    a = [1]", "    assert f(a) == 2", "", "and fails with", "",
-                                 "    assert <X at 0x...> == 2", "", "3 tests of the suite fail."]
+    assert text.splitlines() == [
+        "`f` gives a wrong result",
+        "",
+        "`test_f` runs",
+        "",
+        "    a = [1]",
+        "    assert f(a) == 2",
+        "",
+        "and fails with",
+        "",
+        "    assert <X at 0x...> == 2",
+        "",
+        "3 tests of the suite fail.",
+    ]
 
 
 # ---- grading --------------------------------------------------------------------------------------------------------
+
 
 def graded(task: Task, diff: str):
     return asyncio.run(grade(task, diff, SandboxConfig()))
 
 
-DRAWN = [random.choice([row for row in ROWS if row.package == name]).task_id for name in random.sample(sorted(SUITES), 3)]
+DRAWN = [
+    random.choice([row for row in ROWS if row.package == name]).task_id for name in random.sample(sorted(SUITES), 3)
+]
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -236,7 +302,10 @@ def test_admission_again(tasks, number):
     assert base.evidence == gold.evidence == "junit+canary", (task.task_id, base.message, gold.message)
     assert not base.resolved and "passed" not in base.fail_to_pass.values(), task.task_id
     assert set(base.pass_to_pass.values()) == {"passed"}, task.task_id
-    assert gold.resolved, (task.task_id, [test for test, status in (gold.fail_to_pass | gold.pass_to_pass).items() if status != "passed"])
+    assert gold.resolved, (
+        task.task_id,
+        [test for test, status in (gold.fail_to_pass | gold.pass_to_pass).items() if status != "passed"],
+    )
     assert folder_digest(task.environment.base) == digest
 
 
@@ -252,17 +321,37 @@ def test_where():
 def test_tests_import_the_checkout(tasks, package):
     """Also where another copy is installed beside this project, as cachetools is in some environments."""
     task = next(task for task in tasks if task.metadata["package"] == package)
-    probe = replace(task, hidden_tests={"test_probe.py": PROBE.format(package=package, inside="/repo/")}, test_selection=("test_probe.py",),
-                    fail_to_pass=("test_probe::test_where",), pass_to_pass=())
+    probe = replace(
+        task,
+        hidden_tests={"test_probe.py": PROBE.format(package=package, inside="/repo/")},
+        test_selection=("test_probe.py",),
+        fail_to_pass=("test_probe::test_where",),
+        pass_to_pass=(),
+    )
     verdict = graded(probe, "")
     assert verdict.resolved, (verdict.message, verdict.fail_to_pass)
 
 
-NEW_FILE = "diff --git a/{0} b/{0}\nnew file mode 100644\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+import os; os._exit(0)\n"
+NEW_FILE = (
+    "diff --git a/{0} b/{0}\nnew file mode 100644\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+import os; os._exit(0)\n"
+)
 
 
-@pytest.mark.parametrize("path", ["tests/conftest.py", "tests/test_new.py", "src/conftest.py", "src/json.py", "src/cachetoolsx.py", "src/ca/__init__.py",
-                                  "src/pytest/__init__.py", "pytest.py", "pyproject.toml", "sitecustomize.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tests/conftest.py",
+        "tests/test_new.py",
+        "src/conftest.py",
+        "src/json.py",
+        "src/cachetoolsx.py",
+        "src/ca/__init__.py",
+        "src/pytest/__init__.py",
+        "pytest.py",
+        "pyproject.toml",
+        "sitecustomize.py",
+    ],
+)
 def test_what_could_decide_the_result_is_not_applied(tasks, path):
     task = next(task for task in tasks if task.metadata["package"] == "cachetools")
     verdict = graded(task, task.oracle_patch + NEW_FILE.format(path))

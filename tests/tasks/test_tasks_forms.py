@@ -1,4 +1,6 @@
-"""What published and hand-made files of rows really hold: separators, encodings, colours, short ids; and one bad row among good ones."""
+"""What published and hand-made files of rows really hold: separators, encodings, colours, short ids; and one bad row
+among good ones."""
+
 import json
 import subprocess
 from types import SimpleNamespace
@@ -13,33 +15,80 @@ from coderepairrl.tasks import JsonlConfig, R2EGymConfig, SweBenchConfig, SweGym
 from coderepairrl.tasks.patches import unified_diff
 
 WRONG, RIGHT = "def f(n):\n    return n + 2\n", "def f(n):\n    return n + 1\n"
-MINE = {"task_id": "mine-1", "problem_statement": "f(1) is 2.", "files": {"lib.py": WRONG}, "test_selection": ["test_lib.py"],
-        "hidden_tests": {"test_lib.py": "from lib import f\n\ndef test_f():\n    assert f(1) == 2\n\ndef test_g():\n    pass\n"},
-        "fail_to_pass": ["test_lib.py::test_f"], "pass_to_pass": ["test_lib.py::test_g"], "oracle_patch": unified_diff("lib.py", WRONG, RIGHT)}
+MINE = {
+    "task_id": "mine-1",
+    "problem_statement": "f(1) is 2.",
+    "files": {"lib.py": WRONG},
+    "test_selection": ["test_lib.py"],
+    "hidden_tests": {
+        "test_lib.py": "from lib import f\n\ndef test_f():\n    assert f(1) == 2\n\ndef test_g():\n    pass\n"
+    },
+    "fail_to_pass": ["test_lib.py::test_f"],
+    "pass_to_pass": ["test_lib.py::test_g"],
+    "oracle_patch": unified_diff("lib.py", WRONG, RIGHT),
+}
 PATCH = unified_diff("tests/test_a.py", "a = 1\n", "a = 2\n")
-BENCH = {"instance_id": "sqlfluff__sqlfluff-1", "repo": "sqlfluff/sqlfluff", "base_commit": "a" * 40, "version": "0.6", "problem_statement": "It breaks.",
-         "patch": unified_diff("lib.py", WRONG, RIGHT), "test_patch": PATCH, "FAIL_TO_PASS": ["tests/test_a.py::test_b"], "PASS_TO_PASS": []}
-SMITH = {"instance_id": "x__y.fde47b4b.bug", "repo": "swesmith/pallets__click.fde47b4b", "problem_statement": "It breaks.", "image_name": "some/image",
-         "patch": PATCH, "FAIL_TO_PASS": ["tests/test_a.py::test_b"], "PASS_TO_PASS": []}
+BENCH = {
+    "instance_id": "sqlfluff__sqlfluff-1",
+    "repo": "sqlfluff/sqlfluff",
+    "base_commit": "a" * 40,
+    "version": "0.6",
+    "problem_statement": "It breaks.",
+    "patch": unified_diff("lib.py", WRONG, RIGHT),
+    "test_patch": PATCH,
+    "FAIL_TO_PASS": ["tests/test_a.py::test_b"],
+    "PASS_TO_PASS": [],
+}
+SMITH = {
+    "instance_id": "x__y.fde47b4b.bug",
+    "repo": "swesmith/pallets__click.fde47b4b",
+    "problem_statement": "It breaks.",
+    "image_name": "some/image",
+    "patch": PATCH,
+    "FAIL_TO_PASS": ["tests/test_a.py::test_b"],
+    "PASS_TO_PASS": [],
+}
 
 
 def r2e(expected, old="", new="", diffs=()):
-    return {"repo_name": "shapes", "commit_hash": "0" * 40, "docker_image": "some/image:1", "problem_statement": "[ISSUE]It fails.[/ISSUE]",
-            "execution_result_content": json.dumps({"test_file_names": ["test_1.py"], "test_file_codes": ["x"],
-                                                    "old_commit_res_stdout": old, "new_commit_res_stdout": new}),
-            "parsed_commit_content": json.dumps({"old_commit_hash": "1" * 40, "file_diffs": list(diffs) or [change("lib.py", "a = 1\n", "a = 2\n")]}),
-            "expected_output_json": json.dumps(expected)}
+    return {
+        "repo_name": "shapes",
+        "commit_hash": "0" * 40,
+        "docker_image": "some/image:1",
+        "problem_statement": "[ISSUE]It fails.[/ISSUE]",
+        "execution_result_content": json.dumps(
+            {
+                "test_file_names": ["test_1.py"],
+                "test_file_codes": ["x"],
+                "old_commit_res_stdout": old,
+                "new_commit_res_stdout": new,
+            }
+        ),
+        "parsed_commit_content": json.dumps(
+            {"old_commit_hash": "1" * 40, "file_diffs": list(diffs) or [change("lib.py", "a = 1\n", "a = 2\n")]}
+        ),
+        "expected_output_json": json.dumps(expected),
+    }
 
 
 def change(path, old, new, misc=None, minus=None, plus=None, **more):
-    return {"header": {"file": {"path": path}, "misc_line": misc}, "old_file_content": old, "new_file_content": new,
-            "minus_file": {"path": minus or f"a/{path}"}, "plus_file": {"path": plus or f"b/{path}"}} | more
+    return {
+        "header": {"file": {"path": path}, "misc_line": misc},
+        "old_file_content": old,
+        "new_file_content": new,
+        "minus_file": {"path": minus or f"a/{path}"},
+        "plus_file": {"path": plus or f"b/{path}"},
+    } | more
 
 
 R2E = r2e({"test_a": "PASSED"}, new="PASSED r2e_tests/test_1.py::test_a\n")
-FORMS = {"jsonl": (MINE, lambda path: JsonlConfig(train=path)), "swe_bench": (BENCH, lambda path: SweBenchConfig(source=path, environments="images")),
-         "swe_gym": (BENCH, lambda path: SweGymConfig(source=path, environments="images")),
-         "swe_smith": (SMITH, lambda path: SweSmithConfig(source=path, environments="images")), "r2e_gym": (R2E, lambda path: R2EGymConfig(source=path))}
+FORMS = {
+    "jsonl": (MINE, lambda path: JsonlConfig(train=path)),
+    "swe_bench": (BENCH, lambda path: SweBenchConfig(source=path, environments="images")),
+    "swe_gym": (BENCH, lambda path: SweGymConfig(source=path, environments="images")),
+    "swe_smith": (SMITH, lambda path: SweSmithConfig(source=path, environments="images")),
+    "r2e_gym": (R2E, lambda path: R2EGymConfig(source=path)),
+}
 forms = pytest.mark.parametrize("form", FORMS)
 
 
@@ -54,6 +103,7 @@ def line(row, **changes) -> bytes:
 
 
 # ---- files of lines -------------------------------------------------------------------------------------------------
+
 
 @forms
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\ufeff"], ids=ascii)
@@ -76,9 +126,14 @@ def test_our_own_rows_may_hold_any_text(tmp_path):
     assert read_jsonl(tmp_path / "own.jsonl") == [{"a": "b\u2028c\x85d"}, {"a": 1}]
 
 
-BAD = {"latin1": (line(MINE, problem_statement="fünf").decode().encode("latin-1"), "not UTF-8 (byte 0xfc at"), "torn": (b'{"a": "b\n', "not JSON ("),
-       "utf16": ("{}".encode("utf-16") + b"\n", "not UTF-8 (byte 0xff"), "deep": (b"[" * 100_000 + b"\n", "not JSON ("), "list": (b"[]\n", "list where an object"),
-       "number": (b"1" * 5000 + b"\n", "not JSON (")}
+BAD = {
+    "latin1": (line(MINE, problem_statement="fünf").decode().encode("latin-1"), "not UTF-8 (byte 0xfc at"),
+    "torn": (b'{"a": "b\n', "not JSON ("),
+    "utf16": ("{}".encode("utf-16") + b"\n", "not UTF-8 (byte 0xff"),
+    "deep": (b"[" * 100_000 + b"\n", "not JSON ("),
+    "list": (b"[]\n", "list where an object"),
+    "number": (b"1" * 5000 + b"\n", "not JSON ("),
+}
 
 
 @forms
@@ -96,23 +151,54 @@ def test_a_line_that_cannot_be_read_is_named_and_the_others_are_loaded(tmp_path,
 
 HALF = "half a character: \ud83d"
 WRONG_ROWS = {
-    "jsonl": [({"problem_statement": HALF}, "problem_statement: holds '\\ud83d'"), ({"files": {HALF: ""}}, "files: holds"), ({"task_id": HALF}, "task_id: holds"),
-              ({"hidden_tests": {"a.py": HALF}}, "hidden_tests"), ({"fail_to_pass": [HALF]}, "fail_to_pass: holds"), ({"oracle_patch": HALF}, "oracle_patch"),
-              ({"environment": {"variables": {"A": HALF}}}, "environment.variables: holds"), ({"fail_to_pass": []}, "fail_to_pass: empty"),
-              ({"environment": {"base": "nowhere"}}, "environment.base: folder"), ({"environment": {"base": "rows.jsonl"}}, "environment.base: folder"),
-              ({"environment": {"python": "/no/python"}}, "environment.python: /no/python is no program"),
-              ({"environment": {"python": "no-such-python"}}, "environment.python"),
-              ({"environment": {"python": "/usr"}}, "environment.python"),
-              ({"environment": {"log_parser": "parse_log_none"}}, "log_parser: swebench has no parser"),
-              ({"environment": {"log_parser": "parse_log_jekyll"}}, "log_parser: swebench's parse_log_jekyll reads no log of bad"),
-              ({"environment": {"log_parser": "parse_log_lighthouse"}}, "log_parser: swebench's parse_log_lighthouse reads no log"), ({"task_id": 3}, "task_id")],
-    "swe_bench": [({"problem_statement": HALF}, "problem_statement: holds"), ({"patch": HALF}, "oracle_patch: holds"), ({"FAIL_TO_PASS": "[]"}, "FAIL_TO_PASS: empty"),
-                  ({"FAIL_TO_PASS": "{[]: 1}"}, "FAIL_TO_PASS: neither"), ({"PASS_TO_PASS": "[" * 100_000}, "PASS_TO_PASS: neither"), ({"patch": 3}, "patch: int"),
-                  ({"log_parser": "parse_log_none", "eval_script": ": '>> Start Test Output'\nx\n: '>> End Test Output'"}, "log_parser: swebench has no parser")],
+    "jsonl": [
+        ({"problem_statement": HALF}, "problem_statement: holds '\\ud83d'"),
+        ({"files": {HALF: ""}}, "files: holds"),
+        ({"task_id": HALF}, "task_id: holds"),
+        ({"hidden_tests": {"a.py": HALF}}, "hidden_tests"),
+        ({"fail_to_pass": [HALF]}, "fail_to_pass: holds"),
+        ({"oracle_patch": HALF}, "oracle_patch"),
+        ({"environment": {"variables": {"A": HALF}}}, "environment.variables: holds"),
+        ({"fail_to_pass": []}, "fail_to_pass: empty"),
+        ({"environment": {"base": "nowhere"}}, "environment.base: folder"),
+        ({"environment": {"base": "rows.jsonl"}}, "environment.base: folder"),
+        ({"environment": {"python": "/no/python"}}, "environment.python: /no/python is no program"),
+        ({"environment": {"python": "no-such-python"}}, "environment.python"),
+        ({"environment": {"python": "/usr"}}, "environment.python"),
+        ({"environment": {"log_parser": "parse_log_none"}}, "log_parser: swebench has no parser"),
+        (
+            {"environment": {"log_parser": "parse_log_jekyll"}},
+            "log_parser: swebench's parse_log_jekyll reads no log of bad",
+        ),
+        (
+            {"environment": {"log_parser": "parse_log_lighthouse"}},
+            "log_parser: swebench's parse_log_lighthouse reads no log",
+        ),
+        ({"task_id": 3}, "task_id"),
+    ],
+    "swe_bench": [
+        ({"problem_statement": HALF}, "problem_statement: holds"),
+        ({"patch": HALF}, "oracle_patch: holds"),
+        ({"FAIL_TO_PASS": "[]"}, "FAIL_TO_PASS: empty"),
+        ({"FAIL_TO_PASS": "{[]: 1}"}, "FAIL_TO_PASS: neither"),
+        ({"PASS_TO_PASS": "[" * 100_000}, "PASS_TO_PASS: neither"),
+        ({"patch": 3}, "patch: int"),
+        (
+            {"log_parser": "parse_log_none", "eval_script": ": '>> Start Test Output'\nx\n: '>> End Test Output'"},
+            "log_parser: swebench has no parser",
+        ),
+    ],
     "swe_smith": [({"repo": "x"}, "repo: "), ({"patch": HALF}, "bug_patch: holds")],
-    "r2e_gym": [({"execution_result_content": {"test_file_names": ["a"], "test_file_codes": [3]}}, "hold something that is no text"),
-                ({"parsed_commit_content": {"file_diffs": 3}}, "a file of the commit"), ({"parsed_commit_content": {"file_diffs": [change(3, "a", "b")]}}, "a file of the commit"),
-                ({"parsed_commit_content": "[" * 100_000}, "parsed_commit_content: not JSON"), ({"docker_image": HALF}, "image: holds")],
+    "r2e_gym": [
+        (
+            {"execution_result_content": {"test_file_names": ["a"], "test_file_codes": [3]}},
+            "hold something that is no text",
+        ),
+        ({"parsed_commit_content": {"file_diffs": 3}}, "a file of the commit"),
+        ({"parsed_commit_content": {"file_diffs": [change(3, "a", "b")]}}, "a file of the commit"),
+        ({"parsed_commit_content": "[" * 100_000}, "parsed_commit_content: not JSON"),
+        ({"docker_image": HALF}, "image: holds"),
+    ],
 }
 
 
@@ -140,49 +226,112 @@ def test_the_files_of_a_program_may_be_no_parquet(tmp_path):
 BOLD = "\x1b[1m{}\x1b[0m"
 
 
-@pytest.mark.parametrize("expected, old, new, ids", [
-    ({"test_a": "PASSED"}, "FAILED F::test_a - assert 1", "PASSED F::test_a", ["F::test_a"]),
-    ({BOLD.format("test_a"): "PASSED"}, "", "PASSED F::" + BOLD.format("test_a"), ["F::test_a"]),
-    ({"A." + BOLD.format("test_a"): "PASSED"}, "", "\x1b[32mPASSED\x1b[0m F::A::" + BOLD.format("test_a"), ["F::A::test_a"]),
-    ({"test_b[x - y]": "PASSED"}, "FAILED F::test_b[x - y] - assert 2", "PASSED F::test_b[x - y]", ["F::test_b[x - y]"]),
-    ({"test_b[x": "PASSED"}, "FAILED F::test_b[x - y] - assert 2", "PASSED F::test_b[x - y]", ["F::test_b[x - y]"]),  # keys that were cut
-    ({"test_b[x - y]": "PASSED", "test_b[x - z]": "FAILED"}, "", "PASSED F::test_b[x - y]\nFAILED F::test_b[x - z] - a", ["F::test_b[x - y]"]),
-    ({"test_a": "PASSED", "test_c": "FAILED"}, "", "PASSED F::test_a\r\nPASSED F::test_c\r\n", ["F::test_a"])])
+@pytest.mark.parametrize(
+    "expected, old, new, ids",
+    [
+        ({"test_a": "PASSED"}, "FAILED F::test_a - assert 1", "PASSED F::test_a", ["F::test_a"]),
+        ({BOLD.format("test_a"): "PASSED"}, "", "PASSED F::" + BOLD.format("test_a"), ["F::test_a"]),
+        (
+            {"A." + BOLD.format("test_a"): "PASSED"},
+            "",
+            "\x1b[32mPASSED\x1b[0m F::A::" + BOLD.format("test_a"),
+            ["F::A::test_a"],
+        ),
+        (
+            {"test_b[x - y]": "PASSED"},
+            "FAILED F::test_b[x - y] - assert 2",
+            "PASSED F::test_b[x - y]",
+            ["F::test_b[x - y]"],
+        ),
+        (
+            {"test_b[x": "PASSED"},
+            "FAILED F::test_b[x - y] - assert 2",
+            "PASSED F::test_b[x - y]",
+            ["F::test_b[x - y]"],
+        ),  # keys that were cut
+        (
+            {"test_b[x - y]": "PASSED", "test_b[x - z]": "FAILED"},
+            "",
+            "PASSED F::test_b[x - y]\nFAILED F::test_b[x - z] - a",
+            ["F::test_b[x - y]"],
+        ),
+        ({"test_a": "PASSED", "test_c": "FAILED"}, "", "PASSED F::test_a\r\nPASSED F::test_c\r\n", ["F::test_a"]),
+    ],
+)
 def test_ids_of_r2e_gym(tmp_path, expected, old, new, ids):
-    (task,) = load("r2e_gym", line(r2e(expected, *(text.replace("F::", "r2e_tests/test_1.py::") + "\n" for text in (old, new)))), tmp_path)
+    (task,) = load(
+        "r2e_gym",
+        line(r2e(expected, *(text.replace("F::", "r2e_tests/test_1.py::") + "\n" for text in (old, new)))),
+        tmp_path,
+    )
     assert list(task.fail_to_pass) == [test.replace("F::", "r2e_tests/test_1.py::") for test in ids]
 
 
 INIT = "pkg/__init__.py"
 
 
-@pytest.mark.parametrize("before, after, told", [
-    ("", "a = 1\n", {}), ("a = 1\n", "", {}),  # filled, emptied
-    (None, "a = 1\n", {"misc": "new file mode 100644", "minus": "/dev/null"}), (None, "a = 1\n", {"minus": "/dev/null"}),
-    (None, "", {"misc": "new file mode 100644"}), ("a = 1\n", None, {"misc": "deleted file mode 100644", "plus": "/dev/null"}),
-    ("", None, {"misc": "deleted file mode 100644"}), ("a = 1\n", "a = 2\n", {"misc": "old mode 100644"})])
+@pytest.mark.parametrize(
+    "before, after, told",
+    [
+        ("", "a = 1\n", {}),
+        ("a = 1\n", "", {}),  # filled, emptied
+        (None, "a = 1\n", {"misc": "new file mode 100644", "minus": "/dev/null"}),
+        (None, "a = 1\n", {"minus": "/dev/null"}),
+        (None, "", {"misc": "new file mode 100644"}),
+        ("a = 1\n", None, {"misc": "deleted file mode 100644", "plus": "/dev/null"}),
+        ("", None, {"misc": "deleted file mode 100644"}),
+        ("a = 1\n", "a = 2\n", {"misc": "old mode 100644"}),
+    ],
+)
 def test_the_oracle_of_r2e_gym_makes_the_commits_files(tmp_path, before, after, told):
     checkout = tmp_path / "checkout"
     (checkout / "pkg").mkdir(parents=True)
     if before is not None:
         (checkout / INIT).write_text(before)
-    row = r2e({"test_a": "PASSED"}, "", "PASSED r2e_tests/test_1.py::test_a\n", [change(INIT, before or "", after or "", **told)])
+    row = r2e(
+        {"test_a": "PASSED"},
+        "",
+        "PASSED r2e_tests/test_1.py::test_a\n",
+        [change(INIT, before or "", after or "", **told)],
+    )
     (task,) = load("r2e_gym", line(row), tmp_path)
-    done = subprocess.run(["git", "apply", "-"], cwd=checkout, input=task.oracle_patch, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": str(tmp_path)})
+    done = subprocess.run(
+        ["git", "apply", "-"],
+        cwd=checkout,
+        input=task.oracle_patch,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     assert ((checkout / INIT).read_text() if (checkout / INIT).exists() else None) == after
 
 
 def test_what_r2e_gym_holds_no_content_of_is_left_out(tmp_path):
     picture = change("a.png", "", "", misc="new file mode 100644", is_binary_file=True)
-    (task,) = load("r2e_gym", line(r2e({"test_a": "PASSED"}, "", "PASSED r2e_tests/test_1.py::test_a\n", [picture, change("b.py", "1\n", "2\n")])), tmp_path)
+    (task,) = load(
+        "r2e_gym",
+        line(
+            r2e(
+                {"test_a": "PASSED"},
+                "",
+                "PASSED r2e_tests/test_1.py::test_a\n",
+                [picture, change("b.py", "1\n", "2\n")],
+            )
+        ),
+        tmp_path,
+    )
     assert "a.png" not in task.oracle_patch and "b/b.py" in task.oracle_patch
 
 
 # ---- parsers --------------------------------------------------------------------------------------------------------
 
-ASK_THE_ROW = {"parse_log_jekyll": ("jekyll__jekyll-8167", ""), "parse_log_immutable_js": ("immutable-js__immutable-js-2006", ""),
-               "parse_log_next": ("alibaba-fusion__next-1", "1.27"), "parse_log_lighthouse": ("GoogleChrome__lighthouse-1", "10.0")}
+ASK_THE_ROW = {
+    "parse_log_jekyll": ("jekyll__jekyll-8167", ""),
+    "parse_log_immutable_js": ("immutable-js__immutable-js-2006", ""),
+    "parse_log_next": ("alibaba-fusion__next-1", "1.27"),
+    "parse_log_lighthouse": ("GoogleChrome__lighthouse-1", "10.0"),
+}
 
 
 @pytest.mark.parametrize("parser", sorted(log_parsers.names()))
@@ -191,37 +340,75 @@ def test_every_parser_reads_a_log_as_swebench_does(parser):
     assert log_parsers.problem(parser, task, version) == ""
     log = "TestLib#test_f. 0.01 s = .\nPASSED a.py::test_a\n"
     theirs = log_parsers.registry()[parser](log, SimpleNamespace(instance_id=task, version=version))
-    assert log_parsers.parse(parser, log, task, version) == {test: log_parsers.STATUSES[status] for test, status in theirs.items()}
+    assert log_parsers.parse(parser, log, task, version) == {
+        test: log_parsers.STATUSES[status] for test, status in theirs.items()
+    }
 
 
-@pytest.mark.parametrize("parser, task, version", [("parse_log_jekyll", "mine", ""), ("parse_log_jekyll", "jekyll__jekyll-1", ""),
-                                                   ("parse_log_immutable_js", "a__b-1", ""), ("parse_log_lighthouse", "a__b-1", "")])
+@pytest.mark.parametrize(
+    "parser, task, version",
+    [
+        ("parse_log_jekyll", "mine", ""),
+        ("parse_log_jekyll", "jekyll__jekyll-1", ""),
+        ("parse_log_immutable_js", "a__b-1", ""),
+        ("parse_log_lighthouse", "a__b-1", ""),
+    ],
+)
 def test_a_parser_that_cannot_read_the_tasks_log_is_known_at_once(parser, task, version):
     assert parser in log_parsers.problem(parser, task, version)
 
 
 # ---- programs -------------------------------------------------------------------------------------------------------
 
+
 def test_an_evaluation_and_an_admission_go_on_without_the_bad_rows(tmp_path):
-    rows = [MINE, MINE | {"task_id": "bad-base", "environment": {"base": "nowhere"}}, MINE | {"task_id": "bad-half", "problem_statement": HALF},
-            MINE | {"task_id": "bad-row", "hidden_tests": {"../test_lib.py": ""}}, MINE | {"task_id": "bad-patch", "test_patch": unified_diff("no.py", "a\n", "b\n")},
-            MINE | {"task_id": "mine-2"}]
+    rows = [
+        MINE,
+        MINE | {"task_id": "bad-base", "environment": {"base": "nowhere"}},
+        MINE | {"task_id": "bad-half", "problem_statement": HALF},
+        MINE | {"task_id": "bad-row", "hidden_tests": {"../test_lib.py": ""}},
+        MINE | {"task_id": "bad-patch", "test_patch": unified_diff("no.py", "a\n", "b\n")},
+        MINE | {"task_id": "mine-2"},
+    ]
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows) + "{fünf}\n".encode("latin-1"))
     config = tmp_path / "eval.yaml"
-    config.write_text(json.dumps({"run": str(tmp_path / "run"), "rollout": {"tasks": {"name": "jsonl", "heldout": str(path)}, "infrastructure_retries": 0}}))
-    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps({"instance_id": name, "model_patch": patch}) + "\n" for name, patch in (
-        ("mine-1", MINE["oracle_patch"].replace("+ 1", "+ 1  # \ud83d")), ("mine-2", MINE["oracle_patch"]), ("bad-row", MINE["oracle_patch"]))))
+    config.write_text(
+        json.dumps(
+            {
+                "run": str(tmp_path / "run"),
+                "rollout": {"tasks": {"name": "jsonl", "heldout": str(path)}, "infrastructure_retries": 0},
+            }
+        )
+    )
+    (tmp_path / "theirs.jsonl").write_text(
+        "".join(
+            json.dumps({"instance_id": name, "model_patch": patch}) + "\n"
+            for name, patch in (
+                ("mine-1", MINE["oracle_patch"].replace("+ 1", "+ 1  # \ud83d")),
+                ("mine-2", MINE["oracle_patch"]),
+                ("bad-row", MINE["oracle_patch"]),
+            )
+        )
+    )
     done = run_program("scripts/evaluate.py", str(config), "--predictions", str(tmp_path / "theirs.jsonl"))
     results = {row["task"]: row for row in read_jsonl(tmp_path / "run_predictions" / "results.jsonl")}
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert all(name in done.stdout for name in ("bad-base", "bad-half", "line 7: not UTF-8", "3 rows that cannot be used")), done.stdout
-    assert results["mine-2"]["resolved"] and results["mine-1"]["outcome"] == "agent_error" and "lone surrogate" in results["mine-1"]["detail"]
+    assert all(
+        name in done.stdout for name in ("bad-base", "bad-half", "line 7: not UTF-8", "3 rows that cannot be used")
+    ), done.stdout
+    assert (
+        results["mine-2"]["resolved"]
+        and results["mine-1"]["outcome"] == "agent_error"
+        and "lone surrogate" in results["mine-1"]["detail"]
+    )
     assert "bad-patch: left out" in done.stdout and "1 without an environment" in done.stdout
     assert results["bad-row"]["outcome"] == "infrastructure_error" and "bad-row" in results["bad-row"]["detail"]
 
     config.write_text(json.dumps({"tasks": {"name": "jsonl", "train": str(path)}, "out": str(tmp_path / "out.jsonl")}))
     done = run_program("scripts/prepare_tasks.py", str(config))
-    assert done.returncode == 1 and "2 rows that cannot be used" in done.stdout and "bad-half" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "2 rows that cannot be used" in done.stdout and "bad-half" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert {row["task_id"] for row in read_jsonl(tmp_path / "out.jsonl")} == {"mine-1", "mine-2"}
     assert "bad-base: refused, the row is wrong" in done.stdout

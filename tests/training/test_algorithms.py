@@ -1,4 +1,5 @@
 """Each function against a slow reference in plain Python, and the properties that the training loop relies on."""
+
 import math
 from statistics import fmean, pstdev
 
@@ -20,7 +21,8 @@ from coderepairrl.types import Sample
 
 LOGPROBS = st.floats(-8, 0)
 REWARDS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=1, max_size=8)
-TOKENS = st.lists(st.tuples(LOGPROBS, LOGPROBS, st.floats(-3, 3), st.integers(0, 2)), min_size=1, max_size=8)  # logp, behaviour, advantage, branch
+# logp, behaviour, advantage, branch
+TOKENS = st.lists(st.tuples(LOGPROBS, LOGPROBS, st.floats(-3, 3), st.integers(0, 2)), min_size=1, max_size=8)
 KINDS = ("normalised", "centred", "leave_one_out")
 
 
@@ -44,8 +46,11 @@ def columns(rows):
 def test_advantages_follow_the_papers_equations(rewards, kind):
     got = group_advantages(kind, tensor(rewards)).tolist()
     mean, deviation, size = fmean(rewards), pstdev(rewards), len(rewards)
-    wanted = {"normalised": lambda r: (r - mean) / (deviation + 1e-6), "centred": lambda r: r - mean,
-              "leave_one_out": lambda r: r - (sum(rewards) - r) / (size - 1) if size > 1 else 0.0}[kind]
+    wanted = {
+        "normalised": lambda r: (r - mean) / (deviation + 1e-6),
+        "centred": lambda r: r - mean,
+        "leave_one_out": lambda r: r - (sum(rewards) - r) / (size - 1) if size > 1 else 0.0,
+    }[kind]
     if deviation > 1e-9:  # below that the reference and torch differ by rounding alone
         assert got == pytest.approx([wanted(r) for r in rewards], rel=1e-6, abs=1e-9)
     assert sum(got) == pytest.approx(0, abs=1e-6)
@@ -69,7 +74,8 @@ def slow_losses(config, rows):
     """Token by token, from the papers' equations. (loss, ratio) of each."""
     out = []
     for logp, behaviour, advantage, branch in rows:
-        old = behaviour if config.correction == "none" else logp  # one update a step: the policy before it is the present one
+        # one update a step: the policy before it is the present one
+        old = behaviour if config.correction == "none" else logp
         if config.surrogate == "sequence_ratio":
             own = [row for row in rows if row[3] == branch]
             ratio = math.exp(fmean(row[0] - (row[1] if config.correction == "none" else row[0]) for row in own))
@@ -100,7 +106,8 @@ def test_every_algorithm_is_its_slow_reference(rows, name, kind):
 @settings(max_examples=200)
 @given(TOKENS, st.sampled_from(sorted(PRESETS)), st.sampled_from(["none", "truncate", "mask"]))
 def test_gradients_are_those_of_the_slow_reference(rows, name, kind):
-    """By differences, with everything held constant that the papers hold constant: CISPO's and the correction's weights, the policy before the step."""
+    """By differences, with everything held constant that the papers hold constant: CISPO's and the correction's
+    weights, the policy before the step."""
     config = AlgorithmConfig(name=name, correction=kind, clip_low=0.2 if name != "cispo" else 1.0, clip_high=0.28)
     logp, behaviour, advantages, branches = columns(rows)
     logp.requires_grad_()
@@ -117,7 +124,14 @@ def test_gradients_are_those_of_the_slow_reference(rows, name, kind):
         if config.surrogate == "sequence_ratio":
             difference = torch.stack([difference[branches == b].mean() for b in branches])
         ratio = difference.exp()
-        return (-torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages) * weight).sum().item()
+        return (
+            (
+                -torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages)
+                * weight
+            )
+            .sum()
+            .item()
+        )
 
     step = 1e-6
     for i in range(len(rows)):
@@ -130,15 +144,19 @@ def test_gradients_are_those_of_the_slow_reference(rows, name, kind):
         assert logp.grad[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("ratio, advantage, moves", [
-    (1.0, 1.0, True), (1.0, -1.0, True),
-    (1.5, 1.0, False),  # above 1 + high and wanted more: enough
-    (1.5, -1.0, True),  # above 1 + high but wanted less: goes back
-    (0.5, -1.0, False),  # below 1 - low and wanted less: enough
-    (0.5, 1.0, True),
-    (1.25, 1.0, True),  # inside the wider upper bound
-    (0.75, -1.0, False),  # outside the narrower lower bound
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, moves",
+    [
+        (1.0, 1.0, True),
+        (1.0, -1.0, True),
+        (1.5, 1.0, False),  # above 1 + high and wanted more: enough
+        (1.5, -1.0, True),  # above 1 + high but wanted less: goes back
+        (0.5, -1.0, False),  # below 1 - low and wanted less: enough
+        (0.5, 1.0, True),
+        (1.25, 1.0, True),  # inside the wider upper bound
+        (0.75, -1.0, False),  # outside the narrower lower bound
+    ],
+)
 def test_a_clipped_token_has_no_gradient_every_other_has_the_ratios_and_both_are_counted(ratio, advantage, moves):
     logp = tensor([math.log(ratio)]).requires_grad_()
     out = policy_loss(AlgorithmConfig(name="dapo"), logp, tensor([0.0]), tensor([advantage]), torch.tensor([0]))
@@ -152,7 +170,9 @@ def test_a_clipped_token_has_no_gradient_every_other_has_the_ratios_and_both_are
 def test_on_policy_every_algorithm_is_the_policy_gradient(name, kind):
     """GSPO's is spread over its sequence: its mean."""
     logp, advantage = tensor([-0.3, -2.0]).requires_grad_(), 2.0
-    out = policy_loss(AlgorithmConfig(name=name, correction=kind), logp, logp.detach(), tensor([advantage] * 2), torch.tensor([0, 0]))
+    out = policy_loss(
+        AlgorithmConfig(name=name, correction=kind), logp, logp.detach(), tensor([advantage] * 2), torch.tensor([0, 0])
+    )
     out.losses.sum().backward()
     assert out.ratio.tolist() == [1.0, 1.0] and logp.grad.tolist() == pytest.approx([-advantage] * 2)
 
@@ -191,7 +211,9 @@ def test_a_mask_drops_what_a_cap_only_bounds():
 def test_the_kl_term_pulls_towards_the_reference():
     config = AlgorithmConfig(kl_coefficient=0.5)
     logp = tensor([-1.0, -3.0]).requires_grad_()
-    out = policy_loss(config, logp, logp.detach(), tensor([0.0, 0.0]), torch.tensor([0, 1]), reference=tensor([-2.0, -2.0]))
+    out = policy_loss(
+        config, logp, logp.detach(), tensor([0.0, 0.0]), torch.tensor([0, 1]), reference=tensor([-2.0, -2.0])
+    )
     assert out.losses.tolist() == pytest.approx((0.5 * low_variance_kl(logp, tensor([-2.0, -2.0]))).tolist())
     out.losses.sum().backward()
     assert logp.grad[0] > 0 > logp.grad[1]
@@ -211,7 +233,9 @@ def test_the_kl_estimate_is_unbiased():
     """Its mean under the policy is the KL divergence itself, summed over a whole small vocabulary."""
     policy, reference = log_softmax([0.1, 2.0, -1.0, 0.5]), log_softmax([1.0, 0.0, 0.3, -2.0])
     exact = sum(math.exp(p) * (p - r) for p, r in zip(policy, reference))
-    assert (tensor(policy).exp() * low_variance_kl(tensor(policy), tensor(reference))).sum().item() == pytest.approx(exact)
+    assert (tensor(policy).exp() * low_variance_kl(tensor(policy), tensor(reference))).sum().item() == pytest.approx(
+        exact
+    )
 
 
 @pytest.mark.parametrize("tokens, wanted", [(0, 0.0), (80, 0.0), (90, -0.5), (100, -1.0), (300, -1.0)])
@@ -221,8 +245,20 @@ def test_overlong_episodes_lose_reward_within_the_buffer(tokens, wanted):
 
 def rows_of(shape):
     """(trajectory, trained tokens) -> samples."""
-    return [Sample("g", f"t{t}", i, (0,) * (n + 1), tuple(range(n + 1)), (0,) + (1,) * n, (0.0,) * (n + 1), (0.0,) * (n + 1), (0,) * (n + 1))
-            for i, (t, n) in enumerate(shape)]
+    return [
+        Sample(
+            "g",
+            f"t{t}",
+            i,
+            (0,) * (n + 1),
+            tuple(range(n + 1)),
+            (0,) + (1,) * n,
+            (0.0,) * (n + 1),
+            (0.0,) * (n + 1),
+            (0,) * (n + 1),
+        )
+        for i, (t, n) in enumerate(shape)
+    ]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60)), min_size=1, max_size=12))
@@ -236,7 +272,8 @@ def test_the_weighted_sum_is_the_mean_that_the_name_says(shape):
     assert total("sequence") == pytest.approx(fmean(map(fmean, losses)))
     assert total("trajectory") == pytest.approx(fmean(map(fmean, trajectories.values())))
     assert total("constant") == pytest.approx(sum(everything) / (50.0 * len(trajectories)))
-    assert total("constant", trajectories=40) == pytest.approx(sum(everything) / 2000.0)  # those that are not trained count
+    # those that are not trained count
+    assert total("constant", trajectories=40) == pytest.approx(sum(everything) / 2000.0)
 
 
 def test_no_rows_have_no_weights_and_a_wrong_name_is_an_error():

@@ -1,4 +1,5 @@
 """Trees of calls -> samples: every sampled token is trained exactly once, tool output never."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from coderepairrl.types import Call, Outcome, Trajectory
 
 
 class Tree:
-    """Builds calls by hand. Token ids are readable: a sampled token is 1000 + a running number, everything else is below."""
+    """Builds calls by hand. Token ids are readable: a sampled token is 1000 + a running number, everything else is
+    below."""
 
     def __init__(self):
         self.calls, self.sampled = [], 1000
@@ -23,12 +25,27 @@ class Tree:
         completion = tuple(range(self.sampled, self.sampled + count))
         self.sampled += count
         index = len(self.calls)
-        self.calls.append(Call(index, parent, None if parent is None else part, tuple(prompt or new), completion, tuple(-i / 1e4 for i in completion),
-                               tuple(i % 5 for i in completion), "stop", False, 0.0, 0.0))
+        self.calls.append(
+            Call(
+                index,
+                parent,
+                None if parent is None else part,
+                tuple(prompt or new),
+                completion,
+                tuple(-i / 1e4 for i in completion),
+                tuple(i % 5 for i in completion),
+                "stop",
+                False,
+                0.0,
+                0.0,
+            )
+        )
         return index
 
     def trajectory(self, name="t"):
-        return Trajectory(name, "g", "task", "train", 0, tuple(self.calls), "", Outcome.SUBMITTED, "", None, {}, 0.0, 0.0)
+        return Trajectory(
+            name, "g", "task", "train", 0, tuple(self.calls), "", Outcome.SUBMITTED, "", None, {}, 0.0, 0.0
+        )
 
 
 def append_only():
@@ -92,16 +109,19 @@ def advantages_of(tree):
 
 def check_rows(tree, rows):
     """What must hold for the rows of any tree that has advantages_of()."""
-    of_token = {token: (logprob, version, advantage)
-                for call, advantage in zip(tree.calls, advantages_of(tree), strict=True)
-                for token, logprob, version in zip(call.completion_ids, call.logprobs, call.policy_versions)}
+    of_token = {
+        token: (logprob, version, advantage)
+        for call, advantage in zip(tree.calls, advantages_of(tree), strict=True)
+        for token, logprob, version in zip(call.completion_ids, call.logprobs, call.policy_versions)
+    }
     sampled = [token for call in tree.calls for token in call.completion_ids]
     marked = [token for row in rows for token, on in zip(row.token_ids, row.loss_mask) if on]
     assert sorted(marked) == sorted(sampled)  # each exactly once; tool output has ids below 1000 and is not among them
     for number, row in enumerate(rows):
         assert row.branch_id == number and row.position_ids == tuple(range(len(row.token_ids)))
-        for token, on, logprob, version, advantage in zip(row.token_ids, row.loss_mask, row.behaviour_logprobs, row.policy_versions, row.advantages,
-                                                          strict=True):
+        for token, on, logprob, version, advantage in zip(
+            row.token_ids, row.loss_mask, row.behaviour_logprobs, row.policy_versions, row.advantages, strict=True
+        ):
             assert (logprob, version, advantage) == (of_token[token] if on else (0.0, -1, 0.0))
         assert row.loss_mask[0] == 0  # column 0 has no logprob, so nothing may be trained there
     wholes = [call.prompt_ids + call.completion_ids for call in tree.calls]
@@ -120,20 +140,39 @@ def test_every_sampled_token_is_trained_once_and_nothing_else(make):
     assert batch.trained_tokens(rows) == {"t": len([1 for call in tree.calls for _ in call.completion_ids])}
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["completion", "completion", "prompt", "root"]), st.integers(0, 3), st.integers(1, 4)),
-                min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.sampled_from(["completion", "completion", "prompt", "root"]),
+            st.integers(0, 3),
+            st.integers(1, 4),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
 def test_so_it_is_for_any_tree(steps):
     tree = Tree()
     for at, part, new, count in steps:
         parent = at % len(tree.calls) if tree.calls and part != "root" else None
         extra = tuple(range(1, 1 + new)) if parent is not None else tuple(range(1, 2 + new))
-        tree.call(parent, part if parent is not None else "completion", new=() if part == "prompt" and parent is not None else extra, count=count)
+        tree.call(
+            parent,
+            part if parent is not None else "completion",
+            new=() if part == "prompt" and parent is not None else extra,
+            count=count,
+        )
     check_rows(tree, batch.samples(tree.trajectory(), advantages_of(tree)))
 
 
 def test_branches_are_paths_from_a_root_to_every_leaf():
     tree, _ = deep_shared_prefix()
-    assert [[call.index for call in path] for path in batch.branches(tree.calls)] == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6], [0, 1, 2, 7, 8]]
+    assert [[call.index for call in path] for path in batch.branches(tree.calls)] == [
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 5, 6],
+        [0, 1, 2, 7, 8],
+    ]
 
 
 def test_a_call_that_is_no_part_of_its_branch_is_refused():

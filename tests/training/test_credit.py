@@ -1,4 +1,5 @@
 """Which call of an episode is praised or blamed, on groups whose advantages can be worked out by hand."""
+
 from collections import defaultdict
 
 import pytest
@@ -22,10 +23,25 @@ GROUPS = st.lists(st.tuples(st.floats(-4, 4, allow_subnormal=False), PROMPTS), m
 
 def episode(name: str, reward: float, *prompts: tuple[int, ...], discount: float = 1.0) -> Trajectory:
     """`reward`: before what its calls cost."""
-    calls = tuple(Call(i, None, None, prompt, (5, 7), (-0.1,) * 2, (0, 0), "stop", False, 0.0, 0.0)
-                  for i, prompt in enumerate(prompts))
-    return Trajectory(name, "g", "task", "train", 0, calls, "", Outcome.SUBMITTED, "", None, {},
-                      discounted(reward, len(calls), discount), 1.0)
+    calls = tuple(
+        Call(i, None, None, prompt, (5, 7), (-0.1,) * 2, (0, 0), "stop", False, 0.0, 0.0)
+        for i, prompt in enumerate(prompts)
+    )
+    return Trajectory(
+        name,
+        "g",
+        "task",
+        "train",
+        0,
+        calls,
+        "",
+        Outcome.SUBMITTED,
+        "",
+        None,
+        {},
+        discounted(reward, len(calls), discount),
+        1.0,
+    )
 
 
 def judged(members, discount=1.0, advantage="centred", kind="turn", **algorithm) -> Judged:
@@ -49,7 +65,9 @@ def test_by_episode_every_call_has_the_number_that_its_episode_has_without_calls
 @given(GROUPS, st.sampled_from(["centred", "leave_one_out"]), st.floats(0.1, 1.0))
 def test_in_each_state_what_is_given_to_one_call_is_taken_from_others(episodes, kind, discount):
     members = group(episodes, discount)
-    steps = advantages.step_advantages(kind, members, [advantages.returns(t.reward, len(t.calls), discount) for t in members])
+    steps = advantages.step_advantages(
+        kind, members, [advantages.returns(t.reward, len(t.calls), discount) for t in members]
+    )
     of_state = defaultdict(list)
     for t, own in zip(members, steps, strict=True):
         for call, value in zip(t.calls, own, strict=True):
@@ -67,7 +85,8 @@ def test_a_call_answers_for_the_calls_after_it_alone(reward, calls, discount, pe
 
 
 def test_three_episodes_by_hand():
-    """A repairs at once; B and C make the same wrong edit, then B repairs, C does not. A call costs half of the reward."""
+    """A repairs at once; B and C make the same wrong edit, then B repairs, C does not. A call costs half of the
+    reward."""
     members = group([(1.0, [TASK]), (1.0, [TASK, RED]), (0.0, [TASK, RED])], 0.5)
     assert [t.reward for t in members] == [1.0, 0.5, 0.0]
     assert judged(members, 0.5, kind="episode").advantage == {"0": (0.5,), "1": (0.0, 0.0), "2": (-0.5, -0.5)}
@@ -102,7 +121,8 @@ def test_two_calls_of_one_episode_in_one_state_are_two_of_its_calls():
 
 
 def test_equal_rewards_can_still_teach_by_turn():
-    """Both repair with their second call, whose prompt was the task's once more in one: there the returns are 0.5, 0.5, 1."""
+    """Both repair with their second call, whose prompt was the task's once more in one: there the returns are 0.5, 0.5,
+    1."""
     members = group([(1.0, [TASK, RED]), (1.0, [TASK, TASK])], 0.5)
     assert judged(members, 0.5, kind="episode").zero_variance_groups == 1
     out = judged(members, 0.5)

@@ -1,4 +1,5 @@
 """Families of models: packed rows equal the model's own forward pass, or the model is refused by name."""
+
 import pytest
 import torch
 import transformers
@@ -12,40 +13,69 @@ from coderepairrl.training.engine_config import LoRAConfig
 from coderepairrl.training.model import LogprobHead, PolicyModel, recompute
 
 CPU = torch.device("cpu")
-SHAPE = {"vocab_size": 199, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+SHAPE = {
+    "vocab_size": 199,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 MUP = {"attention_multiplier": 0.05, "embedding_multiplier": 12.0, "residual_multiplier": 0.22}
 WINDOW = {"sliding_window": 8}
 HALF = {"layer_types": ["full_attention", "sliding_attention"]}
 EQUAL = {
-    "Llama": {}, "Llama, tied": {"tie_word_embeddings": True}, "Qwen2": {}, "Qwen3": {}, "Olmo2": {}, "Gemma": {},
-    "GPTNeoX": {}, "Phi, a head with bias": {}, "SmolLM3, a layer without positions": {"no_rope_layers": [1, 0]},
+    "Llama": {},
+    "Llama, tied": {"tie_word_embeddings": True},
+    "Qwen2": {},
+    "Qwen3": {},
+    "Olmo2": {},
+    "Gemma": {},
+    "GPTNeoX": {},
+    "Phi, a head with bias": {},
+    "SmolLM3, a layer without positions": {"no_rope_layers": [1, 0]},
     "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2},
     # scaled logits and more
     "Granite": MUP | {"logits_scaling": 8.0},
     "GraniteMoe": MUP | {"logits_scaling": 6.0, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "HyperCLOVAX, multiplied by the same name": MUP | {"logits_scaling": 0.125}, "Cohere": {"logit_scale": 0.0625},
+    "HyperCLOVAX, multiplied by the same name": MUP | {"logits_scaling": 0.125},
+    "Cohere": {"logit_scale": 0.0625},
     "Cohere2": WINDOW | HALF | {"logit_scale": 0.25},
     # capped logits
     "Gemma2, scores not capped": WINDOW | HALF | {"final_logit_softcapping": 3.0, "attn_logit_softcapping": None},
     "NanoChat": {"final_logit_softcapping": 2.0},
     # sliding windows
-    "Mistral": WINDOW, "Mixtral": WINDOW | {"num_local_experts": 4}, "Phi3": WINDOW, "Starcoder2": WINDOW,
+    "Mistral": WINDOW,
+    "Mixtral": WINDOW | {"num_local_experts": 4},
+    "Phi3": WINDOW,
+    "Starcoder2": WINDOW,
     "Ministral": WINDOW | HALF,
-    "Qwen2, all sliding": WINDOW | {"use_sliding_window": True, "max_window_layers": 0}, "Gemma3Text": WINDOW | HALF,
+    "Qwen2, all sliding": WINDOW | {"use_sliding_window": True, "max_window_layers": 0},
+    "Gemma3Text": WINDOW | HALF,
     # dropout
     "SeedOss": {"residual_dropout": 0.1, "attention_dropout": 0.1},
     "Starcoder2, dropout": {"residual_dropout": 0.1, "embedding_dropout": 0.1},
-    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1, "layerdrop": 0.5}, "GPT2": {},
-    "Mixtral, noise in the router": {"num_local_experts": 4, "router_jitter_noise": 0.5}}
+    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1, "layerdrop": 0.5},
+    "GPT2": {},
+    "Mixtral, noise in the router": {"num_local_experts": 4, "router_jitter_noise": 0.5},
+}
 REFUSED = {
-    "Bloom": ({}, "a way of its own"), "Mpt": ({}, "a way of its own"), "Falcon": ({"alibi": True}, "a way of its own"),
+    "Bloom": ({}, "a way of its own"),
+    "Mpt": ({}, "a way of its own"),
+    "Falcon": ({"alibi": True}, "a way of its own"),
     "Mamba": ({}, "a way of its own"),
-    "StableLm": ({}, "a way of its own"), "Gemma2": ({}, "attn_logit_softcapping=50.0: .*soft cap on attention scores"),
+    "StableLm": ({}, "a way of its own"),
+    "Gemma2": ({}, "attn_logit_softcapping=50.0: .*soft cap on attention scores"),
     "Llama, dynamic": ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "=dynamic"),
     "Lfm2": ({"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}, "layers of conv"),
     "T5": ({}, "an encoder with a decoder"),
-    "Gemma3": ({"text_config": SHAPE}, "more than a language model")}
+    "Gemma3": ({"text_config": SHAPE}, "more than a language model"),
+}
 
 
 def a_model(family: str, options: dict) -> transformers.PreTrainedModel:

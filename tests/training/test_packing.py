@@ -1,4 +1,6 @@
-"""Samples -> packed rows: whatever is packed with whatever, each token sees exactly its own sequence, and every trained token is there once."""
+"""Samples -> packed rows: whatever is packed with whatever, each token sees exactly its own sequence, and every trained
+token is there once."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,12 @@ from coderepairrl.training import batch, packing
 from coderepairrl.types import Sample
 
 # few token ids, so that prefixes are shared by chance as well
-ROWS = st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 2), min_size=1, max_size=14), st.randoms(use_true_random=False)), max_size=14)
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 2), st.lists(st.integers(0, 2), min_size=1, max_size=14), st.randoms(use_true_random=False)
+    ),
+    max_size=14,
+)
 
 
 def make(rows) -> list[Sample]:
@@ -18,8 +25,19 @@ def make(rows) -> list[Sample]:
     for number, (group, ids, rng) in enumerate(rows):
         mask = [0] + [rng.randrange(2) for _ in ids[1:]]
         column = lambda scale: tuple(scale * (number * 100 + t) * on for t, on in enumerate(mask))
-        out.append(Sample(f"g{group}", f"t{number}", 0, tuple(ids), tuple(range(len(ids))), tuple(mask), column(-1e-3), column(1.0),
-                          tuple(number if on else -1 for on in mask)))
+        out.append(
+            Sample(
+                f"g{group}",
+                f"t{number}",
+                0,
+                tuple(ids),
+                tuple(range(len(ids))),
+                tuple(mask),
+                column(-1e-3),
+                column(1.0),
+                tuple(number if on else -1 for on in mask),
+            )
+        )
     return out
 
 
@@ -53,10 +71,24 @@ def test_each_token_sees_its_own_sequence_and_nothing_else(rows, tokens, share):
 
 
 def test_what_a_group_shares_is_there_once():
-    rows = [Sample("g", f"t{i}", 0, (*range(50), 100 + i), tuple(range(51)), (0,) * 50 + (1,), (0.0,) * 51, (1.0,) * 51, (0,) * 51) for i in range(8)]
-    shared, = packing.pieces(rows, 1000)
+    rows = [
+        Sample(
+            "g",
+            f"t{i}",
+            0,
+            (*range(50), 100 + i),
+            tuple(range(51)),
+            (0,) * 50 + (1,),
+            (0.0,) * 51,
+            (1.0,) * 51,
+            (0,) * 51,
+        )
+        for i in range(8)
+    ]
+    (shared,) = packing.pieces(rows, 1000)
     assert shared.size == 58 and sum(piece.size for piece in packing.pieces(rows, 1000, share_prefixes=False)) == 408
-    assert len(packing.pieces([replace(row, group_id=f"g{i}") for i, row in enumerate(rows)], 1000)) == 8  # other groups are other tasks
+    # other groups are other tasks
+    assert len(packing.pieces([replace(row, group_id=f"g{i}") for i, row in enumerate(rows)], 1000)) == 8
 
 
 @settings(max_examples=300)
@@ -73,8 +105,20 @@ def test_every_piece_goes_to_one_rank_and_all_ranks_get_equally_many_rows(rows, 
 
 
 def test_costs_are_even_where_lengths_are_not():
-    rows = [Sample(f"g{i}", f"t{i}", 0, (1,) * length, tuple(range(length)), (0,) + (1,) * (length - 1), (0.0,) * length, (1.0,) * length, (0,) * length)
-            for i, length in enumerate([20 + (i * 37) % 400 for i in range(100)])]
+    rows = [
+        Sample(
+            f"g{i}",
+            f"t{i}",
+            0,
+            (1,) * length,
+            tuple(range(length)),
+            (0,) + (1,) * (length - 1),
+            (0.0,) * length,
+            (1.0,) * length,
+            (0,) * length,
+        )
+        for i, length in enumerate([20 + (i * 37) % 400 for i in range(100)])
+    ]
     dealt = packing.deal(packing.pieces(rows, 2048), 2048, 4, hidden_size=64)
     costs = [[sum(piece.size + piece.pairs / 384 for piece in row) for row in rank] for rank in dealt]
     for at_once in zip(*costs, strict=True):
@@ -87,20 +131,46 @@ def test_costs_are_even_where_lengths_are_not():
 def test_every_trained_token_is_in_the_ranks_micro_batches_once(rows, tokens, world_size, share):
     samples = make(rows)
     weights = [0.5 + i for i in range(len(samples))]
-    ranks = [batch.micro_batches(samples, weights, tokens, rank, world_size, hidden_size=8, staleness_of={i: 2 * i for i in range(20)}, share_prefixes=share)
-             for rank in range(world_size)]
+    ranks = [
+        batch.micro_batches(
+            samples,
+            weights,
+            tokens,
+            rank,
+            world_size,
+            hidden_size=8,
+            staleness_of={i: 2 * i for i in range(20)},
+            share_prefixes=share,
+        )
+        for rank in range(world_size)
+    ]
     assert len({len(micros) for micros in ranks}) == 1
     found = []
     for micro in (micro for micros in ranks for micro in micros):
         before = micro.token_ids[0, micro.sources]
         position = micro.position_ids[0, micro.sources] + 1
-        found += list(zip(before.tolist(), micro.targets.tolist(), position.tolist(), micro.advantages.tolist(), micro.weights.tolist(),
-                          micro.staleness.tolist()))
-        assert micro.token_ids.dtype == micro.targets.dtype == torch.long and micro.advantages.dtype == micro.weights.dtype == torch.float32
+        found += list(
+            zip(
+                before.tolist(),
+                micro.targets.tolist(),
+                position.tolist(),
+                micro.advantages.tolist(),
+                micro.weights.tolist(),
+                micro.staleness.tolist(),
+            )
+        )
+        assert (
+            micro.token_ids.dtype == micro.targets.dtype == torch.long
+            and micro.advantages.dtype == micro.weights.dtype == torch.float32
+        )
         for branch in micro.branches.unique():  # a branch is one sample
             assert len({int(a) // 100 for a in micro.advantages[micro.branches == branch].tolist()}) == 1
-    wanted = [(row.token_ids[t - 1], row.token_ids[t], t, row.advantages[t], weights[i], 2 * i)
-              for i, row in enumerate(samples) for t, on in enumerate(row.loss_mask) if on]
+    wanted = [
+        (row.token_ids[t - 1], row.token_ids[t], t, row.advantages[t], weights[i], 2 * i)
+        for i, row in enumerate(samples)
+        for t, on in enumerate(row.loss_mask)
+        if on
+    ]
     assert len(found) == len(wanted)
     for got, exact in zip(sorted(found), sorted(wanted), strict=True):
         assert got == pytest.approx(exact)

@@ -1,4 +1,5 @@
 """Chunked logprobs against all logits at once; LoRA's base, its merged weights, its targets."""
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
@@ -17,7 +18,10 @@ def test_chunked_logprobs_entropy_and_gradients_are_those_of_all_logits(monkeypa
     torch.manual_seed(0)
     N, d, V = 10, 6, 17
     monkeypatch.setattr(policy_model, "CHUNK_BYTES", 8 * V * chunk_rows)
-    hidden, weight = torch.randn(N, d, dtype=torch.float64, requires_grad=True), torch.nn.Parameter(torch.randn(V, d, dtype=torch.float64))
+    hidden, weight = (
+        torch.randn(N, d, dtype=torch.float64, requires_grad=True),
+        torch.nn.Parameter(torch.randn(V, d, dtype=torch.float64)),
+    )
     ids, slopes = torch.randint(V, (N,)), torch.randn(N, dtype=torch.float64)
     logprobs, entropy = LogprobHead(weight)(hidden, ids, temperature)
     grads = torch.autograd.grad((logprobs * slopes).sum(), [hidden, weight])
@@ -66,15 +70,29 @@ def test_lora_starts_as_the_base_moves_away_and_merges_into_what_is_published(po
     torch.testing.assert_close(plain(micro, 1.0)[0], moved, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config, targets, refusal", [
-    (Phi3Config, None, "q_proj, k_proj, v_proj, gate_proj, up_proj: no linear layer of phi3 .* choose among down_proj, gate_up"),
-    (Phi3Config, ["qkv_proj", "lm_head"], "lm_head: no linear layer"),
-    (Phi3Config, ["qkv_proj", "embed_tokens"], "embed_tokens: no linear layer"),
-    (GPT2Config, ["c_attn"], "c_attn: no linear layer of gpt2 .* train without lora"),
-    (Phi3Config, ["qkv_proj", "self_attn.o_proj"], None)])
+@pytest.mark.parametrize(
+    "config, targets, refusal",
+    [
+        (
+            Phi3Config,
+            None,
+            "q_proj, k_proj, v_proj, gate_proj, up_proj: no linear layer of phi3 .* choose among down_proj, gate_up",
+        ),
+        (Phi3Config, ["qkv_proj", "lm_head"], "lm_head: no linear layer"),
+        (Phi3Config, ["qkv_proj", "embed_tokens"], "embed_tokens: no linear layer"),
+        (GPT2Config, ["c_attn"], "c_attn: no linear layer of gpt2 .* train without lora"),
+        (Phi3Config, ["qkv_proj", "self_attn.o_proj"], None),
+    ],
+)
 def test_adapters_that_would_not_be_made_or_not_be_merged_are_refused(config, targets, refusal):
-    shape = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "num_key_value_heads": 2}
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = AutoModelForCausalLM.from_config(config(**shape, pad_token_id=0), attn_implementation=attention.NAME)
     lora = LoRAConfig(rank=2) if targets is None else LoRAConfig(rank=2, targets=targets)
     if refusal is None:

@@ -1,4 +1,5 @@
 """The probe's arithmetic: what passes, what never does, and that an episode under unproven weights is not trained."""
+
 import math
 
 import pytest
@@ -66,12 +67,22 @@ def test_the_file_holds_the_newest_versions(tmp_path):
     assert len(read_json(tmp_path / "policy" / "probe.json")["logprobs"]) == KEPT_VERSIONS
 
 
-@pytest.mark.parametrize(("server", "trainer", "bound"), [
-    ({"dtype": "float32"}, {}, 2e-4), ({"dtype": "bfloat16"}, {}, 0.2), ({"dtype": "float32"}, {"autocast": True}, 0.2),
-    ({"dtype": "float32"}, {"dtype": "bfloat16"}, 0.2), ({"dtype": "bfloat16", "probe_bound": 3.0}, {}, 3.0)])
+@pytest.mark.parametrize(
+    ("server", "trainer", "bound"),
+    [
+        ({"dtype": "float32"}, {}, 2e-4),
+        ({"dtype": "bfloat16"}, {}, 0.2),
+        ({"dtype": "float32"}, {"autocast": True}, 0.2),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, 0.2),
+        ({"dtype": "bfloat16", "probe_bound": 3.0}, {}, 3.0),
+    ],
+)
 def test_the_bound_is_that_of_the_coarser_side(server, trainer, bound):
     engine = EngineConfig(learning_rate=1.0, **trainer)
-    assert ServerConfig(kv_cache_mib=1, **server).largest_gap(exact=engine.dtype == "float32" and not engine.autocast) == bound
+    assert (
+        ServerConfig(kv_cache_mib=1, **server).largest_gap(exact=engine.dtype == "float32" and not engine.autocast)
+        == bound
+    )
 
 
 def test_what_may_be_off_grows_with_the_logits():
@@ -79,8 +90,13 @@ def test_what_may_be_off_grows_with_the_logits():
 
 
 def test_one_token_of_unproven_weights_masks_its_episode():
-    """Also where it is too old, too; the tokens of the others are trained, and its reward is not compared with theirs."""
-    rows = [episode("good", "g", 1.0), episode("mixed", "g", 0.0, versions=(2, 3)), episode("old", "g", 0.5, versions=(1, 3))]
+    """Also where it is too old, too; the tokens of the others are trained, and its reward is not compared with
+    theirs."""
+    rows = [
+        episode("good", "g", 1.0),
+        episode("mixed", "g", 0.0, versions=(2, 3)),
+        episode("old", "g", 0.5, versions=(1, 3)),
+    ]
     out = judged(rows, 2, unproven={2})
     assert out.advantage.keys() == {"good", "old"}
     assert out.masked == {"mixed": "unproven"} and books(rows, out) == {"g": {"trained": 4, "masked": {"unproven": 2}}}

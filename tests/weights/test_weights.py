@@ -1,4 +1,6 @@
-"""Weight updates: the right weights arrive, in all servers; whatever vLLM does the gather ends on every rank; the files say what is true."""
+"""Weight updates: the right weights arrive, in all servers; whatever vLLM does the gather ends on every rank; the files
+say what is true."""
+
 import asyncio
 import json
 import os
@@ -70,8 +72,9 @@ def test_a_server_that_never_answers():
     assert buckets.taken == len(WEIGHTS)
 
 
-@pytest.mark.parametrize("buckets", [
-    [[("layers.1.weight", torch.zeros(3, 5))]], [[("layers.0.weight", torch.zeros(5, 3))]], [[WEIGHTS[0]]]])
+@pytest.mark.parametrize(
+    "buckets", [[[("layers.1.weight", torch.zeros(3, 5))]], [[("layers.0.weight", torch.zeros(5, 3))]], [[WEIGHTS[0]]]]
+)
 def test_buckets_that_are_not_the_layout_are_a_bug(buckets):
     """vLLM would load them into the wrong parameters, or wait for more: not an error to recover from."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match="layout says"):
@@ -80,8 +83,14 @@ def test_buckets_that_are_not_the_layout_are_a_bug(buckets):
 
 def publish(ranks: int, policy: Path, run: Path, *words: str, fails: str = "") -> list[list[dict]]:
     """Runs tests/programs/publish.py; what each rank saw after each word. `fails`: why it is to fail in the end."""
-    result = subprocess.run(ranks_command(ranks, ["tests/programs/publish.py", str(policy), str(run), *words]), cwd=ROOT, env=ranks_environment(1),
-                            capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        ranks_command(ranks, ["tests/programs/publish.py", str(policy), str(run), *words]),
+        cwd=ROOT,
+        env=ranks_environment(1),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     said = result.stdout + result.stderr
     assert (cause.of_text(said) if result.returncode else "") == fails, said
     return [json.loads((run / f"rank_{rank}.json").read_text()) for rank in range(ranks)]
@@ -90,40 +99,77 @@ def publish(ranks: int, policy: Path, run: Path, *words: str, fails: str = "") -
 def new_run(folder: Path, policy: Path) -> Path:
     (folder / "policy").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
-    write_json(folder / "policy" / "current.json", {"version": 0, "step": 0, "path": str(policy), "path_version": 0, "live": True})
+    write_json(
+        folder / "policy" / "current.json",
+        {"version": 0, "step": 0, "path": str(policy), "path_version": 0, "live": True},
+    )
     return folder
 
 
 def test_the_books_of_two_ranks(policy, tmp_path):
-    """vLLM is away, then its port is dead: both ranks finish each gather, agree on the failure, export, and go on. A later
+    """vLLM is away, then its port is dead: both ranks finish each gather, agree on the failure, export, and go on. A
+    later
     attempt: version 6 was used.
 
-    Then one takes the weights and computes with them; another takes them and computes with others: its version is given up,
+    Then one takes the weights and computes with them; another takes them and computes with others: its version is given
+    up,
     it is paused, and the weights go on under a new one, also into a server that began with older ones.
 
     At last rank 1 breaks: what it says is the cause, not that rank 0 lost it.
     """
     run = new_run(tmp_path / "run", policy)
     shutil.copytree(policy, run / "checkpoints" / "step_00001" / "policy")  # what vLLM was started from
-    write_json(run / "policy" / "current.json", read_json(run / "policy" / "current.json") | {"path": str(run / "checkpoints" / "step_00001" / "policy")})
+    write_json(
+        run / "policy" / "current.json",
+        read_json(run / "policy" / "current.json") | {"path": str(run / "checkpoints" / "step_00001" / "policy")},
+    )
     write_json(run / "policy" / "highest_version", 6)
     with socket.create_server(("127.0.0.1", 0)) as port:
         dead = json.dumps({"url": f"http://127.0.0.1:{port.getsockname()[1]}", "pid": 1})
     with WeightsServer(run) as honest, WeightsServer(run, off=0.02) as liar:
         entry = lambda server, pid: "server=" + json.dumps({"url": server.url, "pid": pid, "version": 9})
-        words = ["version=2", "checkpoint=3", "answer_wish", "wish", "answer_wish", "publish", f"server={dead}", "publish",
-                 "publish", "checkpoint=4",
-                 entry(honest, 2), "publish", entry(liar, 3), "publish", entry(honest, 4), "answer_wish"]
-        first, second = publish(2, policy, run, *words, "break", fails="KeyError: 'a row'; then ValueError: the batch is damaged")
+        words = [
+            "version=2",
+            "checkpoint=3",
+            "answer_wish",
+            "wish",
+            "answer_wish",
+            "publish",
+            f"server={dead}",
+            "publish",
+            "publish",
+            "checkpoint=4",
+            entry(honest, 2),
+            "publish",
+            entry(liar, 3),
+            "publish",
+            entry(honest, 4),
+            "answer_wish",
+        ]
+        first, second = publish(
+            2, policy, run, *words, "break", fails="KeyError: 'a row'; then ValueError: the batch is damaged"
+        )
         assert (honest.version, honest.paused, liar.version, liar.paused) == (12, False, 11, True)
         model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
         assert all(torch.equal(p, honest.weights[name]) for name, p in model.named_parameters())
     assert first == second
     published = [row for row in first if row["word"] == "publish"]
     assert [(row["version"], row["failed"], row["updates"]) for row in published] == [
-        (7, 1, 0), (8, 2, 0), (9, 3, 0), (10, 3, 1), (12, 4, 1)]
+        (7, 1, 0),
+        (8, 2, 0),
+        (9, 3, 0),
+        (10, 3, 1),
+        (12, 4, 1),
+    ]
     assert [row["exports"] for row in first[:9]] == [
-        [], [], [], ["v000002"], *[["v000002", "v000007"]] * 2, ["v000007", "v000008"], *[["v000008", "v000009"]] * 2]
+        [],
+        [],
+        [],
+        ["v000002"],
+        *[["v000002", "v000007"]] * 2,
+        ["v000007", "v000008"],
+        *[["v000008", "v000009"]] * 2,
+    ]
     assert first[0]["checkpoints"] == ["step_00001", "step_00003"]  # the older one is in current.json
     assert first[8]["checkpoints"] == ["step_00004"]
     path = lambda version: {"path": str(run / "policy" / f"v{version:06d}"), "path_version": version}
@@ -131,8 +177,10 @@ def test_the_books_of_two_ranks(policy, tmp_path):
     reasons = [state.pop("reason") for state in states]
     assert "did not answer /pause" in reasons[0] and reasons[1] == reasons[3] == ""
     assert "does not compute what weights 11 do: logprobs of 63 tokens are 0.02 off in the mean" in reasons[2]
-    assert states == [{"version": version, "step": 0, "live": live, "tried": [pid]} | path(exported)
-                      for version, live, pid, exported in ((9, False, 1, 9), (10, True, 2, 9), (12, False, 3, 12), (12, True, 4, 12))]
+    assert states == [
+        {"version": version, "step": 0, "live": live, "tried": [pid]} | path(exported)
+        for version, live, pid, exported in ((9, False, 1, 9), (10, True, 2, 9), (12, False, 3, 12), (12, True, 4, 12))
+    ]
     assert not (run / "policy" / "export_wanted.json").exists()
     rows = [json.loads(line) for line in (run / "policy" / "versions.jsonl").read_text().splitlines()]
     assert rows == [{"version": version, "step": 0} for version in (2, 7, 8, 9, 10, 11, 12)]
@@ -174,19 +222,31 @@ def checksums(server: Server) -> dict[str, str]:
 
 def serves(server: Server) -> str:
     """Generates; the version that the server says it has."""
-    answer = requests.post(f"{server.url}/v1/completions", json={"model": "policy", "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}, timeout=60)
+    answer = requests.post(
+        f"{server.url}/v1/completions",
+        json={"model": "policy", "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True},
+        timeout=60,
+    )
     assert answer.json()["usage"]["completion_tokens"] == 4
     return requests.get(f"{server.url}/weight_info", timeout=60).json()["weight_version"]
 
 
 @pytest.mark.cluster
 def test_all_servers_get_the_same_weights(policy, tmp_path):
-    """Two servers with different weights become equal, bit for bit, over one communicator that is kept until the servers are others.
+    """Two servers with different weights become equal, bit for bit, over one communicator that is kept until the
+    servers are others.
 
-    Then one is stopped (SIGSTOP) in mid-transfer: nothing breaks and nothing answers; the deadline ends it, and neither serves half an update.
+    Then one is stopped (SIGSTOP) in mid-transfer: nothing breaks and nothing answers; the deadline ends it, and neither
+    serves half an update.
     """
     other = changed_copy(policy, tmp_path / "other")
-    old, new = ([(name, p.data) for name, p in AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).named_parameters()] for path in (policy, other))
+    old, new = (
+        [
+            (name, p.data)
+            for name, p in AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).named_parameters()
+        ]
+        for path in (policy, other)
+    )
 
     async def scenario():
         async with serving(tmp_path, policy, other) as servers:
@@ -196,7 +256,9 @@ def test_all_servers_get_the_same_weights(policy, tmp_path):
 
             async def send(version, weights, servers, **act):
                 addresses = [(server.url, server.process.pid) for server in servers]
-                return await asyncio.to_thread(updates.send, addresses, version, layout_of(weights), Buckets(weights, **act))
+                return await asyncio.to_thread(
+                    updates.send, addresses, version, layout_of(weights), Buckets(weights, **act)
+                )
 
             sent = [await send(1, new, servers)]
             assert [checksums(server) for server in servers] == [before[1], before[1]]
@@ -211,14 +273,18 @@ def test_all_servers_get_the_same_weights(policy, tmp_path):
             assert [update.connect_s > 0.001 for update in sent] == [True, False, True, True]
             updates.timeout_s = 10.0
             with pytest.raises(EngineError, match="restart it"):
-                await send(5, old, servers, at=len(old) // 2, act=lambda: os.killpg(servers[0].process.pid, signal.SIGSTOP))
+                await send(
+                    5, old, servers, at=len(old) // 2, act=lambda: os.killpg(servers[0].process.pid, signal.SIGSTOP)
+                )
             assert updates.channel is None
+
     asyncio.run(scenario())
 
 
 @pytest.mark.cluster
 def test_killed_in_mid_transfer(policy, tmp_path):
-    """Two real ZeRO-3 ranks; vLLM is killed at half of the buckets. Both ranks finish, and export; started from that, it gets the next update."""
+    """Two real ZeRO-3 ranks; vLLM is killed at half of the buckets. Both ranks finish, and export; started from that,
+    it gets the next update."""
     run = new_run(tmp_path / "run", policy)
     other = changed_copy(policy, tmp_path / "other")
 
@@ -245,7 +311,11 @@ def test_killed_in_mid_transfer(policy, tmp_path):
 
     failed, loaded, updated, version, (first, second) = asyncio.run(scenario())
     assert first == second
-    assert [(row["version"], row["updates"], row["failed"]) for row in first if row["word"] == "publish"] == [(1, 1, 0), (2, 1, 1), (3, 2, 1)]
+    assert [(row["version"], row["updates"], row["failed"]) for row in first if row["word"] == "publish"] == [
+        (1, 1, 0),
+        (2, 1, 1),
+        (3, 2, 1),
+    ]
     assert not failed["live"] and failed["path_version"] == failed["version"] == 2
     assert loaded == updated  # by file and by gloo, the same engine's weights
     assert version == "3"

@@ -1,10 +1,13 @@
 """Runs inside the sandbox, with aider's own Python: one message to aider's coder, through its Python interface.
 
-    python aider_driver.py job.json        without -I and -E: they would make aider's prompts depend on the process (PYTHONHASHSEED)
+    python aider_driver.py job.json        without -I and -E: they would make aider's prompts depend on the process
+                                           (PYTHONHASHSEED)
 
-Everything of aider is as it is shipped; switched off is what would ask a person, run a command, commit, or go to the network: see `coder_of`.
+Everything of aider is as it is shipped; switched off is what would ask a person, run a command, commit, or go to the
+network: see `coder_of`.
 A fork server (fork_server.py) calls `warm` once, and `main` in a fork for each task.
 """
+
 import json
 import os
 import sys
@@ -32,17 +35,28 @@ def warm() -> None:
 
     litellm._load_litellm()
     base_coder.RETRY_TIMEOUT = models.RETRY_TIMEOUT = RETRY_S
-    models.MODEL_SETTINGS.append(models.ModelSettings(
-        name=MODEL, weak_model_name=MODEL, editor_model_name=MODEL, use_repo_map=True, use_temperature=False, streaming=False, reminder="user",
-        extra_params={"timeout": FOREVER_S}))
-    models.model_info_manager.local_model_metadata[MODEL] = {"litellm_provider": "openai", "mode": "chat"}  # known: nothing is looked up
+    models.MODEL_SETTINGS.append(
+        models.ModelSettings(
+            name=MODEL,
+            weak_model_name=MODEL,
+            editor_model_name=MODEL,
+            use_repo_map=True,
+            use_temperature=False,
+            streaming=False,
+            reminder="user",
+            extra_params={"timeout": FOREVER_S},
+        )
+    )
+    # known: nothing is looked up
+    models.model_info_manager.local_model_metadata[MODEL] = {"litellm_provider": "openai", "mode": "chat"}
     models.Model(MODEL).token_count([{"role": "user", "content": "loads the tokenizer"}])
     grep_ast.tsl.get_parser("python")
     guess_lexer_for_filename("a.py", "a = 1\n")  # which RepoMap asks: it imports every lexer there is
 
 
 def coder_of(job: dict):
-    """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache, message (None: only
+    """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache,
+    message (None: only
     the cache is wanted)."""
     from aider import models, repomap
     from aider.coders import Coder
@@ -52,15 +66,38 @@ def coder_of(job: dict):
     repomap.RepoMap.TAGS_CACHE_DIR = job["cache"]  # an absolute path: nothing of aider's lies in the checkout
     model, home = models.Model(MODEL), Path(os.environ["HOME"])
     model.reminder = job["reminder"]
-    io = InputOutput(yes=True, pretty=False, fancy_input=False, chat_history_file=home / "chat.md", encoding="utf-8", line_endings="lf", root=job["workdir"])
+    io = InputOutput(
+        yes=True,
+        pretty=False,
+        fancy_input=False,
+        chat_history_file=home / "chat.md",
+        encoding="utf-8",
+        line_endings="lf",
+        root=job["workdir"],
+    )
     io.offer_url = lambda *arguments, **keywords: False  # it would start a browser
     coder = Coder.create(
-        main_model=model, edit_format=job["edit_format"], io=io, repo=GitRepo(io, [], job["workdir"], models=model.commit_message_models()),
-        fnames=job["files"], stream=False, auto_commits=False, dirty_commits=False, auto_lint=False, auto_test=False, suggest_shell_commands=False,
-        detect_urls=False, chat_language="English", map_tokens=job["map_tokens"], map_mul_no_files=job["map_multiplier"], map_refresh="auto")
+        main_model=model,
+        edit_format=job["edit_format"],
+        io=io,
+        repo=GitRepo(io, [], job["workdir"], models=model.commit_message_models()),
+        fnames=job["files"],
+        stream=False,
+        auto_commits=False,
+        dirty_commits=False,
+        auto_lint=False,
+        auto_test=False,
+        suggest_shell_commands=False,
+        detect_urls=False,
+        chat_language="English",
+        map_tokens=job["map_tokens"],
+        map_mul_no_files=job["map_multiplier"],
+        map_refresh="auto",
+    )
     coder.max_reflections = job["max_reflections"]
     coder.summarizer.max_tokens = 10**9  # a summary would be a call of the weak model
-    coder.get_platform_info = lambda: PLATFORM  # without the date and the kernel: siblings see equal prompts on every machine and day
+    # without the date and the kernel: siblings see equal prompts on every machine and day
+    coder.get_platform_info = lambda: PLATFORM
     prompts = type(coder.gpt_prompts)()
     for name, text in job["prompts"].items():
         if not hasattr(prompts, name):
@@ -88,8 +125,10 @@ def main(path: str) -> None:
 
 
 def asked(model) -> list[tuple[str, int]]:
-    """Grows to hold why the latest request got no answer, and the exit code for it; empty once one did, or when the gateway had closed the session.
-    Aider itself ends with success either way. What the gateway does not take once the model has spoken is the agent's failure."""
+    """Grows to hold why the latest request got no answer, and the exit code for it; empty once one did, or when the
+    gateway had closed the session.
+    Aider itself ends with success either way. What the gateway does not take once the model has spoken is the agent's
+    failure."""
     from aider.llm import litellm
 
     send, lost, heard = model.send_completion, [], []
@@ -101,7 +140,12 @@ def asked(model) -> list[tuple[str, int]]:
             lost.clear()
             raise
         except Exception as error:
-            lost[:] = [(f"{type(error).__name__}: {error}", 1 if heard and isinstance(error, litellm.BadRequestError) else NO_ANSWER)]
+            lost[:] = [
+                (
+                    f"{type(error).__name__}: {error}",
+                    1 if heard and isinstance(error, litellm.BadRequestError) else NO_ANSWER,
+                )
+            ]
             raise
         heard[:] = [True]
         lost.clear()

@@ -1,7 +1,8 @@
 """Runs inside a sandbox, in an agent's place: asks the fork server for the agent, and ends as it ends.
 
-    python -I -S fork_client.py SOCKET JOB
+python -I -S fork_client.py SOCKET JOB
 """
+
 import array
 import json
 import os
@@ -13,12 +14,18 @@ BROKEN = 70
 
 
 def main(path: str, job: str) -> int:
-    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES] + [os.open("/", os.O_RDONLY | os.O_DIRECTORY), 1, 2]
+    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES] + [
+        os.open("/", os.O_RDONLY | os.O_DIRECTORY),
+        1,
+        2,
+    ]
     request = json.dumps({"job": job, "variables": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(path)
-            server.sendmsg([len(request).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            server.sendmsg(
+                [len(request).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            )
             server.sendall(request)
             answer = json.loads(server.makefile().readline() or "{}")
         except OSError as error:

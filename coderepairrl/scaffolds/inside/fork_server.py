@@ -1,18 +1,25 @@
-"""One process that has imported an agent; each task is a fork of it, which enters the task's sandbox before it does anything.
+"""One process that has imported an agent; each task is a fork of it, which enters the task's sandbox before it does
+anything.
 
     python fork_server.py SOCKET DRIVER.py FILTER
 
 DRIVER has warm() and main(path of a job), FILTER is a file with seccomp's program.
 
-Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and forks. The fork takes from
-fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the outermost first; becomes the
-sandbox's user, without capabilities, under the client's limits and the sandboxes' filter of system calls; forks once more, so as to be inside the process namespace, where the sandbox's end is its
-end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not dumpable).
+Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and
+forks. The fork takes from
+fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the
+outermost first; becomes the
+sandbox's user, without capabilities, under the client's limits and the sandboxes' filter of system calls; forks once
+more, so as to be inside the process namespace, where the sandbox's end is its
+end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not
+dumpable).
 
-A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Until a fork has entered a sandbox
+A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Until a
+fork has entered a sandbox
 it is outside of that one's limits: each sandbox may have a few, for a short time. Ends when its standard input does.
 Only Linux, and only the standard library besides the agent's.
 """
+
 import array
 import contextlib
 import ctypes
@@ -30,7 +37,8 @@ import sys
 import time
 import traceback
 
-NAMESPACES = {"user": 1 << 28, "mnt": 1 << 17, "pid": 1 << 29, "net": 1 << 30, "ipc": 1 << 27, "uts": 1 << 26}  # name -> CLONE_NEW..., linux/sched.h
+# name -> CLONE_NEW..., linux/sched.h
+NAMESPACES = {"user": 1 << 28, "mnt": 1 << 17, "pid": 1 << 29, "net": 1 << 30, "ipc": 1 << 27, "uts": 1 << 26}
 FDS = (*NAMESPACES, "root", "stdout", "stderr")  # what a client sends, in this order
 LIMITS = ("RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CORE")
 LONGEST_REQUEST = 1 << 20  # bytes
@@ -111,8 +119,12 @@ def receive(connection: socket.socket) -> tuple[dict, dict[str, int]]:
     connection.settimeout(REQUEST_S)
     size = array.array("i").itemsize
     head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(16 * size))
-    got = [fd for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-           for fd in array.array("i", data[: len(data) - len(data) % size])]
+    got = [
+        fd
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for fd in array.array("i", data[: len(data) - len(data) % size])
+    ]
     length = int.from_bytes(head, "little")
     if len(got) != len(FDS) or len(head) != 4 or not 0 < length <= LONGEST_REQUEST:
         raise Refused("this is no request of fork_client.py")
@@ -146,7 +158,11 @@ def handle(connection: socket.socket, driver, rules: bytes) -> None:
         work(request, fds, driver)
     _, status, used = os.wait4(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    answer = {"code": code if code >= 0 else 128 - code, "cpu_s": round(used.ru_utime + used.ru_stime, 4), "peak_mib": used.ru_maxrss >> 10}
+    answer = {
+        "code": code if code >= 0 else 128 - code,
+        "cpu_s": round(used.ru_utime + used.ru_stime, 4),
+        "peak_mib": used.ru_maxrss >> 10,
+    }
     connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
@@ -176,7 +192,8 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 
 def sandbox_of(connection: socket.socket) -> int:
-    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a client
+    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a
+    client
     that has gone."""
     client, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:

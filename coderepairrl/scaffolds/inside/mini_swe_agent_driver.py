@@ -1,9 +1,12 @@
-"""Runs inside the sandbox, with mini-swe-agent's own Python: what its command line does, less litellm, typer and questions to a user.
+"""Runs inside the sandbox, with mini-swe-agent's own Python: what its command line does, less litellm, typer and
+questions to a user.
 
     python -I driver.py job.json
 
-The model class does what the package's LitellmModel does: same tool, same parsing, same messages; a malformed answer raises before it is in the history.
+The model class does what the package's LitellmModel does: same tool, same parsing, same messages; a malformed answer
+raises before it is in the history.
 """
+
 import http.client
 import json
 import os
@@ -44,23 +47,34 @@ class GatewayModel:
         self.config = ModelConfig(**settings)
 
     def query(self, messages: list[dict], **kwargs) -> dict:
-        body = {"model": self.config.model_name, "messages": [{k: v for k, v in message.items() if k != "extra"} for message in messages]}
+        body = {
+            "model": self.config.model_name,
+            "messages": [{k: v for k, v in message.items() if k != "extra"} for message in messages],
+        }
         if not self.config.text:
             body["tools"] = [BASH_TOOL]
         choice = post(body | self.config.model_kwargs | kwargs)["choices"][0]
         message = {key: value for key, value in choice["message"].items() if value is not None}
-        error = {"format_error_template": self.config.format_error_template, "template_kwargs": {"finish_reason": choice["finish_reason"]}}
+        error = {
+            "format_error_template": self.config.format_error_template,
+            "template_kwargs": {"finish_reason": choice["finish_reason"]},
+        }
         if self.config.text:
             actions = parse_regex_actions(message.get("content") or "", action_regex=self.config.action_regex, **error)
         else:
-            calls = [SimpleNamespace(id=call["id"], function=SimpleNamespace(**call["function"])) for call in message.get("tool_calls") or []]
+            calls = [
+                SimpleNamespace(id=call["id"], function=SimpleNamespace(**call["function"]))
+                for call in message.get("tool_calls") or []
+            ]
             actions = parse_toolcall_actions(calls, **error)
         return {"content": None} | message | {"extra": {"actions": actions, "cost": 0.0, "timestamp": time.time()}}
 
     def format_message(self, **message) -> dict:
         return message
 
-    def format_observation_messages(self, message: dict, outputs: list[dict], template_vars: dict | None = None) -> list[dict]:
+    def format_observation_messages(
+        self, message: dict, outputs: list[dict], template_vars: dict | None = None
+    ) -> list[dict]:
         template = {"observation_template": self.config.observation_template, "template_vars": template_vars}
         if self.config.text:
             return format_observation_messages(outputs, **template)
@@ -80,7 +94,9 @@ def post(body: dict) -> dict:
     for attempt in range(TRIES):
         connection = http.client.HTTPConnection(url.hostname, url.port)
         try:
-            connection.request("POST", f"{url.path}/chat/completions", data, headers | {"x-stainless-retry-count": str(attempt)})
+            connection.request(
+                "POST", f"{url.path}/chat/completions", data, headers | {"x-stainless-retry-count": str(attempt)}
+            )
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -90,7 +106,9 @@ def post(body: dict) -> dict:
                 return answer
             problem = f"HTTP {response.status}: {answer['error']['message']}"
             if answer["error"]["code"] == "context_length_exceeded":
-                raise LimitsExceeded({"role": "exit", "content": problem, "extra": {"exit_status": "LimitsExceeded", "submission": ""}})
+                raise LimitsExceeded(
+                    {"role": "exit", "content": problem, "extra": {"exit_status": "LimitsExceeded", "submission": ""}}
+                )
             if response.status < 500:
                 break
         finally:
@@ -106,8 +124,11 @@ def main(path: str) -> None:
     agent = {key: value for key, value in config["agent"].items() if key != "mode"}  # of its interactive class
     model = config["model"]
     model["model_kwargs"].pop("drop_params", None)  # of litellm
-    end = DefaultAgent(GatewayModel(model_name=job["model"], text=job["mode"] == "text", **model),
-                       LocalEnvironment(cwd=job["workdir"], **config["environment"]), **agent).run(job["task"])
+    end = DefaultAgent(
+        GatewayModel(model_name=job["model"], text=job["mode"] == "text", **model),
+        LocalEnvironment(cwd=job["workdir"], **config["environment"]),
+        **agent,
+    ).run(job["task"])
     if end["exit_status"] != "Submitted":  # where the gateway closed the session, nobody looks at the exit code
         sys.exit(f"the agent gave up: {end['exit_status']}")
 

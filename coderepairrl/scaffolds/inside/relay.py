@@ -1,9 +1,12 @@
-"""Runs inside a sandbox that has no network: 127.0.0.1:PORT -> the gateway's Unix socket, for as long as one program runs.
+"""Runs inside a sandbox that has no network: 127.0.0.1:PORT -> the gateway's Unix socket, for as long as one program
+runs.
 
     python -I -S relay.py SOCKET PORT -- PROGRAM [ARGUMENT ...]
 
-Exits with the program's code (128 + the signal's number where one ended it). Only the standard library: it runs with whatever Python an agent has.
+Exits with the program's code (128 + the signal's number where one ended it). Only the standard library: it runs with
+whatever Python an agent has.
 """
+
 import os
 import socket
 import sys
@@ -45,7 +48,9 @@ def serve(server: socket.socket, path: str) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             threading.Thread(target=connect, args=(client, path), daemon=True).start()
-        except RuntimeError as error:  # the agent has as many processes as it may, for now: one request fails, and not all after it
+        except (
+            RuntimeError
+        ) as error:  # the agent has as many processes as it may, for now: one request fails, and not all after it
             print(f"relay: {error}", file=sys.stderr, flush=True)
             client.close()
 
