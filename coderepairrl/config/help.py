@@ -2,8 +2,10 @@
 
     python -m coderepairrl.config.help > docs/configuration.md
 
-`--help` of a program prints the same. That line is the comment beside the field (with the lines right below that go on), else
-the ones right above it, else (of a section) the first line of its class's docstring. Units are what the names of the keys end in.
+`--help` of a program prints the same. That line is the comment beside the field (with the lines right below that go
+on), else
+the ones right above it, else (of a section) the first line of its class's docstring. Units are what the names of the
+keys end in.
 """
 
 import importlib
@@ -19,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from coderepairrl.config.notes import container, descriptions, type_of
+from coderepairrl.config.notes import container, descriptions, first_paragraph, type_of
 from coderepairrl.config.schema import discriminator, kind_of, models_in
 from coderepairrl.config.yaml_core import dump
 
@@ -84,7 +86,7 @@ def _section(key: str, field: FieldInfo, value: Any, text: str, known: Sequence[
         if by:
             yield ""
             yield f"{below} of {by}: {kind_of(model, by)}" + (" (the default)" if default is not None else "")
-            yield from _wrapped((model.__doc__ or "").strip().split("\n")[0])
+            yield from _wrapped(first_paragraph(model))
         yield from lines(model, below + ".", default, models if by else ())
 
 

@@ -4,6 +4,7 @@ import ast
 import functools
 import inspect
 import io
+import re
 import textwrap
 import tokenize
 from types import NoneType, UnionType
@@ -63,13 +64,13 @@ def _comments(source: str) -> dict[str, str]:
     return out
 
 
+def first_paragraph(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").strip().split("\n\n")[0].split())
+
+
 def _first_sentence(field: FieldInfo) -> str:
     models = models_in(field.annotation)
-    if len(models) != 1 or not models[0].__doc__:
-        return ""
-    paragraph = " ".join(models[0].__doc__.strip().split("\n\n")[0].split())
-    first, dot, _ = paragraph.partition(". ")
-    return first + dot.rstrip()
+    return re.split(r"(?<=\.) (?=[A-Z])", first_paragraph(models[0]))[0] if len(models) == 1 else ""
 
 
 def container(annotation: Any) -> Any:
