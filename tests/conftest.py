@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -104,3 +104,15 @@ def pids_of(run: Path) -> dict[int, list[str]]:
 def processes_of(run: Path) -> list[str]:
     """Command lines of the processes that belong to a run."""
     return [" ".join(words) for words in pids_of(run).values()]
+
+
+def each_once(rows: Iterable[str], columns: Iterable[str]) -> list:
+    """Parameters (row, column): each row and each column at least once; what else they make together takes long
+    (`-m cluster`)."""
+    rows, columns = list(rows), list(columns)
+    shown = {(i % len(rows), i % len(columns)) for i in range(max(len(rows), len(columns)))}
+    return [
+        pytest.param(row, column, marks=[] if (i, j) in shown else pytest.mark.cluster)
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]

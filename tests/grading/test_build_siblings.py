@@ -5,6 +5,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from conftest import each_once
 from judge_helpers import change, config  # noqa: F401 - a fixture
 from test_rewards_build import FIXED, LIB, TASK, TESTS
 
@@ -75,15 +76,13 @@ def verdict(config, known, diff, **changes):
     return asyncio.run(validate(replace(TASK, task_id=name, **changes), diff, config, known))
 
 
-@pytest.mark.parametrize("how", BENT)
-@pytest.mark.parametrize("command", BUILDS)
+@pytest.mark.parametrize(("how", "command"), each_once(BENT, BUILDS))
 def test_no_build_is_bent(config, known, command, how):
     found = verdict(config, known, BENT[how], **BUILDS[command])
     assert not found.valid and (found.weaker or found.message), found
 
 
-@pytest.mark.parametrize("command", BUILDS)
-@pytest.mark.parametrize("repair", ["a + 1", "1 + a", "a - -1"])
+@pytest.mark.parametrize(("repair", "command"), each_once(["a + 1", "1 + a", "a - -1"], BUILDS))
 def test_repairs_are_valid_whoever_makes_them(config, known, command, repair):
     found = verdict(config, known, change("lib.py", LIB, LIB.replace("a + 2", repair)), **BUILDS[command])
     assert found.valid, found

@@ -44,7 +44,7 @@ def test_the_true_tests_alone_would_have_paid(config, name):
     shown = ATTACKS[name]
 
     async def single():
-        return await execute(shown.task, await grader._select(shown.task, shown.diff), config)
+        return await execute(shown.task, await grader.selected(shown.task, shown.diff), config)
 
     run = asyncio.run(single())
     assert counting.resolved_swebench(run) and not run.problem, run

@@ -5,6 +5,7 @@ import asyncio
 import subprocess
 
 import pytest
+from conftest import each_once
 from shown_attacks import ESCAPED
 
 from coderepairrl.rewards import Grader
@@ -78,8 +79,7 @@ def after(config, task, change):
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("name", APPENDED)
-@pytest.mark.parametrize("package", FIRST)
+@pytest.mark.parametrize(("name", "package"), each_once(APPENDED, FIRST))
 def test_a04b_what_is_appended_to_a_package(tasks, config, package, name):
     async def append(sandbox):
         await sandbox.write_text(FIRST[package], await sandbox.read_text(FIRST[package]) + APPENDED[name])
@@ -103,8 +103,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("way", COPY)
-@pytest.mark.parametrize("package", [*FIRST, *PAIRS])
+@pytest.mark.parametrize(("way", "package"), each_once(COPY, [*FIRST, *PAIRS]))
 def test_d01_no_version_of_the_project_lies_about(tasks, config, package, way):
     task = tasks[quickest(package)] if package in FIRST else to_task(PAIRS[package])
     module = {"attrs": "attr", "python-dotenv": "dotenv"}.get(package, package)

@@ -5,7 +5,7 @@ import platform
 import sys
 
 import pytest
-from sandbox_helpers import isolated, use  # noqa: F401
+from sandbox_helpers import ISOLATED, use  # noqa: F401
 
 TAKEN_MIB, KEPT_S = 600, 20
 HEAD = f"""
@@ -124,11 +124,17 @@ keep()""",
 LIMITED = {"memory": dict(memory_mib=128, tmp_mib=512), "disk": dict(disk_mib=64)}
 
 
+# over a template the same commands take as long again, and what counts them is the same
+kinds = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.cluster) if kind == "overlay" else kind for kind in ISOLATED]
+)
+
+
 def attack(use, kind, code, **limits):
     return use(kind, lambda sandbox: sandbox.run([sys.executable, "-c", HEAD + code], timeout_s=300), **limits)
 
 
-@isolated
+@kinds
 @pytest.mark.parametrize("way", MEMORY)
 def test_memory_is_counted_wherever_it_is(use, kind, way):
     if way == "secret files" and platform.machine() != "x86_64":
@@ -139,7 +145,7 @@ def test_memory_is_counted_wherever_it_is(use, kind, way):
         assert "taken" not in result.output
 
 
-@isolated
+@kinds
 @pytest.mark.parametrize("way", DISK)
 def test_space_is_counted_wherever_it_is(use, kind, way):
     result = attack(use, kind, DISK[way], **LIMITED["disk"])
@@ -168,14 +174,14 @@ assert libc.semget(0, 17, 0o1600) >= 0 and libc.msgget(0, 0o1600) >= 0""",
 }
 
 
-@isolated
+@kinds
 @pytest.mark.parametrize("way", HONEST)
 def test_what_is_within_the_limits_ends_by_itself(use, kind, way):
     result = attack(use, kind, HONEST[way], memory_mib=128, disk_mib=64)
     assert result.exit_code == 0, result
 
 
-@isolated
+@kinds
 def test_descriptors_are_bounded(use, kind):
     code = "n = 0\ntry:\n    while True: os.dup(0); n += 1\nexcept OSError as error: print(n, error.errno)\n"
     result = attack(use, kind, code, descriptors=100)
