@@ -147,7 +147,7 @@ def test_on_one_machine_a_killed_process_is_known_at_once(tmp_path):
 
 def test_of_many_at_once_one_begins(tmp_path):
     program = (
-        f"from coderepairrl import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib import Path; "
+        f"from coderepairrl.run import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib import Path; "
         "attempt.PATIENCE_S = 4.0; "
         f"print(lead(Path({str(tmp_path)!r}), Place()).number, flush=True); input()"
     )

@@ -87,7 +87,7 @@ def test_a_wish_to_stop_reaches_the_programs_by_its_file_and_keeps_the_work(atte
 def test_programs_end_with_their_driver(attempt, tmp_path):
     """However it ends."""
     code = (
-        f"from coderepairrl import driver; from pathlib import Path; import os, time; "
+        f"from coderepairrl.run import driver; from pathlib import Path; import os, time; "
         f"print(driver._spawn(['sleep', '600'], Path({str(tmp_path / 'log')!r}), dict(os.environ)).pid, flush=True); "
         "time.sleep(600)"
     )

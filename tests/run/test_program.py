@@ -13,7 +13,7 @@ import errno
 import sys
 
 from coderepairrl.errors import EngineError
-from coderepairrl.program import program
+from coderepairrl.run.program import program
 
 
 @program
