@@ -189,7 +189,7 @@ def _in_folder(project, index):
     for module, lines in project.modules.items():
         for name in (module, "_" + module, module.lstrip("_")):
             for path in index.folders.get(name, ()):
-                if _is_copy_of(lines, path):
+                if _is_copy_of(lines, path, _is_package(path, name, index)):
                     yield path
             for path in index.modules.get(name, ()):
                 if not os.path.islink(path) and _is_module_of(lines, path):
@@ -210,12 +210,19 @@ def _in_folder(project, index):
             yield from _code_of(path)
 
 
-def _is_copy_of(lines, path):
+def _is_package(path, name, index):
+    """Whether the folder, or one below it as a source distribution has it, holds modules: /usr/lib holds none of `lib`."""
+    return any(index.files.get(where) for where in (path, *(os.path.join(path, below, name) for below in SOURCES)))
+
+
+def _is_copy_of(lines, path, is_package):
     """Whether the folder of that name is the package in some version. Without sources its name alone says so."""
+    at_top = os.path.basename(os.path.dirname(path)) in SITES
     if os.path.islink(path):
         return False
+    if not at_top and (len(lines) < FEW or not is_package):  # all of it would be read, for nothing
+        return False
     own = _lines_of(path)
-    at_top = os.path.basename(os.path.dirname(path)) in SITES
     if not own:
         return at_top and _holds_code(path)
     return _is_version(lines, own, at_top)
