@@ -211,7 +211,7 @@ def _in_folder(project, index):
 
 
 def _is_package(path, name, index):
-    """Whether the folder, or one below it as a source distribution has it, holds modules: /usr/lib holds none of `lib`."""
+    """Whether the folder, or one below it as in a source distribution, holds modules: /usr/lib holds none of `lib`."""
     return any(index.files.get(where) for where in (path, *(os.path.join(path, below, name) for below in SOURCES)))
 
 
@@ -220,7 +220,7 @@ def _is_copy_of(lines, path, is_package):
     at_top = os.path.basename(os.path.dirname(path)) in SITES
     if os.path.islink(path):
         return False
-    if not at_top and (len(lines) < FEW or not is_package):  # all of it would be read, for nothing
+    if not at_top and (len(lines) < FEW or not is_package):  # nothing that lies there could tell
         return False
     own = _lines_of(path)
     if not own:

@@ -20,6 +20,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 PER_SANDBOX = 64
 SHARE = 0.5  # of this process's descriptors
+# asyncio accepts so many before it asks about the first, and again before that is gone; others wait
+AT_ONCE = 16
 UNKNOWN = 0  # a client into which this user may not look
 
 
@@ -32,7 +34,7 @@ class Door:
         self.inside: Counter[int] = Counter()  # sandbox -> connections
 
     async def open(self, path: Path) -> asyncio.Server:
-        return await asyncio.get_running_loop().create_unix_server(lambda: _Guest(self), str(path))
+        return await asyncio.get_running_loop().create_unix_server(lambda: _Guest(self), str(path), backlog=AT_ONCE)
 
     def enter(self, transport: asyncio.Transport) -> int | None:
         """Its sandbox, or None where it has to go."""

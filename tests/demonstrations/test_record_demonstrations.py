@@ -310,7 +310,7 @@ def test_what_was_left_out_is_counted_over_all_attempts_and_an_empty_file_is_tri
 
     for name, value in {
         "Recorder": Part,
-        "store": Files,
+        "trajectory_files": Files,
         "Gateway": Served,
         "demonstrations": wanted,
         "renderer_of": lambda *_: None,

@@ -199,7 +199,7 @@ task = Task("t", "", Environment("e", None, "/usr/bin/python3", ()), {"lib.py": 
 async def main():
     config = SandboxConfig(scratch=sys.argv[1], processes=30)
     check(config)
-    sandboxes.store.OVERLAY_FROM = -1
+    sandboxes.templates.OVERLAY_FROM = -1
     async with start_sandbox(config, task) as sandbox:
         print(type(sandbox.live.overlay).__name__)
         result = await sandbox.run("id -u; grep CapEff /proc/self/status; touch /x /dev/x; echo y >> lib.py; mkdir locked; touch locked/z; chmod 000 locked")
