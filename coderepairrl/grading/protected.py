@@ -135,7 +135,7 @@ def select(
             dropped |= Marks((f"{change.path}: {reason.why}",) if reason.accuses else ())
         else:
             kept.append(change)
-            relaxed = any(_matches_any(path, rules.globs) for path in change.paths) or LINK in change.made
+            relaxed = any(matches_any(path, rules.globs) for path in change.paths) or LINK in change.made
             marks |= scan(change, task.oracle_patch, before) | Marks(possible=relaxed)
     applied_paths = frozenset(path for change in kept for path in change.paths)
     return Selection("".join(change.text for change in kept), applied_paths, left_out, marks, (marks | dropped).certain)
@@ -181,8 +181,8 @@ class _Rules:
         """All its paths are hidden tests or in the environment's own globs: an agent that writes tests does what it
         should."""
         return all(
-            self._is_hidden(path) or _matches_any(path, self.task.environment.protected) for path in change.paths
-        ) and not any(_matches_any(path, ALWAYS) for path in change.paths)
+            self._is_hidden(path) or matches_any(path, self.task.environment.protected) for path in change.paths
+        ) and not any(matches_any(path, ALWAYS) for path in change.paths)
 
     def _why(self, path: str) -> Reason | None:
         parts = path.split("/")
@@ -194,7 +194,7 @@ class _Rules:
             return Reason("a place of the hidden tests")
         if path in self.oracle:
             return None
-        if _matches_any(path, JUDGE):
+        if matches_any(path, JUDGE):
             return Reason("read by the interpreter or by git, not by people", accuses=True)
         hidden = self.shadowing.hidden_by(path)
         if any(map(self.shadowing.is_imported, hidden)):
@@ -203,7 +203,7 @@ class _Rules:
             return Reason("has an installed module's name")
         if self._is_compared_with(path):
             return Reason("data that the tests name: what they compare with is theirs")
-        if found := next((glob for glob in self.globs if _matches_any(path, (glob,))), None):
+        if found := next((glob for glob in self.globs if matches_any(path, (glob,))), None):
             by = "by the task's environment" if found in self.own else "since test runners or git read it by themselves"
             return Reason(f"protected {by} ({found})")
         return None
@@ -234,7 +234,8 @@ class _Rules:
         )
 
 
-def _matches_any(path: str, globs: tuple[str, ...]) -> bool:
+def matches_any(path: str, globs: tuple[str, ...]) -> bool:
+    """As Environment.protected is read: a glob is a folder ("docs/"), a whole path, or any part of one."""
     parts = path.split("/")
     return any(_matches(path, parts, glob) for glob in globs)
 

@@ -4,10 +4,10 @@ tests, scripts and configurations of the base, or of the oracle's patch where th
 import posixpath
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from coderepairrl.diffs import FileChange, split_diff
+from coderepairrl.grading.protected import matches_any
 from coderepairrl.grading.validation.configurations import is_configuration, is_shared
 from coderepairrl.grading.validation.weaker import is_test_file
 from coderepairrl.types import Task
@@ -44,7 +44,7 @@ class Measures:
         return (
             is_configuration(path)
             or path in self.named
-            or any(_holds(glob, path) for glob in self.task.environment.protected)
+            or matches_any(path, self.task.environment.protected)
             or (
                 is_test_file(path)
                 and (_COLLECTED.match(PurePosixPath(path).name) is not None or "testing" not in path.split("/"))
@@ -79,10 +79,3 @@ class Measures:
         if self.oracle and path not in self.oracle:
             return not self.validates(path)
         return is_shared(path) or bool(self.oracle) and not _COLLECTED.match(PurePosixPath(path).name)
-
-
-def _holds(glob: str, path: str) -> bool:
-    """As Environment.protected is read: a folder, a whole path, or any part of one."""
-    if glob.endswith("/"):
-        return path.startswith(glob) or "/" not in glob[:-1] and glob[:-1] in path.split("/")[:-1]
-    return fnmatchcase(path, glob) if "/" in glob else any(fnmatchcase(part, glob) for part in path.split("/"))
