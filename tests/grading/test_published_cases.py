@@ -97,6 +97,7 @@ def evaluate(
         for row in read_jsonl(path):
             became = "resolved" if row["resolved"] else "unresolved"
             became = row["outcome"] if row["outcome"] == "infrastructure_error" else became
+            became = "tampered" if row.get("tampered") else became
             found[row["task"]] = became, f"{row['detail']} {row.get('failing', '')}"
     return found, done
 
@@ -130,17 +131,21 @@ def names_of(line: bytes, case: Path) -> str:
         return case.name
 
 
-def test_one_evaluation_of_all_rows_says_of_each_what_became_of_it(whole):
+@pytest.mark.parametrize("scaffold", ["gold", "empty"])
+def test_one_evaluation_of_all_rows_says_of_each_what_became_of_it(whole, scaffold):
     cases = sorted(path.parent for path in CASES.resolve().glob("*/tasks.jsonl"))
     lines = [(case, line) for case in cases for line in rows_of(case, True)]
     names = [names_of(line, case) for case, line in lines]
     (whole / "all.jsonl").write_bytes(b"".join(line + b"\n" for _, line in lines))
-    found, done = evaluate(whole, whole / "all.jsonl", "gold")
+    found, done = evaluate(whole, whole / "all.jsonl", scaffold, f"scaffold={scaffold}")
     numbered = {f"line {number}": name for number, name in enumerate(names, 1)}
     found = {numbered.get(row, row): became for row, became in found.items()}
     expected = {name: GOLD.get(name, RESOLVED) for name in names}
     if b"PYTHON_WITH_PYTEST_7" not in (whole / "all.jsonl").read_bytes():
         expected["c30b_root_init_host_app mine-1"] = RESOLVED  # its reader has named one
+    if scaffold == "empty":  # repairs nothing; which rows can be used, and which tests can be run, is the same
+        attempted = {"resolved", "unresolved"}
+        expected = {row: ("unresolved", "") if ends[0] in attempted else ends for row, ends in expected.items()}
     wrong = {
         name: (found.get(name), expected[name])
         for name in names
