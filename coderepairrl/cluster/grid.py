@@ -76,6 +76,8 @@ class GridConfig(Config):
     name: str  # of its folder below `runs`
     site: str = "configs/site/plain.yaml"  # the cluster's YAML
     runs: str = "runs"  # the folder of the grids' folders; on a cluster, on a file system that all nodes share
+    # YAML of what is to be shown (coderepairrl/run/criteria.py): copied into each run's folder when it is submitted
+    criteria: str | None = None
     seeds: list[NonNegativeInt] = Field([0], min_length=1)  # each point is run with each
     variants: dict[str, Overrides] = {}  # name -> overrides of the first job; each point takes one
     product: dict[str, list[Any]] = {}  # key -> values: every combination

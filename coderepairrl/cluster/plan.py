@@ -29,6 +29,7 @@ from coderepairrl.cluster.site import SiteConfig, sbatch_parameters
 from coderepairrl.config import Config, load, yaml_core
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, write_json
+from coderepairrl.run import criteria
 
 LARGEST_CODE = 256 * 2**20  # bytes
 NO_CODE = {".git", ".venv", "runs", "wandb"}  # folders, where git can't say what is ignored
@@ -55,6 +56,7 @@ class Submittable:
     planned: PlannedJob
     jobs: list[Job]  # one a shard
     configs: list[dict[str, Any] | None]  # what each job's config.yaml will hold
+    criteria: str | None = None  # path of what is to be shown
 
     @property
     def launch(self) -> Path:
@@ -83,10 +85,12 @@ class Submittable:
 
     def freeze(self) -> None:
         """Writes config.yaml and job.json of each job; those of an earlier submission, if they were others, are kept
-        with a number."""
+        with a number. Criteria are registered once, and never others. Raises ConfigError."""
         for job, config in zip(self.jobs, self.configs, strict=True):
             launch = Path(job.run) / "launch"
             launch.mkdir(parents=True, exist_ok=True)
+            if self.criteria:
+                criteria.register(Path(self.criteria), Path(job.run))
             path, text = launch / "config.yaml", yaml_core.dump(config)
             if path.exists() and path.read_text() != text:
                 path.rename(launch / f"config_{sum(1 for _ in launch.glob('config_*.yaml'))}.yaml")
@@ -136,6 +140,8 @@ class Plan:
     def submittables(self) -> list[tuple[Point, list[Submittable]]]:
         """Checks every configuration, the interpreter and the images."""
         python, images = self.site.interpreter(), self.site.image_files()
+        if self.grid.criteria:
+            criteria.read(ROOT / self.grid.criteria)
         return [
             (point, [self._submittable(point, planned, python, images) for planned in point.jobs])
             for point in self.points
@@ -168,7 +174,12 @@ class Plan:
                 )
             )
         return Submittable(
-            f"{self.grid.name}-{point.name}-{planned.name}", Path(planned.folder(run)), planned, jobs, configs
+            f"{self.grid.name}-{point.name}-{planned.name}",
+            Path(planned.folder(run)),
+            planned,
+            jobs,
+            configs,
+            str(ROOT / self.grid.criteria) if self.grid.criteria else None,
         )
 
     def _config(

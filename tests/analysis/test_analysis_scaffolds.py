@@ -8,44 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from analysis_helpers import evaluated
 from matplotlib.image import imread
-
-from coderepairrl.rollout import trajectory_files
-from coderepairrl.types import Call, Outcome, Trajectory, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "analysis"))
 import scaffolds  # noqa: E402
-
-
-def evaluated(path, resolved):
-    """`resolved`: for each task, that of its episodes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    call = Call(0, None, None, (1,), (2,), (-0.1,), (0,), "stop", False, 0.0, 0.1)
-    trajectory_files.write(
-        path,
-        [
-            Trajectory(
-                f"{task}-{number}",
-                str(task),
-                f"task-{task}",
-                "heldout",
-                0,
-                (call,),
-                "",
-                Outcome.SUBMITTED,
-                "",
-                Verdict(bool(good), "junit+canary", {}, {}, (), "", 0.1),
-                {},
-                float(good),
-                1.0,
-                stats={},
-            )
-            for task, episodes in enumerate(resolved)
-            for number, good in enumerate(episodes)
-        ],
-        {},
-    )
 
 
 def trained(run, scaffold, before, after, steps):
