@@ -83,6 +83,7 @@ class Checkout:
                 return await self._execute(argv, timeout_s or self.config.command_timeout_s, variables or {})
             except OSError as error:
                 said = f"a command of {self.task.task_id} cannot be run ({error}): {remedy(error)}"
+                log.warning("%s", said, exc_info=error)  # which of the things around a command it was
                 raise SandboxError(said) from error
 
     async def read_text(self, path: str) -> str:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import FILES, isolated, make_task, running, use  # noqa: F401
+from sandbox_helpers import FILES, isolated, make_task, running, sandbox_config, use  # noqa: F401
 
 from coderepairrl.processes import proc
 from coderepairrl.sandboxes import seccomp, start_sandbox
@@ -348,3 +348,37 @@ def test_a_fork_has_no_more_system_calls_than_a_command(server, use):
 
     told, plain = use("bubblewrap", body)
     assert json.loads(told.output)["seccomp"] == plain.output.split()[1] == "2"
+
+
+FULL = """
+import array, socket, sys, time
+pairs = [socket.socketpair() for _ in range(40)]
+for one, _ in pairs:
+    one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))])
+open("full", "w").close()
+time.sleep(3)
+"""
+
+
+def test_a_fork_waits_while_other_sandboxes_have_too_many_descriptors_on_their_way(server, tmp_path):
+    """The kernel counts them by user, and all sandboxes are one."""
+    _, folder = server
+    config = sandbox_config("bubblewrap", tmp_path, file_size_mib=1)  # what is on its way counts as that
+
+    async def main():
+        async with start_sandbox(config, make_task()) as other, start_sandbox(config, make_task()) as sandbox:
+            filling = asyncio.ensure_future(other.run([sys.executable, "-c", FULL]))
+            while (await asyncio.sleep(0.05)) or not (other.root / "full").exists():
+                assert not filling.done(), filling.result()
+            home, inside = sandbox.share("home")
+            (home / "job.json").write_text(json.dumps({"host_file": "/none", "do": "tell", "port": 1, "write": []}))
+            (home / "client.py").write_text(CLIENT)
+            sandbox.show(str(folder))
+            words = (
+                f"ulimit -n 30; exec {sys.executable} -I -S {inside}/client.py {folder / 'socket'} {inside}/job.json"
+            )
+            found = await sandbox.run(words, variables={"TASKS_OWN": "1"})
+            return found, await filling
+
+    found, filled = asyncio.run(main())
+    assert filled.exit_code == 0 and found.exit_code == 0, (found.output, filled.output)

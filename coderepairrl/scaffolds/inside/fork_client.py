@@ -4,13 +4,32 @@ python -I -S fork_client.py SOCKET JOB
 """
 
 import array
+import errno
 import json
 import os
 import socket
 import sys
+import time
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")  # in this order, and the code, as in fork_server.py
 BROKEN = 70
+SEND_S = 20.0  # for descriptors to find room; the server waits longer for a request
+AGAIN_S = 0.05
+
+
+def send(server: socket.socket, head: bytes, fds: list[int]) -> None:
+    """With the descriptors. The kernel lets a user have so many on their way at once, all of its sandboxes together
+    (ETOOMANYREFS): those of others arrive, or end with their sandbox."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    deadline = time.monotonic() + SEND_S
+    while True:
+        try:
+            server.sendmsg([head], ancillary)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(AGAIN_S)
 
 
 def main(path: str, job: str) -> int:
@@ -23,9 +42,7 @@ def main(path: str, job: str) -> int:
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(path)
-            server.sendmsg(
-                [len(request).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            )
+            send(server, len(request).to_bytes(4, "little"), fds)
             server.sendall(request)
             answer = json.loads(server.makefile().readline() or "{}")
         except OSError as error:
