@@ -8,8 +8,8 @@ the one after (evaluation.retry). Intervals are 95%, of paired differences over 
 _seedN are
 seeds of one thing: their mean has an interval by Student's t, and the pool one over tasks, whose episodes are those of
 all seeds.
-A dash: not measured. Where no first edit was seen (an agent that is a program, a run of before) skill and persistence
-are not separated.
+A dash: not measured. Where no first edit was seen (an agent that is a program, a run of before) forced retries alone
+tell skill and persistence apart; without them the two are not separated.
 """
 
 import sys
@@ -87,8 +87,15 @@ def gained(found: dict) -> str:
     return (
         f"gain: {said}"
         + (f"; retries explain {explained:.0%} of it" if explained is not None else "")
-        + ("" if gains(found)["first_edit"] else "; no first edit was seen: persistence not separated")
+        + ("" if gains(found)["first_edit"] else f"; {unseparated(found)}")
     )
+
+
+def unseparated(found: dict) -> str:
+    """Of a run whose first edits nobody saw."""
+    if gains(found)["beyond"]:
+        return "no first edit was seen: persistence is told apart by forced retries alone"
+    return "no first edit was seen: persistence not separated"
 
 
 def over_seeds(name: str, runs: Sequence[Path], found: Sequence[dict]) -> Table:

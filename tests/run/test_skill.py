@@ -174,6 +174,15 @@ def test_runs_of_before_have_no_first_edit_and_say_so(run):
     ), said.stderr
 
 
+def test_an_agent_whose_edits_nobody_sees_is_told_apart_by_forced_retries(run):
+    for name in ("before", "after", "before_retry"):
+        path = run / "rollouts" / f"eval_{name}.parquet"
+        kept = [replace(t, stats={"calls_at_last": 1.0}) for t in trajectory_files.read(path)[0]]
+        trajectory_files.write(path, kept, {})
+    said = run_program("analysis/skill.py", str(run))
+    assert "told apart by forced retries alone" in said.stdout and "not separated" not in said.stdout, said.stderr
+
+
 def test_evaluations_under_other_settings_and_a_broken_control_are_not_compared(run):
     trajectory_files.write(run / "rollouts" / "eval_before_retry.parquet", [trajectory("a", None)], {})
     assert "retries" not in skill.of_run(run)
