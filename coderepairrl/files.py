@@ -1,6 +1,7 @@
 """The project's folder, and what processes meet through: files of JSON and folders, whole or not there."""
 
 import errno
+import gzip
 import json
 import os
 import socket
@@ -60,8 +61,10 @@ def read_jsonl(path: Path) -> list[Any]:
 def json_lines(path: Path) -> list[tuple[int, bytes]]:
     """(its number, the line) of each line that holds something. JSON Lines end at line feeds only: U+2028, U+0085 and
     form feeds may stand in a
-    text, where str.splitlines() would cut it."""
-    return [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    text, where str.splitlines() would cut it. A name that ends with .gz is that of a compressed file."""
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
 def from_json(data: bytes) -> Any:

@@ -45,6 +45,24 @@ def make_runner(base: str, project: str, needs: Needs, cache: Path) -> tuple[str
             f"{project}: {', '.join(_who_needs(project, found))} of the environment need the project itself, "
             "which would show them its repair: leave the package out of the task set"
         )
+    folder, content = _environment(needs, cache)
+    if copies := find(base, (str(folder / "venv"),)):
+        raise TaskError(
+            f"{project}: the environment of its tests holds {copies[0]}, which is the project in another "
+            "version: leave the package out of the task set"
+        )
+    return str(folder / "venv/bin/python"), content
+
+
+def make_environment(packages: tuple[str, ...], cache: Path) -> str:
+    """The interpreter of an environment of pytest and these packages, for tasks that are no project of their own."""
+    folder, _ = _environment(Needs(packages=packages), cache)
+    return str(folder / "venv/bin/python")
+
+
+def _environment(needs: Needs, cache: Path) -> tuple[Path, str]:
+    """(folder, a hash of what it is made of)"""
+    found = _closure((RUNNER, *needs.packages))
     made_of = [
         LAYOUT,
         sys.version,
@@ -61,12 +79,7 @@ def make_runner(base: str, project: str, needs: Needs, cache: Path) -> tuple[str
         config,
         lambda own, steps: _make(found.values(), needs.programs, folder, own, steps),
     )
-    if copies := find(base, (str(folder / "venv"),)):
-        raise TaskError(
-            f"{project}: the environment of its tests holds {copies[0]}, which is the project in another "
-            "version: leave the package out of the task set"
-        )
-    return str(folder / "venv/bin/python"), digest(made_of)
+    return folder, digest(made_of)
 
 
 @functools.cache

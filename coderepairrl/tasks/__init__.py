@@ -8,10 +8,27 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coderepairrl.tasks import functions, jsonl, packages, r2e_gym, releases, swe_bench, swe_gym, swe_smith
+from coderepairrl.tasks import (
+    functions,
+    humaneval,
+    jsonl,
+    mbpp,
+    packages,
+    polyglot,
+    quixbugs,
+    r2e_gym,
+    releases,
+    swe_bench,
+    swe_gym,
+    swe_smith,
+)
 from coderepairrl.tasks.functions import FunctionsConfig
+from coderepairrl.tasks.humaneval import HumanEvalConfig
 from coderepairrl.tasks.jsonl import JsonlConfig
+from coderepairrl.tasks.mbpp import MbppConfig
 from coderepairrl.tasks.packages import RealPackagesConfig
+from coderepairrl.tasks.polyglot import PolyglotConfig
+from coderepairrl.tasks.quixbugs import QuixBugsConfig
 from coderepairrl.tasks.r2e_gym import R2EGymConfig
 from coderepairrl.tasks.releases import ReleasePairsConfig
 from coderepairrl.tasks.rows import RowsConfig
@@ -29,6 +46,10 @@ LOADERS = {
     SweGymConfig: swe_gym.load,
     SweSmithConfig: swe_smith.load,
     R2EGymConfig: r2e_gym.load,
+    QuixBugsConfig: quixbugs.load,
+    HumanEvalConfig: humaneval.load,
+    MbppConfig: mbpp.load,
+    PolyglotConfig: polyglot.load,
 }
 TasksConfig = Annotated[
     FunctionsConfig
@@ -38,7 +59,11 @@ TasksConfig = Annotated[
     | SweBenchConfig
     | SweGymConfig
     | SweSmithConfig
-    | R2EGymConfig,
+    | R2EGymConfig
+    | QuixBugsConfig
+    | HumanEvalConfig
+    | MbppConfig
+    | PolyglotConfig,
     Field(discriminator="name"),
 ]
 

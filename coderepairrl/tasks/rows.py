@@ -25,7 +25,7 @@ from coderepairrl.types import Task
 class RowsConfig(Config):
     """What the loaders of published data sets share."""
 
-    source: str  # path of a .parquet, .json or .jsonl file, or a name on the Hugging Face hub
+    source: str  # path of a .parquet, .json, .jsonl or .jsonl.gz file, or a name on the Hugging Face hub
     split: str = "test"  # of a hub data set; a file has one
     use: Literal["train", "heldout"] = "heldout"  # what its tasks are for
     environments: Literal["recipes", "images"] = "recipes"  # images: the row's container image
@@ -118,7 +118,7 @@ class Row:
 def read_rows(source: str, split: str, refused: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows as they are. Raises TaskError; of JSONL, lines may be `refused` instead."""
     path = Path(source)
-    if path.suffix not in (".parquet", ".json", ".jsonl"):
+    if not path.name.endswith((".parquet", ".json", ".jsonl", ".jsonl.gz")):
         yield from _from_hub(source, split)
         return
     try:
@@ -129,12 +129,14 @@ def read_rows(source: str, split: str, refused: list[str] | None = None) -> Iter
         else:
             yield from _objects(path, refused)
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
-        raise TaskError(f"{source}: {error}: give the path of a readable .parquet, .json or .jsonl file") from error
+        raise TaskError(
+            f"{source}: {error}: give the path of a readable .parquet, .json, .jsonl or .jsonl.gz file"
+        ) from error
 
 
 def _objects(path: Path, refused: list[str] | None) -> Iterator[dict[str, Any]]:
     """JSON: a list of rows, or a mapping from id to row. JSONL: a row a line."""
-    lines = path.suffix == ".jsonl"
+    lines = path.name.endswith((".jsonl", ".jsonl.gz"))
     for number, data in json_lines(path) if lines else [(0, path.read_bytes())]:
         try:
             tree = from_json(data)
