@@ -81,12 +81,14 @@ def register(path: Path, run: Path) -> None:
 
 
 def registrations(path: Path, folders: list[Path]) -> list[str]:
-    """A line for each run in which these criteria were not registered as they are now."""
+    """A line for each run in which, and above which, these criteria were not registered as they are now."""
     lines = []
     for folder in folders:
         for run in sorted(rollouts.parent for rollouts in folder.rglob("rollouts")):
-            if not (run / REGISTERED).exists():
+            places = [run, *(above for above in run.parents if above.is_relative_to(folder))]
+            own = next((place / REGISTERED for place in places if (place / REGISTERED).exists()), None)
+            if own is None:
                 lines.append(f"{run}: not registered when it was submitted (`criteria:` of a grid)")
-            elif (run / REGISTERED).read_bytes() != path.read_bytes():
-                lines.append(f"{run}: registered others ({run / REGISTERED}) than {path} holds now")
+            elif own.read_bytes() != path.read_bytes():
+                lines.append(f"{run}: registered others ({own}) than {path} holds now")
     return lines
