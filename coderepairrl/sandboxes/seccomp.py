@@ -86,7 +86,8 @@ def profile(folder: Path) -> Path:
     """The same rules as Apptainer reads them; it makes a program of them by libseccomp, and answers EPERM whatever they
     say."""
     refused = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
-    notify = [{"index": 1, "value": _F_NOTIFY, "op": "SCMP_CMP_EQ"}]
+    # the kernel reads the lower half of the argument
+    notify = [{"index": 1, "value": 0xFFFFFFFF, "valueTwo": _F_NOTIFY, "op": "SCMP_CMP_MASKED_EQ"}]
     calls = [refused | {"names": list(NAMES)}, refused | {"names": ["fcntl", "fcntl64"], "args": notify}]
     rules = {
         "defaultAction": "SCMP_ACT_ALLOW",

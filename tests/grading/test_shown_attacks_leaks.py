@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from judge_helpers import PYTEST_TASK, config, source  # noqa: F401
+from sandbox_helpers import isolated, sandbox_config
 
 from coderepairrl.rewards import Grader
 from coderepairrl.sandboxes import start_sandbox
@@ -81,15 +82,19 @@ def test_d02_no_sandbox_is_told_what_another_opens(config, name):  # noqa: F811
     assert said.startswith("refused") and SECRET not in said, said
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_d02_all_that_tells_is_refused(config, name):  # noqa: F811
-    code = f"import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); print({TOLD[name]}, ctypes.get_errno())"
+@isolated
+@pytest.mark.parametrize("name", [*LISTEN, *TOLD])
+def test_d02_all_that_tells_is_refused(tmp_path, kind, name):
+    ways = TOLD | {"inotify_init1": "libc.inotify_init1(0)", "inotify_init": "libc.inotify_init()"}
+    way = ways.get(name, "libc.syscall(294, 0)")
+    code = f"import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); print({way}, ctypes.get_errno())"
 
     async def main():
-        async with start_sandbox(config, TASK) as sandbox:
+        async with start_sandbox(sandbox_config(kind, tmp_path), TASK) as sandbox:
             return (await sandbox.run([sys.executable, "-c", code])).output
 
-    assert asyncio.run(main()).split() == ["-1", "38"]
+    # Apptainer answers EPERM whatever its profile says
+    assert asyncio.run(main()).split() == ["-1", "1" if kind == "apptainer" else "38"]
 
 
 def test_d02_honest_use_of_fcntl_goes_on(config):  # noqa: F811
