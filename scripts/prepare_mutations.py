@@ -42,6 +42,7 @@ from coderepairrl.curation.suite import BROKEN, Refused, Version, passing
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
 from coderepairrl.grading.ids import to_node
+from coderepairrl.processes import logs
 from coderepairrl.tasks.packages import FOLDER, SuiteRow, TaskRow, environment, packages, read_source
 from coderepairrl.types import Environment
 
@@ -310,6 +311,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="int; another one draws other bugs (default: 0)")
     arguments = parser.parse_args()
+    logs.to_stderr()
     made_by = {"seed": arguments.seed, "packages": contents.named(str(FOLDER / "packages.yaml"))}
     journal, suites = Journal(arguments.out, made_by), []
     with tqdm(

@@ -37,7 +37,7 @@ from coderepairrl.environments.sources import Archive
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
 from coderepairrl.grading.grader import grade
-from coderepairrl.processes import cause
+from coderepairrl.processes import cause, logs
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks.packages import FOLDER, build
 from coderepairrl.tasks.releases import PairRow, Release, pack, pair_task, released
@@ -189,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, released(), 6, "of the newest pairs to try")
     arguments = parser.parse_args()
+    logs.to_stderr()
     journal = Journal(arguments.out, {"packages": contents.named(str(FOLDER / "releases.yaml"))})
     with tqdm(total=sum(count for _, count in arguments.packages), desc="pairs", unit="pair") as bar:
         for name, count in arguments.packages:

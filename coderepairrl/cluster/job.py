@@ -21,6 +21,7 @@ from coderepairrl.cluster.slurm import ask
 from coderepairrl.config import Config
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
+from coderepairrl.processes import logs
 from coderepairrl.processes.starting import address_towards
 from coderepairrl.run.attempt import STUCK_AFTER, Owner, Place, progress, stuck
 
@@ -45,6 +46,7 @@ class Job(Config):
 
     def __call__(self) -> None:
         """Returns when the program is done; exits otherwise, after asking Slurm to requeue where that helps."""
+        logs.to_stderr()
         place, run = self._place(), Path(self.run)
         leads = place.node == 0 and self.train_nodes > 0
         signals: list[int] = []

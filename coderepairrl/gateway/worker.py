@@ -22,6 +22,7 @@ from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
 from coderepairrl.gateway.vllm_client import VLLMClient
+from coderepairrl.processes import logs
 from coderepairrl.types import Call
 
 
@@ -64,6 +65,7 @@ def serve(
     pipe: Connection,
 ) -> None:
     """The process. It ends with the rollout process, however that ends: then its pipe is closed."""
+    logs.to_stderr()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         # they are for the rollout process, which may still need what is recorded here
         signal.signal(number, signal.SIG_IGN)

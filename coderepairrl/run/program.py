@@ -1,5 +1,5 @@
 """What every program of this project does at its edge: one line for an error, a non-zero exit, an end by SIGUSR2,
---help.
+the package's log on stderr, --help.
 
     @program(TrainConfig)           or @program alone, of one that reads no configuration
     def main(arguments: list[str]) -> None: ...
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from coderepairrl.config import Config, help
 from coderepairrl.errors import CodeRepairError, ConfigError
-from coderepairrl.processes import cause
+from coderepairrl.processes import cause, logs
 from coderepairrl.run.attempt import STOPPED
 
 Main = Callable[[list[str]], None]
@@ -39,6 +39,7 @@ def program(*what: Main | type[Config]) -> Main | Callable[[Main], Main]:
 def _wrapped(main: Main, configs: tuple[type[Config], ...]) -> Main:
     @functools.wraps(main)
     def wrapped(arguments: list[str]) -> None:
+        logs.to_stderr()
         if signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR2, lambda *_: sys.exit(STOPPED))
         try:
