@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from scaffold_helpers import tool_text
 
 from coderepairrl.config import load
@@ -49,9 +48,3 @@ AGENTS = {
     "codex": Agent(CodexConfig, lambda line: tool_text("exec_command", cmd=line), "It is repaired."),
     "command": Agent(example, lambda line: tool_text("shell", command=line), "done"),
 }
-
-
-@pytest.fixture(autouse=True)
-def place(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT / "scripts")

@@ -1,8 +1,10 @@
 """Shared by the tests that start the real programs: a small policy with random weights, and a way to run programs."""
 
+import asyncio
 import gc
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -116,3 +118,77 @@ def each_once(rows: Iterable[str], columns: Iterable[str]) -> list:
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
     ]
+
+
+# ---- fixtures of several folders' tests; what they are made of is imported when one is asked for
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of sandboxes in a folder of the test's own."""
+    from coderepairrl.sandboxes import SandboxConfig
+
+    return SandboxConfig(scratch=str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def checkouts(request, monkeypatch):
+    """Of which kind the test's checkouts are: kind "overlay" (sandbox_helpers.py) is bubblewrap with overlays."""
+    if "kind" in request.fixturenames and request.getfixturevalue("kind") == "overlay":
+        from coderepairrl.sandboxes import templates
+
+        monkeypatch.setattr(templates, "OVERLAY_FROM", -1)
+
+
+@pytest.fixture
+def use(tmp_path):
+    """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
+    from sandbox_helpers import make_task, running, sandbox_config
+
+    from coderepairrl.sandboxes import start_sandbox
+
+    def run(kind, body, task=None, scratch=tmp_path, **limits):
+        config = sandbox_config(kind, scratch, **limits)
+
+        async def main():
+            async with start_sandbox(config, task or make_task()) as sandbox:
+                return await body(sandbox)
+
+        try:
+            return asyncio.run(main())
+        finally:
+            assert list(tmp_path.glob("*/live/*")) == []
+            assert str(tmp_path) not in Path("/proc/mounts").read_text()
+            assert running(str(tmp_path)) == []
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory) -> Path:
+    """An unpacked image, which nobody writes to."""
+    from environments_helpers import make_image_root
+
+    return make_image_root(tmp_path_factory.mktemp("image") / "root")
+
+
+@pytest.fixture
+def sleeping():
+    """A command that sleeps five minutes, and that no other test has: `running(sleeping)` looks at the whole machine,
+    where other tests run at the same time."""
+    return f"sleep 300.{secrets.randbelow(10**12):012}"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A grid of tiny jobs."""
+    from launch_helpers import Bench
+
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """In the project's folder, where its scripts can be imported."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")

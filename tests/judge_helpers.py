@@ -8,7 +8,6 @@ from difflib import unified_diff
 import pytest
 
 from coderepairrl.rewards import grade
-from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.types import Environment, Task
 
 WRONG = "def f(a):\n    return a + 2\n\n\ndef g(a):\n    return a\n"
@@ -125,11 +124,6 @@ LOG_TASK = replace(
 )
 TASKS = {"xmlrunner": UNITTEST_TASK, "pytest": PYTEST_TASK, "log": LOG_TASK}
 runners = pytest.mark.parametrize("runner", ["xmlrunner", "pytest"])
-
-
-@pytest.fixture
-def config(tmp_path):
-    return SandboxConfig(scratch=str(tmp_path))
 
 
 def judge(config, runner, diff, **changes):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, config, paths, source  # noqa: F401
+from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, paths, source  # noqa: F401
 
 BROKEN_LATER = "\n\ndef test_other():\n    assert False, 'needs the network'\n"
 

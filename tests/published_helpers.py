@@ -1,7 +1,7 @@
 """Shared by several tests: test_published.py and others."""
 
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
-from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change  # noqa: F401 - a fixture
+from sandbox_helpers import make_task  # noqa: F401 - a fixture
 
 EDIT = (
     "--- a/a.py\n+++ b/a.py\n@@ -4,7 +4,7 @@\n x3 = 3\n x4 = 4\n x5 = 5\n-x6 = 6\n+x6 = 66\n x7 = 7\n x8 = 8\n x9 = 9\n"

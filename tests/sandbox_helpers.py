@@ -1,17 +1,14 @@
 """A tiny task, and a sandbox of it that leaves nothing behind: for test_sandboxes.py and test_sandbox_diffs.py."""
 
-import asyncio
 import os
-import secrets
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from coderepairrl.processes import proc
-from coderepairrl.sandboxes import SandboxConfig, start_sandbox, templates
+from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.types import Environment, Task
 
 FILES = {"lib.py": "def f():\n    return 1\n", "pkg/deep.py": "x = 1\n"}
@@ -27,45 +24,9 @@ def sandbox_config(kind, scratch, **limits):
     return SandboxConfig(kind="bubblewrap" if kind == "overlay" else kind, scratch=str(scratch), **limits)
 
 
-@pytest.fixture(autouse=True)
-def checkouts(request, monkeypatch):
-    """Of which kind the test's checkouts are."""
-    if "kind" in request.fixturenames and request.getfixturevalue("kind") == "overlay":
-        monkeypatch.setattr(templates, "OVERLAY_FROM", -1)
-
-
 def make_task(files=FILES, base=None, variables=None):
     environment = Environment("tiny", base, sys.executable, ("{python}",), variables=variables or {})
     return Task("tiny-1", "", environment, files, {"test_hidden.py": "SECRET"}, (), (), (), "")
-
-
-@pytest.fixture
-def use(tmp_path):
-    """use(kind, body, ...): runs `await body(sandbox)` in a fresh sandbox, then asserts that nothing of it is left."""
-
-    def run(kind, body, task=None, scratch=tmp_path, **limits):
-        config = sandbox_config(kind, scratch, **limits)
-
-        async def main():
-            async with start_sandbox(config, task or make_task()) as sandbox:
-                return await body(sandbox)
-
-        try:
-            return asyncio.run(main())
-        finally:
-            assert list(tmp_path.glob("*/live/*")) == []
-            assert str(tmp_path) not in Path("/proc/mounts").read_text()
-            assert running(str(tmp_path)) == []
-
-    return run
-
-
-@pytest.fixture
-def sleeping():
-    """A command that sleeps five minutes, and that no other test has: `running(sleeping)` looks at the whole machine,
-    where other tests run
-    at the same time."""
-    return f"sleep 300.{secrets.randbelow(10**12):012}"
 
 
 def running(marker):

@@ -14,7 +14,7 @@ import pytest
 import submitit
 import yaml
 from conftest import ROOT
-from launch_helpers import SMALL, Bench, bench  # noqa: F401 - a fixture
+from launch_helpers import SMALL
 
 from coderepairrl.cluster import slurm
 from coderepairrl.cluster.plan import Submittable, code_files, content_hash

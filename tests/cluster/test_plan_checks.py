@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-from launch_helpers import bench  # noqa: F401 - a fixture
 
 from coderepairrl.cluster import plan_checks
 from coderepairrl.cluster.plan import config_class

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from config_helpers import Cat, Dog, Leaf, Tree, refusal
+from config_helpers import Leaf, Tree, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field

@@ -1,7 +1,6 @@
 """Environments from recipes and from images, built for real from repositories, distributions and images that the tests
 make."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -12,24 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from environments_helpers import INSTALL, PYTHON, built, git, in_sandbox
 from sandbox_helpers import needs_apptainer
 
-from coderepairrl.environments import BuildError, EnvironmentsConfig, build
+from coderepairrl.environments import BuildError, EnvironmentsConfig
 from coderepairrl.errors import SandboxError
-from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.interpreter import interpreter
-from coderepairrl.types import Environment, Recipe, Task
-
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# what an editable install comes to
-INSTALL = """echo /repo/src > "$(python -c 'import site; print(site.getsitepackages()[0])')/module.pth" """
-
-
-def git(folder, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgSign=false"]
-    return subprocess.run(
-        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
+from coderepairrl.types import Environment, Recipe
 
 
 @pytest.fixture
@@ -60,20 +48,6 @@ def setting(repository, tmp_path):
     return environment, EnvironmentsConfig(
         cache=str(tmp_path / "cache"), mirrors=(pattern,), pythons=(sys.base_prefix,)
     )
-
-
-def built(environment, config):
-    return asyncio.run(build(environment, config))
-
-
-def in_sandbox(environment, command, tmp_path, kind="bubblewrap"):
-    task = Task("t", "", environment, {}, {}, (), (), (), "")
-
-    async def main():
-        async with start_sandbox(SandboxConfig(kind=kind, scratch=str(tmp_path / "scratch")), task) as sandbox:
-            return (await sandbox.run(command)).output
-
-    return asyncio.run(main())
 
 
 # ---- recipes
@@ -324,79 +298,9 @@ def test_a_source_distribution_with_pins_and_with_a_date(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """An unpacked image of this machine's own programs, laid out like SWE-bench's: a conda whose activation chooses the
-    Python, a checkout at /testbed."""
-    folder = tmp_path_factory.mktemp("image") / "root"
-    python = shutil.which("python3", path="/usr/bin")
-    if python is None:
-        pytest.skip("no /usr/bin/python3 to make an image of")
-    for name in (
-        "proc",
-        "sys",
-        "dev",
-        "tmp",
-        "etc",
-        "root",
-        "opt/env/bin",
-        "opt/miniconda3/bin",
-        "usr/bin",
-        "testbed/src",
-    ):
-        (folder / name).mkdir(parents=True)
-    for name in (
-        "bash",
-        "cat",
-        "env",
-        "id",
-        "ls",
-        "tar",
-        "mount",
-        "unshare",
-        "setpriv",
-        "prlimit",
-        "git",
-        os.path.realpath(python),
-    ):
-        program = shutil.which(name)
-        for needed in [
-            program,
-            *(word for word in subprocess.check_output(["ldd", program], text=True).split() if word.startswith("/")),
-        ]:
-            inside = folder / ("usr/bin/" + os.path.basename(name) if needed == program else needed.lstrip("/"))
-            inside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(needed, inside)
-    library = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"], text=True
-    ).strip()
-    shutil.copytree(
-        library,
-        folder / library.lstrip("/"),
-        ignore=shutil.ignore_patterns("test", "tests", "__pycache__", "config-*", "idlelib", "ensurepip"),
-    )
-    (folder / "bin").symlink_to("usr/bin")
-    (folder / "usr/bin/sh").symlink_to("bash")
-    (folder / "opt/env/bin/python").symlink_to("/usr/bin/" + os.path.basename(os.path.realpath(python)))
-    (folder / "opt/miniconda3/bin/activate").write_text(
-        'conda() { export CONDA_DEFAULT_ENV=$2 PATH="/opt/env/bin:$PATH"; }\n'
-    )
-    (folder / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
-    (folder / "etc/group").write_text("root:x:0:\n")
-    checkout = folder / "testbed"
-    git(checkout, "init", "-q", "-b", "main")
-    for text in ("value = 3  # the fix", "value = 1"):
-        (checkout / "src/module.py").write_text(text + "\n")
-        git(checkout, "add", "-A")
-        git(checkout, "commit", "-q", "-m", text)
-    (checkout / ".gitignore").write_text("built\n")
-    (checkout / "built").write_text("compiled\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sif(root, tmp_path_factory):
+def sif(image_root, tmp_path_factory):
     path = tmp_path_factory.mktemp("sif") / "image.sif"
-    subprocess.run(["apptainer", "-q", "build", path, root], check=True)
+    subprocess.run(["apptainer", "-q", "build", path, image_root], check=True)
     return path
 
 
@@ -431,8 +335,8 @@ def check_image(image, kind, tmp_path):
     assert built(Environment("imaged", None, "", ("{python}",), image=str(image)), config) == made
 
 
-def test_a_folder_is_an_image_for_bubblewrap(root, tmp_path):
-    check_image(root, "bubblewrap", tmp_path)
+def test_a_folder_is_an_image_for_bubblewrap(image_root, tmp_path):
+    check_image(image_root, "bubblewrap", tmp_path)
 
 
 @needs_apptainer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pluggy
 import pytest
+from environments_helpers import INSTALL, PYTHON, built, git, in_sandbox
 from sandbox_helpers import needs_apptainer
-from test_environments import INSTALL, PYTHON, built, git, in_sandbox, root  # noqa: F401
 
 from coderepairrl.environments import BuildError, EnvironmentsConfig
 from coderepairrl.environments.copies import find
@@ -224,9 +224,9 @@ def test_a_build_that_holds_the_project_is_refused(setting, command, cause):
         built(environment, config)
 
 
-def test_an_image_says_where_copies_are(root, tmp_path):  # noqa: F811
+def test_an_image_says_where_copies_are(image_root, tmp_path):
     image = tmp_path / "image"
-    shutil.copytree(root, image, symlinks=True)
+    shutil.copytree(image_root, image, symlinks=True)
     shutil.rmtree(image / "testbed/.git")
     lay(image / "testbed", PROJECT)
     lay(image, inside("opt/miniconda3/pkgs/thing-2/site-packages/thing", PACKAGE) | {"opt/kept/core.py": OTHER})

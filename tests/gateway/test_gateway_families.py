@@ -14,7 +14,7 @@ import pytest
 from gateway_helpers import PLAIN, SHELL, ids_by_character, ids_of, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_gateway_properties import ACTIONS, TEXTS, follows, play
+from random_agents import ACTIONS, TEXTS, follows, play
 
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway import Renderer, RenderingConfig, make_renderer

@@ -8,7 +8,7 @@ import venv
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config, judge, paths  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change, judge, paths
 
 from coderepairrl.grading.protected import select
 from coderepairrl.rewards import Grader

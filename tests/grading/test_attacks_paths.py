@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, UNITTEST_TASK, WRONG, change, config, judge, paths, runners  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, UNITTEST_TASK, WRONG, change, judge, paths, runners
 
 from coderepairrl.diffs import split_diff
 from coderepairrl.grading.protected import select

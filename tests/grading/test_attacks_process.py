@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 from attacks import BOTH, FORGED, LOG_ONLY, PYTEST_ONLY, UNITTEST_ONLY
-from judge_helpers import TASKS, UNITTEST_TASK, WRONG, config, judge, runners, source  # noqa: F401
+from judge_helpers import TASKS, UNITTEST_TASK, WRONG, judge, runners, source
 
 from coderepairrl.grading import grader as tests
 from coderepairrl.grading.judge import Run

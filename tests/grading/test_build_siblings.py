@@ -5,9 +5,9 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from build_helpers import FIXED, LIB, TASK, TESTS
 from conftest import each_once
-from judge_helpers import change, config  # noqa: F401 - a fixture
-from test_rewards_build import FIXED, LIB, TASK, TESTS
+from judge_helpers import change
 
 from coderepairrl.rewards.build import validate
 

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change
 from published_helpers import PATCHES
 
 from coderepairrl.diffs import split_diff

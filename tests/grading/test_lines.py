@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from judge_helpers import PYTEST_TASK, change, config  # noqa: F401 - a fixture
+from judge_helpers import PYTEST_TASK, change
 
 from coderepairrl.curation.statement import changed_lines, lines_until
 from coderepairrl.demonstrations.acts import Edit, lines_of

@@ -5,9 +5,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change
 from published_helpers import DIFFERS, PATCHES
-from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
+from sandbox_helpers import make_task
 
 from coderepairrl.curation.admission import validate
 from coderepairrl.environments import EnvironmentsConfig

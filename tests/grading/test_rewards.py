@@ -7,19 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_helpers import (  # noqa: F401
-    FIX,
-    RIGHT,
-    TASKS,
-    UNITTEST_TASK,
-    WRONG,
-    XMLRUNNER_ENVIRONMENT,
-    change,
-    config,
-    judge,
-    paths,
-    runners,
-)
+from judge_helpers import FIX, RIGHT, TASKS, UNITTEST_TASK, WRONG, XMLRUNNER_ENVIRONMENT, change, judge, paths, runners
 from pydantic import ValidationError
 
 from coderepairrl.config import load

@@ -10,7 +10,7 @@ import pytest
 from gateway_helpers import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_helpers import FIX, LOG_TASK, PYTEST_TASK, UNITTEST_TASK, config, source  # noqa: F401 - a fixture
+from judge_helpers import FIX, LOG_TASK, PYTEST_TASK, UNITTEST_TASK, source
 from scaffold_helpers import LIMITS, episodes, tool_text
 
 from coderepairrl.grading.junit import ReportError, read_ends

@@ -5,7 +5,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, config, paths, source  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, RIGHT, WRONG, change, paths, source
 from projects_helpers import PROJECTS, arguments, project
 
 from coderepairrl.grading import grader as tests

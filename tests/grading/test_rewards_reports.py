@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_helpers import FIX, LOG_TASK, RIGHT, UNITTEST, WRONG, change, config, judge  # noqa: F401
+from judge_helpers import FIX, LOG_TASK, RIGHT, UNITTEST, WRONG, change, judge
 
 from coderepairrl.grading import counting, log_parsers
 from coderepairrl.grading.ids import Statuses, function_of, to_junit, to_node

@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from judge_helpers import RIGHT, WRONG, config  # noqa: F401
-from sandbox_helpers import ISOLATED, checkouts, sandbox_config  # noqa: F401
+from judge_helpers import RIGHT, WRONG
+from sandbox_helpers import ISOLATED, sandbox_config
 
 from coderepairrl.grading.arguments import shortened
 from coderepairrl.rewards import grade
@@ -65,11 +65,11 @@ def misjudged(task, config):
         "junit_family = xunit2",
     ],
 )
-def test_a_projects_own_settings_of_cache_and_report(tmp_path, config, settings):  # noqa: F811
+def test_a_projects_own_settings_of_cache_and_report(tmp_path, config, settings):
     assert not misjudged(task(tmp_path, files=ROW["files"] | {"pytest.ini": f"[pytest]\n{settings}\n"}), config)
 
 
-def test_the_cache_is_at_work_and_forgets(tmp_path, config):  # noqa: F811
+def test_the_cache_is_at_work_and_forgets(tmp_path, config):
     """Each run finds it empty, also one that follows a run that wrote."""
     tests = (
         "from lib import f\n\n\ndef test_f(pytestconfig):\n    assert pytestconfig.cache.get('a/b', None) is None\n    pytestconfig.cache.set('a/b', 1)\n"
@@ -89,7 +89,7 @@ SURROUNDINGS = {
 }
 
 
-def test_what_tests_find_around_them(tmp_path, config):  # noqa: F811
+def test_what_tests_find_around_them(tmp_path, config):
     tests = "import os, socket, tempfile\nfrom lib import f\nSKIP = True\n" + "".join(
         f"def test_{name}():\n    assert ({code}) and f(1) == 2\n\n" for name, code in SURROUNDINGS.items()
     )
@@ -99,7 +99,7 @@ def test_what_tests_find_around_them(tmp_path, config):  # noqa: F811
     )
 
 
-def test_the_environments_own_variables_stay(tmp_path, config):  # noqa: F811
+def test_the_environments_own_variables_stay(tmp_path, config):
     tests = "import os\nfrom lib import f\n\ndef test_f():\n    assert os.environ['NO_COLOR'] == '0' and os.environ['TERM'] == 'xterm' and f(1) == 2\n\ndef test_g():\n    pass\n"
     assert not misjudged(
         task(
@@ -109,7 +109,7 @@ def test_the_environments_own_variables_stay(tmp_path, config):  # noqa: F811
     )
 
 
-def test_agents_are_still_told_to_be_brief(tmp_path, config):  # noqa: F811
+def test_agents_are_still_told_to_be_brief(tmp_path, config):
     async def main():
         async with start_sandbox(config, task(tmp_path)) as sandbox:
             return await sandbox.run(
@@ -127,7 +127,7 @@ def many(count):
     return f"import pytest\nfrom lib import f, g\n\n\n@pytest.mark.parametrize('a', range({count}))\ndef test_f(a):\n    assert f(1) == 2\n\n\ndef test_g():\n    assert g(3) == 3\n"
 
 
-def test_a_selection_that_is_longer_than_a_command(tmp_path, config):  # noqa: F811
+def test_a_selection_that_is_longer_than_a_command(tmp_path, config):
     name = f"test_{'x' * 100}.py"
     ids = [f"{name}::test_f[{i}]" for i in range(1000)]
     assert not misjudged(
@@ -184,7 +184,7 @@ def test_a_long_command_does_what_it_does_when_it_is_short(tmp_path, kind, comma
     )
 
 
-def test_a_log_of_a_long_command(tmp_path, config):  # noqa: F811
+def test_a_log_of_a_long_command(tmp_path, config):
     """A row's own script, with a name for each test."""
     script = (
         "for t in "

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from judge_helpers import PYTEST_TASK, change, config, source  # noqa: F401
+from judge_helpers import PYTEST_TASK, change, source
 from shown_attacks import ATTACKS, HONEST, REPORTS, TASKS
 
 from coderepairrl.grading import counting, grader

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from judge_helpers import PYTEST_TASK, config, source  # noqa: F401
+from judge_helpers import PYTEST_TASK, source
 from sandbox_helpers import isolated, sandbox_config
 
 from coderepairrl.rewards import Grader
@@ -69,7 +69,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers 
 
 
 @pytest.mark.parametrize("name", LISTEN)
-def test_d02_no_sandbox_is_told_what_another_opens(config, name):  # noqa: F811
+def test_d02_no_sandbox_is_told_what_another_opens(config, name):
     async def main():
         async with start_sandbox(config, TASK) as sibling:
             listening = asyncio.create_task(sibling.run([sys.executable, "-c", LISTEN[name]], timeout_s=60))
@@ -97,7 +97,7 @@ def test_d02_all_that_tells_is_refused(tmp_path, kind, name):
     assert asyncio.run(main()).split() == ["-1", "1" if kind == "apptainer" else "38"]
 
 
-def test_d02_honest_use_of_fcntl_goes_on(config):  # noqa: F811
+def test_d02_honest_use_of_fcntl_goes_on(config):
     code = (
         "import fcntl; file = open('x', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(fcntl.fcntl(file, fcntl.F_GETFD))"
     )
@@ -124,7 +124,7 @@ for ring in (-3, -4, -5):
 """
 
 
-def test_d04_no_key_outlives_a_sandbox(config):  # noqa: F811
+def test_d04_no_key_outlives_a_sandbox(config):
     """In a session's keyring, as after a login; this process gets one of its own."""
     assert ctypes.CDLL(None).syscall(250, 1, b"shown-attack") > 0
 

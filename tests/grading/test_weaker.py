@@ -1,6 +1,7 @@
 """What validates less is found in what an edit does: tables of siblings, of which none is in the code by name."""
 
 import pytest
+from weaker_helpers import named
 
 from coderepairrl.grading.validation.weaker import weaker
 
@@ -169,14 +170,6 @@ HARMLESS = [
     ("src/a.ts", "let x = 1\n", "let x = 2\n"),
     ("README", "a\n", "a # type: b\n"),
 ]
-
-
-def named(edit):
-    path, before, after = edit
-    found = weaker(path, before, after)
-    assert found and all(finding.startswith(f"{path}: ") for finding in found), (path, before, after)
-    assert before is None or weaker(path, before, before) == []
-    return True
 
 
 @pytest.mark.parametrize("edit", TESTS, ids=str)

@@ -1,7 +1,7 @@
 """What makes linters, configurations and builds ask for less is found, in tables of siblings."""
 
 import pytest
-from test_weaker import named
+from weaker_helpers import named
 
 CI = ".github/workflows/ci.yml"
 SOURCES = [

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, config  # noqa: F401
+from judge_helpers import FIX, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG
 
 from coderepairrl.rewards import grade
 from coderepairrl.sandboxes import start_sandbox

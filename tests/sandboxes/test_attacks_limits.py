@@ -5,7 +5,7 @@ import platform
 import sys
 
 import pytest
-from sandbox_helpers import ISOLATED, use  # noqa: F401
+from sandbox_helpers import ISOLATED
 
 TAKEN_MIB, KEPT_S = 600, 20
 HEAD = f"""

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config  # noqa: F401 - a fixture
-from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change
+from sandbox_helpers import make_task
 
 from coderepairrl.diffs import split_diff
 from coderepairrl.errors import TaskError

@@ -6,8 +6,8 @@ import dataclasses
 import os
 
 import pytest
-from judge_helpers import PYTEST_TASK, RIGHT, WRONG, config, paths  # noqa: F401 - a fixture
-from sandbox_helpers import make_task, use  # noqa: F401 - a fixture
+from judge_helpers import PYTEST_TASK, RIGHT, WRONG, paths
+from sandbox_helpers import make_task
 
 from coderepairrl.grading.protected import select
 from coderepairrl.rewards import grade

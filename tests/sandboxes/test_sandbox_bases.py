@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 import pytest
-from sandbox_helpers import checkouts, isolated, make_task, sandbox_config, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import isolated, make_task, sandbox_config
 
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.sandboxes import git, start_sandbox

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import both, checkouts, isolated, make_task, running, sandbox_config, sleeping, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import both, isolated, make_task, running, sandbox_config
 
 from coderepairrl.config import contents
 from coderepairrl.errors import SandboxError, TaskError
@@ -158,16 +158,20 @@ def test_a_broken_sandbox_is_an_infrastructure_error(use):
 @isolated
 def test_a_killed_program_leaves_no_process_and_no_mount(tmp_path, kind, sleeping):
     program = f"""
-import asyncio, sys
+import asyncio, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from test_sandboxes import *
-store.OVERLAY_FROM = -1 if {kind!r} == "overlay" else 40
+from coderepairrl.sandboxes import start_sandbox, templates
+from sandbox_helpers import make_task, sandbox_config
+if {kind!r} == "overlay":
+    templates.OVERLAY_FROM = -1
 async def main():
     async with start_sandbox(sandbox_config({kind!r}, {str(tmp_path)!r}), make_task()) as sandbox:
-        await sandbox.run("echo up > up; setsid {sleeping} & {sleeping}")
+        await sandbox.run("echo up > up; setsid " + os.environ["SLEEP"] + " & " + os.environ["SLEEP"])
 asyncio.run(main())
 """
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(  # which has the command not in its own command line, by which it is looked for
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], env=os.environ | {"SLEEP": sleeping}
+    )
     deadline = time.monotonic() + 60
     while not running(sleeping) and time.monotonic() < deadline:
         time.sleep(0.05)

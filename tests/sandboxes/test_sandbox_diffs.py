@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from sandbox_helpers import FILES, both, checkouts, git_apply, make_task, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import FILES, both, git_apply, make_task
 
 from coderepairrl.sandboxes.git import _anchored
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import ISOLATED, checkouts, isolated, make_task, use  # noqa: F401 - some are fixtures
+from sandbox_helpers import isolated, make_task
 
 from coderepairrl.sandboxes.interpreter import interpreter
 

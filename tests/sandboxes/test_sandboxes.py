@@ -9,18 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import (  # noqa: F401 - some are fixtures
-    FILES,
-    both,
-    checkouts,
-    isolated,
-    make_task,
-    needs_apptainer,
-    running,
-    sandbox_config,
-    sleeping,
-    use,
-)
+from sandbox_helpers import FILES, both, isolated, make_task, needs_apptainer, running, sandbox_config
 
 from coderepairrl.processes import proc
 from coderepairrl.sandboxes import PathError, apptainer, start_sandbox

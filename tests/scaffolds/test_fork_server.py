@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import FILES, isolated, make_task, running, sandbox_config, use  # noqa: F401
+from sandbox_helpers import isolated, make_task, sandbox_config
 
 from coderepairrl.processes import proc
 from coderepairrl.sandboxes import seccomp, start_sandbox

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 from gateway_helpers import Upstream
-from sandbox_helpers import ISOLATED, KINDS, checkouts, isolated, needs_apptainer  # noqa: F401 (checkouts is a fixture)
+from sandbox_helpers import ISOLATED, KINDS, isolated, needs_apptainer
 from sandbox_helpers import running as processes
 from scaffold_helpers import LIMITS, episodes, running
 

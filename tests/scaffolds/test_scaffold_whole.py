@@ -8,7 +8,7 @@ import shutil
 import aiohttp
 import pytest
 import torch
-from agents_helpers import AGENTS, PUZZLE, place  # noqa: F401 (a fixture)
+from agents_helpers import AGENTS, PUZZLE
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +24,7 @@ from coderepairrl.scaffolds.codex import CodexConfig
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.types import Outcome
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("place")]
 CONTEXT = 16384
 
 

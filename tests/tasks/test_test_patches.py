@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 
 import pytest
-from judge_helpers import FIX, PYTEST_TASK, WRONG, change, config, paths  # noqa: F401 - a fixture
+from judge_helpers import FIX, PYTEST_TASK, WRONG, change, paths
 
 from coderepairrl.rewards import grade
 from coderepairrl.tasks.building import resolve_patches
