@@ -21,7 +21,7 @@ ERRORS = {
     "models": 1,
     "processes": 5,
     "rollout": 16,
-    "run": 28,
+    "run": 39,
     "sandboxes": 27,
     "scaffolds": 29,
     "sft": 7,
