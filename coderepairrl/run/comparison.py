@@ -45,7 +45,7 @@ def compare(one: Sequence[Outcomes], other: Sequence[Outcomes]) -> Comparison:
         raise ValueError("no task was graded in all of these runs: evaluate both policies on the same tasks")
     first, last = (together(seeds, tasks) for seeds in (one, other))
     gains = [np.mean(b) - np.mean(a) for a, b in zip(first, last, strict=True)]
-    won, lost = (sum(sign * gain > 1e-12 for gain in gains) for sign in (1, -1))
+    won, lost = (sum(bool(sign * gain > 1e-12) for gain in gains) for sign in (1, -1))
     single = all(len(outcomes) == 1 for outcomes in (*first, *last))
     return Comparison(
         tasks=len(tasks),

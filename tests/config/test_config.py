@@ -189,6 +189,7 @@ CLASSES = {  # the first that a path begins with
     "eval/": ("evaluate", "EvaluateConfig"),
     "tasks/": ("prepare_tasks", "PrepareConfig"),
     "site/": ("coderepairrl.cluster.site", "SiteConfig"),
+    "criteria/": ("coderepairrl.run.criteria", "Criteria"),
     "grid/": ("coderepairrl.cluster.grid", "GridConfig"),
 }
 
