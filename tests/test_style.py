@@ -15,7 +15,6 @@ LONGER = {
     "rollout/rollout.py": 509,
     "inference/vllm.py": 503,
     "gateway/session.py": 477,
-    "grading/turns.py": 434,
     "sandboxes/bubblewrap.py": 417,
     "sft/data.py": 406,
 }
