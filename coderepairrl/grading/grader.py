@@ -25,8 +25,9 @@ from dataclasses import replace
 
 from coderepairrl.errors import TaskError
 from coderepairrl.grading import counter_check, counting
+from coderepairrl.grading.canary import takes_canary, without_canary
 from coderepairrl.grading.ids import function_of
-from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute, takes_canary, without_canary
+from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute
 from coderepairrl.grading.output import Outputs
 from coderepairrl.grading.protected import Selection, select
 from coderepairrl.grading.published import as_diff
