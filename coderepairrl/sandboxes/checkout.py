@@ -156,7 +156,8 @@ class Checkout:
         async with self.lock:
             paths, problem = await self.judge.touched(self.worktree, diff)
             if allowed is not None and not allowed.issuperset(paths):
-                problem = f"git reads other paths in it than its headers name: {', '.join(sorted(set(paths) - allowed))[:200]}"
+                others = ", ".join(sorted(set(paths) - allowed))[:200]
+                problem = f"git reads other paths in it than its headers name: {others}"
             problem = problem or await self.judge.apply(self.worktree, diff)
             if not problem and self.owner is not None:
                 await in_thread(self._own_all, paths)
