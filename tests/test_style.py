@@ -13,7 +13,7 @@ MAX_LINES, MAX_FUNCTION, WIDTH = 400, 60, 120
 # files that are longer than they should be, and lines that are wider: these numbers only become smaller
 LONGER = {"rollout/rollout.py": 509, "inference/vllm.py": 503, "gateway/session.py": 477}
 LONGER_FUNCTIONS = {"rollout/episode.py: run_episode": 99, "inference/vllm.py: start": 63}
-WIDER = 36
+WIDER = 17
 
 
 @pytest.mark.parametrize("command", ["check", "format --check"])

@@ -131,8 +131,10 @@ def _signal(exit_code: int) -> str:
 
 
 def _sounds_like_one(lines: list[str]) -> str:
+    def fits(line: str) -> bool:
+        return bool(cause.NAMED.search(line)) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line)
+
     said = [line for line in lines if line.strip()]
-    fits = lambda line: cause.NAMED.search(line) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line)  # noqa: E731
     return next((line for line in said if fits(line[:LONGEST_LINE])), said[-1] if said else "")
 
 

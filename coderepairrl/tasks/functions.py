@@ -39,7 +39,9 @@ OPERATORS: dict[str, dict[str, str]] = {
 }
 NAMES = "a b c d e h j k m n p q u v w z low high left right step size item count limit rate".split()
 LISTS = "xs ys items values data rows".split()
-FUNCTIONS = "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle".split()
+FUNCTIONS = (
+    "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle"
+).split()
 N_INPUTS, N_VISIBLE, N_HIDDEN = 40, 4, 12
 HELD_OUT_DRAW = "held out"
 HELD_OUT_SHARE = 4  # one skeleton in four is held out

@@ -172,8 +172,8 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:300]
         raise TaskError(
-            f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split that "
-            "the hub has"
+            f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split "
+            "that the hub has"
         ) from error
     yield from rows
 

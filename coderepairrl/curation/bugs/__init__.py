@@ -1,1 +1,1 @@
-"""Kinds of bugs inside of functions, by family: one rule a kind, a function from a syntax node to edits of the source."""
+"""Kinds of bugs inside of functions, by family. A rule is a function from a syntax node to edits of the source."""
