@@ -21,7 +21,7 @@ from coderepairrl.environments import copies
 from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
 from coderepairrl.environments.copies import find
 from coderepairrl.environments.sources import commit_tracked, remove_copies, tracked_of
-from coderepairrl.sandboxes.interpreter import in_image
+from coderepairrl.processes.containers import sealed
 from coderepairrl.types import Environment
 
 LAYOUT = 2  # part of every name: raise it when what is built changes
@@ -66,7 +66,7 @@ def _make(
         name = "image.sif" if config.image_format == "sif" else "image"
         path, final = own / name, folder / name
         _convert(image, path, own, config, steps)
-    run = in_image(str(path))
+    run = sealed(str(path))
     places = " ".join(shlex.quote(place) for place in dict.fromkeys((wanted, *WORKDIRS)))
     workdir = steps.run(
         "looking for the checkout",

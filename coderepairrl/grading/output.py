@@ -18,6 +18,7 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import write_text
+from coderepairrl.lines import one_line
 from coderepairrl.processes import cause
 from coderepairrl.sandboxes import CommandResult
 
@@ -105,7 +106,7 @@ def first_error(text: str, exit_code: int = 1) -> str:
         _sounds_like_one(lines),
         "no output",
     )
-    return next(filter(None, (" ".join(found.split()) for found in candidates)))[:ERROR_CHARACTERS]
+    return next(filter(None, map(one_line, candidates)))[:ERROR_CHARACTERS]
 
 
 def _errors(lines: list[str]) -> Iterator[str]:

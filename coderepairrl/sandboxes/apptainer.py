@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.processes import cause, proc
-from coderepairrl.sandboxes import own, reaper, seccomp
+from coderepairrl.processes import cause, proc, reaper
+from coderepairrl.sandboxes import own, seccomp
 from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.covered import covered, places, prepare
 from coderepairrl.sandboxes.etc import made_once, own_etc

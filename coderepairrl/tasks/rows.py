@@ -18,6 +18,7 @@ from pydantic import PositiveFloat, PositiveInt
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines
+from coderepairrl.lines import one_line
 from coderepairrl.tasks.refusals import check, refuse
 from coderepairrl.types import Task
 
@@ -170,7 +171,7 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:300]
+        cause = one_line(error)[:300]
         raise TaskError(
             f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split "
             "that the hub has"
