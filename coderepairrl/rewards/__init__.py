@@ -19,8 +19,9 @@ from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError, did_you_mean
 from coderepairrl.grading.counting import disagreement, failing
 from coderepairrl.grading.grader import Grader, grade
+from coderepairrl.grading.validation import build_verdict
+from coderepairrl.grading.validation.build_verdict import BuildVerdict
 from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
-from coderepairrl.rewards.build import BuildVerdict
 from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.types import Task, Verdict
@@ -51,7 +52,7 @@ class Reward:
 REWARDS = {
     "tests": Reward(tests.reward, needs_verdict=True),
     "build": Reward(
-        build.reward, judge=lambda task, diff, grader: build.validate(task, diff, grader.config, grader.builds)
+        build.reward, judge=lambda task, diff, grader: build_verdict.validate(task, diff, grader.config, grader.builds)
     ),
     "visible_log": Reward(weak.visible_log, judge=weak.visible_output),
     "patch": Reward(patch.reward),

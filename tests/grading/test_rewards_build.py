@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from judge_helpers import PYTEST_TASK, RIGHT, WRONG, change, config  # noqa: F401
 
+from coderepairrl.grading.validation.build_verdict import validate
 from coderepairrl.grading.validation.weaker import weaker
 from coderepairrl.rewards import Grader, RewardConfig, compute
-from coderepairrl.rewards.build import validate
 
 LIB = WRONG.replace("def g(a):\n", "def g(a):\n    if a < 0:\n        raise ValueError(a)\n")
 FIXED = LIB.replace("a + 2", "a + 1")
