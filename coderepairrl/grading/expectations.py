@@ -81,15 +81,12 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
 
 def _together(several: list[list[Turn]]) -> list[Turn]:
     """Turn by turn; who has fewer stays at its last one, a FAILURE."""
-    rows = (tuple(own[min(place, len(own) - 1)] for own in several) for place in range(max(map(len, several))))
-    return [
-        Turn(
-            tuple(edit for turn in row for edit in turn.edits),
-            max(turn.rank for turn in row),
-            any(turn.shared for turn in row),
-        )
-        for row in rows
-    ]
+    out = []
+    for place in range(max(map(len, several))):
+        row = [own[min(place, len(own) - 1)] for own in several]
+        edits = tuple(edit for turn in row for edit in turn.edits)
+        out.append(Turn(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
+    return out
 
 
 class Expectations:

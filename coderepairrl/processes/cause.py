@@ -176,13 +176,9 @@ def _one_line(text: str) -> str:
 
 def _then(first: str, last: str) -> str:
     first, last = _one_line(first)[: LIMIT // 2], _one_line(last)
-    return (
-        first
-        if last.startswith(first) and len(first) < LIMIT // 2
-        else last
-        if last.startswith(first)
-        else f"{first}; then {last}"
-    )
+    if not last.startswith(first):
+        return f"{first}; then {last}"
+    return first if len(first) < LIMIT // 2 else last
 
 
 def _last_launch(text: str) -> tuple[str, str]:

@@ -46,8 +46,9 @@ class Checkout:
     network = False
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
-        self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
-        self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
+        self.config, self.task, self.owner, self.inside = config, task, owner, inside
+        self.live, self.folder = live, live.folder
+        self.worktree, self.root = live.worktree, live.worktree.view
         self.left_out: dict[str, str] = {}
         self.shared: dict[Path, str] = {}
         self.shown: list[str] = []

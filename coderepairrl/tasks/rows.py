@@ -144,15 +144,9 @@ def _objects(path: Path, refused: list[str] | None) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             refuse(TaskError(f"{path}{f', line {number}' if lines else ''}: {error}"), refused)
             continue
-        rows = (
-            [tree]
-            if lines
-            else list(tree.values())
-            if isinstance(tree, dict)
-            else tree
-            if isinstance(tree, list)
-            else [tree]
-        )
+        rows = [tree]
+        if not lines and isinstance(tree, dict | list):
+            rows = list(tree.values()) if isinstance(tree, dict) else tree
         for place, row in enumerate(rows, max(1, number)):
             if isinstance(row, dict):
                 yield row
