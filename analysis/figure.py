@@ -8,6 +8,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from coderepairrl.files import whole
+
 matplotlib.use("Agg")  # draws into files, needs no display
 INK, ACCENT, TEXT = "#20303c", "#c8553d", "#5c6b75"
 
@@ -27,7 +29,6 @@ def runs_and_picture(arguments: Sequence[str], usage: str, name: str) -> tuple[l
 
 def save(figure: Figure, path: Path) -> None:
     """Whole or not there."""
-    temporary = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.rename(path)

@@ -4,8 +4,10 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """The same of a text. Halves of characters, which no file holds, are question marks in it."""
-    temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.rename(path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Another name beside `path`, for the block to write a file or a folder there; after the block it is `path`. Of a
+    block that raises, nothing is left. Of several processes that write a file, the last one's is there; a folder that
+    is there already raises OSError."""
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any | None:
@@ -48,9 +62,8 @@ def publish(made: Path, folder: Path) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """A row a line. Several processes may write it at once: the last one's is there, whole."""
-    temporary = _temporary(path)
-    temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    temporary.rename(path)
+    with whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[Any]:

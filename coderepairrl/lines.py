@@ -9,6 +9,11 @@ def split_lines(text: str) -> list[str]:
     return list(io.StringIO(text, newline="\n"))
 
 
+def one_line(text: object) -> str:
+    """What it says, such as an exception, as one line: all blanks and line ends are single spaces."""
+    return " ".join(str(text).split())
+
+
 def python_lines(text: str) -> list[str]:
     """As Python's parser counts them: each ends at a line feed, a carriage return or both, which it keeps."""
     return list(io.StringIO(text, newline=""))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from coderepairrl.config import Config, load
 from coderepairrl.demonstrations.expert import DemonstrationsConfig, generate
-from coderepairrl.files import write_json
+from coderepairrl.files import whole, write_json
 from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
 from coderepairrl.run import inputs
 from coderepairrl.run.program import program
@@ -32,12 +32,10 @@ class MakePolicyConfig(Config):
 
 def write_conversations(kind: str, config: MakePolicyConfig, path: Path) -> None:
     total = config.demonstrations.drills if kind == "drill" else config.demonstrations.episodes
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with whole(path) as temporary, temporary.open("w") as file:
         rows = generate(kind, config.demonstrations, config.system_prompt, os.cpu_count() or 1)
         for messages in tqdm(rows, total=total, desc=path.stem, unit="row", mininterval=1):
             file.write(json.dumps({"messages": messages, "tools": TOOLS}) + "\n")
-    temporary.rename(path)
 
 
 @program(MakePolicyConfig)

@@ -33,8 +33,8 @@ from coderepairrl.run import inputs
 from coderepairrl.run.intervals import NOTHING
 from coderepairrl.run.metrics import Metrics
 from coderepairrl.run.program import program
-from coderepairrl.sft import data
-from coderepairrl.sft.data import Rows
+from coderepairrl.sft import dataset
+from coderepairrl.sft.dataset import Rows
 from coderepairrl.sft.sft_config import SFTConfig, inputs_of, record_of
 from coderepairrl.training import batch, finite
 
@@ -53,8 +53,8 @@ def train(config: SFTConfig, prepared: Path) -> None:
     log = Log(engine, config, heldout)
     for source, rows in zip(config.sources, sources, strict=True):
         # the same on every rank
-        order = data.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)
-        for samples in islice(data.steps(rows, config.batch_tokens, order), source.steps):
+        order = dataset.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)
+        for samples in islice(dataset.steps(rows, config.batch_tokens, order), source.steps):
             weight = sum(sum(sample.advantages) for sample in samples)
             micro_batches = batch.micro_batches(
                 samples,
@@ -149,7 +149,7 @@ class Log:
         engine, config = self.engine, self.config
         with torch.no_grad():
             for rows in self.heldout:
-                for samples in data.steps(rows, config.batch_tokens, range(len(rows))):
+                for samples in dataset.steps(rows, config.batch_tokens, range(len(rows))):
                     for micro in batch.micro_batches(
                         samples,
                         [0.0] * len(samples),
@@ -197,13 +197,13 @@ class Log:
 
 
 def load_rows(config: SFTConfig, prepared: Path) -> tuple[list[Rows], list[Rows]]:
-    return data.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
+    return dataset.load(prepared, len(config.sources), config.evaluation.share if config.evaluation else 0.0)
 
 
 def prepare(config: SFTConfig, prepared: Path) -> None:
     """Tokenises all sources. Raises ConfigError where one has nothing to train, or nothing is held out."""
     evaluation = config.evaluation.sources if config.evaluation else []
-    left_out = data.prepare(
+    left_out = dataset.prepare(
         [*config.sources, *evaluation],
         prepared,
         config.model,

@@ -14,7 +14,6 @@ overrides the grid's own
 YAML: site=configs/site/h100.yaml, seeds=[0,1,2], jobs.train.minutes=30, jobs.train.overrides.training.steps=2.
 """
 
-import difflib
 import signal
 import sys
 import time
@@ -30,7 +29,7 @@ from coderepairrl.cluster.site import SiteConfig
 from coderepairrl.cluster.slurm import Queued, queue
 from coderepairrl.cluster.submission import Record, State, adopt, cancel, claimed, start_here, states, submit
 from coderepairrl.config import load
-from coderepairrl.errors import CodeRepairError, ConfigError
+from coderepairrl.errors import CodeRepairError, ConfigError, did_you_mean
 from coderepairrl.files import read_json
 from coderepairrl.run.metrics import read_metrics
 from coderepairrl.run.program import program
@@ -264,11 +263,8 @@ def main(arguments: list[str]) -> None:
     flags = [word for word in arguments if word.startswith("-")]
     for flag in flags:
         if flag not in FLAGS:
-            near = difflib.get_close_matches(flag, FLAGS, n=1)
-            raise ConfigError(
-                f"{flag}: no such option"
-                + (f": did you mean {near[0]}?" if near else f": known are {', '.join(FLAGS)}")
-            )
+            remedy = did_you_mean(flag, FLAGS, f"known are {', '.join(FLAGS)}", written=str, likeness=0.6)
+            raise ConfigError(f"{flag}: no such option: {remedy}")
     if len(flags) > 1 and set(flags) != {"--local", "--resubmit"}:
         raise ConfigError(f"{' '.join(flags)}: one at a time (but --local --resubmit)")
     words = [word for word in arguments if not word.startswith("-")]

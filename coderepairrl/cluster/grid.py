@@ -19,7 +19,6 @@ grid that grows keeps the runs that it has. A mapping in overrides or variants i
 a value.
 """
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -32,7 +31,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from coderepairrl.cluster.site import Resources
 from coderepairrl.config import Config
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_STEM = 90  # characters of a point's name before its seed
@@ -208,11 +207,8 @@ def _chain(grid: GridConfig, varied: Overrides, seed: int) -> tuple[PlannedJob, 
         job, colon, rest = key.rpartition(":")
         job = job if colon else first
         if job not in own:
-            near = difflib.get_close_matches(job, own, n=1, cutoff=0.4)
-            raise ConfigError(
-                f"{key}: there is no job {job!r}"
-                + (f": did you mean {near[0]}:{rest}?" if near else f": known are {', '.join(own)}")
-            )
+            remedy = did_you_mean(job, own, f"known are {', '.join(own)}", written=lambda name: f"{name}:{rest}")
+            raise ConfigError(f"{key}: there is no job {job!r}: {remedy}")
         own[job].pop(rest, None)
         own[job][rest] = value
     return tuple(
@@ -231,11 +227,8 @@ def fill(value: Any, values: dict[str, Any]) -> Any:
         return value
     for found in PLACEHOLDER.findall(value):
         if found not in values:
-            near = difflib.get_close_matches(found, PLACEHOLDERS, n=1, cutoff=0.4)
-            raise ConfigError(
-                f"{value!r}: {{{found}}} is not known"
-                + (f": did you mean {{{near[0]}}}?" if near else f": known are {', '.join(PLACEHOLDERS)}")
-            )
+            remedy = did_you_mean(found, PLACEHOLDERS, f"known are {', '.join(PLACEHOLDERS)}", written="{{{}}}".format)
+            raise ConfigError(f"{value!r}: {{{found}}} is not known: {remedy}")
     whole = PLACEHOLDER.fullmatch(value)
     return values[whole[1]] if whole else PLACEHOLDER.sub(lambda match: str(values[match[1]]), value)
 

@@ -28,7 +28,7 @@ from coderepairrl.cluster.job import Job
 from coderepairrl.cluster.site import SiteConfig, sbatch_parameters
 from coderepairrl.config import Config, load, yaml_core
 from coderepairrl.errors import ConfigError
-from coderepairrl.files import ROOT, write_json
+from coderepairrl.files import ROOT, write_json, write_text
 from coderepairrl.run import criteria
 
 LARGEST_CODE = 256 * 2**20  # bytes
@@ -95,8 +95,7 @@ class Submittable:
             if path.exists() and path.read_text() != text:
                 path.rename(launch / f"config_{sum(1 for _ in launch.glob('config_*.yaml'))}.yaml")
             if config is not None:
-                path.with_name("config.yaml.tmp").write_text(text)
-                path.with_name("config.yaml.tmp").rename(path)
+                write_text(path, text)
             write_json(launch / "job.json", job.model_dump())
 
 

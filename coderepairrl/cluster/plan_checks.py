@@ -1,6 +1,5 @@
 """What a plan is refused for before anything is submitted, each in one line: results of two jobs in one folder, paths
-where
-nothing is and no earlier job of the point makes it, folders whose results other settings made."""
+where nothing is and no earlier job of the point makes it, folders whose results other settings made."""
 
 import fnmatch
 import os
@@ -14,6 +13,7 @@ from coderepairrl.config.contents import model_folder, there
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, read_json
 from coderepairrl.run import inputs, resume
+from coderepairrl.sft.sources import content, places
 from coderepairrl.tasks import load_tasks
 
 EVALUATE, TRAIN, SFT = "scripts/evaluate.py", "scripts/train_grpo.py", "scripts/train_sft.py"
@@ -152,12 +152,10 @@ def _named(program: str, config: dict[str, Any], launched: dict[str, Any], befor
     """Model, tasks and data, hashed, if they are named otherwise than when the results were made."""
     now, named = {}, config.get("model")
     if program == SFT:
-        from coderepairrl.sft import data  # imports transformers
-
         sft = config_class(program).model_validate(config)
-        sources = data.places(sft.sources, sft.evaluation.sources if sft.evaluation else [])
+        sources = places(sft.sources, sft.evaluation.sources if sft.evaluation else [])
         now |= {
-            key: before[key] if (before.get(key) or {}).get("path") == source.path else data.content(source)
+            key: before[key] if (before.get(key) or {}).get("path") == source.path else content(source)
             for key, source in sources.items()
             if os.path.exists(source.path)
         }

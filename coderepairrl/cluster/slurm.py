@@ -24,10 +24,11 @@ LIVE = {
     "SPECIAL_EXIT",
     "RESV_DEL_HOLD",
 }  # job states in which Slurm still holds the job: it runs, or will
+NO_CLUSTER = "this machine doesn't know its cluster (no slurm.conf): run this on a login node, or set SLURM_CONF"
 # what Slurm's programs say -> what to do about it
 REMEDIES = {
-    "configuration source": "this machine doesn't know its cluster (no slurm.conf): run this on a login node, or set SLURM_CONF",
-    "resolve": "this machine doesn't know its cluster (no slurm.conf): run this on a login node, or set SLURM_CONF",
+    "configuration source": NO_CLUSTER,
+    "resolve": NO_CLUSTER,
     "Unable to contact": "Slurm's controller is down or can't be reached: try again later",
     "Connection refused": "Slurm's controller is down or can't be reached: try again later",
     "credential": "munge refuses: it is not running, or the clocks of two machines differ: tell the cluster's support",
@@ -35,7 +36,8 @@ REMEDIES = {
     "account": "name your account in the site's YAML (`sacctmgr show associations user=$USER` lists them)",
     "partition": "correct the site's partition (`sinfo -s` lists them)",
     "qos": "correct the site's qos (`sacctmgr show associations user=$USER format=account,qos` lists what you may use)",
-    "node configuration is not available": "no node has so many GPUs, CPUs or so much memory, or that constraint: compare the job's resources with `sinfo -o '%P %G %c %m %f'`",
+    "node configuration is not available": "no node has so many GPUs, CPUs or so much memory, or that constraint: "
+    "compare the job's resources with `sinfo -o '%P %G %c %m %f'`",
     "generic resource": "correct the site's gpu_request and gpu_type (`sinfo -o '%P %G'` shows their names)",
     "time limit": "ask for fewer minutes, or set the site's max_minutes: a run goes on in its next attempt",
     "Dependency": "the job that it waits for is gone: --resubmit",

@@ -187,7 +187,10 @@ def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) ->
             "run this on a login node of the cluster, or without Slurm: --local"
         ) from None
     executor.update_parameters(**job.parameters(plan.site, after))
-    late = f"sbatch did not answer within {ANSWER_S:.0f} s: start the same command again in a minute; what it did submit is found in the queue"
+    late = (
+        f"sbatch did not answer within {ANSWER_S:.0f} s: start the same command again in a minute; "
+        "what it did submit is found in the queue"
+    )
     # submitit prints what it also raises
     with _outside_of_jobs(), _within(ANSWER_S, late), contextlib.redirect_stderr(io.StringIO()):
         try:

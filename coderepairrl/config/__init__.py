@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema
 from coderepairrl.config import composition, yaml_core
 from coderepairrl.config.mistakes import explain
 from coderepairrl.errors import ConfigError
+from coderepairrl.files import whole
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -60,9 +61,8 @@ def load(model: type[Model], path: str | Path, overrides: list[str] = ()) -> Mod
 
 def dump(config: BaseModel, path: Path) -> None:
     """Writes the resolved configuration, under a temporary name first."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml_core.dump(config.model_dump()))
-    temporary.rename(path)
+    with whole(path) as temporary:
+        temporary.write_text(yaml_core.dump(config.model_dump()), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> Any:

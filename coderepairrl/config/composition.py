@@ -6,7 +6,6 @@ are merged. Of what can be one of several kinds (a scaffold, a data set), anothe
 rollout.scaffold.name=aider leaves the other's settings behind.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 
 from coderepairrl.config.schema import is_union
 from coderepairrl.config.yaml_core import At, parse
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,13 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
-        remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file"
+        remedy = did_you_mean(
+            path.name,
+            beside,
+            "give the path of a YAML file",
+            written=lambda name: str(path.parent / name),
+            likeness=0.6,
+        )
         raise ConfigError(f"{path}: no such file: {remedy}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder: give the path of a YAML file in it") from None

@@ -1,7 +1,6 @@
 """What pydantic finds wrong, in one line: where it was written, the key as a user writes it, the cause and the
 remedy."""
 
-import difflib
 import re
 from typing import Any
 
@@ -10,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 from coderepairrl.config.composition import Tree
 from coderepairrl.config.schema import fields_at, key_of_kinds, models_at
 from coderepairrl.config.yaml_core import At
+from coderepairrl.errors import did_you_mean
+from coderepairrl.lines import one_line
 
 LONGEST = 80  # characters of a value that are shown
 NUMBER = re.compile(r"[-+0-9_.]+(?:[eE][-+]?[0-9]+)?")
@@ -18,7 +19,7 @@ NUMBER = re.compile(r"[-+0-9_.]+(?:[eE][-+]?[0-9]+)?")
 def explain(model: type[BaseModel], error: ValidationError, tree: Tree, file: str) -> str:
     """The first problem; unknown keys go before what is missing, which they may be."""
     errors = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    loc, message = errors[0]["loc"], " ".join(errors[0]["msg"].removeprefix("Value error, ").split())
+    loc, message = errors[0]["loc"], one_line(errors[0]["msg"].removeprefix("Value error, "))
     at = _written(loc, tree)
     if errors[0]["type"] == "value_error":  # a validator of a whole class names the key first
         named = re.match(r"([a-z]\w*(?:\.\w+)*): ", message)
@@ -62,8 +63,7 @@ def _dotted(at: At) -> str:
 
 
 def _nearest(key: str, known: list[str], likeness: float = 0.4) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=likeness)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return did_you_mean(key, known, f"known here: {', '.join(known)}", likeness=likeness)
 
 
 def _given(error: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from coderepairrl.errors import ConfigError
+from coderepairrl.lines import one_line
 
 Place = Callable[[int], str]  # line, from 1 -> what an error names it by
 At = tuple[str | int, ...]  # keys and indices from the root
@@ -101,7 +102,7 @@ def parse(text: str, place: Place) -> tuple[Any, dict[At, str]]:
         return value, places
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        cause = " ".join(str(error.problem or error.context).split())
+        cause = one_line(error.problem or error.context)
         raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {cause}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

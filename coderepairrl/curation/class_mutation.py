@@ -8,10 +8,11 @@ import ast
 import re
 from collections.abc import Iterator
 
-from coderepairrl.curation.mutation import neighbours
+from coderepairrl.curation.bugs.values import neighbours
 from coderepairrl.curation.source_edits import Edit, Mutation, Source
 
-_PAIRS = "__lt__:__le__ __gt__:__ge__ __eq__:__ne__ __add__:__radd__ __sub__:__rsub__ __mul__:__rmul__ __and__:__or__ __str__:__repr__ __getitem__:__call__"
+_PAIRS = """__lt__:__le__ __gt__:__ge__ __eq__:__ne__ __add__:__radd__ __sub__:__rsub__ __mul__:__rmul__ __and__:__or__
+    __str__:__repr__ __getitem__:__call__"""
 DUNDER_TWINS = {a: b for pair in _PAIRS.split() for a, b in (pair.split(":"), reversed(pair.split(":")))}
 KEPT_DUNDERS = {"__init__", "__new__", "__init_subclass__", "__post_init__"}  # without them all fails loudly
 DECORATOR_TWINS = {"staticmethod": "classmethod", "classmethod": "staticmethod"}
@@ -24,22 +25,12 @@ def _bases(node: ast.ClassDef) -> list[ast.expr]:
 
 def wrong_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
     """Two bases in the other order, or another class of the file that was defined before."""
-    bases, before = (
-        _bases(node),
-        [
-            other.name
-            for other in source.parents[node].body
-            if isinstance(other, ast.ClassDef) and other.lineno < node.lineno
-        ]
-        if isinstance(source.parents[node], ast.Module)
-        else [],
-    )
+    bases, around = _bases(node), source.parents[node]
+    beside = around.body if isinstance(around, ast.Module) else []
+    before = [other.name for other in beside if isinstance(other, ast.ClassDef) and other.lineno < node.lineno]
     for left, right in zip(bases, bases[1:]):
-        yield (
-            source.start(left),
-            source.end(right),
-            source.of(right) + source.text[source.end(left) : source.start(right)] + source.of(left),
-        )
+        middle = source.text[source.end(left) : source.start(right)]
+        yield source.start(left), source.end(right), source.of(right) + middle + source.of(left)
     for base in bases:
         for name in [name for name in before if name != source.of(base)][-2:]:
             yield source.start(base), source.end(base), name

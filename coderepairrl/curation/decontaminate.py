@@ -97,7 +97,7 @@ def split_by_date(tasks: list[Task], date: str) -> tuple[list[Task], list[Task]]
     undated = [task.task_id for task in tasks if not task.metadata.get("created_at")]
     if undated:
         raise TaskError(
-            f"{len(undated)} tasks have no created_at (the first: {undated[0]}): they cannot be split by date; write it "
-            "into their metadata"
+            f"{len(undated)} tasks have no created_at (the first: {undated[0]}): they cannot be split by date; "
+            "write it into their metadata"
         )
     return [t for t in tasks if t.metadata["created_at"] < date], [t for t in tasks if t.metadata["created_at"] >= date]

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 Edit = tuple[int, int, str]  # [start, end) in characters, and the text that replaces it
+SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)  # what needs no parentheses
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,9 @@ class Source:
         begin, stop = self.starts[first.lineno - 1], self.starts[last.end_lineno]
         edges = self.text[begin : self.start(first)] + self.text[self.end(last) : stop]
         return (begin, stop) if not edges.strip() else None
+
+
+def parameters(function: ast.AST) -> list[str]:
+    spec = function.args
+    names = [a.arg for a in (*spec.posonlyargs, *spec.args, spec.vararg, *spec.kwonlyargs, spec.kwarg) if a]
+    return [name for name in names if name not in ("self", "cls")]

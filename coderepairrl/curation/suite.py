@@ -6,11 +6,11 @@ with Version(environment, {"toolz/itertoolz.py": buggy}) as version:
 
 import asyncio
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
+from coderepairrl.grading import junit
+from coderepairrl.grading.junit import Case
 from coderepairrl.sandboxes import SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Environment, Task
 
@@ -19,15 +19,6 @@ BROKEN = "the suite cannot be run at all"
 
 class Refused(Exception):
     """Why a candidate is no task; the reason is counted in the final table."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test of a JUnit report."""
-
-    status: str  # passed | failed | error | skipped
-    seconds: float
-    detail: str  # the short traceback of a failure
 
 
 class Version:
@@ -67,11 +58,8 @@ class Version:
 
 def read_report(path: Path) -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = defaultdict(list)
-    for case in ElementTree.parse(path).iter("testcase"):
-        bad = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        status = {"failure": "failed", "error": "error", "skipped": "skipped"}[bad.tag] if bad is not None else "passed"
-        key = f"{case.get('classname')}::{case.get('name')}"
-        cases[key].append(Case(status, float(case.get("time", 0)), (bad.text or "") if bad is not None else ""))
+    for case in junit.cases(path.read_bytes()):
+        cases[case.test].append(case)
     return cases
 
 

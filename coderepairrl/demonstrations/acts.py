@@ -89,8 +89,8 @@ def oracle_acts(task: Task) -> list[Act]:
             old, new = ("".join(line.value for line in lines) for lines in (hunk.source_lines(), hunk.target_lines()))
             if text.count(old) != 1 or not old:
                 raise TaskError(
-                    f"task {task.task_id}: a hunk of {file.path} stands {text.count(old)} times in it: no edit can name "
-                    "it"
+                    f"task {task.task_id}: a hunk of {file.path} stands {text.count(old)} times in it: "
+                    "no edit can name it"
                 )
             edits.append(Edit(file.path, text, old, new))
             text = edits[-1].after

@@ -186,9 +186,8 @@ def _udiffs(edits: Sequence[Edit]) -> str:
         old, new = (
             "".join(mark + line for line in split_lines(text)) for mark, text in zip("-+", lines_of(edit), strict=True)
         )
-        out.append(
-            f"```diff\n--- {edit.path if edit.before is not None else '/dev/null'}\n+++ {edit.path}\n@@ ... @@\n{old}{new}```\n"
-        )
+        was = "/dev/null" if edit.before is None else edit.path
+        out.append(f"```diff\n--- {was}\n+++ {edit.path}\n@@ ... @@\n{old}{new}```\n")
     return "\n".join(out)
 
 

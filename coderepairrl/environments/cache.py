@@ -22,6 +22,7 @@ from pydantic import PositiveFloat
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import publish, read_json, write_json
+from coderepairrl.lines import one_line
 from coderepairrl.processes import cause
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def once(
             kept = folder.parents[1] / "logs" / f"{folder.name}.log"
             if (own / "build.log").exists():
                 shutil.move(own / "build.log", kept)
-            raise BuildError(name, " ".join(str(error).split()), kept if kept.exists() else None) from error
+            raise BuildError(name, one_line(error), kept if kept.exists() else None) from error
         finally:
             if own.exists():
                 shutil.rmtree(own)

@@ -21,7 +21,7 @@ from coderepairrl.environments import copies
 from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps, cache_of, digest, once
 from coderepairrl.environments.copies import find
 from coderepairrl.environments.sources import commit_tracked, remove_copies, tracked_of
-from coderepairrl.sandboxes.interpreter import in_image
+from coderepairrl.processes.containers import sealed
 from coderepairrl.types import Environment
 
 LAYOUT = 2  # part of every name: raise it when what is built changes
@@ -30,7 +30,8 @@ _PYTHONS = "/opt/miniconda3/bin/python3 python3 /usr/bin/python3"  # that may be
 WORKDIRS = ("/testbed", "/workspace", "/app")  # where images have their checkout, if not at Environment.workdir
 # Variables that say nothing about the image: the shell's, Apptainer's, those that sandboxes set themselves.
 _PASSING = re.compile(
-    r"(APPTAINER|SINGULARITY)_.*|PWD|OLDPWD|SHLVL|_|HOME|TERM|PS1|PROMPT_COMMAND|USER|LOGNAME|HOSTNAME|LANG|LC_.*|PYTHON_FOUND"
+    r"(APPTAINER|SINGULARITY)_.*|PWD|OLDPWD|SHLVL|_|HOME|TERM|PS1|PROMPT_COMMAND|USER|LOGNAME|HOSTNAME|LANG|LC_.*"
+    r"|PYTHON_FOUND"
 )
 
 
@@ -65,7 +66,7 @@ def _make(
         name = "image.sif" if config.image_format == "sif" else "image"
         path, final = own / name, folder / name
         _convert(image, path, own, config, steps)
-    run = in_image(str(path))
+    run = sealed(str(path))
     places = " ".join(shlex.quote(place) for place in dict.fromkeys((wanted, *WORKDIRS)))
     workdir = steps.run(
         "looking for the checkout",
@@ -142,7 +143,8 @@ def _copies(run: list[str], image: Path, workdir: str, python: str, own: Path, s
         return [path.removeprefix(str(image)) for path in find(str(own / "checkout"), (str(image),), skip)]
     arguments = [json.dumps(words) for words in (workdir, [workdir, *_NOT_FILES], ["/"])]
     look = (
-        f'for p in {shlex.quote(python)} {_PYTHONS}; do if "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" 2>/dev/null; '
+        f"for p in {shlex.quote(python)} {_PYTHONS}; do "
+        'if "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" 2>/dev/null; '
         'then exec "$p" -I -c "$@"; fi; done; echo "error: no Python of 3.7 or later looks for copies" >&2; exit 9'
     )
     script = Path(copies.__file__).read_text()

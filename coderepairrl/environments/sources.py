@@ -267,7 +267,10 @@ def download(archive: Archive, folder: Path) -> Path:
         "-d",
         str(folder / archive.name),
     ]
-    remedy = "connect to the package index once (pip's own settings are used), or copy the environments folder from a machine that has it"
+    remedy = (
+        "connect to the package index once (pip's own settings are used), or copy the environments folder "
+        "from a machine that has it"
+    )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -25,8 +25,9 @@ from dataclasses import replace
 
 from coderepairrl.errors import TaskError
 from coderepairrl.grading import counter_check, counting
+from coderepairrl.grading.canary import takes_canary, without_canary
 from coderepairrl.grading.ids import function_of
-from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute, takes_canary, without_canary
+from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute
 from coderepairrl.grading.output import Outputs
 from coderepairrl.grading.protected import Selection, select
 from coderepairrl.grading.published import as_diff
@@ -58,9 +59,9 @@ class Grader:
     """
 
     def __init__(self, sandbox_config: SandboxConfig, remembered: int = 10_000, outputs: Outputs | None = None):
-        self.config, self.remembered, self.runs, self.hits, self.checks = sandbox_config, remembered, 0, 0, 0
-        self.outputs = outputs
-        self.builds: dict[tuple[str, str], Build] = {}  # of bare checkouts and oracles (build.py)
+        self.config, self.remembered, self.outputs = sandbox_config, remembered, outputs
+        self.runs = self.hits = self.checks = 0
+        self.builds: dict[tuple[str, str], Build] = {}  # of bare checkouts and oracles (validation/)
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
         self._waiting: dict[tuple[str, str], int] = {}
@@ -111,7 +112,8 @@ class Grader:
         """What the applied part of a diff comes to; `_marked` adds what the rest says."""
         started = time.monotonic()
         task, run = await self._run(task, selection)
-        kind, message, touched, strict = VerdictKind.UNRESOLVED, run.problem, (), False
+        kind, message = VerdictKind.UNRESOLVED, run.problem
+        touched, strict = (), False
         if run.does_not_apply:
             kind = VerdictKind.DOES_NOT_APPLY
         elif run.bent and not ((oracle := await self._oracle(task)).bent or oracle.timed_out):

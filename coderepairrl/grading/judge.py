@@ -1,24 +1,23 @@
 """One run of a task's tests in a fresh grading sandbox: base + the diff's allowed sections + hidden tests + a canary ->
 what the report says.
 
-The report is JUnit XML, or the log through the row's parser. A random canary test that must fail runs among the others,
-as far as the
-test command takes one: a report in which it did not fail, or an exit code that says it did not, is no evidence.
-`without_canary` is for
-tasks whose own files keep it from failing, which the oracle's run decides (tests.py).
+The report is JUnit XML, or the log through the row's parser. A random canary test that must fail (canary.py) runs among
+the others, as far as the test command takes one: a report in which it did not fail, or an exit code that says it did
+not, is no evidence. `without_canary` is for tasks whose own files keep it from failing, which the oracle's run decides
+(grader.py).
 """
 
 import asyncio
 import contextlib
-import secrets
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError, TaskError
 from coderepairrl.grading import log_parsers
 from coderepairrl.grading.arguments import shortened
+from coderepairrl.grading.canary import Canary, takes_canary
 from coderepairrl.grading.ids import Statuses
 from coderepairrl.grading.junit import ReportError, read_ends, read_regular, read_reports
 from coderepairrl.grading.output import Outputs, first_error, tail
@@ -35,39 +34,6 @@ FAILED = ("failed", "error")
 MIN_FREE_BYTES = 64 << 20  # below this, a missing report is the machine's fault
 MAX_LOG_BYTES = 32 << 20
 _TO_FILE = ("/bin/sh", "-c", 'exec "$@" >"$0" 2>&1')
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A test that must fail. Its names are random, so that a forged report cannot hold it without reading it first."""
-
-    module: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
-    case: str = field(default_factory=lambda: f"Test{secrets.token_hex(8)}")
-    name: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
-
-    @property
-    def path(self) -> str:
-        return f"{self.module}.py"
-
-    @property
-    def source(self) -> str:
-        return f"import unittest\n\n\nclass {self.case}(unittest.TestCase):\n    def {self.name}(self):\n        self.assertEqual(1, 2)\n"
-
-    def status(self, statuses: dict[str, str]) -> str:
-        return next(
-            (status for test, status in statuses.items() if test.endswith(f"{self.case}::{self.name}")), "missing"
-        )
-
-
-def takes_canary(task: Task) -> bool:
-    return any("{canary_" in argument for argument in task.environment.test_command)
-
-
-def without_canary(task: Task) -> Task:
-    """The same task with a test command that runs no canary. What only mentions it, such as the words of -k, stays."""
-    arguments = (one for one in task.environment.test_command if one not in ("{canary_path}", "{canary_module}"))
-    command = (one.replace("{canary_path}", "").replace("{canary_module}", "no_canary") for one in arguments)
-    return replace(task, environment=replace(task.environment, test_command=tuple(command)))
 
 
 @dataclass(frozen=True)
@@ -88,88 +54,99 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What a test command left."""
+
+    argv: list[str]
+    result: CommandResult
+    output: str  # what it printed, or its ends
+    reports: Path  # the folder of its JUnit XML, or of its log
+
+
+@dataclass(frozen=True)
 class Keep:
     """Where all that a run's test command prints is kept."""
 
     outputs: Outputs
     run: str  # the file's name, such as "oracle"
 
+    def write(self, task: Task, ended: Ended) -> Path:
+        return self.outputs.write(task.task_id, self.run, ended.argv, ended.result, ended.output)
+
 
 async def execute(
     task: Task, selection: Selection, config: SandboxConfig, variant: Variant | None = None, keep: Keep | None = None
 ) -> Run:
     """`variant`: with some tests turned, so that they must fail. Both kinds of run are laid out alike: the same files
-    are
-    written, in an order that says nothing, with equal times.
+    are written, in an order that says nothing, with equal times.
 
     Raises SandboxError for infrastructure trouble, TaskError for a wrong task."""
-    by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
-    turned: frozenset[str] = frozenset()
-    printed: dict[str, str] = {}
-
-    def nothing(problem: str, **fields) -> Run:
-        return Run(
-            *(dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass)),
-            "none",
-            problem,
-            turned=turned,
-            **printed,
-            **fields,
-        )
-
     most = max(config.output_kib << 10, keep.outputs.most if keep else 0)
     async with start_sandbox(config.model_copy(update={"output_kib": most >> 10}), task) as sandbox:
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
-            return nothing(f"the diff does not apply: {problem}", does_not_apply=True)
+            return _nothing(task, f"the diff does not apply: {problem}", does_not_apply=True)
         canary = Canary()
         turned = await _lay_tests(task, sandbox, canary, variant)
         if variant and not turned:
-            return nothing("no test could be turned")
-        reports, inside = sandbox.share(JUNIT)
-        argv = shortened(fill(task, canary, inside), sandbox)
-        result = await sandbox.run(
-            [*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv,
-            timeout_s=task.environment.test_timeout_s,
-            variables=plain_terminal(task.environment),
-        )
-        output = await _printed(reports / LOG, result, most) if by_log else result.output
-        printed["tail"] = await asyncio.to_thread(tail, output)
-        if keep:
-            write = keep.outputs.write
-            printed["file"] = str(await asyncio.to_thread(write, task.task_id, keep.run, argv, result, output))
-        if result.timed_out:
-            return nothing(
-                f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s", timed_out=True
-            )
-        try:
-            statuses = (
-                await _read_log(task, reports / LOG) if by_log else await asyncio.to_thread(read_reports, reports)
-            )
-        except ReportError as error:
-            return nothing(str(error), bent=str(error) if error.forged else "")
-        found = Statuses(statuses)
-        to_pass, to_keep = (
-            {test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass)
-        )
-        # a turned test that fails is a canary itself: under -x, none comes after it
-        seen = (
-            canary.status(statuses)
-            if has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys())
-            else ""
-        )
-        claimed = all(status == "passed" for status in to_pass.values())
-        problem, bent = await asyncio.to_thread(_distrust, seen, statuses, result.exit_code, output, claimed, by_log)
-        if problem:
-            _check_disk(sandbox)
-            return nothing(problem, bent=problem if bent else "")
-    evidence = f"{'log' if by_log else 'junit'}{'+canary' if has_canary else ''}"
-    return Run(to_pass, to_keep, evidence, turned=turned, **printed)
+            return _nothing(task, "no test could be turned")
+        ended = await _run_tests(task, sandbox, canary, most)
+        last = await asyncio.to_thread(tail, ended.output)
+        file = str(await asyncio.to_thread(keep.write, task, ended)) if keep else ""
+        run = await _heard(task, sandbox, canary, turned, ended)
+    return replace(run, turned=turned, tail=last, file=file)
+
+
+def _nothing(task: Task, problem: str, **fields) -> Run:
+    """A run that says of no test anything."""
+    to_pass, to_keep = (dict.fromkeys(tests, "missing") for tests in (task.fail_to_pass, task.pass_to_pass))
+    return Run(to_pass, to_keep, "none", problem, **fields)
+
+
+async def _run_tests(task: Task, sandbox: Sandbox, canary: Canary, most: int) -> Ended:
+    reports, inside = sandbox.share(JUNIT)
+    argv = shortened(fill(task, canary, inside), sandbox)
+    by_log = task.environment.log_parser is not None
+    result = await sandbox.run(
+        [*_TO_FILE, f"{inside}/{LOG}", *argv] if by_log else argv,
+        timeout_s=task.environment.test_timeout_s,
+        variables=plain_terminal(task.environment),
+    )
+    output = await _printed(reports / LOG, result, most) if by_log else result.output
+    return Ended(argv, result, output, reports)
+
+
+async def _heard(task: Task, sandbox: Sandbox, canary: Canary, turned: frozenset[str], ended: Ended) -> Run:
+    """What the report says of the task's tests, where it is evidence."""
+    if ended.result.timed_out:
+        limit = f"{TIME_LIMIT}: the tests ran longer than {task.environment.test_timeout_s:g} s"
+        return _nothing(task, limit, timed_out=True)
+    by_log, has_canary = task.environment.log_parser is not None, takes_canary(task)
+    try:
+        if by_log:
+            statuses = await _read_log(task, ended.reports / LOG)
+        else:
+            statuses = await asyncio.to_thread(read_reports, ended.reports)
+    except ReportError as error:
+        return _nothing(task, str(error), bent=str(error) if error.forged else "")
+    found = Statuses(statuses)
+    to_pass, to_keep = (
+        {test: found.lookup(test) for test in tests} for tests in (task.fail_to_pass, task.pass_to_pass)
+    )
+    # a turned test that fails is a canary itself: under -x, none comes after it
+    is_shown = has_canary and not any(to_pass[test] in FAILED for test in turned & to_pass.keys())
+    seen = canary.status(statuses) if is_shown else ""
+    claimed = all(status == "passed" for status in to_pass.values())
+    said = (seen, statuses, ended.result.exit_code, ended.output, claimed, by_log)
+    problem, bent = await asyncio.to_thread(_distrust, *said)
+    if problem:
+        _check_disk(sandbox)
+        return _nothing(task, problem, bent=problem if bent else "")
+    return Run(to_pass, to_keep, f"{'log' if by_log else 'junit'}{'+canary' if has_canary else ''}")
 
 
 async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
     """The test patch, the hidden tests, the canary if one is run; the ids of what `variant` turned. All files that may
-    hold
-    a test are written anew. The diff may not touch their paths, so what fails here is the task's own fault."""
+    hold a test are written anew. The diff may not touch their paths, so what fails here is the task's own fault."""
     if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
         raise TaskError(
             f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit"
@@ -255,8 +232,7 @@ def _distrust(
     canary: str, statuses: dict[str, str], exit_code: int, output: str, claimed: bool, by_log: bool
 ) -> tuple[str, bool]:
     """(empty, or why the report is no evidence; whether no honest run ends so). `canary` is empty where the command
-    takes
-    none, `output` is what the command printed. Call it in a thread."""
+    takes none, `output` is what the command printed. Call it in a thread."""
 
     def said() -> str:
         return f"exit code {exit_code}: {first_error(output, exit_code)}"

@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from xml.parsers import expat
@@ -44,14 +45,40 @@ def read_reports(folder: Path) -> dict[str, str]:
 
 def parse(data: bytes) -> list[tuple[str, str]]:
     """(id, status) of each testcase. Raises ReportError for what is not well-formed or declares entities."""
-    tests: list[list[str]] = []
-    inside = False
+    return [(case.test, case.status) for case in cases(data)]
+
+
+@dataclass
+class Case:
+    """One test of a report."""
+
+    test: str  # "classname::name"
+    time: str  # as the report writes it
+    status: str = "passed"  # passed | xfailed | skipped | failed | error
+    pieces: list[str] = field(default_factory=list)  # of `detail`
+
+    @property
+    def detail(self) -> str:
+        """The text of its first failure, error or skip: of pytest, the short traceback."""
+        return "".join(self.pieces)
+
+    @property
+    def seconds(self) -> float:
+        """Of a trusted report: in another one any text may stand there, which raises ValueError."""
+        return float(self.time)
+
+
+def cases(data: bytes) -> list[Case]:
+    """All of a report, in its order. Raises ReportError for what is not well-formed or declares entities."""
+    found: list[Case] = []
+    inside = telling = False
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal inside
+        nonlocal inside, telling
         if tag == "testcase":
-            tests.append([f"{attributes.get('classname', '')}::{attributes.get('name', '')}", "passed"])
-            inside = True
+            test = f"{attributes.get('classname', '')}::{attributes.get('name', '')}"
+            found.append(Case(test, attributes.get("time", "0")))
+            inside, telling = True, False
         elif inside and (status := _STATUS.get(tag)):
             # an expected failure is a skip of its own kind; old releases of pytest say so in the message only
             if tag == "skipped" and (
@@ -59,22 +86,30 @@ def parse(data: bytes) -> list[tuple[str, str]]:
                 or attributes.get("message", "").startswith("expected test failure")
             ):
                 status = "xfailed"
-            tests[-1][1] = max(tests[-1][1], status, key=ORDER.index)
+            telling = found[-1].status == "passed"
+            found[-1].status = max(found[-1].status, status, key=ORDER.index)
+
+    def text(piece: str) -> None:
+        if telling:
+            found[-1].pieces.append(piece)
 
     def end(tag: str) -> None:
-        nonlocal inside
+        nonlocal inside, telling
         inside = inside and tag != "testcase"
+        telling = telling and tag not in _STATUS
 
     def doctype(*_: object) -> None:
         raise ReportError("the report declares a document type, which no test runner does", forged=True)
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler, parser.StartDoctypeDeclHandler = start, end, doctype
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text, doctype
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
         raise ReportError(f"the report is not XML ({error})") from error
-    return [(test, status) for test, status in tests]
+    return found
 
 
 def read_regular(path: Path, most: int) -> bytes:

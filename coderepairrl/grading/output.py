@@ -18,6 +18,7 @@ from pathlib import Path
 
 from coderepairrl.errors import SandboxError
 from coderepairrl.files import write_text
+from coderepairrl.lines import one_line
 from coderepairrl.processes import cause
 from coderepairrl.sandboxes import CommandResult
 
@@ -105,7 +106,7 @@ def first_error(text: str, exit_code: int = 1) -> str:
         _sounds_like_one(lines),
         "no output",
     )
-    return next(filter(None, (" ".join(found.split()) for found in candidates)))[:ERROR_CHARACTERS]
+    return next(filter(None, map(one_line, candidates)))[:ERROR_CHARACTERS]
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
@@ -131,8 +132,10 @@ def _signal(exit_code: int) -> str:
 
 
 def _sounds_like_one(lines: list[str]) -> str:
+    def fits(line: str) -> bool:
+        return bool(cause.NAMED.search(line)) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line)
+
     said = [line for line in lines if line.strip()]
-    fits = lambda line: cause.NAMED.search(line) and not cause.MILD.search(line[:200]) and not ANNOUNCED.match(line)  # noqa: E731
     return next((line for line in said if fits(line[:LONGEST_LINE])), said[-1] if said else "")
 
 

@@ -37,7 +37,8 @@ _CERTAIN = {
         r"\bdef\s+pytest_\w+|\bhookimpl\b|\bhookwrapper\b|\bload_tests\b|\bpytest_plugins\b"
     ),
     "unittest's own methods": re.compile(
-        r"\bTestCase\s*\.\s*\w+\s*=(?!=)|\bTest(?:Result|Runner|Loader|Suite|Program)\b|\bsetattr\s*\(\s*(?:unittest|pytest)\b"
+        r"\bTestCase\s*\.\s*\w+\s*=(?!=)|\bTest(?:Result|Runner|Loader|Suite|Program)\b"
+        r"|\bsetattr\s*\(\s*(?:unittest|pytest)\b"
         r"|\bunittest\s*\.\s*(?:case|result|runner|main|loader|suite)\b"
     ),
     "the frames of its caller": re.compile(
@@ -55,9 +56,10 @@ _RUNNER_OPTIONS = re.compile(
     re.MULTILINE,
 )
 _POSSIBLE = re.compile(
-    r"\b(?:import|exec|eval|compile|open|getattr|setattr|delattr|globals|locals|vars|sys|os|gc|io|inspect|atexit|signal|ctypes|mmap|threading"
-    r"|multiprocessing|_thread|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle|marshal|linecache|traceback|tokenize|ast|faulthandler"
-    r"|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob|unittest|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt"
+    r"\b(?:import|exec|eval|compile|open|getattr|setattr|delattr|globals|locals|vars|sys|os|gc|io|inspect|atexit|signal"
+    r"|ctypes|mmap|threading|multiprocessing|_thread|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle"
+    r"|marshal|linecache|traceback|tokenize|ast|faulthandler|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob"
+    r"|unittest|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt"
     r"|BaseException|GeneratorExit|warnings|weakref|time|random|secrets|uuid|hash|id|argv|environ)\b"
     r"|\b__(?!init__|name__|all__|doc__|version__)\w+__\b"
 )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from coderepairrl.grading import syntax
+from coderepairrl.grading.expectations import turns
 from coderepairrl.grading.ids import function_of, to_junit
-from coderepairrl.grading.turns import ORDER, Turn, turned, turns
+from coderepairrl.grading.turns import ORDER, Turn, turned
 from coderepairrl.types import Task
 
 FIRST = (0, 1)  # variants that are drawn from first; the others where these tell nothing

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from coderepairrl.errors import ConfigError
+from coderepairrl.lines import one_line
 from coderepairrl.training import attention
 
 # What a folder says besides weights: how text becomes ids, what is sampled by default. Copied into every export as it
@@ -44,7 +45,7 @@ def load_config(folder: str | Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ConfigError(f"{folder}: transformers can't read its config.json: {_line(error)}") from error
+        raise ConfigError(f"{folder}: transformers can't read its config.json: {one_line(error)[:300]}") from error
     kind = config.model_type
     refuse = lambda cause: ConfigError(f"{folder}: {kind}: {cause}: use another model")
     if config.is_encoder_decoder:
@@ -68,7 +69,7 @@ def load_model(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
             folder, dtype=dtype, attn_implementation=attention.NAME, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: its weights can't be loaded: {_line(error)}") from error
+        raise ConfigError(f"{folder}: its weights can't be loaded: {one_line(error)[:300]}") from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(
             f"{folder}: its files lack {len(missing)} weights, the first is {missing[0]}: copy the whole "
@@ -102,7 +103,3 @@ def _with_dtype(config: bytes, dtype: str) -> bytes:
             pattern = rf'("{key}"\s*:\s*)"{re.escape(entries[key])}"'
             config = re.sub(pattern.encode(), rf'\g<1>"{dtype}"'.encode(), config)
     return config
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

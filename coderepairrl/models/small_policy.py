@@ -6,7 +6,6 @@ a dozen tokens, and the rest is a byte-level BPE trained on demonstrations. The 
 folder.
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from coderepairrl.config import Config
+from coderepairrl.files import whole
 
 END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
@@ -111,8 +111,6 @@ def initial_model(tokenizer: PreTrainedTokenizerFast, config: SmallPolicyConfig)
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    with whole(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

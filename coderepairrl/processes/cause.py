@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coderepairrl.lines import python_lines
+from coderepairrl.lines import one_line, python_lines
 
 LIMIT = 500  # characters of a cause
 TAIL = 8 << 20  # bytes of a log that are read
@@ -171,18 +171,14 @@ def by_signal(number: int) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:LIMIT]
+    return one_line(text)[:LIMIT]
 
 
 def _then(first: str, last: str) -> str:
     first, last = _one_line(first)[: LIMIT // 2], _one_line(last)
-    return (
-        first
-        if last.startswith(first) and len(first) < LIMIT // 2
-        else last
-        if last.startswith(first)
-        else f"{first}; then {last}"
-    )
+    if not last.startswith(first):
+        return f"{first}; then {last}"
+    return first if len(first) < LIMIT // 2 else last
 
 
 def _last_launch(text: str) -> tuple[str, str]:

@@ -1,4 +1,11 @@
-"""How a process is started inside an image: the argv of `apptainer exec`."""
+"""How a process is started inside an image.
+
+    in_image(image, command)    one of this project's programs, in an image of its own: it sees what it is given, its
+                                GPUs and the network, and ends with this process (keeper.py)
+    sealed(image)               a trusted question to a task's image, which sees nothing else
+
+Commands that aren't trusted run in sandboxes/.
+"""
 
 import shutil
 import sys
@@ -11,9 +18,8 @@ from coderepairrl.processes.starting import has_gpu
 
 PYTHON = "/opt/venv/bin/python"  # in the images of slurm/images
 # Variables that name programs, libraries and files of the node, which the image has elsewhere or not at all. Apptainer
-# sees to
-# PATH, LD_LIBRARY_PATH and HOME itself. All others go in, so that a site's NCCL_*, VLLM_*, *_proxy ... need no list
-# here.
+# sees to PATH, LD_LIBRARY_PATH and HOME itself. All others go in, so that a site's NCCL_*, VLLM_*, *_proxy ... need no
+# list here.
 NODE_ONLY = (
     "LD_PRELOAD",
     "PYTHONHOME",
@@ -46,11 +52,10 @@ def in_image(
     the command names it.
 
     binds: folders of the node, which have the same path inside, or "node:inside": code, run, models, $TMPDIR, and a
-    folder of its own
-    for "/dev/shm", so that what is left there can be removed. The node's /tmp, /dev and home are there anyway.
-    Variables are those of the process, but NODE_ONLY. What is inside lives in a pid namespace and ends with the
-    returned process.
-    SIGUSR2 is ignored, as in launch.ends_with_parent: Apptainer does not hand on that it is.
+    folder of its own for "/dev/shm", so that what is left there can be removed. The node's /tmp, /dev and home are
+    there anyway. Variables are those of the process, but NODE_ONLY. What is inside lives in a pid namespace and ends
+    with the returned process. SIGUSR2 is ignored, as in starting.ends_with_parent: Apptainer does not hand on that it
+    is.
     """
     if image is None:
         return command
@@ -83,3 +88,15 @@ def in_image(
         *unset,
         *inside,
     ]
+
+
+def sealed(image: str | None) -> list[str]:
+    """argv before a trusted command that runs in a task's image: read-only, without network, with nothing of this
+    machine; empty without an image."""
+    if image is None:
+        return []
+    if shutil.which("apptainer"):
+        alone = ["--containall", "--no-home", "--no-eval", "--net", "--network", "none"]
+        return ["apptainer", "-s", "exec", *alone, image]
+    system = ["--ro-bind", image, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    return ["bwrap", "--die-with-parent", "--unshare-all", *system, "--"]

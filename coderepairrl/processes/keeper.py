@@ -2,14 +2,11 @@
 
     python keeper.py COMMAND ...
 
-For `apptainer`: the kernel's parent-death signal (launch.ends_with_parent) does not get through it, because it changes
-its
-credentials, and the process that mounts the image for a user who isn't root stays when its apptainer is killed. So
-there are two
-processes. The guard is the one that the caller sees: it passes signals on and ends as the command ended. The keeper, in
-a session
-of its own, is the parent of the command and, as subreaper, of all that the command orphans; when the guard is gone, it
-kills them.
+For `apptainer`: the kernel's parent-death signal (starting.ends_with_parent) does not get through it, because it
+changes its credentials, and the process that mounts the image for a user who isn't root stays when its apptainer is
+killed. So there are two processes. The guard is the one that the caller sees: it passes signals on and ends as the
+command ended. The keeper, in a session of its own, is the parent of the command and, as subreaper, of all that the
+command orphans; when the guard is gone, it kills them. (Sandboxes start too many containers for that: reaper.py.)
 """
 
 import ctypes

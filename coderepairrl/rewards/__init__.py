@@ -6,7 +6,6 @@ dotted path.
 """
 
 import asyncio
-import difflib
 import functools
 import logging
 import math
@@ -17,11 +16,12 @@ from typing import Any
 from pydantic import Field, FiniteFloat, PositiveFloat, field_validator
 
 from coderepairrl.config import Config
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, did_you_mean
 from coderepairrl.grading.counting import disagreement, failing
 from coderepairrl.grading.grader import Grader, grade
+from coderepairrl.grading.validation import build_verdict
+from coderepairrl.grading.validation.build_verdict import BuildVerdict
 from coderepairrl.rewards import build, patch, random_reward, similarity, tests, user, weak
-from coderepairrl.rewards.build import BuildVerdict
 from coderepairrl.rewards.discount import discounted
 from coderepairrl.rewards.patch import patch_similarity
 from coderepairrl.types import Task, Verdict
@@ -52,7 +52,7 @@ class Reward:
 REWARDS = {
     "tests": Reward(tests.reward, needs_verdict=True),
     "build": Reward(
-        build.reward, judge=lambda task, diff, grader: build.validate(task, diff, grader.config, grader.builds)
+        build.reward, judge=lambda task, diff, grader: build_verdict.validate(task, diff, grader.config, grader.builds)
     ),
     "visible_log": Reward(weak.visible_log, judge=weak.visible_output),
     "patch": Reward(patch.reward),
@@ -69,11 +69,8 @@ def find_reward(name: str) -> Reward:
         return REWARDS[name]
     if "." in name:
         return Reward(functools.partial(user.call, name, user.load(name)), needs_verdict=True)
-    near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.4)
-    raise ValueError(
-        f"unknown reward {name!r}: "
-        + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}, or the dotted path of your own")
-    )
+    known = f"known: {', '.join(REWARDS)}, or the dotted path of your own"
+    raise ValueError(f"unknown reward {name!r}: {did_you_mean(name, REWARDS, known)}")
 
 
 class RewardConfig(Config):

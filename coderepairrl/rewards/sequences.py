@@ -30,7 +30,9 @@ def common_ratio(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
 def differences(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     """Places of `a` and of `b` that are not of their longest common subsequence."""
     rows = _rows(a, b, every=True)
-    i, j, only_a, only_b = len(a), len(b), [], []
+    i, j = len(a), len(b)
+    only_a: list[int] = []
+    only_b: list[int] = []
     while i and j:
         # bit i - 1 of row j is 0 where an element of a lengthens what a[:i] and b[:j] share
         if rows[j - 1] >> (i - 1) & 1:

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from coderepairrl.errors import ConfigError
+from coderepairrl.lines import one_line
 from coderepairrl.types import Task, Verdict
 
 Function = Callable[[Task, str, Verdict], float]
@@ -86,7 +87,7 @@ def call(path: str, function: Function, task: Task, diff: str, verdict: Verdict)
 
 def _raised(error: BaseException) -> str:
     """The exception and the line of the user's file that it came through, in one line."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = f"{type(error).__name__}: {one_line(error)}"
     theirs = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import write_json
+from coderepairrl.lines import one_line
 from coderepairrl.types import Outcome, Trajectory
 
 WINDOW = 64  # episodes
@@ -22,12 +23,12 @@ REMEDY = "mend the machine or the setting that it names, then start the same com
 def alike(detail: str) -> str:
     """The detail less what tells two errors of one cause apart: words that hold a digit or a slash (numbers, ids,
     paths, addresses)."""
-    return re.sub(r"\S*[\d/]\S*", "*", " ".join(detail.split()))
+    return re.sub(r"\S*[\d/]\S*", "*", one_line(detail))
 
 
 def commonest(details: Iterable[str]) -> str:
     """The cause that most of them share, as the first of them says it; one line."""
-    details = [" ".join(detail.split()) or "no cause is known" for detail in details]
+    details = [one_line(detail) or "no cause is known" for detail in details]
     kind = Counter(map(alike, details)).most_common(1)[0][0]
     return next(detail for detail in details if alike(detail) == kind)[:LONGEST]
 

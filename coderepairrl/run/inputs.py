@@ -17,7 +17,6 @@ default of its class: a new key's default has to keep the program doing what it 
 empty list or mapping is such a key, too. A key that was recorded and is no more is a difference: it had an effect.
 """
 
-import difflib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from pydantic_core import to_jsonable_python
 
 from coderepairrl.config import Config, contents
 from coderepairrl.config.schema import discriminator
-from coderepairrl.errors import ConfigError
+from coderepairrl.errors import ConfigError, did_you_mean
 from coderepairrl.files import read_json
 from coderepairrl.types import Task
 
@@ -276,8 +275,7 @@ def _check_allowed(allow: Sequence[str], keys: Sequence[str]) -> None:
     known = {".".join(own[:n]) for own in parts for n in range(1, len(own) + 1)} | {"model", "rollout.tasks"}
     for name in allow:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            meant = f"did you mean {near[0]!r}?" if near else "write it as in the error, such as engine.learning_rate"
+            meant = did_you_mean(name, known, "write it as in the error, such as engine.learning_rate")
             raise ConfigError(f"resume.allow: there is no key {name!r}: {meant}")
 
 

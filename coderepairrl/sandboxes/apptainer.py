@@ -2,14 +2,11 @@
 Environment.workdir.
 
 The root file system is the environment's image (a SIF or a folder), or `sandbox.image`, or this machine's own system,
-read-only.
-Inside, Apptainer's process becomes what the agent is: as root it drops to `nobody`; then, in a user and mount namespace
-of its own, it gets /tmp
-and /dev/shm of the configured size (Apptainer's own have 64 MB), then it is user 1000 without capabilities, under
-rlimits.
+read-only. Inside, Apptainer's process becomes what the agent is: as root it drops to `nobody`; then, in a user and
+mount namespace of its own, it gets /tmp and /dev/shm of the configured size (Apptainer's own have 64 MB), then it is
+user 1000 without capabilities, under rlimits.
 What stops it: the first process of the container is killed, the kernel kills all others, Apptainer takes its mounts
-down and ends. The programs
-`setpriv`, `unshare`, `prlimit` (util-linux), `mount` and `env` must be in the image.
+down and ends. The programs `setpriv`, `unshare`, `prlimit` (util-linux), `mount` and `env` must be in the image.
 """
 
 import asyncio
@@ -24,19 +21,22 @@ import sys
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.processes import cause, proc
-from coderepairrl.sandboxes import own, reaper, seccomp
-from coderepairrl.sandboxes.bubblewrap import END_S, NOBODY, check_user, made_once, own_etc
+from coderepairrl.processes import cause, proc, reaper
+from coderepairrl.sandboxes import own, seccomp
 from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.covered import covered, places, prepare
+from coderepairrl.sandboxes.etc import made_once, own_etc
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.members import first_inside
 from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
-from coderepairrl.sandboxes.running import Pipe, gone, spawn, supervise
+from coderepairrl.sandboxes.running import END_S, Pipe, gone, spawn, supervise
 from coderepairrl.sandboxes.templates import Live, Store
 from coderepairrl.types import Environment, Task
 
-_INSTALL = "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set sandbox.kind=bubblewrap"
+_INSTALL = (
+    "install it (https://apptainer.org/docs/admin/latest/installation.html), load its module, or set "
+    "sandbox.kind=bubblewrap"
+)
 _IN_MEMORY = ("/tmp/", "/var/tmp/")  # folders that are mounted anew inside, over what is bound below them
 
 
@@ -46,7 +46,7 @@ class ApptainerSandbox(Checkout):
         """Starts an empty container; raises SandboxError unless a command in it is user 1000."""
         become = _become(config, {"PATH": "/usr/bin:/bin"}, "/", [])
         argv = [*_container(), *_rules(root), *_root(config.image, root), *become]
-        check_user(
+        own.check_user(
             "apptainer", argv, _outside(), _INSTALL, "allow user namespaces, and choose an image that holds util-linux"
         )
 
@@ -61,10 +61,10 @@ class ApptainerSandbox(Checkout):
             )
         system = await asyncio.to_thread(_root, environment.image or config.image, store.root)
         root = os.getuid() == 0  # for others an Apptainer inside our user namespace could not mount images
-        live = await store.copy(task, NOBODY if root else None, overlay=config.overlay and root)
+        live = await store.copy(task, own.NOBODY if root else None, overlay=config.overlay and root)
         shown = [path for path in folders if not (path == "/usr" or path.startswith("/usr/"))]
         over = await asyncio.to_thread(_covered, environment, store.root, config.image)
-        return cls(config, task, live, NOBODY if root else None, shown, [*system[:-1], *over, system[-1]])
+        return cls(config, task, live, own.NOBODY if root else None, shown, [*system[:-1], *over, system[-1]])
 
     def __init__(
         self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]
@@ -186,7 +186,7 @@ def _covered(environment: Environment, root: Path, image: str | None) -> list[st
 def _become(config: SandboxConfig, variables: dict[str, str], workdir: str, hidden: list[str]) -> list[str]:
     """What the container's first program becomes, step by step, before it is the command. `hidden`: binds below /tmp or
     /var/tmp, to be seen in the new ones."""
-    drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
+    drop = own.drop("setpriv") if os.getuid() == 0 else []
     memory = f"mount -t tmpfs -o size={config.tmp_mib}m,mode=1777 tmpfs"
     over = [root for root in _IN_MEMORY if any(path.startswith(root) for path in hidden)]
     kept = [f"mkdir -p /dev/shm{root} && mount --rbind {root} /dev/shm{root}" for root in over]

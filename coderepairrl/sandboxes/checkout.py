@@ -46,8 +46,9 @@ class Checkout:
     network = False
 
     def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
-        self.config, self.task, self.live, self.owner, self.inside = config, task, live, owner, inside
-        self.folder, self.worktree, self.root = live.folder, live.worktree, live.worktree.view
+        self.config, self.task, self.owner, self.inside = config, task, owner, inside
+        self.live, self.folder = live, live.folder
+        self.worktree, self.root = live.worktree, live.worktree.view
         self.left_out: dict[str, str] = {}
         self.shared: dict[Path, str] = {}
         self.shown: list[str] = []
@@ -156,7 +157,8 @@ class Checkout:
         async with self.lock:
             paths, problem = await self.judge.touched(self.worktree, diff)
             if allowed is not None and not allowed.issuperset(paths):
-                problem = f"git reads other paths in it than its headers name: {', '.join(sorted(set(paths) - allowed))[:200]}"
+                others = ", ".join(sorted(set(paths) - allowed))[:200]
+                problem = f"git reads other paths in it than its headers name: {others}"
             problem = problem or await self.judge.apply(self.worktree, diff)
             if not problem and self.owner is not None:
                 await in_thread(self._own_all, paths)

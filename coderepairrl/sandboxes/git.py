@@ -44,7 +44,10 @@ _MACHINE = re.compile(
     "name too long))",
     re.MULTILINE,
 )
-_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tcheckStat = minimal\n\ttrustctime = false\n"
+_CONFIG = (
+    "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n"
+    "\tcheckStat = minimal\n\ttrustctime = false\n"
+)
 _NAME = {"NAME": "base", "EMAIL": "base@localhost", "DATE": f"{EPOCH_S} +0000"}
 VARIABLES = {
     "PATH": os.environ.get("PATH", "/usr/bin:/bin"),

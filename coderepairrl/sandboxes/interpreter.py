@@ -4,11 +4,11 @@ where it has one."""
 import functools
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 
 from coderepairrl.errors import TaskError
+from coderepairrl.processes.containers import sealed
 
 _QUESTION = """
 import importlib, json, os, pkgutil, sys
@@ -45,7 +45,7 @@ def interpreter(python: str, image: str | None = None) -> Interpreter:
     """Blocks for some 300 ms the first time. Raises TaskError for an interpreter that does not run."""
     try:
         done = subprocess.run(
-            [*in_image(image), python, "-I", "-c", _QUESTION],
+            [*sealed(image), python, "-I", "-c", _QUESTION],
             capture_output=True,
             text=True,
             timeout=120,
@@ -70,37 +70,3 @@ def interpreter(python: str, image: str | None = None) -> Interpreter:
                 "folder of its own"
             )
     return Interpreter(tuple(folders), frozenset(answer["modules"]), frozenset(answer["loaded"]))
-
-
-def in_image(image: str | None) -> list[str]:
-    """argv before a trusted command that runs in the image: read-only, without network."""
-    if image is None:
-        return []
-    if shutil.which("apptainer"):
-        return [
-            "apptainer",
-            "-s",
-            "exec",
-            "--containall",
-            "--no-home",
-            "--no-eval",
-            "--net",
-            "--network",
-            "none",
-            image,
-        ]
-    return [
-        "bwrap",
-        "--die-with-parent",
-        "--unshare-all",
-        "--ro-bind",
-        image,
-        "/",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--tmpfs",
-        "/tmp",
-        "--",
-    ]

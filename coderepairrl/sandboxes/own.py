@@ -10,10 +10,14 @@ these limits belong to.
 import os
 import resource
 import shlex
+import subprocess
 
+from coderepairrl.errors import SandboxError
+from coderepairrl.processes import cause
 from coderepairrl.sandboxes.protocol import SandboxConfig
 
 AGENT = 1000  # who a command is, inside
+NOBODY = 65534  # who root becomes first: the kernel exempts root from process limits in any namespace
 PAGE_BYTES = 4096
 MESSAGE_QUEUES = 256  # of 16 KiB
 SEMAPHORES = "250 32000 32 128"  # in a set, in all, operations in a call, sets: as the kernel had it for decades, 2 MiB
@@ -51,6 +55,11 @@ def was_made(read_end: int) -> bool:
         return False
 
 
+def drop(setpriv: str) -> list[str]:
+    """From root to `nobody`."""
+    return [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
 def agent(unshare: str) -> list[str]:
     """Into the agent's own user namespace, without any capability."""
     return [unshare, "--user", f"--map-user={AGENT}", f"--map-group={AGENT}"]
@@ -69,3 +78,22 @@ def limits(config: SandboxConfig, prlimit: str = "prlimit") -> list[str]:
         "--core=0",
         "--",
     ]
+
+
+def check_user(runtime: str, argv: list[str], environment: dict[str, str], install: str, advice: str) -> None:
+    """Raises SandboxError unless a command behind `argv` is user 1000. `install` and `advice`: remedies where it
+    doesn't start, or is another."""
+    try:
+        done = subprocess.run(
+            [*argv, "id", "-u"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SandboxError(f"{runtime} does not run ({error}): {install}") from error
+    if done.stdout.strip() != str(AGENT):
+        raise SandboxError(f"{runtime} cannot make a sandbox ({cause.of_text(done.stdout + done.stderr)}): {advice}")

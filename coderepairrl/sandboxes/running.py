@@ -14,6 +14,7 @@ from coderepairrl.sandboxes.protocol import CommandResult
 WATCH_INTERVAL_S = 0.5
 WATCHERS = 8  # threads that look at limits
 DRAIN_S = 2.0  # how long output may take to end once every process of the command was killed
+END_S = 30.0  # how long the kernel may take to end a killed pid namespace
 
 
 class HeadTail:

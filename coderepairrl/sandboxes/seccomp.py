@@ -17,6 +17,8 @@ import platform
 import struct
 from pathlib import Path
 
+from coderepairrl.files import whole
+
 # each architecture's numbers (its unistd.h), in this order; where there is no such call, None
 NAMES = (
     "add_key",
@@ -99,7 +101,6 @@ def profile(folder: Path) -> Path:
 
 def _written(path: Path, content: bytes) -> Path:
     if not path.exists():
-        own = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        own.write_bytes(content)
-        own.rename(path)
+        with whole(path) as temporary:
+            temporary.write_bytes(content)
     return path

@@ -20,6 +20,7 @@ from pydantic import Field
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, GatewayError, SandboxError
+from coderepairrl.lines import one_line
 from coderepairrl.processes import cause
 from coderepairrl.sandboxes import CommandResult, Sandbox, seccomp
 from coderepairrl.scaffolds.endpoint import Endpoint
@@ -107,7 +108,7 @@ class Aider(ProcessScaffold):
 
     def failed(self, result: CommandResult) -> CodeRepairError:
         """A model that could not be asked, and a fork that could not start, are no failures of the agent."""
-        said = " ".join(result.output[-TAIL_CHARS:].split())
+        said = one_line(result.output[-TAIL_CHARS:])
         if result.exit_code == aider_driver.NO_ANSWER:
             return GatewayError(f"aider got no answer from the gateway: {said}")
         if result.exit_code == fork_server.BROKEN and self.server is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import CodeRepairError, ConfigError, ScaffoldError
+from coderepairrl.lines import one_line
 from coderepairrl.sandboxes import CommandResult, Sandbox
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.inside import relay
@@ -121,7 +122,7 @@ class ProcessScaffold(ABC):
     def failed(self, result: CommandResult) -> CodeRepairError:
         """What an exit code that is not 0 means."""
         return ScaffoldError(
-            f"the agent ended with exit code {result.exit_code}: {' '.join(result.output[-TAIL_CHARS:].split())}"
+            f"the agent ended with exit code {result.exit_code}: {one_line(result.output[-TAIL_CHARS:])}"
         )
 
 

@@ -7,8 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from coderepairrl.config import Config, Share, contents
 from coderepairrl.run import inputs
 from coderepairrl.run.metrics import WandbConfig
-from coderepairrl.sft import data
-from coderepairrl.sft.data import SourceConfig
+from coderepairrl.sft.sources import SourceConfig, content, places
 from coderepairrl.training.engine_config import EngineConfig
 
 
@@ -57,6 +56,6 @@ def record_of(output: Path) -> Path:
 
 
 def inputs_of(config: SFTConfig) -> dict:
-    sources = data.places(config.sources, config.evaluation.sources if config.evaluation else [])
-    known = {key: data.content(source) for key, source in sources.items()}
+    sources = places(config.sources, config.evaluation.sources if config.evaluation else [])
+    known = {key: content(source) for key, source in sources.items()}
     return inputs.of(config, inputs.SFT, model=contents.there(config.model), known=known)

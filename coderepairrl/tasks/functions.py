@@ -39,7 +39,9 @@ OPERATORS: dict[str, dict[str, str]] = {
 }
 NAMES = "a b c d e h j k m n p q u v w z low high left right step size item count limit rate".split()
 LISTS = "xs ys items values data rows".split()
-FUNCTIONS = "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle".split()
+FUNCTIONS = (
+    "compute process evaluate collect derive measure resolve analyze handle assess select combine inspect settle"
+).split()
 N_INPUTS, N_VISIBLE, N_HIDDEN = 40, 4, 12
 HELD_OUT_DRAW = "held out"
 HELD_OUT_SHARE = 4  # one skeleton in four is held out
@@ -71,7 +73,9 @@ class _Writer:
     """Draws one program: lines of template text in which {kind:i} stands for an operator and {n:i} for a constant."""
 
     def __init__(self, rng: random.Random):
-        self.rng, self.code, self.doc, self.count = rng, [], [], 0
+        self.rng, self.count = rng, 0
+        self.code: list[str] = []
+        self.doc: list[str] = []
         self.ints = ["k", "m"][: rng.randint(1, 2)]
 
     def slot(self, kind: str) -> str:
@@ -119,13 +123,10 @@ class _Writer:
             self.line(f"        if {code}:")
             pad, doc = pad + "    ", f"{doc}, if {words}"
         op = self.slot("aug")
-        code, words = (
-            self.term("$v")
-            if self.rng.random() < 0.5
-            else (self.atom(),) * 2
-            if self.rng.random() < 0.4
-            else ("$v", "$v")
-        )
+        if self.rng.random() < 0.5:
+            code, words = self.term("$v")
+        else:
+            code = words = self.atom() if self.rng.random() < 0.4 else "$v"
         self.line(f"{pad}$r {op} {code}", f"{doc}: {op} {words}.")
 
     def guard(self) -> None:

@@ -2,8 +2,8 @@
 
     tasks: {name: quixbugs, source: data/QuixBugs}
 
-Which tests must pass is said nowhere: scripts/prepare_tasks.py measures it (docs/benchmarks.md). The correct programs are
-in no checkout. Programs loop when they are wrong, so a run without a repair may last until its time limit.
+Its tests name no tests that must pass: scripts/prepare_tasks.py measures them (docs/benchmarks.md). The correct
+programs are in no checkout. Programs loop when they are wrong, so a run without a repair may last until its time limit.
 """
 
 from typing import Literal

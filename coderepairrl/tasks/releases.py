@@ -25,7 +25,10 @@ from coderepairrl.tasks.patches import unified_diff
 from coderepairrl.types import Task
 
 SHIPPED = FOLDER / "release_pairs.jsonl"
-STATEMENT = "{package} {version} repairs what its notes say. Make this checkout, which is the release before, behave so.\n\n{notes}"
+STATEMENT = (
+    "{package} {version} repairs what its notes say. Make this checkout, which is the release before, behave so.\n\n"
+    "{notes}"
+)
 MAX_NOTES = 3000  # characters
 
 

@@ -18,6 +18,7 @@ from pydantic import PositiveFloat, PositiveInt
 from coderepairrl.config import Config
 from coderepairrl.errors import TaskError
 from coderepairrl.files import from_json, json_lines
+from coderepairrl.lines import one_line
 from coderepairrl.tasks.refusals import check, refuse
 from coderepairrl.types import Task
 
@@ -143,15 +144,9 @@ def _objects(path: Path, refused: list[str] | None) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             refuse(TaskError(f"{path}{f', line {number}' if lines else ''}: {error}"), refused)
             continue
-        rows = (
-            [tree]
-            if lines
-            else list(tree.values())
-            if isinstance(tree, dict)
-            else tree
-            if isinstance(tree, list)
-            else [tree]
-        )
+        rows = [tree]
+        if not lines and isinstance(tree, dict | list):
+            rows = list(tree.values()) if isinstance(tree, dict) else tree
         for place, row in enumerate(rows, max(1, number)):
             if isinstance(row, dict):
                 yield row
@@ -170,10 +165,10 @@ def _from_hub(name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:300]
+        cause = one_line(error)[:300]
         raise TaskError(
-            f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split that "
-            "the hub has"
+            f"data set {name!r}, split {split!r}: {cause}: give the path of a downloaded file, or a name and split "
+            "that the hub has"
         ) from error
     yield from rows
 

@@ -4,7 +4,7 @@
     tasks: {name: swe_bench, source: data/dev.parquet, environments: images}
 
 A task's `fail_to_pass` and `pass_to_pass` are the row's own ids: pytest's node ids, which the data set cut at the first
-space, or the log parser's names. Its environment is not built yet: see build.py.
+space, or the log parser's names. Its environment is not built yet: see building.py.
 """
 
 from typing import Literal

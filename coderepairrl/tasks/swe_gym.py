@@ -25,6 +25,5 @@ def load(config: SweGymConfig, refused: list[str] | None = None) -> dict[str, li
 
 
 def image(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "image": f"docker://xingyaoww/sweb.eval.x86_64.{str(fields.get('instance_id')).lower().replace('__', '_s_')}:latest"
-    }
+    name = str(fields.get("instance_id")).lower().replace("__", "_s_")
+    return {"image": f"docker://xingyaoww/sweb.eval.x86_64.{name}:latest"}

@@ -58,6 +58,6 @@ def to_task(row: Row, config: SweSmithConfig) -> Task:
         fail_to_pass=to_pass,
         pass_to_pass=to_keep,
         oracle_patch="",
-        bug_patch=bug,  # build.py makes the oracle of it
+        bug_patch=bug,  # building.py makes the oracle of it
         metadata={"repo": f"{owner}/{name}", "base_commit": commit, "split": config.use},
     )

@@ -9,7 +9,7 @@ from build_helpers import FIXED, LIB, TASK, TESTS
 from conftest import each_once
 from judge_helpers import change
 
-from coderepairrl.rewards.build import validate
+from coderepairrl.grading.validation.build_verdict import validate
 
 SAME = "class Same(int):\n    def __eq__(self, other):\n        return True\n\n\n"
 UNITTEST = """import unittest

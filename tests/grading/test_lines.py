@@ -12,7 +12,8 @@ from judge_helpers import PYTEST_TASK, change
 from coderepairrl.curation.statement import changed_lines, lines_until
 from coderepairrl.demonstrations.acts import Edit, lines_of
 from coderepairrl.diffs import split_diff
-from coderepairrl.grading.turns import turned, turns
+from coderepairrl.grading.expectations import turns
+from coderepairrl.grading.turns import turned
 from coderepairrl.grading.unusual import _read
 from coderepairrl.grading.validation.weaker import weaker
 from coderepairrl.lines import python_lines, split_lines

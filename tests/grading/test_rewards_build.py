@@ -7,9 +7,9 @@ import pytest
 from build_helpers import CONFIG, FIXED, LIB, TASK, TESTS
 from judge_helpers import RIGHT, change
 
+from coderepairrl.grading.validation.build_verdict import validate
 from coderepairrl.grading.validation.weaker import weaker
 from coderepairrl.rewards import Grader, RewardConfig, compute
-from coderepairrl.rewards.build import validate
 
 
 def build(config, diff, **changes):

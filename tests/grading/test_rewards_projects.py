@@ -9,7 +9,8 @@ from judge_helpers import FIX, PYTEST_TASK, RIGHT, WRONG, change, paths, source
 from projects_helpers import PROJECTS, arguments, project
 
 from coderepairrl.grading import grader as tests
-from coderepairrl.grading.judge import TIME_LIMIT, Run, takes_canary, without_canary
+from coderepairrl.grading.canary import takes_canary, without_canary
+from coderepairrl.grading.judge import TIME_LIMIT, Run
 from coderepairrl.rewards import Grader
 from coderepairrl.types import VerdictKind
 

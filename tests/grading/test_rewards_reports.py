@@ -18,7 +18,7 @@ from judge_helpers import FIX, LOG_TASK, RIGHT, UNITTEST, WRONG, change, judge
 from coderepairrl.grading import counting, log_parsers
 from coderepairrl.grading.ids import Statuses, function_of, to_junit, to_node
 from coderepairrl.grading.judge import Run
-from coderepairrl.grading.junit import ORDER, ReportError, parse, read_reports
+from coderepairrl.grading.junit import ORDER, ReportError, cases, parse, read_reports
 from coderepairrl.types import VerdictKind
 
 # ---- reports
@@ -46,6 +46,21 @@ def test_the_worst_status_of_a_test_counts(tmp_path):
 def test_what_is_no_report_is_refused(data):
     with pytest.raises(ReportError):
         parse(data)
+
+
+def test_a_case_says_how_long_it_took_and_why_it_failed_first():
+    report = (
+        '<testsuite><testcase classname="a" name="b" time="0.25"><system-out>loud</system-out>'
+        '<failure message="m">E 1 &lt; 0\nwhere</failure><error>of the teardown</error></testcase>'
+        '<testcase classname="a" name="c">text</testcase></testsuite>'
+    )
+    failed, passed = cases(report.encode())
+    assert (failed.test, failed.status, failed.seconds, failed.detail) == ("a::b", "error", 0.25, "E 1 < 0\nwhere")
+    assert (passed.test, passed.status, passed.seconds, passed.detail) == ("a::c", "passed", 0.0, "")
+
+
+def test_a_time_that_is_no_number_is_no_reason_to_doubt_a_report():
+    assert parse(b'<a><testcase classname="a" name="b" time="soon"/></a>') == [("a::b", "passed")]
 
 
 def test_expected_failures_are_told_from_skips_in_new_and_old_reports():

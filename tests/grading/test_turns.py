@@ -9,7 +9,8 @@ import textwrap
 
 import pytest
 
-from coderepairrl.grading.turns import ERROR, EXPECTED, FAILURE, NAMED, OPPOSITE, ORDER, TABLE, turned, turns
+from coderepairrl.grading.expectations import turns
+from coderepairrl.grading.turns import ERROR, EXPECTED, FAILURE, NAMED, OPPOSITE, ORDER, TABLE, turned
 
 LIB = """
     class Bad(Exception):

@@ -14,7 +14,7 @@ import pytest
 
 from coderepairrl.errors import EngineError
 from coderepairrl.processes import keeper
-from coderepairrl.processes.containers import in_image
+from coderepairrl.processes.containers import in_image, sealed
 from coderepairrl.processes.starting import ends_with_parent
 
 needs_apptainer = pytest.mark.skipif(not shutil.which("apptainer"), reason="Apptainer is not installed")
@@ -111,6 +111,7 @@ def living(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def test_without_an_image_the_command_is_as_it_was():
     assert in_image(None, ["x", "y"], binds=["/somewhere"]) == ["x", "y"]
+    assert sealed(None) == []
 
 
 @needs_apptainer

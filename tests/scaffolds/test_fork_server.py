@@ -17,7 +17,7 @@ from sandbox_helpers import isolated, make_task, sandbox_config
 
 from coderepairrl.processes import proc
 from coderepairrl.sandboxes import seccomp, start_sandbox
-from coderepairrl.sandboxes.bubblewrap import AGENT
+from coderepairrl.sandboxes.own import AGENT
 from coderepairrl.scaffolds.inside import fork_client, fork_server
 
 PROBE = Path(__file__).parents[1].joinpath("programs") / "fork_probe.py"

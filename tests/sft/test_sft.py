@@ -26,8 +26,9 @@ from coderepairrl.models.loading import own_files
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.run.metrics import read_metrics
 from coderepairrl.scaffolds.terminal import TOOLS
-from coderepairrl.sft import data
-from coderepairrl.sft.data import ChatSource, LeftOut, TrajectoriesSource
+from coderepairrl.sft import dataset
+from coderepairrl.sft.conversations import LeftOut, from_chat
+from coderepairrl.sft.sources import ChatSource, TrajectoriesSource
 from coderepairrl.training import batch
 from coderepairrl.types import Call, Outcome, Trajectory, Verdict
 
@@ -54,8 +55,8 @@ def jsonl(demonstrations, tmp_path_factory):
 
 def prepared(source, folder, model, context_weight=0.0, longest=10_000):
     """(rows, what was left out)."""
-    (left_out,) = data.prepare([source], folder, str(model), context_weight, longest, processes=1)
-    (rows,), _ = data.load(folder, 1, 0.0)
+    (left_out,) = dataset.prepare([source], folder, str(model), context_weight, longest, processes=1)
+    (rows,), _ = dataset.load(folder, 1, 0.0)
     return rows, left_out
 
 
@@ -70,7 +71,7 @@ def test_ids_and_weights_are_those_of_the_template_with_its_own_mask(policy, dem
         expected = tokenizer.apply_chat_template(
             row["messages"], tools=row["tools"], return_dict=True, return_assistant_tokens_mask=True
         )
-        (made,) = data.from_chat(row, renderer, context_weight=0.25).rows
+        (made,) = from_chat(row, renderer, context_weight=0.25).rows
         count = len(made.token_ids)
         assert list(made.token_ids) == expected["input_ids"][:count] and not any(expected["assistant_masks"][count:])
         said = np.array(expected["assistant_masks"][:count])
@@ -101,7 +102,7 @@ def test_every_turn_is_learnt_once_and_nothing_else_whatever_the_template_does(n
         messages.append(
             {"role": role, "content": f"word{number} {role}"} | ({"train": trained} if role == "assistant" else {})
         )
-    result = data.from_chat({"messages": messages, "tools": [SHELL] if tools else None}, Renderer(made), context)
+    result = from_chat({"messages": messages, "tools": [SHELL] if tools else None}, Renderer(made), context)
     learnt = [message["content"] for message in messages if message.get("train")]
     if not learnt:
         assert result == LeftOut("no assistant's turn to learn")
@@ -133,7 +134,7 @@ def test_reasoning_and_tool_calls_are_learnt_as_a_policy_would_sample_them():
         {"role": "tool", "tool_call_id": "1", "content": "a.py"},
         {"role": "assistant", "content": "done"},
     ]
-    (row,) = data.from_chat({"messages": messages, "tools": [SHELL]}, Renderer(made), 0.0).rows
+    (row,) = from_chat({"messages": messages, "tools": [SHELL]}, Renderer(made), 0.0).rows
     learnt = made.decode([i for i, weight in zip(row.token_ids, row.weights, strict=True) if weight])
     assert learnt == (
         '<think>\nfirst look\n</think>\n\n<tool_call>\n{"name": "shell", "arguments": {"command": "ls"}}\n</tool_call><|im_end|>'
@@ -141,7 +142,7 @@ def test_reasoning_and_tool_calls_are_learnt_as_a_policy_would_sample_them():
     )
     as_object = json.loads(json.dumps(messages))
     as_object[1]["tool_calls"][0]["function"]["arguments"] = {"command": "ls"}
-    assert data.from_chat({"messages": as_object, "tools": [SHELL]}, Renderer(made), 0.0).rows == (row,)
+    assert from_chat({"messages": as_object, "tools": [SHELL]}, Renderer(made), 0.0).rows == (row,)
 
 
 @pytest.mark.parametrize(
@@ -323,8 +324,8 @@ def test_context_of_a_trajectory_weighs_in_its_first_branch_only(recorded, known
 def test_a_conversation_is_held_out_for_good(policy, demonstrations, jsonl, tmp_path):
     """Whatever else is in the file and in whatever order; with it all that begin alike."""
     keys = lambda rows: set(rows.keys)
-    data.prepare([ChatSource(path=str(jsonl))], tmp_path / "all", str(policy), 0.0, 10_000, 1)
-    (trained,), (held,) = data.load(tmp_path / "all", 1, 0.3)
+    dataset.prepare([ChatSource(path=str(jsonl))], tmp_path / "all", str(policy), 0.0, 10_000, 1)
+    (trained,), (held,) = dataset.load(tmp_path / "all", 1, 0.3)
     assert (
         len(trained) + len(held) == len(demonstrations)
         and not keys(trained) & keys(held)
@@ -333,8 +334,8 @@ def test_a_conversation_is_held_out_for_good(policy, demonstrations, jsonl, tmp_
     some = random.Random(1).sample(demonstrations, 60)
     answered = some[0] | {"messages": [*some[0]["messages"][:2], {"role": "assistant", "content": "another answer"}]}
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*some, answered]))
-    data.prepare([ChatSource(path=str(tmp_path / "some.jsonl"))], tmp_path / "part", str(policy), 0.0, 10_000, 1)
-    (fewer,), (held_again,) = data.load(tmp_path / "part", 1, 0.3)
+    dataset.prepare([ChatSource(path=str(tmp_path / "some.jsonl"))], tmp_path / "part", str(policy), 0.0, 10_000, 1)
+    (fewer,), (held_again,) = dataset.load(tmp_path / "part", 1, 0.3)
     assert keys(held_again) < keys(held) and keys(fewer) < keys(trained)
     # both answers on one side
     assert (
@@ -342,7 +343,7 @@ def test_a_conversation_is_held_out_for_good(policy, demonstrations, jsonl, tmp_
         == 2
     )
     # what another file holds is not trained either
-    data.prepare(
+    dataset.prepare(
         [ChatSource(path=str(jsonl)), ChatSource(path=str(tmp_path / "some.jsonl"))],
         tmp_path / "both",
         str(policy),
@@ -350,13 +351,13 @@ def test_a_conversation_is_held_out_for_good(policy, demonstrations, jsonl, tmp_
         10_000,
         1,
     )
-    (rest,), (other,) = data.load(tmp_path / "both", 1, 0.0)
+    (rest,), (other,) = dataset.load(tmp_path / "both", 1, 0.0)
     assert len(other) == 61 and not keys(rest) & keys(other) and keys(rest) | keys(other) == keys(trained) | keys(held)
 
 
 def test_an_epoch_has_every_conversation_once_in_full_steps_of_mixed_lengths(policy, jsonl, demonstrations, tmp_path):
     rows, _ = prepared(ChatSource(path=str(jsonl)), tmp_path / "rows", policy)
-    made = list(data.steps(rows, 1024, data.shuffled(len(rows), random.Random(0), endless=False)))
+    made = list(dataset.steps(rows, 1024, dataset.shuffled(len(rows), random.Random(0), endless=False)))
     ids = sorted(sample.token_ids for samples in made for sample in samples)
     assert ids == sorted(rows[i][0].token_ids for i in range(len(rows))) and len(ids) == len(demonstrations)
     lengths = [[len(sample.token_ids) for sample in samples] for samples in made]
@@ -364,10 +365,10 @@ def test_an_epoch_has_every_conversation_once_in_full_steps_of_mixed_lengths(pol
     assert all(1024 - longest < sum(step) <= 1024 for step in lengths[:-1]) and all(
         len(set(step)) > 1 for step in lengths[:-1]
     )
-    assert made == list(data.steps(rows, 1024, data.shuffled(len(rows), random.Random(0), endless=False)))
-    assert made != list(data.steps(rows, 1024, data.shuffled(len(rows), random.Random(1), endless=False)))
+    assert made == list(dataset.steps(rows, 1024, dataset.shuffled(len(rows), random.Random(0), endless=False)))
+    assert made != list(dataset.steps(rows, 1024, dataset.shuffled(len(rows), random.Random(1), endless=False)))
     # none fits: each is a step of its own
-    assert all(len(samples) == 1 for samples in data.steps(rows, 10, range(len(rows))))
+    assert all(len(samples) == 1 for samples in dataset.steps(rows, 10, range(len(rows))))
 
 
 # bad input
@@ -533,8 +534,8 @@ def test_two_ranks_do_what_one_does(runs):
 
 
 def test_transformers_loads_the_policy_and_finds_the_same_loss(runs, policy, jsonl, tmp_path):
-    data.prepare([ChatSource(path=str(jsonl))], tmp_path / "rows", str(policy), 0.25, 10_000, 1)
-    _, (held,) = data.load(tmp_path / "rows", 1, 0.2)
+    dataset.prepare([ChatSource(path=str(jsonl))], tmp_path / "rows", str(policy), 0.25, 10_000, 1)
+    _, (held,) = dataset.load(tmp_path / "rows", 1, 0.2)
     model = AutoModelForCausalLM.from_pretrained(runs[2] / "policy")
     loss, count = 0.0, 0
     with torch.no_grad():

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.grading.judge import JUNIT, Canary, fill, without_canary
+from coderepairrl.grading.canary import Canary, without_canary
+from coderepairrl.grading.judge import JUNIT, fill
 from coderepairrl.grading.junit import ReportError, read_reports
+from coderepairrl.grading.validation.measures import Layer, Measures
 from coderepairrl.grading.validation.plants import Plant
 from coderepairrl.grading.validation.reach import Reach, reach, words
-from coderepairrl.grading.validation.validating import Layer, Measures
 from coderepairrl.grading.validation.weaker import weaker
 from coderepairrl.sandboxes import PathError, Sandbox, SandboxConfig, start_sandbox
 from coderepairrl.types import Task

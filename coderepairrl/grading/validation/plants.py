@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from coderepairrl.grading import syntax
-from coderepairrl.grading.turns import FAILURE, turned, turns
+from coderepairrl.grading.expectations import turns
+from coderepairrl.grading.turns import FAILURE, turned
 from coderepairrl.grading.validation.assertions import Function
 from coderepairrl.grading.validation.weaker import is_test_file
 

@@ -2,7 +2,7 @@
 (weaker_tests.py), its checks, what it silences (silenced.py), what it configures (configurations.py).
 
 Findings are sentences such as "tests/test_a.py: TestA.test_b asserts less"; what the oracle's own patch does in the
-same way is none (build.py takes those away).
+same way is none (build_verdict.py takes those away).
 """
 
 import ast
@@ -94,10 +94,12 @@ def _python(path: str, before: ast.Module | None, after: ast.Module) -> list[str
 
 def _less_asserted(path: str, name: str, before: ast.AST, after: ast.AST) -> list[str]:
     had, has = strengths(before), strengths(after)
-    less = any(sum(one >= level for one in has) < sum(one >= level for one in had) for level in (1, 2, 3))
-    return ([f"{path}: {name} asserts less"] if less else []) + (
-        [f"{path}: {name} is skipped"] if skipping(after) > skipping(before) else []
-    )
+    found = []
+    if any(sum(one >= level for one in has) < sum(one >= level for one in had) for level in (1, 2, 3)):
+        found.append(f"{path}: {name} asserts less")
+    if skipping(after) > skipping(before):
+        found.append(f"{path}: {name} is skipped")
+    return found
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:

@@ -267,20 +267,22 @@ def _bindings(scope: ast.AST) -> dict[str, list[ast.AST]]:
 
 def _loose(scope: ast.AST) -> list[ast.stmt]:
     """Statements that are neither bindings of plain names nor texts: they run for what they do."""
-    return [
-        one
-        for one in scope.body
-        if not isinstance(one, Function | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass)
-        and not (isinstance(one, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(one)))
-        and not (
-            isinstance(one, ast.Assign | ast.AnnAssign)
-            and all(
-                isinstance(target, ast.Name | ast.Tuple | ast.Store)
-                and not any(isinstance(node, ast.Attribute | ast.Subscript) for node in ast.walk(target))
-                for target in getattr(one, "targets", None) or [one.target]
-            )
-        )
-    ]
+    return [one for one in scope.body if not _only_binds(one)]
+
+
+def _only_binds(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Expr):
+        return not any(isinstance(node, ast.Call) for node in ast.walk(statement))
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        return all(map(_is_plain, getattr(statement, "targets", None) or [statement.target]))
+    return isinstance(statement, Function | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass)
+
+
+def _is_plain(target: ast.expr) -> bool:
+    """A name, or several; no attribute and no item of anything."""
+    return isinstance(target, ast.Name | ast.Tuple) and not any(
+        isinstance(node, ast.Attribute | ast.Subscript) for node in ast.walk(target)
+    )
 
 
 def _meaning(name: str, node: ast.AST) -> str:

@@ -4,7 +4,8 @@ closes.
     python reaper.py      stdin: "+PID START\\n" a container's outermost process has started, "-PID\\n" it has ended
 
 Apptainer changes its credentials, which cancels the kernel's parent-death signal; without this, a container would
-outlive a killed program.
+outlive a killed program. It serves sandboxes, of which a program starts many short ones; one long program in an image
+has a keeper of its own (keeper.py), which also passes signals on and ends with it.
 """
 
 import os
