@@ -108,8 +108,12 @@ async def prepare(config: PrepareConfig, tasks: list[Task], record: Path, done: 
 
 
 def admitted(task: Task, decision: Decision) -> Task:
-    """With the lock that was admitted: another build of the same row is refused where the file is read."""
-    return replace(task, environment=replace(task.environment, lock=decision.lock))
+    """With the lock that was admitted (another build of the same row is refused where the file is read), and with the
+    tests that were measured."""
+    place = replace(task.environment, lock=decision.lock)
+    if not decision.fail_to_pass:
+        return replace(task, environment=place)
+    return replace(task, environment=place, fail_to_pass=decision.fail_to_pass, pass_to_pass=decision.pass_to_pass)
 
 
 def table(decisions: list[Decision]) -> str:

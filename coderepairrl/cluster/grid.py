@@ -12,8 +12,7 @@
       evaluate: {program: scripts/evaluate.py, ..., shards: 4, after: train}
 
 Keys of variants, product and zip are those of the first job's configuration; `evaluate:samples` is another job's. In
-strings {seed},
-{run} (folder of the point), {shard} and {shards} are filled in. Names of points depend on nothing but their own values,
+strings {seed}, {variant} (its name), {run} (folder of the point), {shard} and {shards} are filled in. Names of points depend on nothing but their own values,
 so that a
 grid that grows keeps the runs that it has. A mapping in overrides or variants is a section, merged; in product and zip,
 a value.
@@ -35,7 +34,7 @@ from coderepairrl.errors import ConfigError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_STEM = 90  # characters of a point's name before its seed
-PLACEHOLDERS = ("seed", "run", "shard", "shards")
+PLACEHOLDERS = ("seed", "variant", "run", "shard", "shards")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 Overrides = dict[str, Any]  # dotted key -> value
 
@@ -114,6 +113,7 @@ class PlannedJob:
     overrides: tuple[tuple[str, Any], ...]  # as in the grid, placeholders not yet filled in
     seed: int
     first: bool  # of its point: its folder is the point's
+    variant: str = ""
 
     def folder(self, run: str) -> str:
         return run if self.first else f"{run}/{self.name}"
@@ -124,7 +124,7 @@ class PlannedJob:
 
     def filled(self, run: str, shard: int) -> tuple[Overrides, list[str]]:
         """(overrides, arguments) of one of its jobs."""
-        values = {"seed": self.seed, "run": run, "shard": shard, "shards": self.config.shards}
+        values = {"seed": self.seed, "variant": self.variant, "run": run, "shard": shard, "shards": self.config.shards}
         return {key: fill(value, values) for key, value in self.overrides}, [
             str(fill(word, values)) for word in self.config.arguments
         ]
@@ -157,7 +157,7 @@ def expand(grid: GridConfig) -> list[Point]:
                         f"two runs of the grid are named {name}: a value or seed stands there twice, or two differ in "
                         "what a name can't show"
                     )
-                points[name] = Point(name, _chain(grid, grid.variants.get(variant, {}) | varied, seed))
+                points[name] = Point(name, _chain(grid, variant, grid.variants.get(variant, {}) | varied, seed))
     return list(points.values())
 
 
@@ -200,7 +200,7 @@ def _check(grid: GridConfig) -> None:
         earlier.append(name)
 
 
-def _chain(grid: GridConfig, varied: Overrides, seed: int) -> tuple[PlannedJob, ...]:
+def _chain(grid: GridConfig, variant: str, varied: Overrides, seed: int) -> tuple[PlannedJob, ...]:
     first, *_ = grid.jobs
     own: dict[str, Overrides] = {name: dict(job.overrides) for name, job in grid.jobs.items()}
     for key, value in varied.items():
@@ -212,7 +212,7 @@ def _chain(grid: GridConfig, varied: Overrides, seed: int) -> tuple[PlannedJob, 
         own[job].pop(rest, None)
         own[job][rest] = value
     return tuple(
-        PlannedJob(name, job, tuple(own[name].items()), seed, name == first) for name, job in grid.jobs.items()
+        PlannedJob(name, job, tuple(own[name].items()), seed, name == first, variant) for name, job in grid.jobs.items()
     )
 
 

@@ -7,13 +7,16 @@ The environment is built; the tests run three times without a repair and three t
 a fresh
 sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results differ
 between
-runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to keep passing.
+runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to keep passing (but
+those whose loader says that they may have none). Of a benchmark that does not say which tests must pass that is measured
+first.
 """
 
 import time
 from dataclasses import dataclass, replace
 
 from coderepairrl.config import contents
+from coderepairrl.curation.measuring import measured
 from coderepairrl.environments import BuildError, EnvironmentsConfig, instead
 from coderepairrl.errors import TaskError
 from coderepairrl.grading.counting import NAMED, why_unresolved
@@ -21,6 +24,7 @@ from coderepairrl.grading.grader import grade
 from coderepairrl.grading.published import as_diff
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.tasks.building import build_task
+from coderepairrl.tasks.programs import WITHOUT_TESTS_TO_KEEP
 from coderepairrl.types import Task, Verdict
 
 REPEATS = 3
@@ -44,6 +48,10 @@ class Decision:
     base_s: tuple[float, ...] = ()  # of the runs without a repair, and with the oracle patch
     gold_s: tuple[float, ...] = ()
     flaky: tuple[str, ...] = ()  # tests whose status differed between equal runs
+    # where the benchmark has no lists of tests: as they were measured
+    fail_to_pass: tuple[str, ...] = ()
+    pass_to_pass: tuple[str, ...] = ()
+    without_pass_to_pass: str = ""  # why there may be none
     # of a refused task: the last lines of what its tests printed, under the oracle patch if that failed
     output: str = ""
 
@@ -57,8 +65,9 @@ async def validate(
 ) -> Decision:
     """Raises SandboxError when the machine fails: that decides nothing."""
     repo = task.metadata.get("repo") or task.metadata.get("package", "")
-    decision = Decision(task.task_id, contents.task(task), repo, "")
-    if not task.pass_to_pass:
+    alone = task.metadata.get(WITHOUT_TESTS_TO_KEEP, "")
+    decision = Decision(task.task_id, contents.task(task), repo, "", without_pass_to_pass=alone)
+    if not task.pass_to_pass and not alone:
         return replace(decision, reason="no PASS_TO_PASS", detail="nothing would show that the rest still works")
     began = time.monotonic()
     try:
@@ -67,6 +76,9 @@ async def validate(
         if not built.oracle_patch.strip():
             return replace(decision, reason="no oracle patch")
         decision = replace(decision, python=await _python_version(built, sandbox))
+        if not built.fail_to_pass:
+            built = await measured(built, sandbox)
+            decision = replace(decision, fail_to_pass=built.fail_to_pass, pass_to_pass=built.pass_to_pass)
         base = [await grade(built, "", sandbox) for _ in range(repeats)]
         decision = replace(decision, base_s=_seconds(base), flaky=differing(base))
         # as an agent's: what its diff loses, none can repair

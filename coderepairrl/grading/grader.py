@@ -72,6 +72,11 @@ class Grader:
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
+        if not task.fail_to_pass:
+            raise TaskError(
+                f"task {task.task_id} names no test that must pass: prepare the set (scripts/prepare_tasks.py measures "
+                "them), and take the file that this writes"
+            )
         selection = await selected(task, diff)
         key = (task.task_id, hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest())
         if key in self._verdicts:

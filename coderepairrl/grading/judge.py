@@ -86,10 +86,10 @@ async def execute(
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
             return _nothing(task, f"the diff does not apply: {problem}", does_not_apply=True)
         canary = Canary()
-        turned = await _lay_tests(task, sandbox, canary, variant)
+        turned = await lay_tests(task, sandbox, canary, variant)
         if variant and not turned:
             return _nothing(task, "no test could be turned")
-        ended = await _run_tests(task, sandbox, canary, most)
+        ended = await run_tests(task, sandbox, canary, most)
         last = await asyncio.to_thread(tail, ended.output)
         file = str(await asyncio.to_thread(keep.write, task, ended)) if keep else ""
         run = await _heard(task, sandbox, canary, turned, ended)
@@ -102,7 +102,7 @@ def _nothing(task: Task, problem: str, **fields) -> Run:
     return Run(to_pass, to_keep, "none", problem, **fields)
 
 
-async def _run_tests(task: Task, sandbox: Sandbox, canary: Canary, most: int) -> Ended:
+async def run_tests(task: Task, sandbox: Sandbox, canary: Canary, most: int) -> Ended:
     reports, inside = sandbox.share(JUNIT)
     argv = shortened(fill(task, canary, inside), sandbox)
     by_log = task.environment.log_parser is not None
@@ -144,7 +144,7 @@ async def _heard(task: Task, sandbox: Sandbox, canary: Canary, turned: frozenset
     return Run(to_pass, to_keep, f"{'log' if by_log else 'junit'}{'+canary' if has_canary else ''}")
 
 
-async def _lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
+async def lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Variant | None) -> frozenset[str]:
     """The test patch, the hidden tests, the canary if one is run; the ids of what `variant` turned. All files that may
     hold a test are written anew. The diff may not touch their paths, so what fails here is the task's own fault."""
     if task.test_patch and (problem := (await apply_published(sandbox, task.test_patch)).problem):
