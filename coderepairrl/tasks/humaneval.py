@@ -8,6 +8,8 @@ The rows are those of OpenAI's file, and of EvalPlus's in its original format, w
 
 from typing import Any, Literal
 
+from pydantic import PositiveFloat
+
 from coderepairrl.tasks import programs
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Task
@@ -19,7 +21,7 @@ class HumanEvalConfig(RowsConfig):
     """HumanEval, HumanEval+: a function from its description."""
 
     name: Literal["humaneval"] = "humaneval"
-    test_timeout_s: float = 60.0  # of a task's tests, all together
+    test_timeout_s: PositiveFloat = 60.0  # of a task's tests, all together
     cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 

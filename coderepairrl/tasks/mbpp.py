@@ -8,6 +8,8 @@ The rows are those of EvalPlus in its original format: a program that tests the 
 
 from typing import Literal
 
+from pydantic import PositiveFloat
+
 from coderepairrl.tasks import programs
 from coderepairrl.tasks.humaneval import FILE, TEST, named
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
@@ -20,7 +22,7 @@ class MbppConfig(RowsConfig):
     """MBPP+: a function from a sentence and an example."""
 
     name: Literal["mbpp"] = "mbpp"
-    test_timeout_s: float = 60.0  # of a task's tests, all together
+    test_timeout_s: PositiveFloat = 60.0  # of a task's tests, all together
     cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 
