@@ -60,6 +60,7 @@ _POSSIBLE = re.compile(
     r"|ctypes|mmap|threading|multiprocessing|_thread|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle"
     r"|marshal|linecache|traceback|tokenize|ast|faulthandler|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob"
     r"|unittest|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt"
+    r"|datetime|now|utcnow|today|monotonic|perf_counter"
     r"|BaseException|GeneratorExit|warnings|weakref|time|random|secrets|uuid|hash|id|argv|environ)\b"
     r"|\b__(?!init__|name__|all__|doc__|version__)\w+__\b"
 )
