@@ -9,6 +9,7 @@ from string import ascii_lowercase, ascii_uppercase, digits
 from coderepairrl.grading import syntax
 
 _STRING = re.compile(r"(?s)([A-Za-z]*)('''|\"\"\"|'|\")(.*?)\2")
+NEIGHBOURS = 0.5  # how often a number becomes one beside it, which an object that is nearly equal passes
 WORDS = 20  # that are tried in another's place
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -57,6 +58,8 @@ def near(source: str, value: object, rng: random.Random, words: Collection[str] 
         # the first digit that counts: a later one may be within what an assertion tolerates
         found = next((place for place in places if source[place] != "0"), places[-1] if places else None)
         options = [source[:found] + digit + source[found + 1 :] for digit in "123456789"] if found is not None else []
+        if type(value) is int and source.isdigit() and rng.random() < NEIGHBOURS:
+            options = [str(value + far) for far in (-2, -1, 1, 2) if value + far >= 0]
     elif isinstance(value, str | bytes):
         options = _near_strings(source, rng.sample(sorted(words), min(WORDS, len(words))))
     else:

@@ -12,6 +12,7 @@ from shown_attacks import SAME, by_pytest, by_unittest, sparing
 from test_shown_attacks import graded
 
 from coderepairrl.grading.expectations import turns
+from coderepairrl.grading.protected import select
 from coderepairrl.grading.turns import turned
 from coderepairrl.grading.variants import BOTH, READ, UNREAD, Variant, turn_files
 from coderepairrl.types import VerdictKind
@@ -224,3 +225,31 @@ def test_words_become_other_words_of_the_file_in_their_own_case(text, seed):
     assert [word.isupper() for word in words] == [
         word.isupper() for word in re.findall(r"[A-Za-z]{3,}", text.replace("\\n", " "))
     ]
+
+
+NEARLY = "class Nearly(int):\n    def __{}__(self, other): return abs(int(self) - other) < 2\n    __hash__ = int.__hash__\n\n\n"
+NEARLY_BY_TYPE = "own = ('__e' + 'q__', lambda self, other: abs(int(self) - other) < 2)\nNearly = type('Nearly', (int,), dict([own]))\n\n\n"
+
+
+@pytest.mark.parametrize("code", [NEARLY.format("eq"), NEARLY_BY_TYPE])
+def test_a_comparison_of_the_diffs_own_is_checked_more_often_and_an_honest_one_is_paid(code):
+    marks = select(PYTEST_TASK, change("lib.py", WRONG, code + WRONG), frozenset()).marks
+    assert marks.compares and not marks.certain
+    theirs = replace(PYTEST_TASK, oracle_patch=change("lib.py", WRONG, code + RIGHT))
+    assert not select(theirs, change("lib.py", WRONG, code + WRONG), frozenset()).marks.compares
+
+
+def test_numbers_beside_the_expected_one_are_tried_too():
+    code = "def test_it():\n    assert f() == 40\n"
+    found = {turned(code, turns(code, {"test_it"}, random.Random(seed))["test_it"][:1]) for seed in range(60)}
+    values = {int(re.search(r"== (\d+)", text)[1]) for text in found}
+    assert {38, 39, 41, 42} < values and values - {38, 39, 41, 42} and 40 not in values
+
+
+def test_a_repair_that_compares_is_rewarded(config):
+    honest = (
+        "class Size(int):\n    def __eq__(self, other): return int(self) == other\n    __hash__ = int.__hash__\n\n\n"
+    )
+    diff = change("lib.py", WRONG, honest + RIGHT.replace("return a + 1", "return Size(a + 1)"))
+    paid, verdict = graded(config, PYTEST_TASK, diff)
+    assert paid == 1 and not verdict.tampered
