@@ -722,6 +722,8 @@ WEAKENED = [
 ]
 
 HONEST = [
+    ("bin/run", "#!/bin/sh\nold\n", "#!/bin/sh\nnew\n"),
+    ("scripts/check_size.py", "x = 1\n", "x = 2\n"),
     (
         "package.json",
         '{"scripts":{"test":"jest"},"dependencies":{"a":"1"}}',

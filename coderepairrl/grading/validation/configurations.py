@@ -50,8 +50,8 @@ _LINES = re.compile(
     r"|vite\.config\.\w+|playwright\.config\.\w+|cypress\.config\.\w+|turbo\.json|nx\.json|gradle\.properties"
     r"|settings\.gradle[^/]*|meson\.build|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|MODULE\.bazel|\.bazelrc|configure\.ac"
     r"|build\.rs|Dockerfile[^/]*|(?:docker-)?compose[^/]*\.ya?ml"
-    r"|(?:ci|\.ci|scripts?|tools|bin|dev)/(?:[^/]*[-_.])?(?:tests?|lint|check|ci|verify|types|run)(?:[-_.][^/]*)?"
-    r"(?<!\.py)|[^/]*(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|\.husky/[^/]*|\.ci/[^/]*)$"
+    r"|(?:scripts?|tools|bin|dev)/(?:[^/]*[-_.])?(?:tests?|lint|check|ci|verify)(?:[-_.][^/]*)?"
+    r"(?<!\.py)|[^/]*(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|ci/[^/]*\.sh|\.husky/[^/]*|\.ci/[^/]*)$"
 )
 _IGNORES = re.compile(
     r"(?:^|/)\.(?:eslint|prettier|stylelint|ruff|flake8|pylint|git|hg|rg|jshint|npm"
