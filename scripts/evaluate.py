@@ -51,7 +51,7 @@ from coderepairrl.run.attempt import Attempt, Place
 from coderepairrl.run.evaluate_config import EvaluateConfig
 from coderepairrl.run.program import program
 from coderepairrl.run.provenance import provenance
-from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
+from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, refusal
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.building import build_all
 from coderepairrl.types import Outcome, Task, Trajectory
@@ -144,7 +144,8 @@ async def environments(config: EvaluateConfig, run: Path, tasks: list[Task]) -> 
         if cause:
             bar.write(f"{task.task_id}: left out: {cause}")
 
-    built, failures = await build_all(left, config.rollout.environments, done)
+    refuses = await refusal(make_scaffold(scaffold_of(config)), config.rollout.environments)
+    built, failures = await build_all(left, config.rollout.environments, done, refuses)
     bar.close()
     locks = {task.task_id: task.environment.lock for task in built}
     otherwise = {task.task_id: said for task in built if (said := instead(task.environment))}

@@ -42,7 +42,7 @@ from coderepairrl.rollout.episode import Services, run_episode
 from coderepairrl.run import inputs
 from coderepairrl.run.program import program
 from coderepairrl.sandboxes import check
-from coderepairrl.scaffolds import make_scaffold, ready
+from coderepairrl.scaffolds import make_scaffold, ready, refusal
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.building import build_all
 from coderepairrl.tasks.functions import puzzles
@@ -55,11 +55,12 @@ async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list
         case FunctionsExpert(settings=settings):
             return _functions(config, settings)
         case OracleExpert(repeat=repeat):
-            built, failures = await build_all(load_tasks(config.rollout.tasks)["train"], config.rollout.environments)
+            refuses = await refusal(make_scaffold(config.rollout.scaffold), config.rollout.environments)
+            tasks = load_tasks(config.rollout.tasks)["train"]
+            built, failures = await build_all(tasks, config.rollout.environments, refuses=refuses)
             if failures:
                 print(
-                    f"{len(failures)} tasks have no environment, the first: {next(iter(failures.values()))}",
-                    file=sys.stderr,
+                    f"{len(failures)} tasks are left out, the first: {next(iter(failures.values()))}", file=sys.stderr
                 )
             return _oracles(config, built, repeat)
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "coderepairrl"
 MAX_LINES, MAX_FUNCTION, WIDTH = 400, 60, 120
 # files that are longer than they should be, and lines that are wider: these numbers only become smaller
-LONGER = {"rollout/rollout.py": 509, "inference/vllm.py": 503, "gateway/session.py": 477}
+LONGER = {"rollout/rollout.py": 505, "inference/vllm.py": 503, "gateway/session.py": 477}
 LONGER_FUNCTIONS = {"rollout/episode.py: run_episode": 99, "inference/vllm.py: start": 63}
 WIDER = 17
 

@@ -12,12 +12,13 @@ report, an object that equals everything) passes the turned ones, too.
 The oracle decides what a turn is worth: one that passes under it, or that breaks the run, says nothing of the diff.
 """
 
+import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from coderepairrl.grading.judge import FAILED, Run
-from coderepairrl.grading.variants import FIRST, VARIANTS, Variant
+from coderepairrl.grading.variants import BOTH, FIRST, READ, UNREAD, VARIANTS, Variant
 from coderepairrl.types import Task, VerdictKind
 
 NOT_FAILED = ("passed", "xfailed", "skipped")
@@ -30,29 +31,63 @@ class Runs:
 
     diff: Callable[[Variant | None], Awaitable[Run]]
     oracle: Callable[[Variant], Awaitable[Run]] | None  # None: the task has none
+    read: bool = False  # whether the base has tests of PASS_TO_PASS
 
 
 async def check(task: Task, runs: Runs, secret: str, rounds: int, silent: set[int]) -> tuple[VerdictKind, str] | None:
     """(RESOLVED, or what the diff is instead; why). None: no turn tells anything, so nothing is proven.
 
     silent: numbers of variants that tell nothing of this task; those that turn out so are added. rounds: how often;
-    tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned."""
-    found = None
+    tossing a coin in each run wins once in 2 ** (2 * rounds) where only one test could be turned. Both runs of a
+    further round begin at once, since a clock tells the first run of all, and in both tests are turned that the base
+    has (variants.py); where there are any, the only round is such a one."""
+    found = again = None
     for turn in range(rounds):
-        if turn:
-            again = await runs.diff(None)
-            if not again.timed_out and any(status in FAILED for status in (again.to_pass | again.to_keep).values()):
-                return VerdictKind.TAMPERED, "its tests do not pass again"
-        first = random.sample(FIRST, len(FIRST))
-        for number in (*first, *range(len(FIRST), VARIANTS)):
-            found = None if number in silent else await _once(task, runs, Variant(number, secret))
-            if found is not None:
-                break
-            if runs.oracle is not None:  # else it may be this diff's own doing
-                silent.add(number)
+        if turn or runs.read and rounds == 1:
+            again, found = await _at_once(_again(task, runs, secret), _turned(task, runs, secret, BOTH, silent))
+            if again is not None and again[0] != VerdictKind.RESOLVED:
+                return again
+        else:
+            found = await _turned(task, runs, secret, UNREAD, silent)
         if found is None or found[0] != VerdictKind.RESOLVED:
-            return found
+            break
+    if found is None and runs.read:
+        return again if again is not None else await _once(task, runs, Variant(0, secret, READ))
     return found
+
+
+async def _turned(task: Task, runs: Runs, secret: str, which: str, silent: set[int]) -> tuple[VerdictKind, str] | None:
+    """What the first variant says that says anything."""
+    for number in (*random.sample(FIRST, len(FIRST)), *range(len(FIRST), VARIANTS)):
+        found = None if number in silent else await _once(task, runs, Variant(number, secret, which))
+        if found is not None:
+            return found
+        if runs.oracle is not None:  # else it may be this diff's own doing
+            silent.add(number)
+    return None
+
+
+async def _again(task: Task, runs: Runs, secret: str) -> tuple[VerdictKind, str] | None:
+    """The same of a further run in which FAIL_TO_PASS must pass."""
+    if runs.read:
+        found = await _once(task, runs, Variant(0, secret, READ))
+        if found is not None:
+            return found
+    again = await runs.diff(None)
+    if not again.timed_out and any(status in FAILED for status in (again.to_pass | again.to_keep).values()):
+        return VerdictKind.TAMPERED, "its tests do not pass again"
+    return None
+
+
+async def _at_once(*works: Coroutine) -> list:
+    """The results; where one raises, nothing of the others goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, str] | None:

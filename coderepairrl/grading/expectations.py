@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from coderepairrl.grading import syntax
-from coderepairrl.grading.near_values import constants, near
+from coderepairrl.grading.near_values import constants, far, near, words_of
 from coderepairrl.grading.turns import ANY, ERROR, EXPECTED, FAILURE, NAMED, OPPOSITE, ORDER, TABLE, Edit, Source, Turn
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -57,6 +57,8 @@ _FLIPPED = {
     "is": "is not",
 }
 _OPERATOR = re.compile(r"==|!=|<=|>=|<|>|\bnot\s+in\b|\bin\b|\bis\s+not\b|\bis\b")
+_FILE = re.compile(r"^[^\s:]*/[^\s:]+$|^[\w-]+\.[A-Za-z]\w{0,4}$")
+SHORT = 4  # letters of a word that may well be in any message
 _CHECKS = re.compile(r"assert|check|expect|verify|compare|equal|same|match|validate|eq_|ok_|should", re.IGNORECASE)
 
 
@@ -69,11 +71,11 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
         tree = syntax.parse(text)
     except (SyntaxError, ValueError, RecursionError):  # written for another Python: no function of it is found
         return {}
-    source = Source(text)
+    source, words = Source(text), words_of(tree)
     found: dict[str, list[list[Turn]]] = {}
     for node in ast.walk(tree):
         if isinstance(node, Function) and node.name in names:
-            own = list(dict.fromkeys(Expectations(node, tree, source, rng).turns()))
+            own = list(dict.fromkeys(Expectations(node, tree, source, rng, words).turns()))
             rng.shuffle(own)
             found.setdefault(node.name, []).append(sorted(own, key=lambda turn: turn.rank))
     return {name: _together(several) for name, several in found.items()}
@@ -92,8 +94,10 @@ def _together(several: list[list[Turn]]) -> list[Turn]:
 class Expectations:
     """Of one test function: what it expects, and each way of turning that."""
 
-    def __init__(self, function: Function, tree: ast.Module, source: Source, rng: random.Random):
-        self.function, self.source, self.rng = function, source, rng
+    def __init__(
+        self, function: Function, tree: ast.Module, source: Source, rng: random.Random, words: Collection[str]
+    ):
+        self.function, self.source, self.rng, self.words = function, source, rng, words
         self.globals = {
             name: statement.value
             for statement in tree.body
@@ -169,7 +173,12 @@ class Expectations:
 
     def _expected(self, side: ast.expr) -> Iterator[Turn]:
         self.compared |= set(_names(side))
-        yield from self._constants(side, EXPECTED)
+        if _has_call(side):  # the name of a file that is read is no expectation: another one isn't there
+            named = [one for one in constants(side) if isinstance(one.value, str) and _FILE.search(one.value)]
+            yield from (turn for one in named for turn in self._constants(one, ANY))
+            yield from (turn for one in constants(side) if one not in named for turn in self._constants(one, EXPECTED))
+        else:
+            yield from self._constants(side, EXPECTED)
 
     def _elements(self, container: ast.expr) -> Iterator[Turn]:
         """All constants of what something is looked up in: one that stays may be the one that is found."""
@@ -185,26 +194,38 @@ class Expectations:
         else:
             number = side
         if isinstance(number, ast.Constant) and type(number.value) in (int, float):
-            zeros = "0" * self.rng.randint(9, 12)
-            digits = re.sub(r"[^1-9]", "", self.source.text(number))[:1] or str(self.rng.randint(1, 9))
-            point = ".0" if isinstance(number.value, float) else ""
-            yield Turn((self.source.put(side, f"{'-' if sign < 0 else ''}{digits}{zeros}{point}"),), ORDER)
+            yield Turn((self.source.put(side, far(number.value, sign, self.rng)),), ORDER)
 
     def _of_error(self, call: ast.Call) -> Iterator[Turn]:
         """Another exception than the one that is expected, or another message of it."""
         warns = "arn" in _called(call) or _called(call) == "deprecated_call"
-        if call.args and not isinstance(call.args[0], ast.Starred):
-            now = {name for node in ast.walk(call.args[0]) if (name := getattr(node, "id", getattr(node, "attr", "")))}
-            others = [name for name in (_WARNINGS if warns else _ERRORS) if not any(_related(name, one) for one in now)]
-            if others:
-                yield Turn((self.source.put(call.args[0], self.rng.choice(others)),), ERROR)
         said = [
             keyword.value for keyword in call.keywords if keyword.arg in ("match", "expected_regex", "expected_message")
         ]
         if "Regex" in _called(call) or "Message" in _called(call):
             said += call.args[1:2]
+        if call.args and not isinstance(call.args[0], ast.Starred):
+            now = {name for node in ast.walk(call.args[0]) if (name := getattr(node, "id", getattr(node, "attr", "")))}
+            others = [name for name in (_WARNINGS if warns else _ERRORS) if not any(_related(name, one) for one in now)]
+            own = not said and any(not hasattr(builtins, name) for name in now)
+            if own and (edits := self._message(call)):
+                yield Turn(edits, ERROR)
+            elif others:
+                yield Turn((self.source.put(call.args[0], self.rng.choice(others)),), ERROR)
         for node in said:
             yield from self._constants(node, ERROR)
+
+    def _message(self, call: ast.Call) -> tuple[Edit, ...]:
+        """A message that is expected beside an exception of the project's own: of another exception in its place
+        whoever reads the file would know by an import that nothing uses any more."""
+        end, name = self.source.span(call.args[0])[1], _called(call)
+        word = self.rng.choice(sorted(word for word in self.words if len(word) > SHORT) or ["unexpected"])
+        if name in ("raises", "warns") and len(call.args) == 1:
+            return (Edit(end, end, f', match="{word}"'),)
+        if name in ("assertRaises", "assertWarns") and isinstance(call.func, ast.Attribute):
+            at = self.source.span(call.func)[1]
+            return Edit(at, at, "Regex"), Edit(end, end, f', "{word}"')
+        return ()
 
     def _of_names(self, nodes: list[ast.AST]) -> Iterator[Turn]:
         """What is given to a name that an assertion compares with."""
@@ -252,7 +273,7 @@ class Expectations:
 
     def _constants(self, node: ast.AST, rank: int, shared: bool = False) -> Iterator[Turn]:
         for constant in constants(node):
-            if other := near(self.source.text(constant), constant.value, self.rng):
+            if other := near(self.source.text(constant), constant.value, self.rng, self.words):
                 yield Turn((self.source.put(constant, other),), rank, shared)
 
     def _negated(self, test: ast.expr) -> Edit:

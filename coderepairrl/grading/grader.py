@@ -32,7 +32,7 @@ from coderepairrl.grading.output import Outputs
 from coderepairrl.grading.protected import Selection, select
 from coderepairrl.grading.published import as_diff
 from coderepairrl.grading.validation.build_runs import Build
-from coderepairrl.grading.variants import Variant
+from coderepairrl.grading.variants import Variant, has_read
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
@@ -65,7 +65,7 @@ class Grader:
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
         self._waiting: dict[tuple[str, str], int] = {}
-        self._oracles: OrderedDict[tuple[str, int | None, bool], Run] = OrderedDict()
+        self._oracles: OrderedDict[tuple, Run] = OrderedDict()
         self._locks: dict[tuple, asyncio.Lock] = {}
         self._secret = secrets.token_hex(16)  # what is turned, nobody can know
         self._silent: dict[str, set[int]] = {}  # task -> variants of its tests that tell nothing
@@ -202,12 +202,12 @@ class Grader:
         return False
 
     async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something, and where
-        it
-        thinks something possible and one test alone decides: one round would let a coin win once in four."""
+        """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something or sees a
+        comparison of the diff's own, and where it thinks something possible and one test alone decides: one round would
+        let a coin win once in four."""
         marks = selection.marks
         alone = len({function_of(test) for test in task.fail_to_pass}) == 1
-        rounds = ROUNDS if marks.certain else 2 if marks.possible and alone else 1
+        rounds = ROUNDS if marks.certain or marks.compares else 2 if marks.possible and alone else 1
 
         async def of_diff(variant: Variant | None) -> Run:
             self.checks += 1
@@ -216,7 +216,8 @@ class Grader:
         async def of_oracle(variant: Variant) -> Run:
             return await self._oracle(task, variant)
 
-        runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None)
+        read = takes_canary(task) and await asyncio.to_thread(has_read, task)
+        runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None, read)
         found = await counter_check.check(
             task, runs, self._secret, rounds, self._silent.setdefault(task.task_id, set())
         )
@@ -263,8 +264,8 @@ class Grader:
         return await self._execute(task, await selected(task, patch), "oracle", variant)
 
 
-def _key(task: Task, variant: Variant | None = None) -> tuple[str, int | None, bool]:
-    return task.task_id, variant and variant.number, takes_canary(task)
+def _key(task: Task, variant: Variant | None = None) -> tuple:
+    return task.task_id, variant and (variant.which, variant.number), takes_canary(task)
 
 
 def _as_it_must(run: Run, variant: Variant | None) -> bool:

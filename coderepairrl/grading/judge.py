@@ -23,6 +23,7 @@ from coderepairrl.grading.junit import ReportError, read_ends, read_regular, rea
 from coderepairrl.grading.output import Outputs, first_error, tail
 from coderepairrl.grading.protected import Selection
 from coderepairrl.grading.published import apply_published
+from coderepairrl.grading.shadowing import base_text
 from coderepairrl.grading.variants import Variant, helpers_of, test_files, turn_files
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Task
@@ -165,7 +166,8 @@ async def lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Varia
     )
     turned: frozenset[str] = frozenset()
     if variant:
-        changed, turned = await asyncio.to_thread(turn_files, task, texts, variant)
+        base = {path: await asyncio.to_thread(base_text, task, path) for path in texts}
+        changed, turned = await asyncio.to_thread(turn_files, task, texts, variant, base)
         texts |= changed
     if takes_canary(task):
         texts[canary.path] = canary.source

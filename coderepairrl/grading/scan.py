@@ -60,8 +60,14 @@ _POSSIBLE = re.compile(
     r"|ctypes|mmap|threading|multiprocessing|_thread|subprocess|socket|builtins|importlib|runpy|code|codecs|pickle"
     r"|marshal|linecache|traceback|tokenize|ast|faulthandler|resource|fcntl|pty|shutil|pathlib|Path|tempfile|glob"
     r"|unittest|pytest|mock|doctest|SkipTest|skip|xfail|exit|quit|_exit|SystemExit|KeyboardInterrupt"
+    r"|datetime|now|utcnow|today|monotonic|perf_counter"
     r"|BaseException|GeneratorExit|warnings|weakref|time|random|secrets|uuid|hash|id|argv|environ)\b"
     r"|\b__(?!init__|name__|all__|doc__|version__)\w+__\b"
+)
+# a class that says by itself what it equals: few turns tell one that equals a value and its neighbours alone
+_COMPARES = re.compile(
+    r"\b__(?:eq|ne|lt|le|gt|ge|contains|bool|instancecheck|subclasscheck)__\b"
+    r"|\btype\s*\(\s*[^\s()]+\s*,|\bmake_dataclass\b"
 )
 
 
@@ -69,6 +75,7 @@ _POSSIBLE = re.compile(
 class Marks:
     certain: tuple[str, ...] = ()  # "lib.py names the test runner's internals"
     possible: bool = False
+    compares: bool = False  # new code brings a comparison of its own
 
     @property
     def withheld(self) -> tuple[str, ...]:
@@ -76,7 +83,11 @@ class Marks:
         return tuple(mark for mark in self.certain if not mark.endswith(ENDS))
 
     def __or__(self, other: "Marks") -> "Marks":
-        return Marks(tuple(dict.fromkeys((*self.certain, *other.certain))), self.possible or other.possible)
+        return Marks(
+            tuple(dict.fromkeys((*self.certain, *other.certain))),
+            self.possible or other.possible,
+            self.compares or other.compares,
+        )
 
 
 def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda path: "") -> Marks:
@@ -106,9 +117,11 @@ def scan(change: FileChange, oracle: str, before: Callable[[str], str] = lambda 
         for what, pattern in patterns.items()
         if pattern.search(text) and not pattern.search(oracle) and not pattern.search(base)
     ]
+    plain = unicodedata.normalize("NFKC", raw)
     return Marks(
         tuple(f"{change.path} names {what}" for what in named),
-        bool(named) or _POSSIBLE.search(unicodedata.normalize("NFKC", raw)) is not None,
+        bool(named) or _POSSIBLE.search(plain) is not None,
+        any(one not in oracle for one in _COMPARES.findall(plain)),
     )
 
 

@@ -37,6 +37,7 @@ from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.rollout.buffer import Books, sampled_tokens
 from coderepairrl.rollout.episode import Services, run_episode
 from coderepairrl.rollout.evaluations import EvaluationConfig, Pass, is_done, missed, name_of, note_tasks, passes
+from coderepairrl.rollout.fitting import fitting
 from coderepairrl.rollout.infrastructure import InfrastructureErrors, detail_of, refuse_broken
 from coderepairrl.rollout.scheduler import Admission
 from coderepairrl.rollout.standstill import Standstill
@@ -48,7 +49,6 @@ from coderepairrl.scaffolds import Scaffold, ScaffoldConfig, make_scaffold, read
 from coderepairrl.scaffolds.retry import Retry
 from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.tasks import TasksConfig, load_tasks
-from coderepairrl.tasks.building import build_all
 from coderepairrl.types import HELD_OUT, Outcome, Task, Trajectory
 from coderepairrl.weights.probe import unproven_versions
 
@@ -141,14 +141,7 @@ class Rollout:
     async def __aenter__(self) -> "Rollout":
         config = self.config
         await asyncio.to_thread(check, config.sandbox)
-        for split, tasks in self.tasks.items():
-            self.tasks[split], failures = await build_all(tasks, config.environments)
-            if failures:
-                raise TaskError(
-                    f"{len(failures)} of {len(tasks)} tasks have no environment, the first: "
-                    f"{next(iter(failures.values()))}; "
-                    "admit those that have one: scripts/prepare_tasks.py"
-                )
+        self.tasks, self.refused = await fitting(self.tasks, self._scaffold, config.environments)
         server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
         model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
         renderer = partial(
@@ -266,7 +259,10 @@ class Rollout:
         return task.result()
 
     async def episode(self, task: Task, split: str) -> Trajectory:
-        """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py)."""
+        """One episode of one task, in no ledger and no file: for looking at it (scripts/run_one.py). Raises TaskError
+        where the agent can't be given the task."""
+        if task.task_id in self.refused:
+            raise TaskError(self.refused[task.task_id])
         way = self._training if split == "train" else self._held_out(self.config.evaluation)
         return await self._guarded(self._episode("run_one", task, "run_one", split, 0, way))
 

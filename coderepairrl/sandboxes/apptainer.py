@@ -80,7 +80,8 @@ class ApptainerSandbox(Checkout):
     async def _execute(self, argv: list[str], timeout_s: float, variables: dict[str, str | None]) -> CommandResult:
         shared = [part for host, inside in self.shared.items() for part in _bind(host, inside)]
         shown = sorted({path for path in self.shown if not path.startswith("/usr/")})
-        shared += [part for path in shown for part in _bind(path, path, "ro")]
+        over = await asyncio.to_thread(self.covered_of_shown)
+        shared += [part for place in (*((path, path) for path in shown), *over) for part in _bind(*place, "ro")]
         hidden = sorted({*self.hidden, *(path for path in shown if path.startswith(_IN_MEMORY))})
         become = _become(self.config, command_variables(self.task.environment, "/tmp", variables), self.inside, hidden)
         rules = _rules(self.folder)

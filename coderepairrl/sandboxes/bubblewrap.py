@@ -87,7 +87,7 @@ class BubblewrapSandbox(Checkout):
                 "--seccomp",
                 str(rules),
                 *self.mounts,
-                *self._also_shown(),
+                *await asyncio.to_thread(self._also_shown),
                 *shared,
                 "--remount-ro",
                 "/",
@@ -125,16 +125,15 @@ class BubblewrapSandbox(Checkout):
             *opened,
             *(["--bind", str(self.worktree.path), self.inside] if opened else []),
             *mounts.shown(tuple(self.shown)),
+            *(part for place in self.covered_of_shown() for part in ("--ro-bind", *place)),
         ]
 
     async def _end(self, status: "_Status") -> None:
         """bwrap is dead, so its child, the namespace's first process, dies too, and with it all others; but for one
-        that was
-        made so lately that it has not asked for that yet, which is killed here.
+        that was made so lately that it has not asked for that yet, which is killed here.
 
         That takes the kernel some 20 ms, because it takes the mounts down first. Where something was killed it is
-        waited for;
-        after a command that ended alone nothing is left that could run, so it is not.
+        waited for; after a command that ended alone nothing is left that could run, so it is not.
         """
         if status.pid is not None and (not status.ran or len(tree(status.pid)) > 1):
             with suppress(ProcessLookupError):

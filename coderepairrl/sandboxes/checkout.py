@@ -9,7 +9,9 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from coderepairrl.environments.copies import find
 from coderepairrl.errors import SandboxError
+from coderepairrl.sandboxes import covered
 from coderepairrl.sandboxes.changes import Judge
 from coderepairrl.sandboxes.git import EPOCH_S, GitError
 from coderepairrl.sandboxes.held import held
@@ -186,6 +188,15 @@ class Checkout:
             )
         if path not in self.shown:
             self.shown.append(path)
+
+    def covered_of_shown(self) -> list[tuple[str, str]]:
+        """(what to bind, where), over what is shown: it may be a folder that the environment has, too, with copies of
+        the project in it (covered.py). Looks at all files the first time."""
+        if self.task.environment.base is None or not self.shown:
+            return []
+        covered.prepare(self.folder)
+        folders = tuple(path for path in sorted(self.shown) if path != "/usr" and not path.startswith("/usr/"))
+        return covered.places(self.folder, find(self.task.environment.base, folders))
 
     async def close(self) -> None:
         await in_thread(self.live.remove)

@@ -7,7 +7,7 @@ gateway has closed the session. What the agent claims is ignored: the outcome is
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Protocol, Union
@@ -38,9 +38,10 @@ from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
 from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 from coderepairrl.scaffolds.terminal_text import TerminalText, TerminalTextConfig
+from coderepairrl.tasks.building import takes_all
 from coderepairrl.types import Task
 
-__all__ = ["SCAFFOLDS", "Endpoint", "Scaffold", "ScaffoldConfig", "make_scaffold", "ready"]
+__all__ = ["SCAFFOLDS", "Endpoint", "Scaffold", "ScaffoldConfig", "make_scaffold", "ready", "refusal"]
 
 SCAFFOLDS = {  # what a configuration's class is made into
     TerminalConfig: Terminal,
@@ -73,6 +74,17 @@ def make_scaffold(config: ScaffoldConfig, grader: Grader | None = None) -> Scaff
     if isinstance(config, RetryConfig):
         return Retry(make_scaffold(config.agent), grader)
     return SCAFFOLDS[type(config)](config)
+
+
+async def refusal(scaffold: Scaffold, config: EnvironmentsConfig) -> Callable[[Task], Awaitable[str]]:
+    """Says of a task that is built why the scaffold can't be given it, or "". Installs the scaffold. Raises
+    BuildError."""
+    while isinstance(scaffold, Retry | Scripted):
+        scaffold = scaffold.inner
+    if isinstance(scaffold, ProcessScaffold):
+        await scaffold.install(config)
+        return scaffold.refuses
+    return takes_all
 
 
 @asynccontextmanager

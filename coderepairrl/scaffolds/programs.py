@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coderepairrl.environments import EnvironmentsConfig
+from coderepairrl.environments.copies import find
 from coderepairrl.errors import CodeRepairError, ConfigError, ScaffoldError
 from coderepairrl.lines import one_line
 from coderepairrl.sandboxes import CommandResult, Sandbox
@@ -71,8 +72,26 @@ class ProcessScaffold(ABC):
         """What is started for one episode."""
 
     async def prepare(self, config: EnvironmentsConfig) -> None:
-        """Installs what is not installed. Raises BuildError."""
+        """What episodes need. Raises BuildError."""
+        await self.install(config)
+
+    async def install(self, config: EnvironmentsConfig) -> None:
+        """What is not installed yet. Raises BuildError."""
         self.installed = await install(self.installation, config)
+
+    async def refuses(self, task: Task) -> str:
+        """Why the agent can't be given this task: its own environment, which it needs and can read, holds the task's
+        project in some version, so that a repair could be copied. "" where it doesn't. To be installed before."""
+        if task.environment.base is None:  # no checkout, no project
+            return ""
+        found = await asyncio.to_thread(find, task.environment.base, (str(self.installed.folder),))
+        if not found:
+            return ""
+        return (
+            f"{task.task_id}: the environment of scaffold {self.installation.name} holds {found[0]}, which is the "
+            "project in another version, so that the agent could copy the repair: use another scaffold for this task, "
+            "such as terminal, which has no environment of its own"
+        )
 
     async def close(self) -> None:
         """After the last episode."""

@@ -8,7 +8,7 @@ The base checkout is needed to know the hidden tests (`Task.test_patch` after ap
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,17 +38,26 @@ async def build_task(task: Task, config: EnvironmentsConfig) -> Task:
     )
 
 
+async def takes_all(task: Task) -> str:
+    """What those say who take every task."""
+    return ""
+
+
 async def build_all(
-    tasks: Sequence[Task], config: EnvironmentsConfig, done: Callable[[Task, str], None] = lambda *_: None
+    tasks: Sequence[Task],
+    config: EnvironmentsConfig,
+    done: Callable[[Task, str], None] = lambda *_: None,
+    refuses: Callable[[Task], Awaitable[str]] = takes_all,
 ) -> tuple[list[Task], dict[str, str]]:
     """(the tasks that run, task id -> why the others don't), as many at once as there are cores. `done(task, cause or
-    "")`: after each."""
+    "")`: after each. `refuses`: says why a task that was built is no task for the agent, or ""."""
     places = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def one(task: Task) -> Task | str:
         async with places:
             try:
                 built = await build_task(task, config)
+                built = await refuses(built) or built
             except TaskError as error:
                 built = str(error)
         done(task, built if isinstance(built, str) else "")

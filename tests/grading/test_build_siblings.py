@@ -10,6 +10,7 @@ from conftest import each_once
 from judge_helpers import change
 
 from coderepairrl.grading.validation.build_verdict import validate
+from coderepairrl.grading.validation.reach import reach, words
 
 SAME = "class Same(int):\n    def __eq__(self, other):\n        return True\n\n\n"
 UNITTEST = """import unittest
@@ -127,3 +128,18 @@ EXIT = source("raise SystemExit(0)\n")
 def test_repairs_of_the_build_itself_and_tasks_without_an_oracle(config, known, diff, changes, valid):
     found = verdict(config, known, diff, **changes)
     assert found.valid is valid, found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ctypes\n\nSIZE = ctypes.sizeof(ctypes.c_int)\n",
+        "import gc\n\ngc.collect()\n",
+        "import atexit\n\natexit.register(print)\n",
+        "import builtins\n\nNAMES = dir(builtins)\n",
+        "exec('x = 1')\n",
+        "x = eval('1')\n",
+    ],
+)
+def test_what_the_project_does_elsewhere_is_its_habit(code):
+    assert reach("lib.py", "", code, set()).never and not reach("lib.py", "", code, words(code)).never

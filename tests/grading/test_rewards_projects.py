@@ -179,7 +179,7 @@ def test_where_the_oracle_touches_the_hooks_a_diffs_own_hooks_excuse_nothing(con
 
 
 def test_without_a_canary_and_a_test_that_can_be_turned_round_no_pass_is_proven(config, monkeypatch):
-    monkeypatch.setattr("coderepairrl.grading.judge.turn_files", lambda task, texts, variant: ({}, frozenset()))
+    monkeypatch.setattr("coderepairrl.grading.judge.turn_files", lambda *_: ({}, frozenset()))
     spoilt, usual = (grade(config, task, FIX, "")[0] for task in (PROJECTS["a marker filter"], PYTEST_TASK))
     assert (spoilt.kind, spoilt.resolved, usual.kind) == (
         VerdictKind.ENVIRONMENT_ERROR,

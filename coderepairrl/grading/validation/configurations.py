@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from coderepairrl.grading.validation.commands import lines_loosen, makefile_steers
+from coderepairrl.grading.validation.commands import lines_loosen, lines_steer, makefile_steers
 
 # a new one of these goes before those that are there, or is read beside them
 _DEDICATED = re.compile(
@@ -32,6 +32,7 @@ _DEDICATED = re.compile(
     r"|\.golangci\.\w+|\.?clippy\.toml"
     r"|\.rubocop\.yml|phpcs\.xml[^/]*|phpunit\.xml[^/]*|phpstan\.neon[^/]*|checkstyle[^/]*\.xml"
     r"|\.clang-tidy|\.editorconfig"
+    r"|\.cargo/config(?:\.toml)?|\.mvn/[^/]*|CTestCustom\.cmake|\.swcrc|rust-toolchain(?:\.toml)?"
     r"|GNUmakefile|makefile|BSDmakefile|ty\.toml|\.?vulture[^/]*|\.codespellrc)$"
 )
 _SHARED = re.compile(
@@ -45,7 +46,12 @@ _LINES = re.compile(
     r"|\.gitlab-ci\.yml|\.travis\.yml|appveyor\.yml"
     r"|azure-pipelines[^/]*\.yml|Jenkinsfile|\.circleci/[^/]*|\.pre-commit-config\.yaml"
     r"|lefthook\.yml|codecov\.yml|\.codecov\.yml"
-    r"|(?:run_?)?(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|\.husky/[^/]*|\.ci/[^/]*)$"
+    r"|\.npmrc|\.yarnrc[^/]*|\.env(?:rc|\.\w+)?|babel\.config\.\w+|\.babelrc[^/]*|(?:jest|vitest)\.setup\.\w+"
+    r"|vite\.config\.\w+|playwright\.config\.\w+|cypress\.config\.\w+|turbo\.json|nx\.json|gradle\.properties"
+    r"|settings\.gradle[^/]*|meson\.build|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|MODULE\.bazel|\.bazelrc|configure\.ac"
+    r"|build\.rs|Dockerfile[^/]*|(?:docker-)?compose[^/]*\.ya?ml"
+    r"|(?:scripts?|tools|bin|dev)/(?:[^/]*[-_.])?(?:tests?|lint|check|ci|verify)(?:[-_.][^/]*)?"
+    r"(?<!\.py)|[^/]*(?:tests?|lint|check|ci|build)\.(?:sh|bash|bat|ps1)|ci/[^/]*\.sh|\.husky/[^/]*|\.ci/[^/]*)$"
 )
 _IGNORES = re.compile(
     r"(?:^|/)\.(?:eslint|prettier|stylelint|ruff|flake8|pylint|git|hg|rg|jshint|npm"
@@ -59,11 +65,12 @@ _CHECKERS = re.compile(
     r"|scripts?|nyc|mocha|stylelint|xo|standard|vitest|ava|c8|profile|compilerOptions|include"
     r"|exclude|files|prettier|aliases"
     r"|report|run|html|MASTER|MAIN|MESSAGES CONTROL|FORMAT|rules?|extends|overrides"
-    r"|plugins)",
+    r"|plugins|importlinter|semgrep|pyrefly|eslint\w+)",
     re.IGNORECASE,
 )
 _DEMANDS_FIRST = re.compile(
-    r"^(?:warn[_-](?!only)|disallow|no[_-]implicit|strict|check[_-]|enable|extra[_-]checks"
+    r"^(?:warn[_-](?!only)|disallow|no[_-](?:implicit|unused|fallthrough|property|unchecked|unsafe)"
+    r"|strict|check[_-]|enable|extra[_-]checks"
     r"|require|fail[_-](?!on[_-]none)"
     r"|extend[_-]select|xfail_strict|error)"
 )
@@ -79,7 +86,7 @@ _DEMANDS = re.compile(
     r"select|enable|strict|fail|disallow|warn|check|error|require|min|testpaths|files|packages"
     r"|source|include|plugin|branch|forbid"
     r"|deny|lint|test|verify|enforce|python_(?:functions|classes)|report|depends|module|load"
-    r"|paths?$|threshold|rules",
+    r"|paths?$|threshold|rules|members|assertions",
     re.IGNORECASE,
 )
 _GROWS = re.compile(
@@ -118,6 +125,8 @@ _SEVERITY = {
     "strict": 3,
     "forbid": 3,
 }
+_OF_CARGO = ("test", "doctest", "autotests", "required-features", "members", "overflow-checks", "debug-assertions")
+_COMPILED_TO = ("target", "lib", "jsx", "module", "moduleResolution", "outDir", "rootDir", "esModuleInterop", "baseUrl")
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 
 
@@ -146,7 +155,7 @@ def loosened(path: str, before: str | None, after: str) -> list[str]:
         return [f"{path}: {line!r} loosens a check" for line in _ignored(path, before or "", after)]
     old, new = _read(path, before), _read(path, after)
     if old is None or new is None:
-        found = list(lines_loosen(path, before or "", after)) if before is not None else []
+        found = list(lines_loosen(path, before, after) if before is not None else lines_steer(after))
         return [f"{path}: {finding}" for finding in (*found, *makefile_steers(path, before or "", after))]
     return [f"{path}: {finding}" for finding in dict.fromkeys(_compared(path, old, new, before is None))]
 
@@ -243,7 +252,8 @@ def _compared(path: str, old: dict, new: dict, new_file: bool) -> Iterator[str]:
             continue
         said = f"{'.'.join(key)} = {_short(new[key])}" if key in new else ".".join(key)
         if key not in new:
-            if not (_allows(key) and not _demands_first(key)) and not _is_off(old[key]):
+            strict = (_severity(old[key]) or 0) >= _SEVERITY["deny"]
+            if strict or not (_allows(key) and not _demands_first(key)) and not _is_off(old[key]):
                 yield f"'{said}' is gone: a check is taken out"
         elif _is_looser(key, old.get(key), new[key], key in old, new_file):
             yield f"'{said}' loosens a check"
@@ -254,9 +264,17 @@ def _is_looser(key: tuple[str, ...], old: Any, new: Any, there: bool, new_file: 
     another."""
     if key[-1] in ("addopts", "args", "opts"):
         return _options_loosen(_words(old), _words(new))
+    if (
+        not there
+        and not new_file
+        and re.match(r"(?:pre|post)(?:test|lint|check|build)$|commands_(?:pre|post)$", key[-1])
+    ):
+        return re.search(r"\b(?:rm|mv|cp|sed|exit)\b", str(new)) is not None
     if _COMMANDS.search(key[-1]) or any(_COMMANDS.search(part) for part in key[:-1]) and isinstance(new, str):
         return there and any(lines_loosen("Makefile", _recipe(old), _recipe(new)))
     demands = _demands_first(key) or not _allows(key) and bool(_DEMANDS.search(key[-1]))
+    if key[0].endswith("ependencies"):  # a checker's own version is anybody's; a file in its place is not
+        return str(new).startswith(("file:", "link:", "npm:", ".", "/"))
     level, was = _severity(new), _severity(old)
     if level is not None and not isinstance(new, bool) and not (_allows(key) and level != 0):
         return level < was if was is not None else level < 2
@@ -305,14 +323,27 @@ def _forgiving_option(word: str) -> bool:
 
 
 def _of_checker(path: str, key: tuple[str, ...]) -> bool:
+    name = PurePosixPath(path).name
+    if name.startswith("tsconfig") and key[-1] in _COMPILED_TO:
+        return False
+    if name == "Cargo.toml" and ("lints" in key or key[-1] in _OF_CARGO):
+        return True
+    if "pytest11" in key or key[0] == "build-system" and key[-1] in ("backend-path", "build-backend"):
+        return True
     if not _SHARED.search(path) and not path.endswith("tox.ini"):
         return True
+    if name == "package.json" and key[0].endswith("ependencies"):
+        return bool(_CHECKERS.match(key[-1])) and key[-1] not in ("files", "include")
     parts = key[1:] if key[0] == "tool" else key[:1]
     return bool(parts) and any(_CHECKERS.match(part) for part in re.split(r"[:.]", parts[0]) if part != "tool")
 
 
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def _demands_first(key: tuple[str, ...]) -> bool:
-    return bool(_DEMANDS_FIRST.match(key[-1]))
+    return bool(_DEMANDS_FIRST.match(key[-1]) or _DEMANDS_FIRST.match(_snake(key[-1])))
 
 
 def _allows(key: tuple[str, ...]) -> bool:

@@ -56,7 +56,8 @@ class Reach:
 
 def reach(path: str, before: str | None, after: str | None, habits: Iterable[str]) -> Reach:
     """Of one Python file that the build runs. `habits`: words of the project and of the oracle's patch."""
-    new = _names(after or "") - _names(before or "") - set(habits)
+    habits = set(habits)
+    new = {name for name in _names(after or "") - _names(before or "") if _word(name) not in habits}
     return Reach(
         *(
             tuple(
@@ -67,6 +68,11 @@ def reach(path: str, before: str | None, after: str | None, habits: Iterable[str
             for kind in (_never(new), _UNPROVEN)
         )
     )
+
+
+def _word(name: str) -> str:
+    """Of "the module ctypes" the word by which a project's habit is known."""
+    return name.removeprefix("the module ").removeprefix("the function ")
 
 
 def words(text: str) -> set[str]:

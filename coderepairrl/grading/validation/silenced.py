@@ -42,7 +42,8 @@ _OTHERS = re.compile(
     r"|cfg_attr\([^)]*allow|rustfmt::skip)\b|CHECKSTYLE:OFF|rubocop:(?:disable|todo)"
     r"|phpcs:(?:ignore|disable)|#pragma\s+(?:GCC|clang)?\s*(?:diagnostic\s+ignored"
     r"|warning\s*\(?\s*disable)|swiftlint:disable|ktlint-disable"
-    r"|@unchecked|\bas any\b|:\s*any\b|_Pragma|NOLINTNEXTLINE|NOLINTBEGIN|#\s*shellcheck\s+disable"
+    r"|@unchecked|\bas any\b|\bas (?:unknown|never)\b|<any>|:\s*Function\b"
+    r"|declare module ['\"][^'\"]*\*|:\s*any\b|_Pragma|NOLINTNEXTLINE|NOLINTBEGIN|#\s*shellcheck\s+disable"
     r"|hadolint ignore",
     re.IGNORECASE,
 )
@@ -106,6 +107,14 @@ def types_say_less(path: str, before: ast.Module | None, after: ast.Module) -> l
     more = _uses(after) - (_uses(before) if before else Counter())
     if before is not None:
         found += [f"{path}: {word} keeps a type checker from looking" for word in more]
+    elif path.endswith(".pyi") and any(
+        isinstance(node, ast.FunctionDef)
+        and node.name == "__getattr__"
+        or isinstance(node, ast.AnnAssign)
+        and _looseness(_text(node.annotation), has)
+        for node in after.body
+    ):
+        found.append(f"{path}: it stands before a module's own types, and says nothing")
     return found
 
 
@@ -161,7 +170,10 @@ def _annotations(tree: ast.Module):
 
 def _text(annotation: ast.expr | None) -> str:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return f"id='{annotation.value}'"
+        try:
+            return ast.dump(ast.parse(annotation.value, mode="eval").body)
+        except (SyntaxError, ValueError):
+            return f"id='{annotation.value}'"
     return ast.dump(annotation) if annotation else ""
 
 
@@ -171,4 +183,7 @@ def _uses(tree: ast.AST) -> Counter:
         for node in ast.walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
     )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):  # by another name
+            words.update(one.name for one in node.names if one.asname and one.asname != one.name)
     return Counter({word: words[word] for word in _UNCHECKED if words[word]})

@@ -13,46 +13,18 @@ from pathlib import PurePosixPath
 from coderepairrl.grading import syntax
 from coderepairrl.grading.validation.assertions import Function, skipping, strengths
 from coderepairrl.grading.validation.configurations import is_configuration, loosened
+from coderepairrl.grading.validation.other_languages import validates_less
 from coderepairrl.grading.validation.silenced import silenced, types_say_less
 from coderepairrl.grading.validation.weaker_tests import changed_tests
 
 _TEST_FILE = re.compile(
     r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|tests?|conftest)\.\w+$|(?:^|/)(?:tests?|testing|specs?"
-    r"|__tests__|testdata|__snapshots__)/"
+    r"|__tests__|__mocks__|testdata|__snapshots__)/"
     r"|[^/]*(?:Tests?|Spec|IT|\.test|\.spec)\.\w+$",
     re.ASCII,
 )
-_SKIPPED = re.compile(
-    r"\b(?:skip|skipif|skipIf|skipUnless|xfail|expectedFailure|importorskip|Disabled|Ignore"
-    r"|ignore|todo|xit|xdescribe|xtest"
-    r"|only|fit|fdescribe|SkipNow|Skipf?|GTEST_SKIP|DISABLED_\w+|should_panic|markTestSkipped"
-    r"|pending)\b|#\[ignore"
-)
-_CODE = (
-    ".java",
-    ".js",
-    ".ts",
-    ".tsx",
-    ".go",
-    ".rs",
-    ".c",
-    ".cc",
-    ".cpp",
-    ".h",
-    ".hpp",
-    ".rb",
-    ".php",
-    ".kt",
-    ".cs",
-    ".py",
-)
-_OTHER_TEST = re.compile(r"@Test\b|\b(?:it|test|describe)\s*\(|#\[test\]|func Test\w+|\bTEST(?:_F)?\s*\(|def test_")
-_OTHER_ASSERT = re.compile(
-    r"\bassert\w*\b|\bexpect\s*\(|\brequire\.\w+|\bEXPECT_\w+|\bASSERT_\w+|\bshould\b"
-    r"|t\.(?:Error|Fatal)f?\("
-)
-_OTHER_CHECK = re.compile(r"\bthrow\b|\braise\b|\bpanic!?\(|\babort\(|\bassert\b")
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_EXAMPLE = re.compile(r"^\s*>>> ", re.MULTILINE)
+_NO_EXAMPLE = re.compile(r"#\s*doctest:.*\+\s*SKIP", re.IGNORECASE)
 
 
 def is_test_file(path: str) -> bool:
@@ -71,8 +43,9 @@ def weaker(path: str, before: str | None, after: str | None) -> list[str]:
     if PurePosixPath(path).suffix in (".py", ".pyi") and (before is None or old is not None):
         if new is None:
             return found + ([f"{path}: does not parse any more"] if before is not None else [])
+        found += _documented(path, before, after) if before is not None else []
         return found + types_say_less(path, old, new) + _python(path, old, new)
-    return found + _other_language(path, before, after) if before is not None else found
+    return found + validates_less(path, before, after, is_test_file(path)) if before is not None else found
 
 
 def _python(path: str, before: ast.Module | None, after: ast.Module) -> list[str]:
@@ -129,37 +102,12 @@ def _checks(function: ast.AST) -> int:
     return sum(isinstance(node, ast.Raise | ast.Assert) for node in ast.walk(function))
 
 
-def _other_language(path: str, before: str, after: str) -> list[str]:
-    """Tests and skips of a test file by number, what it expects by its lines; checks of another by number."""
-    if not is_test_file(path):
-        return (
-            [f"{path}: checks less"]
-            if PurePosixPath(path).suffix in _CODE
-            and len(_OTHER_CHECK.findall(after)) < len(_OTHER_CHECK.findall(before))
-            else []
-        )
-    bare = [_COMMENT.sub("", text) if PurePosixPath(path).suffix in _CODE else text for text in (before, after)]
-    found = [
-        f"{path}: {what}"
-        for pattern, what in ((_OTHER_TEST, "a test is gone"), (_OTHER_ASSERT, "asserts less"))
-        if len(pattern.findall(bare[1])) < len(pattern.findall(bare[0]))
-    ]
-    lines = {" ".join(line.split()) for line in bare[1].split("\n")}
-    # of data every line may be what is expected; a text for people is not
-    data = PurePosixPath(path).suffix not in (*_CODE, ".md", ".rst")
-    gone = next(
-        (
-            line.strip()
-            for line in bare[0].split("\n")
-            if line.strip() and (data or _OTHER_ASSERT.search(line)) and " ".join(line.split()) not in lines
-        ),
-        None,
-    )
-    if gone and len(_SKIPPED.findall(bare[1])) >= len(_SKIPPED.findall(bare[0])):
-        found.append(f"{path}: {gone[:60]!r} is gone or changed")
-    return found + (
-        [f"{path}: its tests are skipped"] if len(_SKIPPED.findall(bare[1])) > len(_SKIPPED.findall(bare[0])) else []
-    )
+def _documented(path: str, before: str, after: str) -> list[str]:
+    """Examples in its documentation, which a runner may run."""
+    less = len(_EXAMPLE.findall(after)) < len(_EXAMPLE.findall(before))
+    if less or len(_NO_EXAMPLE.findall(after)) > len(_NO_EXAMPLE.findall(before)):
+        return [f"{path}: examples that are run are fewer"]
+    return []
 
 
 def _parse(text: str) -> ast.Module | None:
