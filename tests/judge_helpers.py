@@ -7,7 +7,9 @@ from difflib import unified_diff
 
 import pytest
 
-from coderepairrl.rewards import grade
+from coderepairrl.rewards import Grader, grade
+from coderepairrl.rewards.tests import reward
+from coderepairrl.sandboxes import start_sandbox
 from coderepairrl.types import Environment, Task
 
 WRONG = "def f(a):\n    return a + 2\n\n\ndef g(a):\n    return a\n"
@@ -140,3 +142,16 @@ def paths(dropped):
 def source(code: str, rest: str = WRONG) -> str:
     """The diff that puts `code` above lib.py's unrepaired functions."""
     return change("lib.py", WRONG, code + rest)
+
+
+def graded(config, task, diff):
+    """As an agent's: the diff is made by a sandbox in which it was applied."""
+
+    async def main():
+        async with start_sandbox(config, task) as sandbox:
+            assert not await sandbox.apply(diff)
+            own = await sandbox.diff()
+        return own, await Grader(config).grade(task, own)
+
+    own, verdict = asyncio.run(main())
+    return reward(task, own, verdict), verdict

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 from conftest import each_once
-from judge_helpers import PYTEST_TASK, RIGHT, WRONG, change, config  # noqa: F401 - a fixture
+from judge_helpers import PYTEST_TASK, RIGHT, WRONG, change, graded
 from shown_attacks import SAME, by_pytest, by_unittest, sparing
-from test_shown_attacks import graded
 
 from coderepairrl.grading.expectations import turns
 from coderepairrl.grading.protected import select

@@ -6,29 +6,14 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from judge_helpers import PYTEST_TASK, change, source
+from judge_helpers import PYTEST_TASK, change, graded, source
 from shown_attacks import ATTACKS, HONEST, REPORTS, TASKS
 
 from coderepairrl.grading import counting, grader
 from coderepairrl.grading.judge import Run, execute
 from coderepairrl.grading.protected import select
 from coderepairrl.rewards import Grader
-from coderepairrl.rewards.tests import reward
-from coderepairrl.sandboxes import start_sandbox
 from coderepairrl.types import VerdictKind
-
-
-def graded(config, task, diff):
-    """As an agent's: the diff is made by a sandbox in which it was applied."""
-
-    async def main():
-        async with start_sandbox(config, task) as sandbox:
-            assert not await sandbox.apply(diff)
-            own = await sandbox.diff()
-        return own, await Grader(config).grade(task, own)
-
-    own, verdict = asyncio.run(main())
-    return reward(task, own, verdict), verdict
 
 
 @pytest.mark.parametrize("name", ATTACKS)

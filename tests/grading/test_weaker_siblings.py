@@ -2,7 +2,7 @@
 name."""
 
 import pytest
-from test_weaker import named
+from weaker_helpers import named
 
 from coderepairrl.grading.validation.weaker import weaker
 
