@@ -14,7 +14,6 @@ MAX_LINES, MAX_FUNCTION, WIDTH = 400, 60, 120
 LONGER = {
     "rollout/rollout.py": 509,
     "inference/vllm.py": 503,
-    "gateway/session.py": 477,
     "curation/mutation.py": 453,
     "grading/turns.py": 434,
     "sandboxes/bubblewrap.py": 417,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from coderepairrl.gateway.request import Request
-from coderepairrl.gateway.session import Turn
 from coderepairrl.gateway.tool_calls import ParsedCall
+from coderepairrl.gateway.turn import Turn
 
 
 def finish_reason(turn: Turn) -> str:
