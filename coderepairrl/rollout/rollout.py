@@ -32,7 +32,7 @@ from coderepairrl.gateway import (
     renderer_of,
 )
 from coderepairrl.grading.output import Outputs
-from coderepairrl.inference.vllm import POLL_S, NoServer, Server, ServerConfig, Supervisor
+from coderepairrl.inference.server import POLL_S, NoServer, Server, ServerConfig, Supervisor
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.rollout.buffer import Books, sampled_tokens
 from coderepairrl.rollout.episode import Services, run_episode

@@ -15,7 +15,7 @@ import requests
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import Server, ServerConfig, Supervisor, shared_memory_of
+from coderepairrl.inference.server import Server, ServerConfig, Supervisor, shared_memory_of
 from coderepairrl.rollout import ledger
 from coderepairrl.weights.probe import Probe, write
 
@@ -179,7 +179,7 @@ def test_an_update_that_went_to_a_server_that_is_no_more(tmp_path):
 
 
 def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("coderepairrl.inference.vllm.HEALTH_EVERY_S", 0.1)
+    monkeypatch.setattr("coderepairrl.inference.server.HEALTH_EVERY_S", 0.1)
 
     async def scenario():
         async with Run(tmp_path, health_timeout_s=2.0) as run:
@@ -194,7 +194,7 @@ def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
 
 def test_a_failed_update_into_a_stopped_server_is_not_waited_for(tmp_path, monkeypatch):
     """The look at its health, which hangs, does not hide what the trainer says."""
-    monkeypatch.setattr("coderepairrl.inference.vllm.HEALTH_EVERY_S", 0.0)
+    monkeypatch.setattr("coderepairrl.inference.server.HEALTH_EVERY_S", 0.0)
 
     async def scenario():
         async with Run(tmp_path, health_timeout_s=3600.0) as run:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from coderepairrl.gateway import VLLMClient
-from coderepairrl.inference.vllm import Server, ServerConfig, read_json
+from coderepairrl.inference.server import Server, ServerConfig, read_json
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.run.metrics import read_evaluations
 from coderepairrl.weights import UnprovenError, WeightSender
