@@ -21,7 +21,6 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, EngineError, TaskError
-from coderepairrl.files import read_json
 from coderepairrl.gateway import (
     GatewayConfig,
     RenderingConfig,
@@ -32,7 +31,9 @@ from coderepairrl.gateway import (
     renderer_of,
 )
 from coderepairrl.grading.output import Outputs
-from coderepairrl.inference.server import POLL_S, NoServer, Server, ServerConfig, Supervisor
+from coderepairrl.inference.server import Server
+from coderepairrl.inference.server_config import ServerConfig
+from coderepairrl.inference.supervisor import POLL_S, NoServer, Supervisor, follow_others
 from coderepairrl.rewards import Grader, RewardConfig
 from coderepairrl.rollout.buffer import Books, sampled_tokens
 from coderepairrl.rollout.episode import Services, run_episode
@@ -221,7 +222,11 @@ class Rollout:
     async def _watch_servers(self) -> None:
         watching = [
             asyncio.ensure_future(work)
-            for work in (self.supervisor.watch(), self._follow_other_servers(), self.gateway.watch())
+            for work in (
+                self.supervisor.watch(),
+                follow_others(self.supervisor, self.gateway.clients),
+                self.gateway.watch(),
+            )
         ]
         try:
             await asyncio.gather(*watching)  # the error of any is the run's
@@ -229,25 +234,6 @@ class Rollout:
             for work in watching:
                 work.cancel()
             await asyncio.wait(watching)
-
-    async def _follow_other_servers(self) -> None:
-        """Servers on other nodes: each is used while its file is there, from when it has the weights that our own
-        serves."""
-        files = [self.run / "policy" / f"engine_{number}.json" for number in range(len(self.gateway.clients))]
-        running: list[dict | None] = [None] * len(files)
-        for client in self.gateway.clients[1:]:
-            client.pause()
-        while True:
-            for number, client in enumerate(self.gateway.clients[1:], 1):
-                server = read_json(files[number])
-                if server is None and running[number]:
-                    client.pause()
-                elif server and server != running[number]:
-                    if server["version"] != self.supervisor.serving["version"]:
-                        continue
-                    client.resume(server["version"], server["url"])
-                running[number] = server
-            await asyncio.sleep(POLL_S)
 
     async def _guarded(self, work):
         """The result of `work`, unless vLLM can't be kept alive: then the supervisor's error. Of several errors at

@@ -14,7 +14,7 @@ import torch
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.server import ServerConfig
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.training import batch, packing
 from coderepairrl.training.batch import MicroBatch
 from coderepairrl.training.checkpoints import folder_of
