@@ -130,14 +130,14 @@ def show_end(console: Console, trajectory: Trajectory) -> None:
     show_verdict(console, trajectory.verdict)
     show_test_output(console, *trajectory.test_output)
     console.print(Rule("end", align="left"))
-    sampled_tokens = sum(len(call.completion_ids) for call in trajectory.calls)
     console.print(
         f"outcome   {trajectory.outcome}" + (f": {trajectory.outcome_detail}" if trajectory.outcome_detail else ""),
         markup=False,
     )
     console.print(f"reward    {trajectory.reward:g}  = {trajectory.rewards}", markup=False)
     console.print(
-        f"calls     {len(trajectory.calls)}, {sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s", markup=False
+        f"calls     {len(trajectory.calls)}, {trajectory.sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s",
+        markup=False,
     )
     console.print(f"stats     {trajectory.stats}", markup=False)
 

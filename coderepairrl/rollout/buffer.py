@@ -27,7 +27,7 @@ from coderepairrl.types import Outcome, Task, Trajectory
 
 
 def sampled_tokens(members: Sequence[Trajectory]) -> int:
-    return sum(len(call.completion_ids) for trajectory in members for call in trajectory.calls)
+    return sum(t.sampled_tokens for t in members)
 
 
 def teaches(members: Sequence[Trajectory]) -> bool:
@@ -191,7 +191,7 @@ class Books:
         """version: the newest that sampled it, since weights change under episodes beside training."""
         if "stored" not in known:
             self.ledger.write("stored", group, file=path.name, sha256=digest)
-        versions = {version for t in members for call in t.calls for version in call.policy_versions}
+        versions = set().union(*(t.policy_versions for t in members))
         newest = {"version": max(versions)} if versions else {}
         self.ledger.write("dropped", group, reason="evaluation", tokens=sampled_tokens(members), **newest)
 

@@ -99,7 +99,9 @@ def judge(
         groups[trajectory.group_id].append(trajectory)
     advantage, masked, flat, counted = {}, {}, 0, 0
     for members in groups.values():
-        masked |= {t.trajectory_id: "unproven" for t in members if any(version in unproven for version in _versions(t))}
+        masked |= {
+            t.trajectory_id: "unproven" for t in members if any(version in unproven for version in t.policy_versions)
+        }
         masked |= {
             t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR
         }
@@ -118,15 +120,11 @@ def judge(
     for trajectory in trajectories:
         if trajectory.trajectory_id in masked:
             continue
-        if any(staleness_of[version] > max_staleness for version in _versions(trajectory)):
+        if any(staleness_of[version] > max_staleness for version in trajectory.policy_versions):
             masked[trajectory.trajectory_id] = "stale"
         elif algorithm.mask_truncated and trajectory.outcome in TRUNCATED:
             masked[trajectory.trajectory_id] = "truncated"
     return Judged(advantage, masked, flat, counted)
-
-
-def _versions(trajectory: Trajectory) -> set[int]:
-    return {version for call in trajectory.calls for version in call.policy_versions}
 
 
 def _tokens(trajectory: Trajectory) -> int:
@@ -140,7 +138,7 @@ def books(trajectories: list[Trajectory], judged: Judged) -> dict[str, dict]:
     out: dict[str, dict] = {}
     for trajectory in trajectories:
         book = out.setdefault(trajectory.group_id, {"trained": 0, "masked": {}})
-        tokens = sum(len(call.completion_ids) for call in trajectory.calls)
+        tokens = trajectory.sampled_tokens
         reason = judged.masked.get(trajectory.trajectory_id)
         if reason is None:
             book["trained"] += tokens
