@@ -6,7 +6,7 @@ from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway import SessionLimits
 from coderepairrl.inference.server_config import ServerConfig
-from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.rollout.rollout_config import RolloutConfig
 
 NEEDED = "tasks: {name: functions}\ngroups_per_step: 1\ngroup_size: 1\n"
 
