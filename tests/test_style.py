@@ -13,7 +13,7 @@ MAX_LINES, MAX_FUNCTION, WIDTH = 400, 60, 120
 # files that are longer than they should be, and lines that are wider: these numbers only become smaller
 LONGER = {"curation/mutation.py": 453, "grading/turns.py": 434, "sandboxes/bubblewrap.py": 417, "sft/data.py": 406}
 LONGER_FUNCTIONS = {"grading/judge.py: execute": 69}
-WIDER = 43
+WIDER = 29
 
 
 @pytest.mark.parametrize("command", ["check", "format --check"])

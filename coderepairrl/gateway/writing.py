@@ -35,5 +35,7 @@ def data_event(data: dict[str, Any]) -> bytes:
 
 
 def error(message: str, status: int, code: str | None = None) -> dict[str, Any]:
-    kind = "authentication_error" if status == 401 else "invalid_request_error" if status < 500 else "server_error"
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 401:
+        kind = "authentication_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

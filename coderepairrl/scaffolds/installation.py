@@ -80,9 +80,8 @@ def _install(installation: Installation, config: EnvironmentsConfig) -> Installe
     except BuildError as error:
         raise BuildError(
             name,
-            f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py {installation.name}; "
-            ""
-            "or copy the folder from a machine that has it)",
+            f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py "
+            f"{installation.name}; or copy the folder from a machine that has it)",
             error.log,
         ) from error
     needed = dict.fromkeys((str(folder), *interpreter(str(folder / "venv/bin/python")).folders))

@@ -331,9 +331,8 @@ class Engine:
             return False
         if self.config.muon:
             raise ConfigError(
-                f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for {self.world_size}: "
-                ""
-                f"go on with training.ranks={saved}"
+                f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for "
+                f"{self.world_size}: go on with training.ranks={saved}"
             )
         if self.rank == 0 and not (folder / "universal").exists():
             converted = subprocess.run(

@@ -60,7 +60,12 @@ class _Trie:
     """A piece that is being made."""
 
     def __init__(self):
-        self.samples, self.places, self.tokens, self.positions, self.nodes, self.size = [], [], [], [], [], 0
+        self.samples: list[int] = []
+        self.places: list[np.ndarray] = []  # of a sample: where each of its tokens lies in the piece
+        self.tokens: list[np.ndarray] = []  # of a sample: those that no former one has
+        self.positions: list[np.ndarray] = []  # their places in the sample
+        self.nodes: list[Node] = []
+        self.size = 0  # tokens
         self._ids: np.ndarray | None = None
 
     def common(self, ids: np.ndarray) -> int:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,27 +84,25 @@ def judge(
     staleness_of: Mapping[int, int],
     max_staleness: int,
     max_tokens: int,
-    unproven: Container[int] = (),
+    unproven: Collection[int] = (),
     discount: float = 1.0,
 ) -> Judged:
     """Advantages group by group; one in which all are zero teaches nothing.
 
     Left out of their group's statistics, and masked, are infrastructure errors, and what has a token of an `unproven`
     version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory
-    with an
-    older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
+    with an older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         groups[trajectory.group_id].append(trajectory)
     advantage, masked, flat, counted = {}, {}, 0, 0
     for members in groups.values():
-        masked |= {
-            t.trajectory_id: "unproven" for t in members if any(version in unproven for version in t.policy_versions)
-        }
-        masked |= {
-            t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR
-        }
+        for t in members:
+            if t.outcome == Outcome.INFRASTRUCTURE_ERROR:
+                masked[t.trajectory_id] = "infrastructure_error"
+            elif not t.policy_versions.isdisjoint(unproven):
+                masked[t.trajectory_id] = "unproven"
         members = [t for t in members if t.trajectory_id not in masked]
         if not members:
             continue

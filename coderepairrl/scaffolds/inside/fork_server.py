@@ -46,7 +46,12 @@ REQUEST_S = 30.0  # how long a client may take to send it, all of it
 FORKS = 4  # that one sandbox may have at once: it needs one, and another while that ends
 BROKEN = 70  # exit code of a task that could not be started, which says nothing about the agent
 NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702  # ioctls of namespaces, linux/nsfs.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION = 0x20080522
 libc = ctypes.CDLL(None, use_errno=True)
@@ -180,7 +185,9 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
         driver.main(request["job"])
         code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        code = 0 if error.code is None else 1
+        if isinstance(error.code, int):
+            code = error.code
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
     except BaseException:  # the fork ends here, whatever happened; the client gets the code
