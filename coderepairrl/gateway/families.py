@@ -2,10 +2,8 @@
 that it knows.
 
 Harmony's turns (gpt-oss) are several messages with channels; Gemma and GLM end a turn with the next one's marker;
-DeepSeek's and Kimi's tool
-calls are token sequences of their own. The package has these by hand, with parsers for what was sampled. It promises
-that a continuation
-starts with the ids that were sampled; here that is checked on each.
+DeepSeek's and Kimi's tool calls are token sequences of their own. The package has these by hand, with parsers for what
+was sampled. It promises that a continuation starts with the ids that were sampled; here that is checked on each.
 """
 
 from collections.abc import Sequence

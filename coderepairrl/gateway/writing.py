@@ -21,8 +21,7 @@ def usage(turns: Sequence[Turn]) -> dict[str, int]:
 
 def custom_input(request: Request, call: ParsedCall) -> str | None:
     """The free text of a call to a custom tool. None for a function's call, and for one that is not what was asked for:
-    it goes out as it was
-    said, so that its history reads the same when it comes back."""
+    it goes out as it was said, so that its history reads the same when it comes back."""
     if call.name not in request.tools.custom:
         return None
     arguments = json.loads(call.arguments)

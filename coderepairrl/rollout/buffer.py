@@ -7,9 +7,8 @@ lines.
     "version": v}
 
 A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its
-groups are, an evaluation's
-before the rows that end its groups.
-What a later attempt finds decides: step files are kept, buffered groups taken up, the others run again.
+groups are, an evaluation's before the rows that end its groups. What a later attempt finds decides: step files are
+kept, buffered groups taken up, the others run again.
 """
 
 from collections import Counter, defaultdict
@@ -173,8 +172,7 @@ class Books:
 
     def store_evaluation(self, name: str, groups: dict[str, list[Trajectory]], extra: dict) -> None:
         """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a
-        later attempt has to
-        be able to write them."""
+        later attempt has to be able to write them."""
         for group, members in groups.items():
             self._book_finished(group, members)
         path, trajectories = (

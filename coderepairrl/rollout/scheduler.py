@@ -90,8 +90,7 @@ class Admission:
 
     def replay(self, rows: Iterable[dict], stored: Container[str], buffered: Container[str]) -> list[str]:
         """Rebuilds the state from the ledger's rows. stored: names of the step files that exist; buffered: groups with
-        a file of
-        their own. Returns the groups that have neither: they are lost, and still have to be dropped. Raises
+        a file of their own. Returns the groups that have neither: they are lost, and still have to be dropped. Raises
         ConfigError."""
         for row in rows:
             group = row["group"]

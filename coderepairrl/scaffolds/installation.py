@@ -6,8 +6,8 @@ network after that.
     <environments.cache>/scaffolds/<name>-<hash>/{venv,node_modules,build.log,record.json}
 
 The hash is of the locks and the Python. pip packages are installed by uv without their dependencies, which the lock
-names, and every hash that it holds is
-checked; npm packages by `npm ci`. The folder is shown to the sandboxes at the path that it has here.
+names, and every hash that it holds is checked; npm packages by `npm ci`. The folder is shown to the sandboxes at the
+path that it has here.
 """
 
 import asyncio

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from coderepairrl.errors import EngineError
 
 # Largest gap, in nats, of two programs that compute the same; about ten times what healthy runs have shown
-# (docs/results.md):
-# 5.5e-5 in float32 on a CPU, 0.05 where a GPU rounds to TF32, 0.4 in bfloat16. Wrong computations gave 0.009 to 14.
+# (docs/results.md): 5.5e-5 in float32 on a CPU, 0.05 where a GPU rounds to TF32, 0.4 in bfloat16. Wrong computations
+# gave 0.009 to 14.
 CPU_GAP, TF32_GAP, BFLOAT16_GAP = 0.001, 0.5, 3.0
 # Products of two larger weights, summed, leave float32: a merged LoRA, or the next forward pass, would be infinite.
 LARGEST_WEIGHT = 1e18

@@ -2,8 +2,7 @@
 for every rank.
 
 Samples of one group are merged into a trie: sorted by their tokens, each adds what follows its longest common prefix
-with the
-one before. A piece is such a trie, cut so that it fits a row; pieces are then put together into rows.
+with the one before. A piece is such a trie, cut so that it fits a row; pieces are then put together into rows.
 """
 
 from collections import defaultdict

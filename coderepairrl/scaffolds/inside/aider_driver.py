@@ -60,8 +60,7 @@ def warm() -> None:
 
 def coder_of(job: dict):
     """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache,
-    message (None: only
-    the cache is wanted)."""
+    message (None: only the cache is wanted)."""
     from aider import models, repomap
     from aider.coders import Coder
     from aider.io import InputOutput

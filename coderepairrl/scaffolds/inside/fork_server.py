@@ -6,18 +6,15 @@ anything.
 DRIVER has warm() and main(path of a job), FILTER is a file with seccomp's program.
 
 Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and
-forks. The fork takes from
-fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the
-outermost first; becomes the
-sandbox's user, without capabilities, under the client's limits and the sandboxes' filter of system calls; forks once
-more, so as to be inside the process namespace, where the sandbox's end is its
-end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not
-dumpable).
+forks. The fork takes from fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its
+root; enters them, the outermost first; becomes the sandbox's user, without capabilities, under the client's limits and
+the sandboxes' filter of system calls; forks once more, so as to be inside the process namespace, where the sandbox's
+end is its end too; and only then reads the job. It is no process that the sandbox's own could look into or write
+through (not dumpable).
 
 A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Until a
-fork has entered a sandbox
-it is outside of that one's limits: each sandbox may have a few, for a short time. Ends when its standard input does.
-Only Linux, and only the standard library besides the agent's.
+fork has entered a sandbox it is outside of that one's limits: each sandbox may have a few, for a short time. Ends when
+its standard input does. Only Linux, and only the standard library besides the agent's.
 """
 
 import array
@@ -200,8 +197,7 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 def sandbox_of(connection: socket.socket) -> int:
     """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a
-    client
-    that has gone."""
+    client that has gone."""
     client, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         return os.stat(f"/proc/{client}/ns/net").st_ino
