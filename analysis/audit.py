@@ -171,7 +171,7 @@ class Audit:
     def _staleness(self, group: str, members: list[Trajectory], admitted: dict, end: dict) -> None:
         """Staleness of a token = the step that trains it - the updates in the weights that sampled it. An episode is
         masked as a whole."""
-        versions = {t.trajectory_id: {version for call in t.calls for version in call.policy_versions} for t in members}
+        versions = {t.trajectory_id: t.policy_versions for t in members}
         seen = set().union(*versions.values())
         if self.old:
             self.check(seen <= {admitted["version"]}, f"{group}: a token of another policy version")

@@ -39,8 +39,8 @@ from pydantic import PositiveFloat, PositiveInt
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway.call_forms import call_id
-from coderepairrl.inference.vllm import Server as VLLM
-from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.inference.server import Server as VLLM
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
 from coderepairrl.models.tokenizer import load_tokenizer
 from coderepairrl.run.program import program

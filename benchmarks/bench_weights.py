@@ -32,7 +32,8 @@ from pydantic import Field, PositiveInt
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import Server, ServerConfig
+from coderepairrl.inference.server import Server
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.models.shapes import SHAPES, write_model
 from coderepairrl.processes import cause
 from coderepairrl.processes.starting import ends_with_parent, has_gpu, ranks_command, ranks_environment

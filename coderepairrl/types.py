@@ -170,6 +170,16 @@ class Trajectory:
     stats: dict[str, float] = field(default_factory=dict)
 
     @property
+    def sampled_tokens(self) -> int:
+        """Of all of its calls: each was sampled once, whatever branches share it."""
+        return sum(len(call.completion_ids) for call in self.calls)
+
+    @property
+    def policy_versions(self) -> set[int]:
+        """Of the weights that sampled any of them."""
+        return {version for call in self.calls for version in call.policy_versions}
+
+    @property
     def dropped_paths(self) -> tuple[str, ...]:
         """What the agent did and the judge did not see: "path: why", of its diff and of the diff's sections that were
         not applied."""

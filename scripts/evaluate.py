@@ -240,7 +240,7 @@ def _result(t: Trajectory, greedy: bool) -> dict:
             "outcome": str(t.outcome),
             "detail": t.outcome_detail,
             "calls": len(t.calls),
-            "tokens": sum(len(call.completion_ids) for call in t.calls),
+            "tokens": t.sampled_tokens,
             "diff_lines": t.diff.count("\n"),
             "diff_bytes": len(t.diff.encode()),
             "dropped_paths": t.dropped_paths,

@@ -183,7 +183,7 @@ def summary_of(output: Path) -> dict:
             calls += len(trajectory.calls)
             roots += sum(call.parent is None for call in trajectory.calls)
             prompts += [len(call.prompt_ids) + len(call.completion_ids) for call in trajectory.calls]
-            sampled += sum(len(call.completion_ids) for call in trajectory.calls)
+            sampled += trajectory.sampled_tokens
             resolved += bool(trajectory.verdict and trajectory.verdict.resolved)
     return {
         "episodes": episodes,

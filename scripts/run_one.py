@@ -30,6 +30,7 @@ from rich.text import Text
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import write_json
+from coderepairrl.gateway.call_tree import kept
 from coderepairrl.rollout.rollout import Rollout
 from coderepairrl.run.intervals import NOTHING
 from coderepairrl.run.program import program
@@ -87,9 +88,7 @@ def new_tokens(calls: Sequence[Call], call: Call) -> tuple[int, ...]:
     """What of the prompt no earlier call has shown: all of it for a root."""
     if call.parent is None:
         return call.prompt_ids
-    parent = calls[call.parent]
-    known = len(parent.prompt_ids) + (len(parent.completion_ids) if call.parent_part == "completion" else 0)
-    return call.prompt_ids[known:]
+    return call.prompt_ids[len(kept(calls[call.parent], call.parent_part)) :]
 
 
 def show_call(console: Console, tokenizer, trajectory: Trajectory, event: dict) -> None:
@@ -131,14 +130,14 @@ def show_end(console: Console, trajectory: Trajectory) -> None:
     show_verdict(console, trajectory.verdict)
     show_test_output(console, *trajectory.test_output)
     console.print(Rule("end", align="left"))
-    sampled_tokens = sum(len(call.completion_ids) for call in trajectory.calls)
     console.print(
         f"outcome   {trajectory.outcome}" + (f": {trajectory.outcome_detail}" if trajectory.outcome_detail else ""),
         markup=False,
     )
     console.print(f"reward    {trajectory.reward:g}  = {trajectory.rewards}", markup=False)
     console.print(
-        f"calls     {len(trajectory.calls)}, {sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s", markup=False
+        f"calls     {len(trajectory.calls)}, {trajectory.sampled_tokens} sampled tokens, {trajectory.seconds:.1f} s",
+        markup=False,
     )
     console.print(f"stats     {trajectory.stats}", markup=False)
 

@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 
 from coderepairrl.config import load
-from coderepairrl.inference import vllm
-from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.inference import supervisor
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.rollout.rollout import Rollout
 from coderepairrl.run.attempt import Place
 from coderepairrl.run.driver import drive, start_of
@@ -47,14 +47,14 @@ async def rollout(config: TrainConfig, run: Path, attempt: int) -> None:
         await rollouts.produce(training.steps, training.evaluate_every)
         # what is evaluated can be come back to, whenever this is killed
         while not folder_of(run, training.steps).exists():
-            await asyncio.sleep(vllm.POLL_S)
+            await asyncio.sleep(supervisor.POLL_S)
         await rollouts.evaluate("after", updates=training.steps)
 
 
 async def serve(config: ServerConfig, run: Path, attempt: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     number = Place.here().node
-    await vllm.serve(config, run, run / "logs" / f"attempt_{attempt}" / f"vllm_{number}.log", number)
+    await supervisor.serve(config, run, run / "logs" / f"attempt_{attempt}" / f"vllm_{number}.log", number)
 
 
 def train(config: TrainConfig, run: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from coderepairrl.files import read_json, write_json
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.rollout.buffer import sampled_tokens
-from coderepairrl.rollout.rollout import Rollout, RolloutConfig
+from coderepairrl.rollout.rollout import Rollout
+from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.functions import load as functions
 

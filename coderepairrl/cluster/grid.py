@@ -12,10 +12,9 @@
       evaluate: {program: scripts/evaluate.py, ..., shards: 4, after: train}
 
 Keys of variants, product and zip are those of the first job's configuration; `evaluate:samples` is another job's. In
-strings {seed}, {variant} (its name), {run} (folder of the point), {shard} and {shards} are filled in. Names of points depend on nothing but their own values,
-so that a
-grid that grows keeps the runs that it has. A mapping in overrides or variants is a section, merged; in product and zip,
-a value.
+strings {seed}, {variant} (its name), {run} (folder of the point), {shard} and {shards} are filled in. Names of points
+depend on nothing but their own values, so that a grid that grows keeps the runs that it has. A mapping in overrides or
+variants is a section, merged; in product and zip, a value.
 """
 
 import hashlib

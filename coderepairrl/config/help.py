@@ -46,9 +46,9 @@ Written by `python -m coderepairrl.config.help > docs/configuration.md`; `--help
 A line is `key: type [unit] = default`; N stands for the number of an entry of a list, NAME for a key of a mapping.
 
 YAML is read by the core schema of YAML 1.2: `16:00`, `2024_06`, `on`, `yes` and dates are texts, `1e-4` is a number,
-`0o10` is 8; `010` is refused, and so is a key that stands twice in one mapping (of two mappings that `<<` merges, too). A
-text where a number is wanted is refused, also in quotes, and the other way round. `base: other.yaml` (or a list of files)
-starts from others, relative to the file; on the command line `a.b=c` overrides, read the same way.
+`0o10` is 8; `010` is refused, and so is a key that stands twice in one mapping (of two mappings that `<<` merges,
+too). A text where a number is wanted is refused, also in quotes, and the other way round. `base: other.yaml` (or a list
+of files) starts from others, relative to the file; on the command line `a.b=c` overrides, read the same way.
 """
 
 

@@ -4,12 +4,10 @@ same.
     decision = await validate(task, environments_config, sandbox_config)
 
 The environment is built; the tests run three times without a repair and three times with the oracle patch, each run in
-a fresh
-sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results differ
-between
-runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to keep passing (but
-those whose loader says that they may have none). Of a benchmark that does not say which tests must pass that is measured
-first.
+a fresh sandbox by the same judge as in training. Refused is a task whose environment cannot be built, whose results
+differ between runs, which the empty diff resolves, which the oracle patch does not resolve, or that names no test to
+keep passing (but those whose loader says that they may have none). Of a benchmark that does not say which tests must
+pass that is measured first.
 """
 
 import time

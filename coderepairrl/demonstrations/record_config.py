@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.demonstrations.expert import DemonstrationsConfig
-from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.rollout.rollout_config import RolloutConfig
 
 
 class FunctionsExpert(Config):

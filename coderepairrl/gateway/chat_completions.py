@@ -6,7 +6,7 @@ from typing import Any
 
 from coderepairrl.gateway.messages import BadRequest, canonical
 from coderepairrl.gateway.request import Fields, Request, make_request, read_tools
-from coderepairrl.gateway.session import Turn
+from coderepairrl.gateway.turn import Turn
 from coderepairrl.gateway.writing import custom_input, data_event, finish_reason, usage
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from coderepairrl.gateway.messages import BadRequest
 from coderepairrl.gateway.request import Fields, Request, make_request
-from coderepairrl.gateway.session import Turn
+from coderepairrl.gateway.turn import Turn
 from coderepairrl.gateway.writing import data_event, usage
 
 

@@ -2,10 +2,8 @@
 that it knows.
 
 Harmony's turns (gpt-oss) are several messages with channels; Gemma and GLM end a turn with the next one's marker;
-DeepSeek's and Kimi's tool
-calls are token sequences of their own. The package has these by hand, with parsers for what was sampled. It promises
-that a continuation
-starts with the ids that were sampled; here that is checked on each.
+DeepSeek's and Kimi's tool calls are token sequences of their own. The package has these by hand, with parsers for what
+was sampled. It promises that a continuation starts with the ids that were sampled; here that is checked on each.
 """
 
 from collections.abc import Sequence
@@ -115,13 +113,13 @@ class FamilyRenderer(Renderer):
             return self.text(completion_ids, stop, ends=False), None, [], 1
         content, calls, bad = said.content, [], []
         for attempt in said.tool_calls:
-            call = (
-                checked_call(attempt.name, attempt.arguments if attempt.arguments is not None else {})
-                if attempt.status == "ok" and tools
-                else None
-            )
-            calls += [call] if call else []
-            bad += [] if call else [attempt.raw]
+            call = None
+            if attempt.status == "ok" and tools:
+                call = checked_call(attempt.name, {} if attempt.arguments is None else attempt.arguments)
+            if call:
+                calls.append(call)
+            else:
+                bad.append(attempt.raw)
         content = "\n".join(filter(None, [content, *bad]))
         cuts = [at for at in map(content.find, stop) if at >= 0]
         # the line breaks are the family's own way of writing it

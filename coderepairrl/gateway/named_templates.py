@@ -26,7 +26,9 @@ def chosen(tokenizer: "PreTrainedTokenizerBase", name: str | None) -> tuple[str 
                 "leave rendering.template out"
             )
         return found, found
-    without, with_ = (name, name) if name else ("default", "tool_use" if "tool_use" in found else "default")
+    without = with_ = name or "default"
+    if not name and "tool_use" in found:
+        with_ = "tool_use"
     if without not in found:
         raise ConfigError(
             f"tokenizer {model} has no chat template {without!r}: set rendering.template to one of {', '.join(found)}"

@@ -1,17 +1,13 @@
 """Messages to token ids and back, token-exact: what was sampled is never tokenised again.
 
 `render` tokenises a whole conversation. `extend` continues a recorded prompt + completion with what the client added:
-the
-new messages are rendered after a dummy conversation, and what follows the dummy assistant turn's end token is the
+the new messages are rendered after a dummy conversation, and what follows the dummy assistant turn's end token is the
 continuation. `parse` turns sampled ids into content, reasoning and tool calls.
 
 This is the generic path: it serves every Hugging Face chat template that ends an assistant's turn with a special token.
-Families
-whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `renderers` package: families.py. Which one is
-used is said in the
-configuration and never guessed from a model's name: a checkpoint in a run folder has none, and training and evaluation
-of one policy must
-be rendered by the same code.
+Families whose turns are more than that (gpt-oss, Gemma ...) are rendered by the `renderers` package: families.py. Which
+one is used is said in the configuration and never guessed from a model's name: a checkpoint in a run folder has none,
+and training and evaluation of one policy must be rendered by the same code.
 """
 
 import re
@@ -160,16 +156,15 @@ class Renderer:
 
         previous_messages: the conversation up to and including the sampled turn. None where the splice can't be proven
         right: then the whole conversation has to be rendered. A turn that ended without the template's end token
-        (length,
-        stop string, another end) is closed with it.
+        (length, stop string, another end) is closed with it.
         """
         if self._end is None:
             return None
         tail = self._tail(previous_messages, new_messages, tools)
         if tail is None:
             return None
-        # The end token in front keeps the tokeniser's view: added tokens may swallow white space after them
-        # (the line break after <|im_end|>), and some tokenisers put a space before the first word of a text.
+        # The end token in front keeps the tokeniser's view: added tokens may swallow white space after them (the line
+        # break after <|im_end|>), and some tokenisers put a space before the first word of a text.
         tail_ids = self.encode(self._end + tail)
         if tail_ids[0] != self.end_id:
             return None

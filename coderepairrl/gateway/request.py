@@ -7,8 +7,7 @@ A dialect (chat_completions.py, completions.py, responses.py) is a module with
     events(request, turns) -> Iterator      the same as server-sent events
 
 A history comes again with every request. Its messages are known again by their bytes, and each is parsed once in a
-session, so that a call
-costs what is new in it.
+session, so that a call costs what is new in it.
 """
 
 import hashlib

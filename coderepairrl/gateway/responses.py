@@ -16,7 +16,7 @@ from typing import Any
 from coderepairrl.gateway import call_forms
 from coderepairrl.gateway.messages import BadRequest, Canonical, canonical, text_of
 from coderepairrl.gateway.request import Fields, Request, make_request, read_tools
-from coderepairrl.gateway.session import Turn
+from coderepairrl.gateway.turn import Turn
 from coderepairrl.gateway.writing import custom_input, usage
 
 Part = tuple[int | None, dict]  # an item's number, None for what is no item, and what it gives to a message

@@ -1,10 +1,8 @@
 """The gateway's client of vLLM: token ids in, token ids and logprobs out (POST /inference/v1/generate, vLLM 0.32).
 
 A request that vLLM loses (connection refused or reset, 5xx, aborted) is issued again with the same prompt ids once vLLM
-is
-back, for `wait_s` seconds of trouble at most. A supervisor that restarts vLLM calls `pause()` and `resume()` (or clears
-and
-sets `available`), so that nothing is sampled between the restart and the newest weights.
+is back, for `wait_s` seconds of trouble at most. A supervisor that restarts vLLM calls `pause()` and `resume()` (or
+clears and sets `available`), so that nothing is sampled between the restart and the newest weights.
 """
 
 import asyncio

@@ -18,6 +18,7 @@ from types import ModuleType
 from aiohttp import web
 
 from coderepairrl.errors import CodeRepairError
+from coderepairrl.gateway.call_tree import kept
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
@@ -29,31 +30,19 @@ from coderepairrl.types import Call
 def brief(calls: Sequence[Call]) -> list[Call]:
     """Less what a prompt repeats of its parent's call: it need not go through the pipe, nor lie in memory twice behind
     it."""
-
-    def part(call: Call) -> Call:
-        return (
-            call
-            if call.parent is None
-            else replace(call, prompt_ids=call.prompt_ids[len(_repeated(calls[call.parent], call)) :])
-        )
-
-    return [part(call) for call in calls]
+    return [replace(call, prompt_ids=call.prompt_ids[len(_repeated(calls, call)) :]) for call in calls]
 
 
 def whole(calls: Sequence[Call]) -> list[Call]:
     """The calls again of which `brief` made these."""
     made: list[Call] = []
     for call in calls:  # a parent comes before its children
-        made.append(
-            call
-            if call.parent is None
-            else replace(call, prompt_ids=_repeated(made[call.parent], call) + call.prompt_ids)
-        )
+        made.append(replace(call, prompt_ids=_repeated(made, call) + call.prompt_ids))
     return made
 
 
-def _repeated(parent: Call, call: Call) -> tuple[int, ...]:
-    return parent.prompt_ids + (parent.completion_ids if call.parent_part == "completion" else ())
+def _repeated(calls: Sequence[Call], call: Call) -> tuple[int, ...]:
+    return () if call.parent is None else kept(calls[call.parent], call.parent_part)
 
 
 def serve(

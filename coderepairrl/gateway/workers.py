@@ -1,11 +1,9 @@
 """The gateway in several processes, for more calls a second than one core reads and tokenises.
 
 A session lives in one of them, the one with the fewest sessions when it was opened; its address is its agent's. The
-processes
-share nothing: each has its sockets, its tokenizer and its clients of vLLM. The rollout process opens and closes
-sessions over a
-pipe to each and hears when one closed. A process that ends early is the end of the run, as the rollout process itself
-would be.
+processes share nothing: each has its sockets, its tokenizer and its clients of vLLM. The rollout process opens and
+closes sessions over a pipe to each and hears when one closed. A process that ends early is the end of the run, as the
+rollout process itself would be.
 """
 
 import asyncio

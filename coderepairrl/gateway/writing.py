@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from coderepairrl.gateway.request import Request
-from coderepairrl.gateway.session import Turn
 from coderepairrl.gateway.tool_calls import ParsedCall
+from coderepairrl.gateway.turn import Turn
 
 
 def finish_reason(turn: Turn) -> str:
@@ -21,8 +21,7 @@ def usage(turns: Sequence[Turn]) -> dict[str, int]:
 
 def custom_input(request: Request, call: ParsedCall) -> str | None:
     """The free text of a call to a custom tool. None for a function's call, and for one that is not what was asked for:
-    it goes out as it was
-    said, so that its history reads the same when it comes back."""
+    it goes out as it was said, so that its history reads the same when it comes back."""
     if call.name not in request.tools.custom:
         return None
     arguments = json.loads(call.arguments)
@@ -35,5 +34,7 @@ def data_event(data: dict[str, Any]) -> bytes:
 
 
 def error(message: str, status: int, code: str | None = None) -> dict[str, Any]:
-    kind = "authentication_error" if status == 401 else "invalid_request_error" if status < 500 else "server_error"
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 401:
+        kind = "authentication_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

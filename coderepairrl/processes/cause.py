@@ -100,17 +100,18 @@ class Ended:
 
 def of_exception(error: BaseException) -> str:
     """The exception that all began with, and the last one, where that is another."""
-    error = _first_of_group(error)
+    error = first_of_group(error)
     first = error
     while isinstance(
         former := first.__cause__ or (None if first.__suppress_context__ else first.__context__), Exception
     ):
-        first = _first_of_group(former)
+        first = first_of_group(former)
     described = lambda e: f"{type(e).__name__}: {e}" if str(e) else type(e).__name__  # noqa: E731
     return _then(described(first), described(error))
 
 
-def _first_of_group(error: BaseException) -> BaseException:
+def first_of_group(error: BaseException) -> BaseException:
+    """Of several errors at once; else the error itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

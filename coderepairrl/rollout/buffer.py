@@ -7,9 +7,8 @@ lines.
     "version": v}
 
 A group's file comes before the rows that speak of it as finished, a step's file after the rows that say where its
-groups are, an evaluation's
-before the rows that end its groups.
-What a later attempt finds decides: step files are kept, buffered groups taken up, the others run again.
+groups are, an evaluation's before the rows that end its groups. What a later attempt finds decides: step files are
+kept, buffered groups taken up, the others run again.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +26,7 @@ from coderepairrl.types import Outcome, Task, Trajectory
 
 
 def sampled_tokens(members: Sequence[Trajectory]) -> int:
-    return sum(len(call.completion_ids) for trajectory in members for call in trajectory.calls)
+    return sum(t.sampled_tokens for t in members)
 
 
 def teaches(members: Sequence[Trajectory]) -> bool:
@@ -173,8 +172,7 @@ class Books:
 
     def store_evaluation(self, name: str, groups: dict[str, list[Trajectory]], extra: dict) -> None:
         """Its file comes before the rows that end its groups: an evaluation beside training is not made again, so a
-        later attempt has to
-        be able to write them."""
+        later attempt has to be able to write them."""
         for group, members in groups.items():
             self._book_finished(group, members)
         path, trajectories = (
@@ -191,7 +189,7 @@ class Books:
         """version: the newest that sampled it, since weights change under episodes beside training."""
         if "stored" not in known:
             self.ledger.write("stored", group, file=path.name, sha256=digest)
-        versions = {version for t in members for call in t.calls for version in call.policy_versions}
+        versions = set().union(*(t.policy_versions for t in members))
         newest = {"version": max(versions)} if versions else {}
         self.ledger.write("dropped", group, reason="evaluation", tokens=sampled_tokens(members), **newest)
 

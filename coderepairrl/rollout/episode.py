@@ -1,21 +1,21 @@
 """Episode = task + sandbox + scaffold + gateway session + rewards -> Trajectory. The one place where they meet, and the
 one `except`."""
 
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
 from coderepairrl.errors import ConfigError, EngineError, GatewayError, SandboxError, ScaffoldError, TaskError
-from coderepairrl.gateway import Gateway, SamplingConfig, SessionLimits, Workers
+from coderepairrl.gateway import Gateway, RemoteSession, SamplingConfig, Session, SessionLimits, Workers
 from coderepairrl.rewards import Grader, RewardConfig, compute, discounted
+from coderepairrl.rollout.infrastructure import Unforeseen
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.agent_edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
 from coderepairrl.types import HELD_OUT, LEFT_OUT, TEST_OUTPUT, Outcome, Task, Trajectory, Verdict, VerdictKind
 
-log = logging.getLogger(__name__)
+FORESEEN = (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError)  # of machines and tasks
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,37 @@ class Services:
     rewards: RewardConfig
     limits: SessionLimits
     http: aiohttp.ClientSession
+    unforeseen: Unforeseen = field(default_factory=Unforeseen)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an episode came to."""
+
+    outcome: Outcome
+    detail: str = ""
+    verdict: Verdict | None = None
+    rewards: dict[str, float] = field(default_factory=dict)  # each part by its name
+    reward: float = 0.0  # before calls cost anything
+
+    @classmethod
+    def of_machine(cls, detail: str) -> "Result":
+        """Nothing is known of the agent, and nothing of it is judged."""
+        return cls(Outcome.INFRASTRUCTURE_ERROR, detail)
+
+
+class _Left:
+    """What the agent leaves, noted as it comes: it stays when something breaks later."""
+
+    def __init__(self) -> None:
+        self.started, self.started_at = time.monotonic(), time.time()
+        self.generated = self.started  # when the agent was done, by the same clock
+        self.diff = ""
+        self.seen: dict[str, float] = {}  # of its edits
+        self.events: list[dict] = []  # beside the gateway's
+
+    def note(self, kind: str, **what) -> None:
+        self.events.append({"kind": kind, "at_s": time.monotonic() - self.started, **what})
 
 
 async def run_episode(
@@ -43,74 +74,28 @@ async def run_episode(
     cache_salt: str,
 ) -> Trajectory:
     """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
-    task INFRASTRUCTURE_ERROR.
-    So does whatever this program did not foresee (the log has where), since what an agent does decides which of its
-    lines run: one diff must not end a run, and many such errors do (RolloutConfig.max_infrastructure_share). But
-    ConfigError, which is the user's; and GatewayError when the record is gone with a process of the gateway: these end
-    the run.
-
-    The outcome is the gateway's close reason where it closed the session, else what became of the scaffold.
+    task INFRASTRUCTURE_ERROR. So does whatever this program did not foresee (the log has where), since what an agent
+    does decides which of its lines run: one diff must not end a run, and many such errors do
+    (RolloutConfig.max_infrastructure_share). But ConfigError, which is the user's; and GatewayError when the record is
+    gone with a process of the gateway: these end the run.
     """
-    started, started_at = time.monotonic(), time.time()
+    left = _Left()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
-    outcome, detail, diff, verdict, parts, reward, seen = Outcome.SUBMITTED, "", "", None, {}, 0.0, {}
-    further: list[dict] = []  # events beside the gateway's
-    broke: Exception | None = None
     try:
-        async with start_sandbox(services.sandbox, task) as sandbox:
-            edits = Edits(sandbox)
-            watch = (edits.look,) if split == HELD_OUT else ()  # a look takes some 10 ms: training does without
-            try:
-                detail = await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch)) or ""
-            except ScaffoldError as error:
-                outcome, detail = Outcome.AGENT_ERROR, str(error)
-            if session.close_reason is not None:
-                outcome, detail = session.close_reason, session.close_detail
-            diff = await sandbox.diff()
-            further += [
-                {"kind": LEFT_OUT, "at_s": time.monotonic() - started, "path": path, "why": why}
-                for path, why in sandbox.left_out.items()
-            ]
-            edits.end(diff)
-        generated = time.monotonic()
-        if outcome != Outcome.INFRASTRUCTURE_ERROR:
-            verdict, parts, reward = await compute(services.rewards, task, diff, services.grader)
-            if services.rewards.require_submission and outcome != Outcome.SUBMITTED:
-                reward = 0.0
-            seen = await _edits_seen(edits, task, diff, verdict, services.grader)
-            if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
-                further.append(
-                    {
-                        "kind": TEST_OUTPUT,
-                        "at_s": time.monotonic() - started,
-                        "tail": verdict.output,
-                        "file": verdict.output_file,
-                    }
-                )
-                outcome, detail, verdict, parts, reward = (
-                    Outcome.INFRASTRUCTURE_ERROR,
-                    f"environment: {verdict.message}",
-                    None,
-                    {},
-                    0.0,
-                )
-    except (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError) as error:
-        broke = error
+        result, edits = await _let_work(services, task, session, split, left)
+        left.generated = time.monotonic()
+        if result.outcome != Outcome.INFRASTRUCTURE_ERROR:
+            result = await _judge(services, task, result, edits, left)
     except ConfigError:
         await services.gateway.close_session(session.key)
         raise
     except Exception as error:
-        log.exception(
-            "episode %s of %s met what nobody foresaw: send this to the developers", trajectory_id, task.task_id
-        )
-        broke = error
-    if broke is not None:
-        outcome, detail, generated = Outcome.INFRASTRUCTURE_ERROR, f"{type(broke).__name__}: {broke}", time.monotonic()
-        verdict, parts, reward = None, {}, 0.0
+        if not isinstance(error, FORESEEN):
+            services.unforeseen.met(error, f"episode {trajectory_id} of {task.task_id}")
+        result = Result.of_machine(f"{type(error).__name__}: {error}")
+        left.generated = time.monotonic()
     session = await services.gateway.close_session(session.key)
     finished = time.monotonic()
-    # not before: only now all calls are recorded, and known here where the gateway has processes of its own
-    reward = discounted(reward, len(session.calls), services.rewards.discount_per_call)
     return Trajectory(
         trajectory_id=trajectory_id,
         group_id=group_id,
@@ -118,29 +103,67 @@ async def run_episode(
         split=split,
         attempt=attempt,
         calls=tuple(session.calls),
-        diff=diff,
-        outcome=outcome,
-        outcome_detail=detail,
-        verdict=verdict,
-        rewards=parts,
-        reward=reward,
-        seconds=finished - started,
-        events=(*session.events, *further),
-        stats={"started_at": started_at, "generation_s": generated - started, "grading_s": finished - generated}
-        | seen
+        diff=left.diff,
+        outcome=result.outcome,
+        outcome_detail=result.detail,
+        verdict=result.verdict,
+        rewards=result.rewards,
+        # not before: only now all calls are recorded, and known here where the gateway has processes of its own
+        reward=discounted(result.reward, len(session.calls), services.rewards.discount_per_call),
+        seconds=finished - left.started,
+        events=(*session.events, *left.events),
+        stats={
+            "started_at": left.started_at,
+            "generation_s": left.generated - left.started,
+            "grading_s": finished - left.generated,
+        }
+        | left.seen
         | {k: float(v) for k, v in session.counters.items()},
     )
 
 
+async def _let_work(
+    services: Services, task: Task, session: Session | RemoteSession, split: str, left: _Left
+) -> tuple[Result, Edits]:
+    """How the agent ended, judged by nobody yet: as the gateway says where it closed the session, else as the scaffold
+    does."""
+    async with start_sandbox(services.sandbox, task) as sandbox:
+        edits = Edits(sandbox)
+        watch = (edits.look,) if split == HELD_OUT else ()  # a look takes some 10 ms: training does without
+        try:
+            said = await services.scaffold.run(task, sandbox, Endpoint.of(session, services.http, *watch))
+            result = Result(Outcome.SUBMITTED, said or "")
+        except ScaffoldError as error:
+            result = Result(Outcome.AGENT_ERROR, str(error))
+        if session.close_reason is not None:
+            result = Result(session.close_reason, session.close_detail)
+        left.diff = await sandbox.diff()
+        for path, why in sandbox.left_out.items():
+            left.note(LEFT_OUT, path=path, why=why)
+        edits.end(left.diff)
+    return result, edits
+
+
+async def _judge(services: Services, task: Task, ended: Result, edits: Edits, left: _Left) -> Result:
+    """With verdict and rewards of what it left, however it ended; the environment's fault is the machine's."""
+    verdict, rewards, reward = await compute(services.rewards, task, left.diff, services.grader)
+    if services.rewards.require_submission and ended.outcome != Outcome.SUBMITTED:
+        reward = 0.0
+    left.seen = await _edits_seen(edits, task, left.diff, verdict, services.grader)
+    if verdict is not None and verdict.kind == VerdictKind.ENVIRONMENT_ERROR:  # says nothing about the diff
+        left.note(TEST_OUTPUT, tail=verdict.output, file=verdict.output_file)
+        return Result.of_machine(f"environment: {verdict.message}")
+    return replace(ended, verdict=verdict, rewards=rewards, reward=reward)
+
+
 async def _edits_seen(edits: Edits, task: Task, diff: str, verdict: Verdict | None, grader: Grader) -> dict[str, float]:
     """{"edits": how many, "first_edit": 1.0 if the first one alone is the repair, "calls_at_last": made when the
-    working tree came to be what
-    is judged}; nothing of an agent that can't be watched, or that no test judges."""
+    working tree came to be what is judged}; nothing of an agent that can't be watched, or that no test judges."""
     if not edits.calls or verdict is None:
         return {}
     first = next(iter(edits.diffs), "")
     judged = verdict if first == diff else await grader.grade(task, first)
-    known = judged.kind != VerdictKind.ENVIRONMENT_ERROR
-    return {"edits": float(len(edits.diffs)), "calls_at_last": float(edits.calls_at_last)} | (
-        {"first_edit": float(bool(first) and judged.resolved)} if known else {}
-    )
+    seen = {"edits": float(len(edits.diffs)), "calls_at_last": float(edits.calls_at_last)}
+    if judged.kind != VerdictKind.ENVIRONMENT_ERROR:
+        seen["first_edit"] = float(bool(first) and judged.resolved)
+    return seen

@@ -1,15 +1,15 @@
 """Evaluations of the held-out tasks: before the first step, beside training every so many updates, and after the last
 step.
 
-    rollouts/eval_before.parquet, eval_step_00010.parquet, eval_after.parquet    written by the rollout process; stats["evaluation"]:
-                     {"step": updates in the weights that it began under} and skill.numbers, with `greedy` of the file
-                     beside it
-    rollouts/eval_NAME_greedy.parquet, eval_before_retry.parquet                 the same tasks decoded greedily, and forced to go on
+    rollouts/eval_before.parquet, eval_step_00010.parquet, eval_after.parquet
+                     written by the rollout process (held_out.py); stats["evaluation"]: {"step": updates in the weights
+                     that it began under} and skill.numbers, with `greedy` of the file beside it
+    rollouts/eval_NAME_greedy.parquet, eval_before_retry.parquet
+                     the same tasks decoded greedily, and forced to go on
     heldout.json     ids of the tasks that are evaluated, the same ones each time; there before the first step
 
 The trainer never waits for one beside it. When it has written a step's metrics it takes in what has been finished
-meanwhile: a row of
-metrics.jsonl under the step of the weights, the best checkpoint, and which checkpoints may go.
+meanwhile: a row of metrics.jsonl under the step of the weights, the best checkpoint, and which checkpoints may go.
 """
 
 from collections.abc import Sequence

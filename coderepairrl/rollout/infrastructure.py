@@ -1,19 +1,23 @@
 """Is it the machine? What ended episodes as infrastructure errors, and when they are too many for a run to go on.
 
 RUN/infrastructure.json, there from the first error of an attempt on: {"errors": tries that failed, retried ones
-included; "share" of the last
-"episodes" (at most WINDOW) that ended so after their retries; "cause": the commonest, in its own words}.
+included; "share" of the last "episodes" (at most WINDOW) that ended so after their retries; "cause": the commonest, in
+its own words; "unforeseen", if there are any: of the program's own errors, kind -> how many}.
 """
 
+import logging
 import re
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coderepairrl.errors import EngineError
-from coderepairrl.files import write_json
+from coderepairrl.files import ROOT, write_json
 from coderepairrl.lines import one_line
 from coderepairrl.types import Outcome, Trajectory
+
+log = logging.getLogger(__name__)
 
 WINDOW = 64  # episodes
 LONGEST = 300  # characters of a cause
@@ -50,7 +54,36 @@ def refuse_broken(what: str, details: Sequence[str | None]) -> None:
 
 def line(said: dict) -> str:
     """Of infrastructure.json, for people."""
-    return f"infrastructure errors {said['errors']} ({said['share']:.0%} of the last {said['episodes']} episodes), most often: {said['cause']}"
+    own = Counter(said.get("unforeseen", {}))
+    most = ", ".join(kind for kind, _ in own.most_common(1))
+    return (
+        f"infrastructure errors {said['errors']} ({said['share']:.0%} of the last {said['episodes']} episodes), "
+        f"most often: {said['cause']}"
+    ) + (f"; {own.total()} of them this program's own, most often {most}: see rollout.log" if own else "")
+
+
+class Unforeseen:
+    """This program's own errors that ended an episode. counts: "KeyError at coderepairrl/grading/judge.py:77" -> how
+    many."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def met(self, error: Exception, what: str) -> None:
+        """The first of a kind is logged with its traceback; all are counted. what: that met it."""
+        kind = f"{type(error).__name__} at {_origin(error)}"
+        self.counts[kind] += 1
+        if self.counts[kind] == 1:
+            said = "%s met what nobody foresaw, %s: send this to the developers; its like are counted from here on"
+            log.error(said, what, kind, exc_info=error)
+
+
+def _origin(error: Exception) -> str:
+    """The innermost of this program's lines that it went through; of none, the innermost."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(path.relative_to(ROOT), line) for path, line in frames if path.is_relative_to(ROOT / "coderepairrl")]
+    path, line = (own or frames)[-1]
+    return f"{path}:{line}"
 
 
 class InfrastructureErrors:
@@ -58,6 +91,7 @@ class InfrastructureErrors:
 
     def __init__(self, run: Path, most: float):
         self.count = 0  # of tries
+        self.unforeseen = Unforeseen()
         self._path, self._most = run / "infrastructure.json", most
         self._path.unlink(missing_ok=True)
         self._causes: Counter[str] = Counter()
@@ -89,4 +123,5 @@ class InfrastructureErrors:
             return None
         cause = self._examples[self._causes.most_common(1)[0][0]]
         share = sum(detail is not None for detail in self._last) / max(1, len(self._last))
-        return {"errors": self.count, "share": round(share, 4), "episodes": len(self._last), "cause": cause}
+        said = {"errors": self.count, "share": round(share, 4), "episodes": len(self._last), "cause": cause}
+        return said | ({"unforeseen": dict(self.unforeseen.counts)} if self.unforeseen.counts else {})

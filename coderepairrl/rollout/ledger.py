@@ -1,16 +1,19 @@
 """ledger.jsonl, append-only: what became of every group. One process writes; every row carries the hash of all rows
 before it.
 
-    {"event": "admitted",  "group", "task", "split", "position", "version", "episodes"}      position: place in the data order (split train)
+    {"event": "admitted",  "group", "task", "split", "position", "version", "episodes"}
+                           position: place in the data order (split train)
     {"event": "finished",  "group", "outcomes": [...], "sampled": tokens}
     {"event": "graded",    "group", "rewards": [...]}
-    {"event": "stored",    "group", "step", "file", "sha256"}                                the Parquet file that holds the group; the last row counts
-    {"event": "trained",   "group", "step", "version", "trained": tokens, "masked": {reason: tokens}}     an end
-    {"event": "dropped",   "group", "reason", "tokens", "step", "version"}                   an end; step: whose refill it was (reason zero_variance);
-                                                                                             version: the newest that
-                                                                                             sampled it (reason
-                                                                                             evaluation)
-    {"event": "infrastructure_error", "group", "trajectory", "attempt", "detail", "tokens"}  tokens of an attempt that was thrown away
+    {"event": "stored",    "group", "step", "file", "sha256"}
+                           the Parquet file that holds the group; the last row counts
+    {"event": "trained",   "group", "step", "version", "trained": tokens, "masked": {reason: tokens}}
+                           an end
+    {"event": "dropped",   "group", "reason", "tokens", "step", "version"}
+                           an end; step: whose refill it was (reason zero_variance); version: the newest that sampled it
+                           (reason evaluation)
+    {"event": "infrastructure_error", "group", "trajectory", "attempt", "detail", "tokens"}
+                           tokens: of an attempt that was thrown away
 """
 
 import hashlib

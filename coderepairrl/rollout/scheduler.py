@@ -1,16 +1,17 @@
 """Which task runs next, and which groups a training step gets: pure bookkeeping, the same for synchronous and
 asynchronous runs.
 
-A group is admitted while   consumed + live < (max_staleness + s + 1) * groups_per_step,   s = updates in the weights that vLLM serves.
+A group is admitted while
+
+    consumed + live < (max_staleness + s + 1) * groups_per_step        s: updates in the weights that vLLM serves
+
 Groups are consumed in their order of admission, and a dropped group only moves those behind it forward: a group that
-was admitted
-under weights of s updates is consumed at step N <= s + max_staleness. Nothing else is needed for the bound, and 0 is
-on-policy.
+was admitted under weights of s updates is consumed at step N <= s + max_staleness. Nothing else is needed for the
+bound, and 0 is on-policy.
 
 Words: a position is a place in the data order, a pure function of seed and position (rollout.py). Of every position one
-group
-is consumed, or dropped without variance; a group that was lost with its attempt gives its position back, which then
-runs first.
+group is consumed, or dropped without variance; a group that was lost with its attempt gives its position back, which
+then runs first.
 """
 
 from bisect import insort
@@ -89,8 +90,7 @@ class Admission:
 
     def replay(self, rows: Iterable[dict], stored: Container[str], buffered: Container[str]) -> list[str]:
         """Rebuilds the state from the ledger's rows. stored: names of the step files that exist; buffered: groups with
-        a file of
-        their own. Returns the groups that have neither: they are lost, and still have to be dropped. Raises
+        a file of their own. Returns the groups that have neither: they are lost, and still have to be dropped. Raises
         ConfigError."""
         for row in rows:
             group = row["group"]

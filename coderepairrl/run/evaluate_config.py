@@ -3,7 +3,7 @@
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from coderepairrl.config import Config
-from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.scaffolds import ScaffoldConfig
 
 

@@ -131,7 +131,7 @@ def table(step: int, trajectories: Sequence[Trajectory]) -> tuple[list[str], lis
             t.reward,
             str(t.outcome),
             len(t.calls),
-            sum(len(call.completion_ids) for call in t.calls),
+            t.sampled_tokens,
             _cell(t.diff),
             _cell(conversation(t.events)),
         ]

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from coderepairrl.config import Config
-from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.run.metrics import WandbConfig
 from coderepairrl.run.resume import ResumeConfig
 from coderepairrl.training.algorithm_config import AlgorithmConfig

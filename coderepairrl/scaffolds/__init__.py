@@ -1,8 +1,7 @@
 """Coding agents behind one small protocol: a base URL, a key, a sandbox. One file a scaffold, one dict of names.
 
 A scaffold returns when the agent ended by itself. It raises ScaffoldError when the agent broke, and stops quietly when
-the
-gateway has closed the session. What the agent claims is ignored: the outcome is decided by the episode.
+the gateway has closed the session. What the agent claims is ignored: the outcome is decided by the episode.
 """
 
 import os
@@ -90,8 +89,7 @@ async def refusal(scaffold: Scaffold, config: EnvironmentsConfig) -> Callable[[T
 @asynccontextmanager
 async def ready(scaffold: Scaffold, config: EnvironmentsConfig) -> AsyncIterator[Path | None]:
     """Installs what the scaffold needs, for the episodes that follow. Yields the Unix socket that the gateway must
-    listen on for it, None where
-    its port is enough. Raises BuildError."""
+    listen on for it, None where its port is enough. Raises BuildError."""
     scaffold = scaffold.inner if isinstance(scaffold, Retry) else scaffold
     if not isinstance(scaffold, ProcessScaffold | Scripted):
         yield None

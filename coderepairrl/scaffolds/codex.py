@@ -1,6 +1,6 @@
 """codex, OpenAI's command line agent, from npm: Responses API, streaming. Its own sandbox and approvals are off, since
-it is in ours; it asks nobody for
-updates, models, plugins or analytics. What it says and how it works is its own: prompts, tools, compaction.
+it is in ours; it asks nobody for updates, models, plugins or analytics. What it says and how it works is its own:
+prompts, tools, compaction.
 """
 
 import platform

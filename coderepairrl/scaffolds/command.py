@@ -8,9 +8,8 @@ examples/command.
       requirements: examples/command/lock.txt
 
 It works in the checkout, which is its working directory; what it leaves there is its answer. It finds its model by
-OPENAI_BASE_URL and OPENAI_API_KEY,
-or by the placeholders, and stops when that answers 400 context_length_exceeded. An exit code other than 0 is an
-agent_error.
+OPENAI_BASE_URL and OPENAI_API_KEY, or by the placeholders, and stops when that answers 400 context_length_exceeded. An
+exit code other than 0 is an agent_error.
 """
 
 import re

@@ -2,8 +2,7 @@
 the judge are worth.
 
 gold: the oracle's patch, which must resolve. empty: nothing, which must not. gold_less_one_hunk: the n-th episode of a
-task leaves out
-the n-th largest hunk. predictions: patches of somebody else, in SWE-bench's format.
+task leaves out the n-th largest hunk. predictions: patches of somebody else, in SWE-bench's format.
 """
 
 import asyncio

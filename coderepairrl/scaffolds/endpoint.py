@@ -59,9 +59,8 @@ class Answer:
 
 async def chat(endpoint: Endpoint, messages: list[dict], tools: list[dict] | None = None) -> Answer | None:
     """The model's next turn, or None when the gateway has closed the session. Raises GatewayError for any other
-    refusal; but ScaffoldError once the
-    model has spoken, for a request that the gateway does not take: what becomes of a model's words is no broken
-    machine."""
+    refusal; but ScaffoldError once the model has spoken, for a request that the gateway does not take: what becomes of
+    a model's words is no broken machine."""
     await endpoint.before_call()
     async with endpoint.http.post(
         endpoint.base_url + "/chat/completions",

@@ -6,8 +6,8 @@ network after that.
     <environments.cache>/scaffolds/<name>-<hash>/{venv,node_modules,build.log,record.json}
 
 The hash is of the locks and the Python. pip packages are installed by uv without their dependencies, which the lock
-names, and every hash that it holds is
-checked; npm packages by `npm ci`. The folder is shown to the sandboxes at the path that it has here.
+names, and every hash that it holds is checked; npm packages by `npm ci`. The folder is shown to the sandboxes at the
+path that it has here.
 """
 
 import asyncio
@@ -80,9 +80,8 @@ def _install(installation: Installation, config: EnvironmentsConfig) -> Installe
     except BuildError as error:
         raise BuildError(
             name,
-            f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py {installation.name}; "
-            ""
-            "or copy the folder from a machine that has it)",
+            f"{error.cause} (connect to the package index once: python scripts/install_scaffold.py "
+            f"{installation.name}; or copy the folder from a machine that has it)",
             error.log,
         ) from error
     needed = dict.fromkeys((str(folder), *interpreter(str(folder / "venv/bin/python")).folders))

@@ -1,14 +1,12 @@
 """Agents that are programs: started inside the task's sandbox, which has no network but the gateway's socket.
 
 A subclass says what is started (`command`) and what must be installed for it (`installation`); the rest is the same for
-all. The agent works in the
-checkout. Its home is a folder beside it, so that nothing of it is in the diff. A small relay, relay.py, makes the
-socket 127.0.0.1:PORT for it.
+all. The agent works in the checkout. Its home is a folder beside it, so that nothing of it is in the diff. A small
+relay, relay.py, makes the socket 127.0.0.1:PORT for it.
 
 How it ends: the agent exits; or the gateway closes the session, at which agents stop by themselves, and one that
-doesn't is killed; or the episode is
-cancelled. Each time the sandbox ends everything that the agent has started. The limits are the gateway's and the
-sandbox's; there are no others.
+doesn't is killed; or the episode is cancelled. Each time the sandbox ends everything that the agent has started. The
+limits are the gateway's and the sandbox's; there are no others.
 """
 
 import asyncio

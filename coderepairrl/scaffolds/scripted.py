@@ -1,9 +1,8 @@
 """A control: recorded outputs are said again, and the agent that they were said to does again what it did.
 
 It shows whether agent, environments and judge give the same for the same words. Behind it stands a gateway of its own
-whose engine is the record, so every
-scaffold can be replayed; the n-th episode of a task gets its n-th record, counted round. A task without any is left as
-it is.
+whose engine is the record, so every scaffold can be replayed; the n-th episode of a task gets its n-th record, counted
+round. A task without any is left as it is.
 """
 
 import json

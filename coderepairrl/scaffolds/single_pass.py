@@ -28,7 +28,8 @@ lines that occur exactly once in the file
 =======
 lines that replace them
 >>>>>>> REPLACE
-To make a new file, leave out the lines to search. Make the smallest change that mends the cause. Do not change tests."""
+To make a new file, leave out the lines to search. Make the smallest change that mends the cause. Do not change \
+tests."""
 REMEMBERED = 256  # prompts: the episodes of a group have the same
 SEARCH, DIVIDER, REPLACE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 

@@ -19,10 +19,12 @@ from coderepairrl.scaffolds.endpoint import Endpoint, chat
 from coderepairrl.types import Task
 
 SYSTEM_PROMPT = """You repair the git repository in the current directory by calling tools.
-shell: runs one command in a fresh shell at the top of the repository; cd and variables do not persist, there is no input.
+shell: runs one command in a fresh shell at the top of the repository; cd and variables do not persist, there is no \
+input.
 edit: replaces `old`, which must occur exactly once in the file, by `new`.
 submit: ends the task; the working tree is the answer.
-Search, read, reproduce, make the smallest change that mends the cause, run the related tests, submit. Do not change tests."""
+Search, read, reproduce, make the smallest change that mends the cause, run the related tests, submit. Do not change \
+tests."""
 
 
 class TerminalConfig(Config):

@@ -80,7 +80,9 @@ class TerminalText(Terminal):
         """(answer, there was one block that is whole, the agent has submitted)."""
         await asyncio.sleep(self.config.tool_delay_s)
         if len(found) != 1 or found[0][1] is None:
-            problem = "the block has no end" if len(found) == 1 else f"{len(found)} blocks" if found else "no block"
+            problem = "the block has no end" if len(found) == 1 else f"{len(found)} blocks"
+            if not found:
+                problem = "no block"
             return f"error: {problem}; {USAGE}", False, False
         kind, text = found[0]
         if kind == "bash" and text.strip() == "submit":

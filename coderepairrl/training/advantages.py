@@ -4,8 +4,7 @@
     turn      A = A_E + A_S: GiGPO, section 4 of arXiv:2505.10978, with the step's weight (omega) 1
 A_E compares an episode with its group, A_S a call with the group's other calls in the same anchor state, both by
 algorithm.advantage. The paper's state is an observation of the environment; here it is the whole prompt, token for
-token,
-since a model that saw something else before was asked something else.
+token, since a model that saw something else before was asked something else.
 
 Left out: states that are only similar. So a call after the first has companions only where episodes said the same until
 then, or where an agent asks a prompt again.

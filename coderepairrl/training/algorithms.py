@@ -72,9 +72,9 @@ def sequence_ratio(
 
     tokenwise: GSPO-token, section 4.3 there, for advantages that differ within a branch. s_t = sg(s) p_t / sg(p_t),
     with p_t the token's probability, has the value of s and a gradient through its own token alone. Through s itself
-    every
-    token would get the mean of its branch's advantages, and no call would be told from another; where these are equal,
-    both gradients are. The ratio is still the whole branch's: clipped for all of its tokens with the same sign of A.
+    every token would get the mean of its branch's advantages, and no call would be told from another; where these are
+    equal, both gradients are. The ratio is still the whole branch's: clipped for all of its tokens with the same sign
+    of A.
     """
     count = int(branches.max()) + 1 if len(branches) else 0
     zeros = torch.zeros(count, dtype=logprobs.dtype, device=logprobs.device)
@@ -136,8 +136,8 @@ def policy_loss(
     """The loss of each token, not yet aggregated.
 
     With a correction the objective is decoupled (arXiv:2505.24298, section 5.2): ratios are taken to the policy before
-    this step, whose
-    logprobs are the present ones, because a step makes one update; the correction weighs each token's loss.
+    this step, whose logprobs are the present ones, because a step makes one update; the correction weighs each token's
+    loss.
     """
     old = behaviour if config.correction == "none" else logprobs.detach()
     if config.surrogate == "sequence_ratio":

@@ -1,10 +1,10 @@
 """Attention over a packed row: sequences laid end to end, prefixes that several of them share computed once.
 
 A row is cut into nodes: runs of new tokens. The queries of a node see the keys of its path, which is everything from
-its
-sequence's first token to the node's end; its own tokens come last, so the mask is causal, aligned at the end of the
-keys, and a sliding window of w lets a query see its own key and the w - 1 before it.
-A sequence that shares nothing is one node whose path is itself. Registered in transformers as the attention "packed".
+its sequence's first token to the node's end; its own tokens come last, so the mask is causal, aligned at the end of the
+keys, and a sliding window of w lets a query see its own key and the w - 1 before it. A sequence that shares nothing is
+one node whose path is itself. Registered in transformers as the attention "packed".
+
 Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their size.
 """
 

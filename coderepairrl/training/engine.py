@@ -42,8 +42,7 @@ class Engine:
     """`rank`, `world_size`, `device`, `steps` (optimizer steps so far), `hidden_size`, and the verbs below.
 
     Micro-batches are dealt to `row_ranks`, of which this is `row_rank`: ranks that share a row have the same ones and
-    get the same
-    numbers, so that only the one that `leads_row` adds them to a sum over ranks.
+    get the same numbers, so that only the one that `leads_row` adds them to a sum over ranks.
     """
 
     def __init__(
@@ -197,12 +196,10 @@ class Engine:
 
     def step(self) -> tuple[float | None, float]:
         """One optimizer step. Returns (gradient norm before clipping, AdamW's learning rate). With Muon there is no
-        such norm: DeepSpeed
-        takes it over what Muon has made of the gradient.
+        such norm: DeepSpeed takes it over what Muon has made of the gradient.
 
         Raises EngineError on every rank where there was none: DeepSpeed leaves the weights alone, in every dtype, when
-        the gradient is
-        not finite; or where it has made weights that can't be computed with.
+        the gradient is not finite; or where it has made weights that can't be computed with.
         """
         rate = self.learning_rate()
         for group in self._engine.optimizer.optimizer.param_groups:
@@ -257,8 +254,7 @@ class Engine:
         """(Hugging Face name, whole tensor on every rank), LoRA merged, bucket by bucket. Valid until the next bucket
         is asked for."""
         # A forward pass without a backward one leaves prefetched parameters in flight. The engine's method of this name
-        # also collects all of
-        # Python's garbage and gives CUDA's cache back: 0.3 s.
+        # also collects all of Python's garbage and gives CUDA's cache back: 0.3 s.
         self._engine.optimizer.empty_partition_cache()
         bucket, size = [], 0
         for entry in self.module.published():
@@ -331,9 +327,8 @@ class Engine:
             return False
         if self.config.muon:
             raise ConfigError(
-                f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for {self.world_size}: "
-                ""
-                f"go on with training.ranks={saved}"
+                f"{folder} was written by {saved} ranks, and DeepSpeed converts no state of Muon for "
+                f"{self.world_size}: go on with training.ranks={saved}"
             )
         if self.rank == 0 and not (folder / "universal").exists():
             converted = subprocess.run(

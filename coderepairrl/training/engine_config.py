@@ -22,8 +22,8 @@ class LoRAConfig(Config):
 
 class MuonConfig(Config):
     """Matrices of the layers are trained by Muon (https://kellerjordan.github.io/posts/muon): momentum, made orthogonal
-    by five
-    Newton-Schulz iterations (in float16 where the hardware computes it, else in float32). AdamW keeps the rest."""
+    by five Newton-Schulz iterations (in float16 where the hardware computes it, else in float32). AdamW keeps the
+    rest."""
 
     # the spectral norm of a step for a square matrix; rises and falls as the other one does
     learning_rate: NonNegativeFloat = 0.02

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from coderepairrl.errors import EngineError
 
 # Largest gap, in nats, of two programs that compute the same; about ten times what healthy runs have shown
-# (docs/results.md):
-# 5.5e-5 in float32 on a CPU, 0.05 where a GPU rounds to TF32, 0.4 in bfloat16. Wrong computations gave 0.009 to 14.
+# (docs/results.md): 5.5e-5 in float32 on a CPU, 0.05 where a GPU rounds to TF32, 0.4 in bfloat16. Wrong computations
+# gave 0.009 to 14.
 CPU_GAP, TF32_GAP, BFLOAT16_GAP = 0.001, 0.5, 3.0
 # Products of two larger weights, summed, leave float32: a merged LoRA, or the next forward pass, would be infinite.
 LARGEST_WEIGHT = 1e18
-REMEDY = "nothing of this step was published or saved: lower engine.learning_rate (and engine.muon.learning_rate), or raise engine.warmup_steps"
+REMEDY = (
+    "nothing of this step was published or saved: lower engine.learning_rate (and engine.muon.learning_rate), "
+    "or raise engine.warmup_steps"
+)
 
 
 def demand(where: str, values: Mapping[str, float], remedy: str = REMEDY) -> None:
@@ -24,7 +27,9 @@ def demand(where: str, values: Mapping[str, float], remedy: str = REMEDY) -> Non
 
 def gap_bound(dtypes: set[str], cpu: bool, temperature: float) -> float:
     """By default. `dtypes`: what trainer and vLLM compute in. A temperature below 1 magnifies what logits differ by."""
-    bound = BFLOAT16_GAP if "bfloat16" in dtypes else CPU_GAP if cpu else TF32_GAP
+    bound = CPU_GAP if cpu else TF32_GAP
+    if "bfloat16" in dtypes:
+        bound = BFLOAT16_GAP
     return bound / min(1.0, temperature)
 
 

@@ -214,8 +214,7 @@ def recompute(model: PreTrainedModel, share: float) -> None:
     again there."""
     model.gradient_checkpointing_enable({"use_reentrant": True})
     # Under a frozen embedding (LoRA) the first layer's input has no gradient: recomputing would cut the layer off, and
-    # ZeRO-3 would
-    # reduce the gradients of a leaf module before they are there.
+    # ZeRO-3 would reduce the gradients of a leaf module before they are there.
     model.enable_input_require_grads()
     for number, layer in enumerate(layers_of(model)):
         layer.gradient_checkpointing = math.floor((number + 1) * share) > math.floor(number * share)

@@ -2,8 +2,7 @@
 for every rank.
 
 Samples of one group are merged into a trie: sorted by their tokens, each adds what follows its longest common prefix
-with the
-one before. A piece is such a trie, cut so that it fits a row; pieces are then put together into rows.
+with the one before. A piece is such a trie, cut so that it fits a row; pieces are then put together into rows.
 """
 
 from collections import defaultdict
@@ -60,7 +59,12 @@ class _Trie:
     """A piece that is being made."""
 
     def __init__(self):
-        self.samples, self.places, self.tokens, self.positions, self.nodes, self.size = [], [], [], [], [], 0
+        self.samples: list[int] = []
+        self.places: list[np.ndarray] = []  # of a sample: where each of its tokens lies in the piece
+        self.tokens: list[np.ndarray] = []  # of a sample: those that no former one has
+        self.positions: list[np.ndarray] = []  # their places in the sample
+        self.nodes: list[Node] = []
+        self.size = 0  # tokens
         self._ids: np.ndarray | None = None
 
     def common(self, ids: np.ndarray) -> int:

@@ -2,10 +2,10 @@
 one GPU's memory.
 
 Each rank computes a P-th of the row's tokens. Attention alone needs the others': an all-to-all turns (T / P tokens, H
-heads) into
-(T, H / P) before it, and back after it. Every rank then gets the logprobs of all trained tokens of the row, so that
-losses need not
-know of the split, and sends back the gradient of its own: the sum over ranks counts each token once.
+heads) into (T, H / P) before it, and back after it. Every rank then gets the logprobs of all trained tokens of the row,
+so that losses need not know of the split, and sends back the gradient of its own: the sum over ranks counts each token
+once.
+
 Legend: T tokens of the row, P ranks that share it, H heads of the queries, G of keys and of values, D their size, N
 trained tokens.
 """

@@ -265,7 +265,7 @@ def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
 
 
 def _lengths(finished: list[Trajectory]) -> dict[str, float]:
-    lengths = [sum(len(call.completion_ids) for call in t.calls) for t in finished]
+    lengths = [t.sampled_tokens for t in finished]
     return {
         "reward_std": pstdev(t.reward for t in finished),
         "completions/mean_length": fmean(lengths),

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,25 +84,25 @@ def judge(
     staleness_of: Mapping[int, int],
     max_staleness: int,
     max_tokens: int,
-    unproven: Container[int] = (),
+    unproven: Collection[int] = (),
     discount: float = 1.0,
 ) -> Judged:
     """Advantages group by group; one in which all are zero teaches nothing.
 
     Left out of their group's statistics, and masked, are infrastructure errors, and what has a token of an `unproven`
     version, whose weights were not those that it says. `staleness_of`: policy version -> staleness now; a trajectory
-    with an
-    older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
+    with an older token than `max_staleness` is masked as "stale". `discount`: rewards.discount_per_call.
     """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         groups[trajectory.group_id].append(trajectory)
     advantage, masked, flat, counted = {}, {}, 0, 0
     for members in groups.values():
-        masked |= {t.trajectory_id: "unproven" for t in members if any(version in unproven for version in _versions(t))}
-        masked |= {
-            t.trajectory_id: "infrastructure_error" for t in members if t.outcome == Outcome.INFRASTRUCTURE_ERROR
-        }
+        for t in members:
+            if t.outcome == Outcome.INFRASTRUCTURE_ERROR:
+                masked[t.trajectory_id] = "infrastructure_error"
+            elif not t.policy_versions.isdisjoint(unproven):
+                masked[t.trajectory_id] = "unproven"
         members = [t for t in members if t.trajectory_id not in masked]
         if not members:
             continue
@@ -118,15 +118,11 @@ def judge(
     for trajectory in trajectories:
         if trajectory.trajectory_id in masked:
             continue
-        if any(staleness_of[version] > max_staleness for version in _versions(trajectory)):
+        if any(staleness_of[version] > max_staleness for version in trajectory.policy_versions):
             masked[trajectory.trajectory_id] = "stale"
         elif algorithm.mask_truncated and trajectory.outcome in TRUNCATED:
             masked[trajectory.trajectory_id] = "truncated"
     return Judged(advantage, masked, flat, counted)
-
-
-def _versions(trajectory: Trajectory) -> set[int]:
-    return {version for call in trajectory.calls for version in call.policy_versions}
 
 
 def _tokens(trajectory: Trajectory) -> int:
@@ -140,7 +136,7 @@ def books(trajectories: list[Trajectory], judged: Judged) -> dict[str, dict]:
     out: dict[str, dict] = {}
     for trajectory in trajectories:
         book = out.setdefault(trajectory.group_id, {"trained": 0, "masked": {}})
-        tokens = sum(len(call.completion_ids) for call in trajectory.calls)
+        tokens = trajectory.sampled_tokens
         reason = judged.masked.get(trajectory.trajectory_id)
         if reason is None:
             book["trained"] += tokens

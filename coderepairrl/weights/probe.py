@@ -9,8 +9,7 @@ against the trainer's.
 
 The row is fixed, drawn once from the vocabulary's size. vLLM's numbers are a prompt's logprobs, asked for where the
 gateway asks, so they come from its own weights, packed copies and kernels; the trainer's come from its forward pass
-under
-the weights that it sent. Not seen by it: what is below the rounding of the dtype, and decoding. The next steps'
+under the weights that it sent. Not seen by it: what is below the rounding of the dtype, and decoding. The next steps'
 `logprob_gap`, which is of sampled tokens, sees both.
 """
 

@@ -14,7 +14,7 @@ import torch
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.training import batch, packing
 from coderepairrl.training.batch import MicroBatch
 from coderepairrl.training.checkpoints import folder_of
@@ -34,12 +34,12 @@ class Publisher:
         """`version`: of the weights that the engine has now, which vLLM was started with, as current.json says
         already."""
         self.engine, self.version, self.export_every = engine, version, export_every
-        self.seconds, self.send_s, self.probe_s, self.updates, self.failed = 0.0, 0.0, 0.0, 0, 0
+        self.seconds, self.send_s, self.probe_s = 0.0, 0.0, 0.0
+        self.updates, self.failed = 0, 0
         self.sent: Sent | None = None
         self._run, self._policy = run, run / "policy"
         # Versions that a killed attempt has used after the checkpoint are not given again: its tokens carry them. All
-        # ranks must have
-        # read the file before one of them publishes.
+        # ranks must have read the file before one of them publishes.
         self._highest = int(engine.max([max(version, read_json(self._policy / "highest_version") or 0)])[0])
         self._exported: int | None = None
         self._since_export = 0

@@ -1,8 +1,7 @@
 """The receiving end for gloo: a WeightTransferEngine in vLLM's workers.
 
 `--worker-extension-cls coderepairrl.weights.receiver.WorkerExtension` makes each worker import this module before it
-loads
-the model, which registers the engine.
+loads the model, which registers the engine.
 """
 
 from collections import Counter

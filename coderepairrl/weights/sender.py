@@ -1,10 +1,9 @@
 """Rank 0's end of a weight update.
 
 The gather of the buckets is collective and runs in the main thread; all that can wait for vLLM runs in a daemon thread:
-the HTTP
-calls, the broadcast. Between the two lies one bucket. When vLLM fails or the deadline comes, the main thread learns it
-at its
-next bucket and goes on gathering alone, so that the other ranks, which know nothing of vLLM, are never left waiting.
+the HTTP calls, the broadcast. Between the two lies one bucket. When vLLM fails or the deadline comes, the main thread
+learns it at its next bucket and goes on gathering alone, so that the other ranks, which know nothing of vLLM, are never
+left waiting.
 """
 
 import math

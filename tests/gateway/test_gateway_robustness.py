@@ -313,18 +313,3 @@ def test_names_that_a_client_makes_up_do_not_fill_the_record(monkeypatch):
         assert sum(len(name) for event in world.session.events for name in event["fields"]) <= 100 * 100
 
     run(scenario)
-
-
-def test_a_text_is_looked_up_while_others_are_recorded():
-    """Long texts are read in a thread."""
-
-    async def scenario(world):
-        class Text(str):
-            def startswith(self, other):
-                world.session._texts[99] = "recorded meanwhile"
-                return super().startswith(other)
-
-        await world.post({"prompt": "one"}, path="/completions")
-        assert world.session._text_prompt(Text("another")).parent is None
-
-    run(scenario)

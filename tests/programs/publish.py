@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.run.program import program
 from coderepairrl.training import checkpoints
 from coderepairrl.training.engine import Engine

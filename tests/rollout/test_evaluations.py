@@ -12,6 +12,7 @@ from rollout_helpers import TASKS, folder, rollout_of, train_along
 from coderepairrl.files import read_json, write_json
 from coderepairrl.rollout import ledger, trajectory_files
 from coderepairrl.rollout.evaluations import EvaluationConfig, Evaluations, finished, has_tasks, missed, passes
+from coderepairrl.rollout.groups import Groups
 from coderepairrl.run.metrics import Metrics, read_evaluations, read_metrics
 from coderepairrl.training import checkpoints
 
@@ -55,7 +56,7 @@ def test_every_so_many_updates_beside_training(tmp_path):
         async with again:
             again.supervisor.serving = {"version": 3, "step": 3}
             async with asyncio.TaskGroup() as running:
-                again._evaluate_beside(running, 3)
+                again.evaluations.begin_beside(running, 3)
             await again.evaluate("before", updates=0)
 
     asyncio.run(resumed())
@@ -64,19 +65,19 @@ def test_every_so_many_updates_beside_training(tmp_path):
     ) == 6
 
 
-def test_one_that_takes_long_holds_up_nothing_and_the_next_is_left_out(tmp_path, capsys):
+def test_one_that_takes_long_holds_up_nothing_and_the_next_is_left_out(tmp_path, capsys, monkeypatch):
     """It ends when the last step has been trained. Its episodes take one of two places: training always has the
     other."""
     rollout = rollout_of(folder(tmp_path), concurrent_episodes=2, evaluation={"share": 0.5})
-    episode, trained, held = rollout._episode, asyncio.Event(), []
+    episode, trained, held = Groups.episode, asyncio.Event(), []
 
-    async def slow(group, task, name, split, attempt, way):
+    async def slow(self, group, *what):
         if "eval_step" in group:
-            held.append(rollout._slots._value)
+            held.append(self._slots._value)
             await trained.wait()
-        return await episode(group, task, name, split, attempt, way)
+        return await episode(self, group, *what)
 
-    rollout._episode = slow
+    monkeypatch.setattr(Groups, "episode", slow)
     asyncio.run(run(rollout, every=1, after_each=lambda step: trained.set() if step + 1 == STEPS else None))
     assert [row["name"] for row in finished(tmp_path)] == ["before", "step_00001", "after"]
     assert capsys.readouterr().out.count("is not evaluated, the evaluation before is still running") == STEPS - 2

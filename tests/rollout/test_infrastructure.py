@@ -3,6 +3,7 @@ a later attempt."""
 
 import asyncio
 import dataclasses
+from pathlib import Path
 
 import pytest
 from books_helpers import MODULE, task, trajectory
@@ -14,7 +15,15 @@ from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json
 from coderepairrl.rollout import infrastructure, ledger, trajectory_files
 from coderepairrl.rollout.buffer import Books
-from coderepairrl.rollout.infrastructure import WINDOW, InfrastructureErrors, alike, commonest, line, refuse_broken
+from coderepairrl.rollout.infrastructure import (
+    WINDOW,
+    InfrastructureErrors,
+    Unforeseen,
+    alike,
+    commonest,
+    line,
+    refuse_broken,
+)
 from coderepairrl.rollout.scheduler import Admission
 from coderepairrl.run import driver
 from coderepairrl.types import Outcome
@@ -93,6 +102,38 @@ def test_status_and_step_line_say_it(tmp_path):
     assert "infrastructure_errors" not in read_json(run / "status.json")
 
 
+def met(unforeseen, do) -> None:
+    try:
+        do()
+    except Exception as error:
+        unforeseen.met(error, "episode t of task u")
+
+
+def test_an_error_of_the_programs_own_is_logged_once_a_kind_and_counted_under_its_name(tmp_path, caplog):
+    """A kind is an error's class and the program's innermost line that it went through, whatever it says."""
+    errors = InfrastructureErrors(folder(tmp_path), 1.0)
+    own = errors.unforeseen
+    for number in range(3):
+        met(own, lambda number=number: ledger.Ledger(Path(f"/proc/none_{number}/ledger.jsonl")))
+        met(own, lambda: commonest([]))
+    (file_kind, files), (index_kind, indices) = own.counts.items()
+    assert file_kind.startswith("FileNotFoundError at coderepairrl/rollout/ledger.py:") and files == 3
+    assert index_kind.startswith("IndexError at coderepairrl/rollout/infrastructure.py:") and indices == 3
+    assert len(caplog.records) == 2 and all(record.exc_info for record in caplog.records)
+    assert errors.said() is None  # no try of an episode ended so
+    errors.tried("IndexError: list index out of range")
+    errors.ended(broken(trajectory("g", 0, "train", 0.0, ()), "IndexError: list index out of range"))
+    assert read_json(tmp_path / "infrastructure.json")["unforeseen"] == {file_kind: 3, index_kind: 3}
+    assert f"6 of them this program's own, most often {file_kind}: see rollout.log" in line(errors.said())
+
+
+def test_an_error_that_went_through_none_of_the_programs_lines_has_its_own(caplog):
+    own = Unforeseen()
+    met(own, lambda: 1 // 0)
+    (kind,) = own.counts
+    assert kind.startswith("ZeroDivisionError at ") and kind.rpartition(":")[0].endswith("test_infrastructure.py")
+
+
 def test_a_step_that_the_machine_ended_is_no_step_and_its_tasks_run_again(tmp_path):
     run, names = folder(tmp_path), []
     books = Books(run, Admission(2), 1, ["tests"])
@@ -116,6 +157,24 @@ def test_a_step_that_the_machine_ended_is_no_step_and_its_tasks_run_again(tmp_pa
     ends = {row["group"]: row["reason"] for row in ledger.rows(run / "ledger.jsonl") if row["event"] == "dropped"}
     assert ends == dict.fromkeys(names[:2], "attempt_ended")
     assert all(": 0 ends" in violation for violation in MODULE.audit(run)), "all else is right"
+
+
+def test_an_episode_that_the_programs_own_error_ends_is_counted_as_that(tmp_path, monkeypatch, caplog):
+    async def breaks(*_, **__):
+        raise KeyError("x")
+
+    monkeypatch.setattr("coderepairrl.rollout.episode.compute", breaks)
+
+    async def scenario():
+        async with rollout_of(folder(tmp_path), try_environments=False) as rollout:
+            await rollout.produce(1)
+
+    with pytest.raises(EngineError, match="step 0: all 4 episodes .* KeyError: 'x'"):
+        asyncio.run(scenario())
+    said = read_json(tmp_path / "infrastructure.json")
+    assert list(said["unforeseen"].values()) == [4] and said["errors"] == 4
+    assert [*said["unforeseen"]][0].startswith("KeyError at coderepairrl/rollout/episode.py:")
+    assert sum(record.name == infrastructure.__name__ for record in caplog.records) == 1
 
 
 SILENT = {
@@ -162,14 +221,15 @@ def test_an_episode_whose_sandbox_breaks_is_the_machines(tmp_path):
 
     async def scenario():
         async with rollout_of(folder(tmp_path), infrastructure_retries=1) as rollout:
-            rollout._services = dataclasses.replace(
-                rollout._services, sandbox=rollout.config.sandbox.model_copy(update={"scratch": "/proc/none"})
+            rollout.groups.services = dataclasses.replace(
+                rollout.groups.services, sandbox=rollout.config.sandbox.model_copy(update={"scratch": "/proc/none"})
             )
-            return await rollout._with_retries(
+            return await rollout.groups._with_retries(
                 "a1-p0", TASKS["train"][0], 0, "train", rollout._training
             ), rollout._broken.said()
 
     end, said = asyncio.run(scenario())
+    assert "unforeseen" not in said
     assert (
         end.outcome == Outcome.INFRASTRUCTURE_ERROR and end.verdict is None and end.rewards == {} and end.attempt == 1
     )

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from coderepairrl.files import write_json
-from coderepairrl.rollout import ledger, rollout, trajectory_files
-from coderepairrl.rollout.rollout import EvaluationConfig, Rollout, RolloutConfig
+from coderepairrl.rollout import groups, ledger, trajectory_files
+from coderepairrl.rollout.evaluations import EvaluationConfig
+from coderepairrl.rollout.groups import Groups
+from coderepairrl.rollout.rollout import Rollout
+from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.types import Call, Environment, Outcome, Task, Trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +33,10 @@ SCRIPT = {
 }  # task -> sampled tokens of its tries; negative: the machine broke after so many
 
 
-class Scripted(Rollout):
+class Scripted(Groups):
     """Its episodes end as SCRIPT says."""
 
-    async def _episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way) -> Trajectory:
+    async def episode(self, group: str, task: Task, trajectory_id: str, split: str, attempt: int, way) -> Trajectory:
         tokens = SCRIPT[task.task_id][attempt]
         calls = (
             Call(
@@ -89,9 +92,11 @@ def config(tmp_path) -> RolloutConfig:
     )
 
 
-def test_a_broken_machine_is_tried_again_and_its_tokens_are_booked_once(config, tmp_path):
+def test_a_broken_machine_is_tried_again_and_its_tokens_are_booked_once(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("coderepairrl.rollout.rollout.Groups", Scripted)
+
     async def main():
-        async with Scripted(config, tmp_path, None, 1, {"train": [], "heldout": TASKS}) as rollouts:
+        async with Rollout(config, tmp_path, None, 1, {"train": [], "heldout": TASKS}) as rollouts:
             await rollouts.evaluate("before", updates=0)
 
     asyncio.run(main())
@@ -124,7 +129,7 @@ def test_each_split_is_sampled_as_it_is_configured_and_no_policys_cache_is_used_
     async def run_episode(services, task, *, split, sampling, cache_salt, **_):
         asked.append((split, sampling.temperature, cache_salt))
 
-    monkeypatch.setattr(rollout, "run_episode", run_episode)
+    monkeypatch.setattr(groups, "run_episode", run_episode)
 
     async def main():
         async with Rollout(config, tmp_path, None, 1, {"train": [], "heldout": []}) as rollouts:

@@ -5,8 +5,8 @@ import pytest
 from coderepairrl.config import load
 from coderepairrl.errors import ConfigError
 from coderepairrl.gateway import SessionLimits
-from coderepairrl.inference.vllm import ServerConfig
-from coderepairrl.rollout.rollout import RolloutConfig
+from coderepairrl.inference.server_config import ServerConfig
+from coderepairrl.rollout.rollout_config import RolloutConfig
 
 NEEDED = "tasks: {name: functions}\ngroups_per_step: 1\ngroup_size: 1\n"
 

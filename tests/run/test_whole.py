@@ -16,8 +16,10 @@ from conftest import ROOT, metrics_of, processes_of, run_program
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from coderepairrl.files import read_json
 from coderepairrl.gateway import VLLMClient
-from coderepairrl.inference.vllm import Server, ServerConfig, read_json
+from coderepairrl.inference.server import Server
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.run.metrics import read_evaluations
 from coderepairrl.weights import UnprovenError, WeightSender

@@ -12,7 +12,8 @@ from coderepairrl.config import load
 from coderepairrl.demonstrations.expert import test_output as printed
 from coderepairrl.errors import ConfigError
 from coderepairrl.rewards import Grader
-from coderepairrl.rollout.rollout import Rollout, RolloutConfig
+from coderepairrl.rollout.rollout import Rollout
+from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.scaffolds import make_scaffold
 from coderepairrl.scaffolds.command import CommandConfig

@@ -15,8 +15,8 @@ from coderepairrl.errors import EngineError
 from coderepairrl.files import write_json, write_jsonl
 from coderepairrl.gateway import SamplingConfig, TrainedSamplingConfig
 from coderepairrl.rollout import buffer, trajectory_files
+from coderepairrl.rollout.evaluations import EvaluationConfig
 from coderepairrl.rollout.ledger import Ledger
-from coderepairrl.rollout.rollout import EvaluationConfig
 from coderepairrl.run.metrics import Metrics
 from coderepairrl.training import finite
 from coderepairrl.training.algorithms import Surrogate

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trainer_helpers import episode, judged
 
 from coderepairrl.files import read_json
-from coderepairrl.inference.vllm import ServerConfig
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.training.engine_config import EngineConfig
 from coderepairrl.training.trainer import books
 from coderepairrl.weights.probe import KEPT_VERSIONS, LARGEST, TOKENS, Probe, difference, read, token_ids, write

@@ -20,7 +20,8 @@ from weights_server import WeightsServer
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import Server, ServerConfig
+from coderepairrl.inference.server import Server
+from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.processes import cause
 from coderepairrl.processes.starting import ranks_command, ranks_environment
 from coderepairrl.weights import WeightSender

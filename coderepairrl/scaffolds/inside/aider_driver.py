@@ -17,7 +17,11 @@ MODEL = "openai/policy"
 FOREVER_S = 24 * 3600  # how long a request waits: the gateway ends sessions
 RETRY_S = 4  # aider's longest pause between two tries of a request that failed: the gateway itself waits for the model
 NO_ANSWER = 69  # exit code: the model could not be asked, which says nothing about the agent
-PLATFORM = "- Platform: Linux\n- Shell: SHELL=/bin/bash\n- Language: English\n- The user is operating inside a git repository\n"
+PLATFORM = """- Platform: Linux
+- Shell: SHELL=/bin/bash
+- Language: English
+- The user is operating inside a git repository
+"""
 
 
 def warm() -> None:
@@ -56,8 +60,7 @@ def warm() -> None:
 
 def coder_of(job: dict):
     """Aider's coder, as for somebody who says yes to every question. `job`: the fields of AiderConfig, workdir, cache,
-    message (None: only
-    the cache is wanted)."""
+    message (None: only the cache is wanted)."""
     from aider import models, repomap
     from aider.coders import Coder
     from aider.io import InputOutput

@@ -6,18 +6,15 @@ anything.
 DRIVER has warm() and main(path of a job), FILTER is a file with seccomp's program.
 
 Imports are then paid for once, and their memory is shared. The server never touches a task: it accepts a connection and
-forks. The fork takes from
-fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its root; enters them, the
-outermost first; becomes the
-sandbox's user, without capabilities, under the client's limits and the sandboxes' filter of system calls; forks once
-more, so as to be inside the process namespace, where the sandbox's end is its
-end too; and only then reads the job. It is no process that the sandbox's own could look into or write through (not
-dumpable).
+forks. The fork takes from fork_client.py, which runs in the sandbox, descriptors of the sandbox's namespaces and of its
+root; enters them, the outermost first; becomes the sandbox's user, without capabilities, under the client's limits and
+the sandboxes' filter of system calls; forks once more, so as to be inside the process namespace, where the sandbox's
+end is its end too; and only then reads the job. It is no process that the sandbox's own could look into or write
+through (not dumpable).
 
 A client gets no more than it has: it can only name namespaces that it holds, and the server's own are refused. Until a
-fork has entered a sandbox
-it is outside of that one's limits: each sandbox may have a few, for a short time. Ends when its standard input does.
-Only Linux, and only the standard library besides the agent's.
+fork has entered a sandbox it is outside of that one's limits: each sandbox may have a few, for a short time. Ends when
+its standard input does. Only Linux, and only the standard library besides the agent's.
 """
 
 import array
@@ -46,7 +43,12 @@ REQUEST_S = 30.0  # how long a client may take to send it, all of it
 FORKS = 4  # that one sandbox may have at once: it needs one, and another while that ends
 BROKEN = 70  # exit code of a task that could not be started, which says nothing about the agent
 NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702  # ioctls of namespaces, linux/nsfs.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION = 0x20080522
 libc = ctypes.CDLL(None, use_errno=True)
@@ -180,7 +182,9 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
         driver.main(request["job"])
         code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        code = 0 if error.code is None else 1
+        if isinstance(error.code, int):
+            code = error.code
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
     except BaseException:  # the fork ends here, whatever happened; the client gets the code
@@ -193,8 +197,7 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 def sandbox_of(connection: socket.socket) -> int:
     """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a
-    client
-    that has gone."""
+    client that has gone."""
     client, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         return os.stat(f"/proc/{client}/ns/net").st_ino

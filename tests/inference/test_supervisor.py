@@ -15,7 +15,9 @@ import requests
 
 from coderepairrl.errors import EngineError
 from coderepairrl.files import read_json, write_json
-from coderepairrl.inference.vllm import Server, ServerConfig, Supervisor, shared_memory_of
+from coderepairrl.inference.server import Server, shared_memory_of
+from coderepairrl.inference.server_config import ServerConfig
+from coderepairrl.inference.supervisor import NoServer, Supervisor, follow_others
 from coderepairrl.rollout import ledger
 from coderepairrl.weights.probe import Probe, write
 
@@ -179,7 +181,7 @@ def test_an_update_that_went_to_a_server_that_is_no_more(tmp_path):
 
 
 def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("coderepairrl.inference.vllm.HEALTH_EVERY_S", 0.1)
+    monkeypatch.setattr("coderepairrl.inference.supervisor.HEALTH_EVERY_S", 0.1)
 
     async def scenario():
         async with Run(tmp_path, health_timeout_s=2.0) as run:
@@ -194,7 +196,7 @@ def test_a_stopped_server_is_replaced(tmp_path, monkeypatch):
 
 def test_a_failed_update_into_a_stopped_server_is_not_waited_for(tmp_path, monkeypatch):
     """The look at its health, which hangs, does not hide what the trainer says."""
-    monkeypatch.setattr("coderepairrl.inference.vllm.HEALTH_EVERY_S", 0.0)
+    monkeypatch.setattr("coderepairrl.inference.supervisor.HEALTH_EVERY_S", 0.0)
 
     async def scenario():
         async with Run(tmp_path, health_timeout_s=3600.0) as run:
@@ -438,3 +440,46 @@ def test_port_is_no_other_programs_while_the_server_starts(tmp_path):
 def test_port_that_someone_listens_on_is_refused(tmp_path):
     with listener(0) as taken, pytest.raises(EngineError, match="is in use"):
         server_at(tmp_path, taken.getsockname()[1])
+
+
+class Client:
+    """What the gateway does to one server's calls."""
+
+    def __init__(self):
+        self.did: list = []
+
+    def pause(self) -> None:
+        self.did.append("pause")
+
+    def resume(self, version: int, url: str) -> None:
+        self.did.append((version, url))
+
+
+def test_a_server_of_another_node_is_used_while_its_file_is_there_and_its_weights_are_ours(tmp_path):
+    (tmp_path / "policy").mkdir()
+    file = tmp_path / "policy" / "engine_1.json"
+
+    async def scenario():
+        ours, clients = NoServer(server_at(tmp_path)), [Client(), Client()]
+        other = clients[1].did
+
+        async def until(did: list) -> None:
+            async with asyncio.timeout(30):
+                while other != did:
+                    await asyncio.sleep(0.005)
+
+        following = asyncio.create_task(follow_others(ours, clients))
+        await until(["pause"])
+        write_json(file, {"url": "there", "pid": 1, "version": 1})
+        await asyncio.sleep(0.1)
+        assert other == ["pause"]  # newer weights than ours serves
+        ours.serving = {"version": 1, "step": 1}
+        await until(["pause", (1, "there")])
+        file.unlink()
+        await until(["pause", (1, "there"), "pause"])
+        write_json(file, {"url": "elsewhere", "pid": 2, "version": 1})  # restarted
+        await until(["pause", (1, "there"), "pause", (1, "elsewhere")])
+        following.cancel()
+        assert not clients[0].did
+
+    asyncio.run(scenario())
