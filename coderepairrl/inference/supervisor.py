@@ -182,7 +182,7 @@ class Supervisor:
         await self._load()
 
     def _current(self) -> dict[str, Any]:
-        """What the trainer wrote last. Raises EngineError where the file, which is there before vLLM starts, is gone."""
+        """What the trainer wrote last, which is there before vLLM starts. Raises EngineError where it is gone."""
         path = self._policy / "current.json"
         if (found := read_json(path)) is None:
             raise EngineError(f"{path} is gone: somebody removed it; start the same command again")
