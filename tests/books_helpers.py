@@ -10,9 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 SPECIFICATION = importlib.util.spec_from_file_location("audit", ROOT / "analysis" / "audit.py")
-
-
 MODULE = importlib.util.module_from_spec(SPECIFICATION)
+SPECIFICATION.loader.exec_module(MODULE)
 
 
 def task(position):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from books_helpers import MODULE, ROOT, SPECIFICATION, task, trajectory
+from books_helpers import MODULE, ROOT, task, trajectory
 
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.files import read_json, write_json
@@ -24,7 +24,6 @@ from coderepairrl.run.attempt import Place
 from coderepairrl.run.summary import write_summary
 from coderepairrl.types import Outcome
 
-SPECIFICATION.loader.exec_module(MODULE)
 STEPS, GROUPS, MEMBERS = 4, 2, 2
 
 
