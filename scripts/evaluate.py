@@ -186,8 +186,7 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     if left:
         async with Rollout(rollout, run, model, attempt.number, {"heldout": left}) as rollouts:
             for number, at in enumerate(range(0, len(left), config.chunk_tasks), first):
-                rollouts.tasks["heldout"] = left[at : at + config.chunk_tasks]
-                await rollouts.evaluate(f"{number:05d}", updates=0)
+                await rollouts.evaluate(f"{number:05d}", updates=0, tasks=left[at : at + config.chunk_tasks])
                 write_results(config, run)
                 done = before + min(at + config.chunk_tasks, len(left))
                 print(f"{done} of {before + len(left)} tasks: {repaired(summary_of(run))} repaired", flush=True)

@@ -63,16 +63,18 @@ class HeldOut:
     def is_to_do(self, name: str) -> bool:
         return bool(self.tasks) and not is_done(self._run, name)
 
-    async def evaluate(self, name: str, updates: int, share: float | None = None) -> None:
+    async def evaluate(
+        self, name: str, updates: int, share: float | None = None, tasks: Sequence[Task] | None = None
+    ) -> None:
         """Under the weights of so many updates. share: of the places for episodes that it may take; None: it is
-        alone."""
+        alone. tasks: a part of them; None: all."""
         while self._groups.supervisor.serving["step"] < updates:
             await asyncio.sleep(POLL_S)
         most = self._config.concurrent_episodes
         places = asyncio.Semaphore(max(1, int(share * most))) if share else nullcontext()
         own = passes(name, self._config.evaluation, self._groups.services.scaffold.calls_model)
         async with asyncio.TaskGroup() as running:
-            jobs = [running.create_task(self._pass(one, places)) for one in own]
+            jobs = [running.create_task(self._pass(one, self.tasks if tasks is None else tasks, places)) for one in own]
         done = {one.name: job.result() for one, job in zip(own, jobs, strict=True)}
         if self._sampled_unproven(name, done, beside=share is not None):
             return
@@ -93,12 +95,11 @@ class HeldOut:
             Retry(services.scaffold, services.grader) if forced else services.scaffold,
         )
 
-    async def _pass(self, own: Pass, places: AbstractAsyncContextManager) -> Members:
+    async def _pass(self, own: Pass, tasks: Sequence[Task], places: AbstractAsyncContextManager) -> Members:
         """places: for so many episodes at a time."""
         version = self._groups.supervisor.serving["version"]
         groups = {
-            self._books.admit_evaluation(own.name, i, task, version, own.samples): task
-            for i, task in enumerate(self.tasks)
+            self._books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(tasks)
         }
         way = self.way(own.sampling, own.forced)
         async with asyncio.TaskGroup() as running:

@@ -9,6 +9,7 @@ wait, then go on.
 import asyncio
 import random
 import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -256,11 +257,11 @@ class Rollout:
         size = self.config.group_size
         self.books.finish(group, await self.groups.run(group, task, "train", size, self._training))
 
-    async def evaluate(self, name: str, updates: int) -> None:
-        """Held-out tasks under the weights of so many updates, unless there are none or a former attempt has done it;
-        nothing of it is ever trained."""
+    async def evaluate(self, name: str, updates: int, tasks: Sequence[Task] | None = None) -> None:
+        """Held-out tasks (None: all) under the weights of so many updates, unless there are none or a former attempt
+        has done it; nothing of it is ever trained."""
         if self.evaluations.is_to_do(name):
-            await self._guarded(self.evaluations.evaluate(name, updates))
+            await self._guarded(self.evaluations.evaluate(name, updates, tasks=tasks))
 
     def _counters(self) -> dict:
         """Over the whole attempt, for the stats of the file that is written now."""
