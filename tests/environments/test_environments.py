@@ -357,10 +357,10 @@ def test_a_sif_is_refused_by_what_cannot_run_it(sif, tmp_path):
 
 @needs_apptainer
 @pytest.mark.parametrize("kept_as", ["sif", "folder"])
-def test_a_named_image_is_converted_once(root, tmp_path, kept_as, monkeypatch):
+def test_a_named_image_is_converted_once(image_root, tmp_path, kept_as, monkeypatch):
     """No registry here: an OCI archive is what `docker://` is to Apptainer but for the download."""
     layout = tmp_path / "oci"
-    oci_archive(root, layout)
+    oci_archive(image_root, layout)
     config = EnvironmentsConfig(cache=str(tmp_path / "cache"), image_format=kept_as)
     monkeypatch.setenv("APPTAINER_CACHEDIR", str(tmp_path / "layers"))
     made = built(Environment("imaged", None, "", ("{python}",), image=f"oci://{layout}"), config)
@@ -381,12 +381,12 @@ def test_a_named_image_is_converted_once(root, tmp_path, kept_as, monkeypatch):
         ("{empty}", {}, "no checkout in the image at /repo"),
     ],
 )
-def test_images_that_cannot_be_used_are_named(root, tmp_path, image, config, cause):
+def test_images_that_cannot_be_used_are_named(image_root, tmp_path, image, config, cause):
     empty = tmp_path / "empty"
-    shutil.copytree(root, empty, symlinks=True, ignore=shutil.ignore_patterns("testbed"))
+    shutil.copytree(image_root, empty, symlinks=True, ignore=shutil.ignore_patterns("testbed"))
     with pytest.raises(BuildError, match=cause):
         built(
-            Environment("imaged", None, "", (), image=image.format(root=root, empty=empty)),
+            Environment("imaged", None, "", (), image=image.format(root=image_root, empty=empty)),
             EnvironmentsConfig(cache=str(tmp_path / "cache"), **config),
         )
 

@@ -87,7 +87,7 @@ def test_several_at_once_make_it_once(config, tmp_path):
 @pytest.mark.parametrize(
     "pip, npm, said",
     [
-        ("tiny==1.0 --find-links /tmp --no-index", "", "tiny was not found"),
+        ("tiny==1.0 --find-links {empty} --no-index", "", "tiny was not found"),
         ("{wheel}", "", "Hash mismatch"),
         ("", '{"packages": {"": {"dependencies": {"x": "file:/no/such"}}}}', "npm error"),
     ],
@@ -95,7 +95,8 @@ def test_several_at_once_make_it_once(config, tmp_path):
 def test_what_cannot_be_installed_leaves_no_folder_and_says_why_in_a_line(pip, npm, said, config, tmp_path):
     line = requirement(tmp_path, "one")
     wrong = line[:-9] + "deadbeef\n"  # another hash than the file has
-    lines = pip.replace(" --", "\n--").replace("{wheel}", wrong)
+    (tmp_path / "empty").mkdir()
+    lines = pip.replace(" --", "\n--").replace("{wheel}", wrong).replace("{empty}", str(tmp_path / "empty"))
     with pytest.raises(BuildError) as error:
         made(Installation("agent", lines, npm), config)
     text = str(error.value)
