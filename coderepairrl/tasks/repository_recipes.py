@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from coderepairrl.config import Config, read_yaml
 from coderepairrl.diffs import split_diff
+from coderepairrl.errors import TaskError
 from coderepairrl.tasks.build_rows import BUILD_TOOLS, BuildRow, Correction
 from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row
@@ -93,8 +94,8 @@ def _specified(
         row.refuse("version" if repository.recipes else "repo", f"{lacking}: {remedy}")
     try:
         return translate(specifications(), repo, version, _fitting(repository.corrections, version))
-    except Untranslatable as error:
-        row.refuse("version" if repository.recipes else "repo", f"{lacking}, and {error}: {remedy}")
+    except (Untranslatable, TaskError) as error:
+        row.refuse("version" if repository.recipes else "repo", f"{lacking}: {error}: {remedy}")
 
 
 def _recipe(found: BuildRow, variables: dict[str, str], repo: str, revision: str, created_at: str) -> Recipe:

@@ -45,10 +45,25 @@ class Tables:
         return self.specifications.get(repository.lower(), {}).get(version)
 
 
-@functools.cache
 def tables(source: str | None) -> Tables:
     """`source`: a folder that holds a swebench, such as a clone of SWE-Gym's fork; None: the pinned package, fetched if
     it isn't in the cache. Raises TaskError."""
+    found = tables_or_cause(source)
+    if isinstance(found, TaskError):
+        raise found
+    return found
+
+
+@functools.cache
+def tables_or_cause(source: str | None) -> Tables | TaskError:
+    """Once a process: a set may have hundreds of rows that need what cannot be had."""
+    try:
+        return _read(source)
+    except TaskError as error:
+        return error
+
+
+def _read(source: str | None) -> Tables:
     folder = Path(source).expanduser() if source else _fetched()
     path = next((folder / place for place in PLACES if (folder / place).is_file()), None)
     if path is None:

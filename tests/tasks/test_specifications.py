@@ -123,9 +123,7 @@ def test_recipes_yaml_wins_where_it_has_an_entry(folder, tmp_path):
 
 
 def test_a_repository_that_nobody_specifies_is_refused_with_the_way_out(folder, tmp_path):
-    with pytest.raises(
-        TaskError, match="no recipe for some/other, and .*specifies no some/other '1.0': add one, or use"
-    ):
+    with pytest.raises(TaskError, match="no recipe for some/other: .*specifies no some/other '1.0': add one, or use"):
         task_of(folder, tmp_path, repo="some/other")
 
 
@@ -224,15 +222,15 @@ def wheel(tmp_path, monkeypatch):
         "UV_NO_INDEX": 1,
     }.items():
         monkeypatch.setenv(variable, str(value))
-    specifications.tables.cache_clear()
+    specifications.tables_or_cause.cache_clear()
     yield name
-    specifications.tables.cache_clear()
+    specifications.tables_or_cause.cache_clear()
 
 
 def test_the_pinned_wheel_is_fetched_once_and_then_needs_no_index(wheel):
     assert specifications.tables(None).of("SOME/thing", "1.0")["python"] == "3.9"
     wheel.unlink()
-    specifications.tables.cache_clear()
+    specifications.tables_or_cause.cache_clear()
     assert specifications.tables(None).of("some/thing", "1.0")["python"] == "3.9"
 
 
@@ -249,12 +247,18 @@ def test_without_network_and_cache_the_way_out_is_named(wheel):
         specifications.tables(None)
 
 
+def test_a_row_that_needs_them_is_refused_with_both_causes(wheel, tmp_path):
+    wheel.unlink()
+    with pytest.raises(TaskError, match=r"some__thing-1, field repo: recipes.yaml has no recipe .* cannot be fetched"):
+        task_of(None, tmp_path)
+
+
 # ---- the real ones
 
 
 @pytest.fixture(scope="module")
 def published():
-    specifications.tables.cache_clear()
+    specifications.tables_or_cause.cache_clear()
     try:
         return specifications.tables(None)
     except TaskError as error:
