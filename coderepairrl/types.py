@@ -27,11 +27,15 @@ class Recipe:
     revision: str  # base commit; of a source distribution its sha256
     python: str  # "3.9"
     pins: tuple[str, ...] = ()  # "name==version", complete: no dependency is added
-    # where there are no pins: resolved as of `exclude_newer`; files of the checkout as "-r path", extras as ".[test]"
+    # where there are no pins: resolved as of `exclude_newer`; files of the checkout as "-r path", extras as ".[test]",
+    # the kinds of environments/requirement_files.py
     requirements: tuple[str, ...] = ()
+    preferred: tuple[str, ...] = ()  # "name==version": what of `requirements` is taken if nothing else contradicts
+    prepare: tuple[str, ...] = ()  # shell commands in the checkout before its requirements are read
     exclude_newer: str | None = None  # ISO date and time
     build: tuple[str, ...] = ()  # shell commands in the checkout, with the environment's interpreter first on PATH
     keep: tuple[str, ...] = ()  # of a source distribution: the top-level entries that are unpacked; empty: all
+    left_out: tuple[str, ...] = ()  # what its publishers' specification has more; the record says so
 
 
 @dataclass(frozen=True)

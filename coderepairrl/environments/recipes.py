@@ -22,6 +22,7 @@ from coderepairrl.environments.cache import EnvironmentsConfig, StepError, Steps
 from coderepairrl.environments.copies import SITES, find
 from coderepairrl.environments.mount import BuildMount, build_variables
 from coderepairrl.environments.pythons import find_python, uv
+from coderepairrl.environments.requirement_files import expand
 from coderepairrl.environments.sources import fetch_commit, fetch_distribution, files_of, remove_copies
 from coderepairrl.environments.undescribed import is_undescribed, put_on_path, requirements_of
 from coderepairrl.types import Environment, Recipe
@@ -33,12 +34,19 @@ BUILT = 2  # the same of what is built on it
 def build_recipe(environment: Environment, config: EnvironmentsConfig) -> tuple[Path, dict[str, Any]]:
     """(folder, record). Raises BuildError."""
     recipe, cache = environment.recipe, cache_of(config)
-    key = digest(BUILT, recipe.__dict__, environment.workdir, environment.variables, config.incomplete_mirrors)
+    key = digest(BUILT, _made_of(recipe), environment.workdir, environment.variables, config.incomplete_mirrors)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", recipe.source.partition(":")[2]).strip("-")
     folder = cache / "built" / f"{slug}-{key[:16]}"
     return folder, once(
         folder, environment.name, config, lambda own, steps: _make(environment, folder, own, config, steps)
     )
+
+
+def _made_of(recipe: Recipe) -> dict[str, Any]:
+    """What the build depends on. Fields that most recipes leave empty are in it where they aren't, so that what was
+    built before there were such fields stays valid."""
+    later = ("preferred", "prepare", "left_out")
+    return {name: value for name, value in recipe.__dict__.items() if value or name not in later}
 
 
 def _make(
@@ -55,7 +63,8 @@ def _make(
     else:
         raise StepError(f"source {recipe.source!r}: write git:OWNER/NAME or sdist:NAME==VERSION")
     files = files_of(own / "checkout")
-    instead: list[str] = []
+    instead = [f"left out of its specification: {', '.join(recipe.left_out)}"] if recipe.left_out else []
+    _prepare(environment, python, own, config, steps)
     pins = list(recipe.pins) or _resolve(environment, python, own, config, steps, instead)
     layer = _pinned(pins, recipe, python, version, config)
     venv = folder / "venv"
@@ -75,7 +84,7 @@ def _make(
     _refuse_itself(own, files, steps)
     frozen = _freeze(own / "venv", steps)
     (own / "lock.txt").write_text(frozen)
-    made_of = [frozen, version, recipe.source, recipe.revision, recipe.build, absent]
+    made_of = [frozen, version, recipe.source, recipe.revision, [*recipe.prepare, *recipe.build], absent]
     lock = digest(*made_of, *([len(instead)] if instead else []))
     return {
         "lock": lock,
@@ -87,6 +96,16 @@ def _make(
         "absent": absent,
         "instead": "; ".join(instead),
     }
+
+
+def _prepare(environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps) -> None:
+    """What its publishers change in the project's description: read before it is built."""
+    workdir = environment.workdir
+    mount = BuildMount(steps, cache_of(config), {own / "checkout": workdir}, _readable(python), workdir)
+    variables = _variables(environment, os.path.dirname(os.path.dirname(python)))
+    for command in environment.recipe.prepare:
+        # a condition that isn't met is no failure
+        mount.run("preparing", ["/bin/bash", "-euc", f"{command}\ntrue"], variables, network=False)
 
 
 def _refuse_itself(own: Path, files: set[str], steps: Steps) -> None:
@@ -114,7 +133,7 @@ def _resolve(
 ) -> list[str]:
     """`requirements`, and what the project is built with, as exact pins as of the recipe's day. `instead`: gets a line
     where the project is left out of them."""
-    wanted = environment.recipe.requirements
+    wanted = tuple(expand(environment.recipe.requirements, own / "checkout", environment.recipe.preferred))
     if not wanted:
         return []
     tools = _build_requirements(own / "checkout")
@@ -136,8 +155,13 @@ def _compile(
     recipe, workdir = environment.recipe, environment.workdir
     wanted = list(wanted)
     date = ["--exclude-newer", recipe.exclude_newer] if recipe.exclude_newer else []
-    mount = BuildMount(steps, cache_of(config), {own / "checkout": workdir, **_uv_cache()}, _readable(python), workdir)
-    argv = [uv(), "pip", "compile", "-q", "--no-header", "--no-annotate", *_uv_config(), "--python", python, *date, "-"]
+    preferred = own / "preferred"  # uv keeps the pins of a file that it is to write where it can
+    preferred.mkdir(exist_ok=True)
+    (preferred / "pins.txt").write_text("".join(f"{pin}\n" for pin in recipe.preferred))
+    binds = {own / "checkout": workdir, preferred: "/tmp/preferred", **_uv_cache()}
+    mount = BuildMount(steps, cache_of(config), binds, _readable(python), workdir)
+    argv = [uv(), "pip", "compile", "-q", "--no-header", "--no-annotate", *_uv_config(), "--python", python, *date]
+    argv += [*(["-o", "/tmp/preferred/pins.txt"] if recipe.preferred else []), "-"]
     variables = _variables(environment, os.path.dirname(os.path.dirname(python)))
     while True:
         try:
@@ -155,6 +179,8 @@ def _compile(
             if not yanked or f"{yanked[1]}=={yanked[2]}" in wanted:
                 raise
             wanted.append(f"{yanked[1]}=={yanked[2]}")
+    text = (preferred / "pins.txt").read_text() if recipe.preferred else text
+    shutil.rmtree(preferred)
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("#")]
     # the checkout itself is `build`'s
     return [line for line in lines if not line.startswith(("-e", ".", "/")) and f"file://{workdir}" not in line]

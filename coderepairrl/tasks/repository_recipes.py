@@ -1,22 +1,27 @@
-"""What recipes.yaml says of a repository: how a row's environment is built and how its tests are run."""
+"""How a row's environment is built and how its tests are run: as recipes.yaml says of its repository, else as its
+publishers' specification does."""
 
 import functools
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from coderepairrl.config import Config, read_yaml
 from coderepairrl.diffs import split_diff
+from coderepairrl.errors import TaskError
+from coderepairrl.tasks.build_rows import BUILD_TOOLS, BuildRow, Correction
 from coderepairrl.tasks.pytest_options import OPTIONS
 from coderepairrl.tasks.rows import Row
+from coderepairrl.tasks.specifications import Tables
+from coderepairrl.tasks.translation import Untranslatable, translate
 from coderepairrl.types import Environment, Recipe
 
-INSTALL = "python -m pip install --no-deps --no-build-isolation --disable-pip-version-check -e ."
-BUILD_TOOLS = ("pip", "setuptools", "wheel")
+_Entry = TypeVar("_Entry", BuildRow, Correction)
 MARKED = re.compile(r"^: '>+ Start Test Output'\n(.*?)^: '>+ End Test Output'", re.MULTILINE | re.DOTALL)
 KEYWORDS_MAX = 60_000  # characters of a -k expression: an argument may have 128 KiB
 # Parsers of swebench that read pytest's summary: those runners write JUnit XML instead, which is better evidence.
@@ -30,15 +35,6 @@ PYTEST_PARSERS = {
 }
 
 
-class BuildRow(Config):
-    versions: str = ""  # such as ">=2,<2.3"
-    python: str
-    requirements: tuple[str, ...] = ()
-    pins: tuple[str, ...] = ()
-    build: tuple[str, ...] = (INSTALL,)
-    variables: dict[str, str] = {}  # of the build and of the tests; {version} is the row's
-
-
 class Repository(Config):
     runner: Literal["pytest", "log"] = "pytest"
     options: tuple[str, ...] = ()  # of pytest
@@ -46,6 +42,7 @@ class Repository(Config):
     log_parser: str = ""
     command: str = ""
     recipes: tuple[BuildRow, ...] = ()
+    corrections: tuple[Correction, ...] = ()  # of the published specifications
 
 
 @functools.cache
@@ -65,9 +62,10 @@ def build_environment(
     test_patch: str,
     image: str | None,
     test_timeout_s: float,
+    specifications: Callable[[], Tables] | None = None,
 ) -> tuple[Environment, tuple[str, ...]]:
     """(the environment, not yet built; the arguments that select the tests). `image`: run in it instead of building.
-    Raises TaskError."""
+    `specifications`: its publishers', for what recipes.yaml doesn't build. Raises TaskError."""
     repository = repositories().get(repo, Repository())
     parser = row.text("log_parser", "") or repository.log_parser
     command, selection, log_parser = _pytest(repository, tests), test_files(tests, test_patch), None
@@ -80,31 +78,43 @@ def build_environment(
     )
     if image is not None:
         return Environment(**shared, image=image), selection
-    recipe = _recipe(row, repository, repo, version, revision, created_at)
-    return Environment(**shared, recipe=recipe, variables=_variables(repository, version)), selection
+    found = _fitting(repository.recipes, version) or _specified(row, repository, repo, version, specifications)
+    variables = {name: value.replace("{version}", version) for name, value in found.variables.items()}
+    recipe = _recipe(found, variables, repo, revision, created_at)
+    return Environment(**shared, recipe=recipe, variables=variables), selection
 
 
-def _recipe(row: Row, repository: Repository, repo: str, version: str, revision: str, created_at: str) -> Recipe:
-    if not repository.recipes:
-        row.refuse("repo", f"recipes.yaml has no recipe for {repo}: add one, or use `environments: images`")
-    found = _fitting(repository, version)
-    if found is None:
-        row.refuse(
-            "version", f"recipes.yaml has no recipe of {repo} for {version!r}: add one, or use `environments: images`"
-        )
-    exports = "".join(f"{name}={shlex.quote(value)} " for name, value in _variables(repository, version).items())
+def _specified(
+    row: Row, repository: Repository, repo: str, version: str, specifications: Callable[[], Tables] | None
+) -> BuildRow:
+    """Raises TaskError."""
+    lacking = f"recipes.yaml has no recipe {f'of {repo} for {version!r}' if repository.recipes else f'for {repo}'}"
+    remedy = "add one, or use `environments: images`"
+    if specifications is None:
+        row.refuse("version" if repository.recipes else "repo", f"{lacking}: {remedy}")
+    try:
+        return translate(specifications(), repo, version, _fitting(repository.corrections, version))
+    except (Untranslatable, TaskError) as error:
+        row.refuse("version" if repository.recipes else "repo", f"{lacking}: {error}: {remedy}")
+
+
+def _recipe(found: BuildRow, variables: dict[str, str], repo: str, revision: str, created_at: str) -> Recipe:
+    exports = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
     return Recipe(
         source=f"git:{repo}",
         revision=revision,
         python=found.python,
         pins=found.pins,
         requirements=() if found.pins else (*found.requirements, *BUILD_TOOLS),
-        exclude_newer=created_at or None,
+        preferred=found.preferred,
+        prepare=found.prepare,
+        exclude_newer=max(created_at, found.not_before) or None,
         build=tuple(exports + command for command in found.build),
+        left_out=found.left_out,
     )
 
 
-def _fitting(repository: Repository, version: str) -> BuildRow | None:
+def _fitting(entries: tuple[_Entry, ...], version: str) -> _Entry | None:
     try:
         number = Version(version)
     except InvalidVersion:
@@ -112,16 +122,11 @@ def _fitting(repository: Repository, version: str) -> BuildRow | None:
     return next(
         (
             entry
-            for entry in repository.recipes
+            for entry in entries
             if not entry.versions or number is not None and number in SpecifierSet(entry.versions)
         ),
         None,
     )
-
-
-def _variables(repository: Repository, version: str) -> dict[str, str]:
-    found = _fitting(repository, version)
-    return {name: value.replace("{version}", version) for name, value in found.variables.items()} if found else {}
 
 
 def test_files(tests: tuple[str, ...], test_patch: str) -> tuple[str, ...]:

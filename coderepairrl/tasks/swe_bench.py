@@ -7,8 +7,10 @@ A task's `fail_to_pass` and `pass_to_pass` are the row's own ids: pytest's node 
 space, or the log parser's names. Its environment is not built yet: see building.py.
 """
 
+from functools import partial
 from typing import Literal
 
+from coderepairrl.tasks import specifications
 from coderepairrl.tasks.repository_recipes import build_environment
 from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
 from coderepairrl.types import Task
@@ -18,6 +20,7 @@ class SweBenchConfig(RowsConfig):
     """SWE-bench and what has its form."""
 
     name: Literal["swe_bench"] = "swe_bench"
+    specifications: str | None = None  # folder of a swebench before 5, or of SWE-Gym's fork; null: fetched, pinned
     hints: bool = False  # add the issue's later comments to the problem statement
 
 
@@ -38,6 +41,7 @@ def to_task(row: Row, config: SweBenchConfig) -> Task:
         test_patch=test_patch,
         image=image(row) if config.environments == "images" else None,
         test_timeout_s=config.test_timeout_s,
+        specifications=partial(specifications.tables, config.specifications),
     )
     hints = row.text("hints_text", "") if config.hints else ""
     return Task(

@@ -17,6 +17,7 @@ class SweGymConfig(RowsConfig):
     name: Literal["swe_gym"] = "swe_gym"
     split: str = "train"  # of a hub data set; a file has one
     use: Literal["train", "heldout"] = "train"  # what its tasks are for
+    specifications: str | None = None  # folder of a clone of SWE-Gym/SWE-Bench-Fork; null: swebench==4.1.0, fetched
     hints: bool = False  # add the later comments to the problem statement
 
 

@@ -14,7 +14,7 @@ from coderepairrl.environments import BuildError, EnvironmentsConfig, build, ins
 from coderepairrl.environments.cache import StepError
 from coderepairrl.environments.undescribed import is_undescribed, requirements_of
 from coderepairrl.sandboxes import start_sandbox
-from coderepairrl.tasks.repository_recipes import BUILD_TOOLS, INSTALL
+from coderepairrl.tasks.build_rows import BUILD_TOOLS, INSTALL
 from coderepairrl.types import Environment, Recipe, Task
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

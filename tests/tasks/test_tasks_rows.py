@@ -198,7 +198,7 @@ def test_another_language_is_judged_by_its_log(tmp_path):
 
 def test_recipes_are_complete():
     for name, repository in repositories().items():
-        assert repository.recipes or repository.command, name
+        assert repository.recipes or repository.corrections or repository.command, name
         assert not repository.recipes or not repository.recipes[-1].versions, (
             f"{name}: the last entry is for all versions"
         )
