@@ -14,7 +14,7 @@ ERRORS = {
     "curation": 28,
     "demonstrations": 16,
     "diffs.py": 1,
-    "environments": 24,
+    "environments": 8,
     "gateway": 35,
     "grading": 43,
     "inference": 9,
@@ -25,7 +25,7 @@ ERRORS = {
     "sandboxes": 27,
     "scaffolds": 29,
     "sft": 7,
-    "tasks": 31,
+    "tasks": 29,
     "training": 16,
     "weights": 9,
 }

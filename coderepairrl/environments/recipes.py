@@ -31,9 +31,16 @@ LAYOUT = 1  # part of the name of what is pinned: raise it when that changes
 BUILT = 2  # the same of what is built on it
 
 
+def _recipe(environment: Environment) -> Recipe:
+    """Its recipe. Raises StepError of one that comes from elsewhere."""
+    if environment.recipe is None:
+        raise StepError(f"{environment.name} is built from no recipe")
+    return environment.recipe
+
+
 def build_recipe(environment: Environment, config: EnvironmentsConfig) -> tuple[Path, dict[str, Any]]:
     """(folder, record). Raises BuildError."""
-    recipe, cache = environment.recipe, cache_of(config)
+    recipe, cache = _recipe(environment), cache_of(config)
     key = digest(BUILT, _made_of(recipe), environment.workdir, environment.variables, config.incomplete_mirrors)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", recipe.source.partition(":")[2]).strip("-")
     folder = cache / "built" / f"{slug}-{key[:16]}"
@@ -52,7 +59,7 @@ def _made_of(recipe: Recipe) -> dict[str, Any]:
 def _make(
     environment: Environment, folder: Path, own: Path, config: EnvironmentsConfig, steps: Steps
 ) -> dict[str, Any]:
-    recipe, workdir = environment.recipe, environment.workdir
+    recipe, workdir = _recipe(environment), environment.workdir
     python, version = find_python(recipe.python, config)
     kind, _, source = recipe.source.partition(":")
     absent: list[str] = []
@@ -103,7 +110,7 @@ def _prepare(environment: Environment, python: str, own: Path, config: Environme
     workdir = environment.workdir
     mount = BuildMount(steps, cache_of(config), {own / "checkout": workdir}, _readable(python), workdir)
     variables = _variables(environment, os.path.dirname(os.path.dirname(python)))
-    for command in environment.recipe.prepare:
+    for command in _recipe(environment).prepare:
         # a condition that isn't met is no failure
         mount.run("preparing", ["/bin/bash", "-euc", f"{command}\ntrue"], variables, network=False)
 
@@ -133,7 +140,7 @@ def _resolve(
 ) -> list[str]:
     """`requirements`, and what the project is built with, as exact pins as of the recipe's day. `instead`: gets a line
     where the project is left out of them."""
-    wanted = tuple(expand(environment.recipe.requirements, own / "checkout", environment.recipe.preferred))
+    wanted = tuple(expand(_recipe(environment).requirements, own / "checkout", _recipe(environment).preferred))
     if not wanted:
         return []
     tools = _build_requirements(own / "checkout")
@@ -152,7 +159,7 @@ def _compile(
     wanted: list[str], environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps
 ) -> list[str]:
     """Exact pins. Raises StepError where there are none."""
-    recipe, workdir = environment.recipe, environment.workdir
+    recipe, workdir = _recipe(environment), environment.workdir
     wanted = list(wanted)
     date = ["--exclude-newer", recipe.exclude_newer] if recipe.exclude_newer else []
     preferred = own / "preferred"  # uv keeps the pins of a file that it is to write where it can
