@@ -8,42 +8,18 @@ one node whose path is itself. Registered in transformers as the attention "pack
 Legend: T tokens of the row, K sum of the lengths of all paths, H heads, D their size.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.utils import is_flash_attn_4_available
 
 from coderepairrl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from coderepairrl.training.sequence_parallel import RowGroup
+from coderepairrl.training.batch import Layout
+from coderepairrl.training.sequence_parallel import RowGroup
 
 NAME = "packed"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Offsets have one entry more than there are nodes."""
-
-    query_offsets: torch.Tensor  # int32: node n's tokens are row[query_offsets[n] : query_offsets[n + 1]]
-    key_offsets: torch.Tensor  # int32: its path is path_index[key_offsets[n] : key_offsets[n + 1]]
-    path_index: torch.Tensor | None  # (K,) place in the row of every key; None: each path is its node, K = T
-    query_lengths: tuple[int, ...]
-    key_lengths: tuple[int, ...]
-
-    def to(self, device: torch.device) -> "Layout":
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)
-        return Layout(
-            move(self.query_offsets),
-            move(self.key_offsets),
-            move(self.path_index),
-            self.query_lengths,
-            self.key_lengths,
-        )
 
 
 def packed_attention(
@@ -54,7 +30,7 @@ def packed_attention(
     attention_mask: int | None,
     *,
     layout: Layout | None = None,
-    row_group: "RowGroup | None" = None,
+    row_group: RowGroup | None = None,
     scaling: float | None = None,
     **more,
 ) -> tuple[torch.Tensor, None]:

@@ -8,9 +8,30 @@ import numpy as np
 import torch
 
 from coderepairrl.training import packing
-from coderepairrl.training.attention import Layout
 from coderepairrl.training.packing import Piece
 from coderepairrl.types import Call, Sample, Trajectory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the nodes of a packed row lie, and the path from the root to each, which its tokens attend to. Offsets have
+    one entry more than there are nodes."""
+
+    query_offsets: torch.Tensor  # int32: node n's tokens are row[query_offsets[n] : query_offsets[n + 1]]
+    key_offsets: torch.Tensor  # int32: its path is path_index[key_offsets[n] : key_offsets[n + 1]]
+    path_index: torch.Tensor | None  # (K,) place in the row of every key; None: each path is its node, K = T
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Layout":
+        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)
+        return Layout(
+            move(self.query_offsets),
+            move(self.key_offsets),
+            move(self.path_index),
+            self.query_lengths,
+            self.key_lengths,
+        )
 
 
 @dataclass(frozen=True)
