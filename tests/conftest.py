@@ -20,6 +20,7 @@ from coderepairrl.processes import proc
 settings.register_profile("project", deadline=None)  # how long an example takes says nothing about the project
 settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = set((ROOT / "tests/slow.txt").read_text().split())  # written by programs/slow_tests.py
 if "PYTEST_XDIST_WORKER" in os.environ:
     # while test files import PyTorch, transformers ...: looking through all that they make took 7 of 17 seconds, in
     # every worker
@@ -29,6 +30,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()  # what stays is not looked through again
     gc.enable()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.nodeid.partition("[")[0] in SLOW:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)  # when -m has taken out what is not asked for

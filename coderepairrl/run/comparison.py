@@ -19,6 +19,7 @@ from coderepairrl.run.intervals import Interval
 from coderepairrl.run.skill import Outcomes
 
 RESAMPLES = 10_000
+BLOCK = 500  # of them at a time: the indices of all need not be in memory
 LEVEL = 0.95
 
 
@@ -81,12 +82,10 @@ def sign_flips(gains: Sequence[float]) -> float:
     if not len(values):
         return 1.0
     rng = np.random.default_rng(0)
-    hits, left = 1, RESAMPLES
-    while left:  # in blocks: 10,000 x 2,294 signs need not be in memory at once
-        block = min(left, 1000)
-        signs = rng.integers(0, 2, size=(block, len(values)), dtype=np.int8) * 2 - 1
+    hits = 1
+    for _ in range(RESAMPLES // BLOCK):
+        signs = rng.integers(0, 2, size=(BLOCK, len(values)), dtype=np.int8) * 2 - 1
         hits += int(np.sum(np.abs(signs @ values) >= abs(values.sum()) - 1e-9))
-        left -= block
     return hits / (RESAMPLES + 1)
 
 
@@ -96,14 +95,21 @@ def bootstrap(one: Sequence[Outcomes], other: Sequence[Outcomes], tasks: Sequenc
     al. 2021 (arXiv:2108.13264) use it; with one seed the paired bootstrap over tasks."""
     rng = np.random.default_rng(0)
     sides = [np.array([[np.mean(seed[task]) for task in tasks] for seed in seeds]) for seeds in (one, other)]
-    draws = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        chosen = rng.integers(len(tasks), size=len(tasks))
-        before, after = (side[rng.integers(len(side), size=len(side))].mean(0)[chosen].mean() for side in sides)
-        draws[number] = after - before
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    draws: list[np.ndarray] = []
+    for _ in range(RESAMPLES // BLOCK):
+        chosen = rng.integers(len(tasks), size=(BLOCK, len(tasks)))
+        before, after = (_means(side, chosen, rng) for side in sides)
+        draws.append(after - before)
+    low, high = np.quantile(np.concatenate(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = float(sides[1].mean() - sides[0].mean())
     return Interval(value, min(value, float(low)), max(value, float(high)))
+
+
+def _means(side: np.ndarray, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """side (S, N): a policy's rates of seeds and tasks; chosen (B, N): tasks of each draw -> (B,) means over as many
+    drawn seeds."""
+    seeds = rng.integers(len(side), size=(len(chosen), len(side)))
+    return np.mean([side[seeds[:, place], chosen.T].mean(0) for place in range(len(side))], axis=0)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -42,7 +42,7 @@ def test_a_hierarchical_bootstrap_is_the_one_of_a_slow_loop():
     seeds = lambda rate: [{str(t): [int(rng.random() < rate)] for t in range(30)} for _ in range(3)]
     one, other = seeds(0.3), seeds(0.6)
     tasks, draws = sorted(one[0]), []
-    for _ in range(3000):
+    for _ in range(15_000):
         chosen = rng.choices(tasks, k=len(tasks))
         old, new = (rng.choices(side, k=3) for side in (one, other))
         draws.append(fmean(s[t][0] for s in new for t in chosen) - fmean(s[t][0] for s in old for t in chosen))

@@ -65,6 +65,7 @@ def test_a_killed_rank_costs_an_attempt(cluster, policy, tmp_path):
     assert sorted(set(steps)) == [0, 1, 2, 3]
 
 
+@pytest.mark.cluster
 def test_attempts_without_progress_end_with_the_reason(cluster, policy, tmp_path):
     run = tmp_path / "run"
     job = submit(run, tmp_path / "no_model", "training.steps=3")

@@ -42,6 +42,7 @@ def train(config: str, run, policy, *overrides: str):
     return run_program("scripts/train_grpo.py", config, f"run={run}", f"model={policy}", *overrides)
 
 
+@pytest.mark.cluster
 def test_tokenizer_without_chat_template(policy, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(policy, broken)
