@@ -7,7 +7,7 @@ python tests/programs/slow_tests.py report.xml > tests/slow.txt
 import sys
 from xml.etree import ElementTree
 
-SLOW_S = 1.5  # of a case, among others on all cores
+SLOW_S = 1.2  # of a case, among others on all cores
 
 
 def slow(report: str) -> list[str]:
