@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from coderepairrl.cluster.batch_script import batch_script
 from coderepairrl.cluster.site import Nodes, Resources, SiteConfig, sbatch_parameters
 from coderepairrl.cluster.slurm import ask
 from coderepairrl.config import load
@@ -95,15 +96,12 @@ def accounting(site: SiteConfig) -> str:
     return f"account {site.account or 'default'}, qos {site.qos or 'default'}, sacct answers"
 
 
-def batch_script(site: SiteConfig) -> str:
+def two_nodes(site: SiteConfig) -> str:
     """What a pair of nodes would be asked with, tried by sbatch --test-only."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
     wanted = Resources(nodes=Nodes(), gpus_per_node=1 if site.gpu_type else 0, minutes=min(60, site.max_minutes or 60))
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-        file.write(
-            _make_sbatch_string("true", folder=ROOT, **sbatch_parameters(site, wanted, "check_site", ROOT, ROOT))
-        )
+        parameters = sbatch_parameters(site, wanted, "check_site", ROOT, ROOT)
+        file.write(batch_script([os.getpid], parameters, sys.executable, ROOT))
         file.flush()
         done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
         if done.returncode:
@@ -233,7 +231,7 @@ def _rename_and_read(folder: str, writer: int) -> bool:
     return True
 
 
-HERE = {"Slurm": slurm_answers, "partition": partition, "account": accounting, "sbatch": batch_script}
+HERE = {"Slurm": slurm_answers, "partition": partition, "account": accounting, "sbatch": two_nodes}
 EVERYWHERE = {
     "modules": modules,
     "setup": setup,

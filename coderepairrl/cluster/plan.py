@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from coderepairrl.cluster.batch_script import batch_script
 from coderepairrl.cluster.grid import GridConfig, PlannedJob, Point, expand
 from coderepairrl.cluster.job import Job
 from coderepairrl.cluster.site import SiteConfig, sbatch_parameters
@@ -71,17 +72,8 @@ class Submittable:
 
     def script(self, site: SiteConfig, after: list[str] = ()) -> str:
         """The text of the file that sbatch gets."""
-        from submitit.slurm.slurm import (
-            _make_sbatch_string,  # not public, but an executor can't be made on a machine without srun
-        )
-
-        command = f"{shlex.quote(self.jobs[0].python)} -u -m submitit.core._submit {shlex.quote(str(self.launch))}"
-        return _make_sbatch_string(
-            command=command,
-            folder=self.launch,
-            map_count=len(self.jobs) if len(self.jobs) > 1 else None,
-            **self.parameters(site, after),
-        )
+        python = shlex.quote(self.jobs[0].python)
+        return batch_script(self.jobs, self.parameters(site, after), python, self.launch)
 
     def freeze(self) -> None:
         """Writes config.yaml and job.json of each job; those of an earlier submission, if they were others, are kept

@@ -174,8 +174,8 @@ def adopt(job: Submittable, plan: Plan) -> Record | None:
 def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) -> list[str]:
     """These shards to Slurm; returns their ids. The caller holds the claim. ConfigError with sbatch's own line when it
     refuses."""
+    from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.slurm.slurm import SlurmExecutor
 
     plan.freeze_code()
     job.freeze()
@@ -208,7 +208,7 @@ def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) ->
 
 def start_here(job: Submittable, plan: Plan, shard: int) -> "submitit.Job":
     """On this machine, by submitit's local executor. The caller holds the claim."""
-    from submitit.local.local import LocalExecutor
+    from submitit import LocalExecutor
 
     plan.freeze_code()
     job.freeze()
