@@ -27,7 +27,7 @@ from coderepairrl.cluster.plan import Plan, Submittable
 from coderepairrl.cluster.plan_checks import check, more_steps
 from coderepairrl.cluster.site import SiteConfig
 from coderepairrl.cluster.slurm import Queued, queue
-from coderepairrl.cluster.submission import Record, State, adopt, cancel, claimed, start_here, states, submit
+from coderepairrl.cluster.submission import Record, State, Submission, cancel, claimed, states
 from coderepairrl.config import load
 from coderepairrl.errors import CodeRepairError, ConfigError, did_you_mean
 from coderepairrl.files import read_json
@@ -98,9 +98,9 @@ def submit_once(job: Submittable, plan: Plan, shards: list[int], after: list[str
     with claimed(job) as mine:
         if not mine or Record.read(job.folder) != before:
             return None
-        if before is None and (found := adopt(job, plan)):
+        if before is None and (found := Submission(job, plan).adopt()):
             return found.ids
-        return submit(job, plan, shards, after)
+        return Submission(job, plan).submit(shards, after)
 
 
 def run_here(plan: Plan, again: bool) -> None:
@@ -126,7 +126,7 @@ def one_here(job: Submittable, plan: Plan, shard: int) -> State:
     with claimed(job) as mine:
         if not mine:
             return State("failed", cause="another launcher is at work on it: wait until it has ended")
-        started = start_here(job, plan, shard)
+        started = Submission(job, plan).start_here(shard)
     print(f"{job.name} runs; its log: {job.launch}/{started.job_id}_0_log.out", flush=True)
     try:
         while not started.done():

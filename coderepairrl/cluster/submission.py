@@ -149,91 +149,99 @@ def _held(claim: Path) -> bool:
         return False
 
 
-def adopt(job: Submittable, plan: Plan) -> Record | None:
-    """The record of a submission whose launcher died between sbatch and writing it down, if there is one. The caller
-    holds the claim."""
-    from submitit.core.utils import DelayedSubmission
+@dataclass(frozen=True)
+class Submission:
+    """A job of the plan on its way to Slurm, or to this machine. The caller holds the claim."""
 
-    # submitit's, written before sbatch is called
-    if not any(path.suffix in (".pkl", ".sh") for path in job.launch.iterdir()):
-        return None
-    ids = [entry.id for entry in queue() if entry.folder == str(job.folder) and entry.name == job.name and entry.live]
-    if len(ids) != len(job.jobs):
-        return None
-    ids.sort(key=lambda id_: int(id_.rpartition("_")[2]))
-    plan.freeze_code()
-    job.freeze()
-    for one, id_ in zip(job.jobs, ids, strict=True):
-        if not (pickled := job.launch / f"{id_}_submitted.pkl").exists():
-            DelayedSubmission(one).dump(pickled)
-    found = Record("slurm", ids, time.time(), socket.gethostname(), str(plan.code))
-    found.write(job.folder)
-    return found
+    job: Submittable
+    plan: Plan
 
+    def adopt(self) -> Record | None:
+        """The record of a submission whose launcher died between sbatch and writing it down, if there is one."""
+        from submitit.core.utils import DelayedSubmission
 
-def submit(job: Submittable, plan: Plan, shards: list[int], after: list[str]) -> list[str]:
-    """These shards to Slurm; returns their ids. The caller holds the claim. ConfigError with sbatch's own line when it
-    refuses."""
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+        # submitit's, written before sbatch is called
+        if not any(path.suffix in (".pkl", ".sh") for path in self.job.launch.iterdir()):
+            return None
+        ids = [
+            entry.id
+            for entry in queue()
+            if entry.folder == str(self.job.folder) and entry.name == self.job.name and entry.live
+        ]
+        if len(ids) != len(self.job.jobs):
+            return None
+        ids.sort(key=lambda id_: int(id_.rpartition("_")[2]))
+        self.plan.freeze_code()
+        self.job.freeze()
+        for one, id_ in zip(self.job.jobs, ids, strict=True):
+            if not (pickled := self.job.launch / f"{id_}_submitted.pkl").exists():
+                DelayedSubmission(one).dump(pickled)
+        found = Record("slurm", ids, time.time(), socket.gethostname(), str(self.plan.code))
+        found.write(self.job.folder)
+        return found
 
-    plan.freeze_code()
-    job.freeze()
-    try:
-        executor = SlurmExecutor(job.launch, python=shlex.quote(job.jobs[0].python))
-    except RuntimeError:
-        raise ConfigError(
-            "Slurm's programs (sbatch, srun) are not on this machine: "
-            "run this on a login node of the cluster, or without Slurm: --local"
-        ) from None
-    executor.update_parameters(**job.parameters(plan.site, after))
-    late = (
-        f"sbatch did not answer within {ANSWER_S:.0f} s: start the same command again in a minute; "
-        "what it did submit is found in the queue"
-    )
-    # submitit prints what it also raises
-    with _outside_of_jobs(), _within(ANSWER_S, late), contextlib.redirect_stderr(io.StringIO()):
+    def submit(self, shards: list[int], after: list[str]) -> list[str]:
+        """These shards to Slurm; returns their ids. ConfigError with sbatch's own line when it refuses."""
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        self.plan.freeze_code()
+        self.job.freeze()
         try:
-            submitted = (
-                executor.submit_array([job.jobs[i] for i in shards])
-                if len(shards) > 1
-                else [executor.submit(job.jobs[shards[0]])]
-            )
-        except (FailedJobError, FailedSubmissionError) as error:
-            if isinstance(error.__cause__, EngineError):
-                raise error.__cause__ from None
-            raise ConfigError(f"sbatch refuses {job.name}: {explained(str(error))}") from error
-    return record(job, plan, "slurm", dict(zip(shards, (one.job_id for one in submitted), strict=True)))
+            executor = SlurmExecutor(self.job.launch, python=shlex.quote(self.job.jobs[0].python))
+        except RuntimeError:
+            raise ConfigError(
+                "Slurm's programs (sbatch, srun) are not on this machine: "
+                "run this on a login node of the cluster, or without Slurm: --local"
+            ) from None
+        executor.update_parameters(**self.job.parameters(self.plan.site, after))
+        late = (
+            f"sbatch did not answer within {ANSWER_S:.0f} s: start the same command again in a minute; "
+            "what it did submit is found in the queue"
+        )
+        # submitit prints what it also raises
+        with _outside_of_jobs(), _within(ANSWER_S, late), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                submitted = (
+                    executor.submit_array([self.job.jobs[i] for i in shards])
+                    if len(shards) > 1
+                    else [executor.submit(self.job.jobs[shards[0]])]
+                )
+            except (FailedJobError, FailedSubmissionError) as error:
+                if isinstance(error.__cause__, EngineError):
+                    raise error.__cause__ from None
+                raise ConfigError(f"sbatch refuses {self.job.name}: {explained(str(error))}") from error
+        return self._record("slurm", dict(zip(shards, (one.job_id for one in submitted), strict=True)))
 
+    def start_here(self, shard: int) -> "submitit.Job":
+        """On this machine, by submitit's local executor."""
+        from submitit import LocalExecutor
 
-def start_here(job: Submittable, plan: Plan, shard: int) -> "submitit.Job":
-    """On this machine, by submitit's local executor. The caller holds the claim."""
-    from submitit import LocalExecutor
+        self.plan.freeze_code()
+        self.job.freeze()
+        gpus = self.job.planned.config.gpus_per_node * self.job.planned.config.count
+        executor = LocalExecutor(self.job.launch, python=shlex.quote(self.job.jobs[0].python))
+        executor.update_parameters(timeout_min=ENDLESS_MIN, tasks_per_node=1, gpus_per_node=gpus, stderr_to_stdout=True)
+        # inherited: Ctrl-C is for the launcher, which ends the job in its own way
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.environ["PYTHONPATH"] = self.job.jobs[0].code
+        try:
+            started = executor.submit(self.job.jobs[shard])
+        finally:
+            signal.signal(signal.SIGINT, former)
+        self._record("local", {shard: started.job_id})
+        return started
 
-    plan.freeze_code()
-    job.freeze()
-    gpus = job.planned.config.gpus_per_node * job.planned.config.count
-    executor = LocalExecutor(job.launch, python=shlex.quote(job.jobs[0].python))
-    executor.update_parameters(timeout_min=ENDLESS_MIN, tasks_per_node=1, gpus_per_node=gpus, stderr_to_stdout=True)
-    # inherited: Ctrl-C is for the launcher, which ends the job in its own way
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["PYTHONPATH"] = job.jobs[0].code
-    try:
-        started = executor.submit(job.jobs[shard])
-    finally:
-        signal.signal(signal.SIGINT, former)
-    record(job, plan, "local", {shard: started.job_id})
-    return started
-
-
-def record(job: Submittable, plan: Plan, kind: Literal["slurm", "local"], new: dict[int, str]) -> list[str]:
-    """Writes the new ids of shards down; returns them."""
-    before = Record.read(job.folder) or Record(kind, [], 0.0, "", "")
-    ids = before.ids + [""] * (len(job.jobs) - len(before.ids))
-    former = [*before.former, *(ids[shard] for shard in new if ids[shard])]
-    ids = [new.get(shard, id_) for shard, id_ in enumerate(ids)]
-    Record(kind, ids, time.time(), socket.gethostname(), str(plan.code), former, before.cancelled).write(job.folder)
-    return list(new.values())
+    def _record(self, kind: Literal["slurm", "local"], new: dict[int, str]) -> list[str]:
+        """Writes the new ids of shards down; returns them."""
+        before = Record.read(self.job.folder) or Record(kind, [], 0.0, "", "")
+        ids = before.ids + [""] * (len(self.job.jobs) - len(before.ids))
+        former = [*before.former, *(ids[shard] for shard in new if ids[shard])]
+        ids = [new.get(shard, id_) for shard, id_ in enumerate(ids)]
+        Record(kind, ids, time.time(), socket.gethostname(), str(self.plan.code), former, before.cancelled).write(
+            self.job.folder
+        )
+        return list(new.values())
 
 
 def cancel(folder: Path, ids: list[str]) -> None:

@@ -371,7 +371,7 @@ def test_a_slurm_that_does_not_answer_is_an_error_in_time(bench, monkeypatch):
     monkeypatch.setattr(submission, "ANSWER_S", 2.0)
     monkeypatch.setenv("PATH", bench.slurm("exec sleep 60"))
     with pytest.raises(EngineError, match="sbatch did not answer"):
-        submission.submit(bench.chain()[0], bench.plan(), [0], [])
+        submission.Submission(bench.chain()[0], bench.plan()).submit([0], [])
     with pytest.raises(ConfigError, match="is not on this machine"):
         slurm.ask("no-such-program")
 
