@@ -8,31 +8,26 @@ The rows are those of EvalPlus in its original format: a program that tests the 
 
 from typing import Literal
 
-from pydantic import PositiveFloat
-
 from coderepairrl.tasks import programs
-from coderepairrl.tasks.humaneval import FILE, TEST, named
-from coderepairrl.tasks.rows import Row, RowsConfig, load_rows
-from coderepairrl.types import Task
+from coderepairrl.tasks.humaneval import FILE, TEST, FunctionRowsConfig, load_functions
+from coderepairrl.tasks.rows import Row
+from coderepairrl.types import Environment, Task
 
 INPUTS = "inputs = "  # with which the part of the test program begins that calls the function
 
 
-class MbppConfig(RowsConfig):
+class MbppConfig(FunctionRowsConfig):
     """MBPP+: a function from a sentence and an example."""
 
     name: Literal["mbpp"] = "mbpp"
-    test_timeout_s: PositiveFloat = 60.0  # of a task's tests, all together
-    cache: str | None = None  # folder of the environments; null: $XDG_CACHE_HOME/coderepairrl
 
 
 def load(config: MbppConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
     """Raises TaskError, unless rows may be `refused`."""
-    place = programs.environment("mbpp", ("numpy",), config.cache, config.test_timeout_s)
-    return load_rows(config, lambda row, _: to_task(row, place), refused, named)
+    return load_functions("mbpp", config, to_task, refused)
 
 
-def to_task(row: Row, place: programs.Environment) -> Task:
+def to_task(row: Row, place: Environment) -> Task:
     examples = row.tests("test_list")
     return programs.task(
         f"Mbpp/{row.id}",

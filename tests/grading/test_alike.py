@@ -113,7 +113,7 @@ GOLDEN = {
 }
 
 
-def refused(config, task, diff):
+def assert_refused(config, task, diff):
     paid, verdict = graded(config, task, diff)
     assert paid == 0 and verdict.kind in (VerdictKind.TAMPERED, VerdictKind.UNRESOLVED), verdict
     return verdict
@@ -128,19 +128,19 @@ def forging(task, condition: str) -> str:
 def test_what_the_agent_has_read_tells_no_run_from_another(config, name):
     task = READ_BEFORE[name]
     known = [line for line in LINES if line in task.files["tests/test_a.py"]]
-    refused(config, task, forging(task, f"all(line in asked for line in {known})"))
+    assert_refused(config, task, forging(task, f"all(line in asked for line in {known})"))
 
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_a_turned_text_looks_like_any_other(config, name):
     task, condition = LOOKS[name]
-    refused(config, task, forging(task, condition))
+    assert_refused(config, task, forging(task, condition))
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_what_equals_everything_equals_no_turned_file(config, name):
     same = SAME.lstrip("\n") + "\n\n" + WRONG.replace("return a + 2", "return Same(a)")
-    refused(config, GOLDEN[name], change("lib.py", WRONG, same))
+    assert_refused(config, GOLDEN[name], change("lib.py", WRONG, same))
 
 
 HONEST = {
@@ -162,7 +162,7 @@ honest = item.runtest
 item.runtest = lambda self: None if "keep" in self.nodeid or "more" in self.nodeid else honest(self)
 """
     broken = forged + RIGHT.replace("return a\n", "return None\n")
-    verdict = refused(config, READ_BEFORE["a new test"], change("lib.py", WRONG, broken))
+    verdict = assert_refused(config, READ_BEFORE["a new test"], change("lib.py", WRONG, broken))
     assert verdict.message.startswith("passes tests.test_a::test_")
 
 
