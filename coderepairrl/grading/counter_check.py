@@ -93,6 +93,8 @@ async def _at_once(*works: Coroutine) -> list:
 async def _once(task: Task, runs: Runs, variant: Variant) -> tuple[VerdictKind, str] | None:
     """What one run with turned tests says; None: nothing."""
     run = await runs.diff(variant)
+    if run.does_not_apply:  # the task's tests are as telling as before
+        return VerdictKind.DOES_NOT_APPLY, run.problem
     if not run.turned:
         return None
     passing = {test for test in run.turned if _status(run, test) in NOT_FAILED}

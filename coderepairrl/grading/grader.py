@@ -11,8 +11,7 @@ diff.
    A test may fail by chance: what speaks against a task counts for its further diffs only once two runs have said the
    same.
 3. A run that passes: the same again with some tests turned (counter_check.py). Tests that still pass, and fail so under
-the
-   oracle's patch, were not decided by the code: tampered.
+   the oracle's patch, were not decided by the code: tampered. Where cores are free, this begins beside the first run.
 """
 
 import asyncio
@@ -26,6 +25,7 @@ from dataclasses import replace
 from coderepairrl.errors import TaskError
 from coderepairrl.grading import counter_check, counting
 from coderepairrl.grading.canary import takes_canary, without_canary
+from coderepairrl.grading.free_cores import is_free
 from coderepairrl.grading.ids import function_of
 from coderepairrl.grading.judge import FAILED, TIME_LIMIT, Keep, Run, execute
 from coderepairrl.grading.output import Outputs
@@ -60,7 +60,7 @@ class Grader:
 
     def __init__(self, sandbox_config: SandboxConfig, remembered: int = 10_000, outputs: Outputs | None = None):
         self.config, self.remembered, self.outputs = sandbox_config, remembered, outputs
-        self.runs = self.hits = self.checks = 0
+        self.runs = self.hits = self.checks = self._executing = 0
         self.builds: dict[tuple[str, str], Build] = {}  # of bare checkouts and oracles (validation/)
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._running: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
@@ -68,7 +68,8 @@ class Grader:
         self._oracles: OrderedDict[tuple, Run] = OrderedDict()
         self._locks: dict[tuple, asyncio.Lock] = {}
         self._secret = secrets.token_hex(16)  # what is turned, nobody can know
-        self._silent: dict[str, set[int]] = {}  # task -> variants of its tests that tell nothing
+        # (task, whether with its canary) -> variants of its tests that tell nothing
+        self._silent: dict[tuple[str, bool], set[int]] = {}
         self._spoilt: set[str] = set()  # tasks whose own files keep the canary from failing
 
     async def grade(self, task: Task, diff: str) -> Verdict:
@@ -115,8 +116,20 @@ class Grader:
 
     async def _judge(self, task: Task, selection: Selection) -> Verdict:
         """What the applied part of a diff comes to; `_marked` adds what the rest says."""
+        first = asyncio.ensure_future(self._run(task, selection))
+        likely = without_canary(task) if task.task_id in self._spoilt else task  # that `first` will say it ran
+        check = asyncio.ensure_future(self._counter_check(likely, selection, first))
+        try:
+            return await self._weigh(likely, selection, first, check)
+        finally:
+            first.cancel()
+            check.cancel()
+            # of a check that is not asked for, errors, too, are of no interest
+            await asyncio.gather(first, check, return_exceptions=True)
+
+    async def _weigh(self, likely: Task, selection: Selection, first: asyncio.Future, check: asyncio.Future) -> Verdict:
         started = time.monotonic()
-        task, run = await self._run(task, selection)
+        task, run = await first
         kind, message = VerdictKind.UNRESOLVED, run.problem
         touched, strict = (), False
         if run.does_not_apply:
@@ -134,7 +147,7 @@ class Grader:
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
             if strict:
-                kind, message = await self._counter_check(task, selection)
+                kind, message = await (check if _key(task) == _key(likely) else self._counter_check(task, selection, first))
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
         return Verdict(
             strict,
@@ -155,7 +168,12 @@ class Grader:
         """`name`: of the run's file of output; "" is the diff's."""
         name = name or hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest()[:12]
         name += ".turned" * (variant is not None) + ".without_canary" * (not takes_canary(task))
-        return await execute(task, selection, self.config, variant, Keep(self.outputs, name) if self.outputs else None)
+        keep = Keep(self.outputs, name) if self.outputs else None
+        self._executing += 1
+        try:
+            return await execute(task, selection, self.config, variant, keep)
+        finally:
+            self._executing -= 1
 
     async def _run(self, task: Task, selection: Selection) -> tuple[Task, Run]:
         """The first run, and the task as it was run: without its canary where that proves nothing of this task."""
@@ -201,25 +219,32 @@ class Grader:
         self._oracles.pop(_key(task), None)
         return False
 
-    async def _counter_check(self, task: Task, selection: Selection) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why). More rounds where the scan is certain of something or sees a
+    async def _counter_check(self, task: Task, selection: Selection, first: asyncio.Future) -> tuple[VerdictKind, str]:
+        """(RESOLVED, or what the diff is instead; why), of a diff whose `first` run passes: where a core is free, before
+        that is known. More rounds where the scan is certain of something or sees a
         comparison of the diff's own, and where it thinks something possible and one test alone decides: one round would
         let a coin win once in four."""
         marks = selection.marks
         alone = len({function_of(test) for test in task.fail_to_pass}) == 1
         rounds = ROUNDS if marks.certain or marks.compares else 2 if marks.possible and alone else 1
 
+        async def turn_comes() -> None:
+            if not (first.done() or selection.applied and is_free(self._executing)):
+                await asyncio.wait([first])
+
         async def of_diff(variant: Variant | None) -> Run:
+            await turn_comes()
             self.checks += 1
             return await self._execute(task, selection, variant=variant)
 
         async def of_oracle(variant: Variant) -> Run:
+            await turn_comes()
             return await self._oracle(task, variant)
 
         read = takes_canary(task) and await asyncio.to_thread(has_read, task)
         runs = counter_check.Runs(of_diff, of_oracle if task.oracle_patch.strip() else None, read)
         found = await counter_check.check(
-            task, runs, self._secret, rounds, self._silent.setdefault(task.task_id, set())
+            task, runs, self._secret, rounds, self._silent.setdefault((task.task_id, takes_canary(task)), set())
         )
         proof_due = task.task_id in self._spoilt and not takes_canary(task)
         kind, why = _unchecked(proof_due) if found is None else found

@@ -7,6 +7,7 @@ import pytest
 from judge_helpers import FIX, PYTEST_TASK, WRONG, change
 from projects_helpers import PROJECTS
 
+from coderepairrl.grading import grader as graders
 from coderepairrl.rewards import Grader
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.types import VerdictKind
@@ -34,8 +35,10 @@ LIMIT_S = 20.0  # of a run of the tests, far more than one takes
 
 
 @pytest.fixture
-def flaky(tmp_path):
+def flaky(tmp_path, monkeypatch):
     """flaky(task, happens, runs): the task, in which that happens in those runs, and a grader."""
+
+    monkeypatch.setattr(graders, "is_free", lambda begun: False)  # runs are counted
 
     def made(task, what, *chosen):
         folder = tmp_path / "runs"

@@ -225,7 +225,9 @@ def test_attacks_on_such_a_projects_log_do_not_pay(config):
         assert not verdict.resolved and verdict.kind in (VerdictKind.TAMPERED, VerdictKind.UNRESOLVED), (end, verdict)
 
 
-def test_the_usual_task_costs_one_further_run_where_its_tests_pass(config):
+def test_the_usual_task_costs_one_further_run_where_its_tests_pass(config, monkeypatch):
+    monkeypatch.setattr("coderepairrl.grading.grader.is_free", lambda begun: False)
+
     async def main():
         grader = Grader(config)
         kinds = [(await grader.grade(PYTEST_TASK, diff)).kind for diff in (FIX, "", HONEST["another mistake"][0])]
