@@ -147,7 +147,9 @@ class Grader:
         elif counting.resolved_swebench(run):
             strict = counting.resolved(run, await self._oracle(task) if counting.excused(run) else None)
             if strict:
-                kind, message = await (check if _key(task) == _key(likely) else self._counter_check(task, selection, first))
+                kind, message = await (
+                    check if _key(task) == _key(likely) else self._counter_check(task, selection, first)
+                )
                 strict, touched = kind == VerdictKind.RESOLVED, (message,) if kind == VerdictKind.TAMPERED else ()
         return Verdict(
             strict,
