@@ -28,7 +28,7 @@ from coderepairrl.run.metrics import read_metrics
 from coderepairrl.scaffolds.terminal import TOOLS
 from coderepairrl.sft import dataset
 from coderepairrl.sft.conversations import LeftOut, from_chat
-from coderepairrl.sft.sources import ChatSource, TrajectoriesSource
+from coderepairrl.sft.source_config import ChatSource, TrajectoriesSource
 from coderepairrl.training import batch
 from coderepairrl.types import Call, Outcome, Trajectory, Verdict
 
