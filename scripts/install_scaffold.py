@@ -20,7 +20,7 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.run.program import program
 from coderepairrl.scaffolds import SCAFFOLDS, ScaffoldConfig, make_scaffold
 from coderepairrl.scaffolds.installation import install
-from coderepairrl.scaffolds.programs import ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import ProcessScaffold
 
 
 class Agent(Config):

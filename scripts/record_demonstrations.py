@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from coderepairrl.config import contents, dump, load
 from coderepairrl.demonstrations.acts import oracle_acts
-from coderepairrl.demonstrations.dialects import Turn, speak
+from coderepairrl.demonstrations.dialects import AssistantMessage, speak
 from coderepairrl.demonstrations.expert import DemonstrationsConfig, demonstration_acts
 from coderepairrl.demonstrations.record_config import FunctionsExpert, OracleExpert, RecordConfig
 from coderepairrl.demonstrations.scripted_server import NOT_LEARNT, Line, ScriptedClient
@@ -49,7 +49,7 @@ from coderepairrl.tasks.functions import puzzles
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
-async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list[Turn]]]:
+async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list[AssistantMessage]]]:
     """(trajectory id, task, what the model says), the same in every run."""
     match config.expert:
         case FunctionsExpert(settings=settings):
@@ -65,7 +65,9 @@ async def demonstrations(config: RecordConfig) -> Iterator[tuple[str, Task, list
             return _oracles(config, built, repeat)
 
 
-def _functions(config: RecordConfig, settings: DemonstrationsConfig) -> Iterator[tuple[str, Task, list[Turn]]]:
+def _functions(
+    config: RecordConfig, settings: DemonstrationsConfig
+) -> Iterator[tuple[str, Task, list[AssistantMessage]]]:
     """The puzzles and acts of `generate("demonstration", ...)`, one for one."""
     part = 500
     for number in range(settings.episodes):
@@ -80,7 +82,9 @@ def _functions(config: RecordConfig, settings: DemonstrationsConfig) -> Iterator
         )
 
 
-def _oracles(config: RecordConfig, tasks: list[Task], repeat: int) -> Iterator[tuple[str, Task, list[Turn]]]:
+def _oracles(
+    config: RecordConfig, tasks: list[Task], repeat: int
+) -> Iterator[tuple[str, Task, list[AssistantMessage]]]:
     for round_ in range(repeat):
         for task in tasks:
             try:
@@ -97,7 +101,7 @@ class Recorder:
         self.left_out: Counter[str] = Counter()
         self.slots = asyncio.Semaphore(config.rollout.concurrent_episodes)
 
-    async def episode(self, name: str, task: Task, turns: list[Turn], bar: tqdm) -> Trajectory | None:
+    async def episode(self, name: str, task: Task, turns: list[AssistantMessage], bar: tqdm) -> Trajectory | None:
         async with self.slots:
             self.client.prepare(
                 name,
@@ -124,7 +128,7 @@ class Recorder:
             return None
         return trajectory
 
-    async def file(self, path: Path, part: list[tuple[str, Task, list[Turn]]], bar: tqdm) -> None:
+    async def file(self, path: Path, part: list[tuple[str, Task, list[AssistantMessage]]], bar: tqdm) -> None:
         done = await asyncio.gather(*(self.episode(*one, bar) for one in part))
         kept = [trajectory for trajectory in done if trajectory is not None]
         if kept:  # a file without any would pass for done when the cause is mended

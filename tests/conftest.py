@@ -126,7 +126,30 @@ def each_once(rows: Iterable[str], columns: Iterable[str]) -> list:
     ]
 
 
-# ---- fixtures of several folders' tests; what they are made of is imported when one is asked for
+# ---- fixtures of several files' tests; what they are made of is imported when one is asked for
+
+
+@pytest.fixture(scope="session")
+def demonstrations() -> list[dict]:
+    """Conversations with tool calls; in some an assistant's message is not to be learnt."""
+    from coderepairrl.demonstrations.expert import DemonstrationsConfig, generate
+    from coderepairrl.scaffolds.terminal import TOOLS
+
+    settings = DemonstrationsConfig(episodes=120, p_slip=0.5)
+    rows = [
+        {"messages": messages, "tools": TOOLS}
+        for messages in generate("demonstration", settings, "Repair the code.", processes=1)
+    ]
+    assert any(not message.get("train", True) for row in rows for message in row["messages"])
+    return rows
+
+
+@pytest.fixture(scope="session")
+def jsonl(demonstrations, tmp_path_factory) -> Path:
+    """A file of them."""
+    path = tmp_path_factory.mktemp("chat") / "demonstrations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in demonstrations))
+    return path
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from aiohttp import web
 from gateway_tokenizer import END, MOVING, PLAIN, QWEN3, TEXT_END, WORDS, tokenizer  # noqa: F401 (some are others')
 
 from coderepairrl.gateway import Gateway, GatewayConfig, Renderer, SamplingConfig, SessionLimits, VLLMClient
+from coderepairrl.gateway.gateway import DIALECTS
 from coderepairrl.gateway.request import Fields, Request
-from coderepairrl.gateway.server import DIALECTS
 from coderepairrl.gateway.session import Session
 
 USER = {"role": "user", "content": "fix f"}

@@ -1,8 +1,11 @@
 """The tree holds to what CONTRIBUTING.md says of it: ruff's rules and format, sizes of files and functions, widths of lines."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,40 @@ def test_lines_fit():
         if len(line) > WIDTH
     ]
     assert not wide
+
+
+def repeated(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Name -> where it stands, of those that stand at several places."""
+    found = defaultdict(list)
+    for name, place in places:
+        found[name].append(place)
+    return {name: where for name, where in found.items() if len(where) > 1}
+
+
+def test_a_name_means_one_module():
+    modules = [(path.stem, str(path.relative_to(PACKAGE))) for path in PACKAGE.rglob("*.py")]
+    assert len(modules) > 200
+    assert not repeated((name, place) for name, place in modules if name != "__init__")
+
+
+def test_a_name_means_one_class():
+    """Or one type: `Rule = Callable[...]` names one, too."""
+
+    def named(node: ast.AST) -> str:
+        if isinstance(node, ast.ClassDef):
+            return node.name
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            return node.targets[0].id
+        return ""
+
+    def types(path: Path) -> Iterator[tuple[str, str]]:
+        for node in ast.parse(path.read_text()).body:
+            if re.match("_?[A-Z][A-Za-z]*[a-z]", named(node)):
+                yield named(node), f"{path.relative_to(PACKAGE)}:{node.lineno}"
+
+    found = [pair for path in sorted(PACKAGE.rglob("*.py")) for pair in types(path)]
+    assert len(found) > 200
+    assert not repeated(found), "say what each is"
 
 
 def test_the_root_has_no_rooms_furniture():

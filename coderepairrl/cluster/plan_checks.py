@@ -13,7 +13,7 @@ from coderepairrl.config.contents import model_folder, there
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import ROOT, read_json
 from coderepairrl.run import inputs, resume
-from coderepairrl.sft.sources import content, places
+from coderepairrl.sft.source_config import content, places
 from coderepairrl.tasks import load_tasks
 
 EVALUATE, TRAIN, SFT = "scripts/evaluate.py", "scripts/train_grpo.py", "scripts/train_sft.py"

@@ -18,7 +18,7 @@ import yaml
 from coderepairrl.errors import ConfigError
 from coderepairrl.lines import one_line
 
-Place = Callable[[int], str]  # line, from 1 -> what an error names it by
+Locate = Callable[[int], str]  # line, from 1 -> what an error names it by
 At = tuple[str | int, ...]  # keys and indices from the root
 CORE = "tag:yaml.org,2002:"
 LEADING_ZERO = CORE + "leading-zero"  # of no schema
@@ -88,7 +88,7 @@ _Loader.add_constructor(LEADING_ZERO, _leading_zero)
 _Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 
 
-def parse(text: str, place: Place) -> tuple[Any, dict[At, str]]:
+def parse(text: str, place: Locate) -> tuple[Any, dict[At, str]]:
     """(the value, where each key and each entry of a list stands). ConfigError, one line that begins with the place."""
     places: dict[At, str] = {}
     try:
@@ -165,7 +165,7 @@ def _refused(node: yaml.Node, why: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, why, node.start_mark)
 
 
-def _note(loader: _Loader, node: yaml.Node, at: At, place: Place, places: dict[At, str]) -> None:
+def _note(loader: _Loader, node: yaml.Node, at: At, place: Locate, places: dict[At, str]) -> None:
     pairs = []
     if isinstance(node, yaml.MappingNode):
         pairs = [(_name(loader, key), key, value) for key, value in node.value]

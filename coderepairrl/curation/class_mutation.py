@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from coderepairrl.curation.bugs.values import neighbours
-from coderepairrl.curation.source_edits import Edit, Mutation, Source
+from coderepairrl.curation.source_edits import Mutation, Source, SourceEdit
 
 _PAIRS = """__lt__:__le__ __gt__:__ge__ __eq__:__ne__ __add__:__radd__ __sub__:__rsub__ __mul__:__rmul__ __and__:__or__
     __str__:__repr__ __getitem__:__call__"""
@@ -23,7 +23,7 @@ def _bases(node: ast.ClassDef) -> list[ast.expr]:
     return [base for base in node.bases if isinstance(base, ast.Name | ast.Attribute)]
 
 
-def wrong_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
+def wrong_base(source: Source, node: ast.ClassDef) -> Iterator[SourceEdit]:
     """Two bases in the other order, or another class of the file that was defined before."""
     bases, around = _bases(node), source.parents[node]
     beside = around.body if isinstance(around, ast.Module) else []
@@ -36,7 +36,7 @@ def wrong_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
             yield source.start(base), source.end(base), name
 
 
-def dropped_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
+def dropped_base(source: Source, node: ast.ClassDef) -> Iterator[SourceEdit]:
     """One of several bases is gone."""
     for left, right in zip(node.bases, node.bases[1:]):
         yield source.end(left), source.end(right), ""
@@ -44,7 +44,7 @@ def dropped_base(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
             yield source.start(left), source.start(right), ""
 
 
-def class_attribute(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
+def class_attribute(source: Source, node: ast.ClassDef) -> Iterator[SourceEdit]:
     """The value of an attribute that instances share: the other truth value, a neighbouring number, None for a list or
     dict."""
     for statement in node.body:
@@ -62,7 +62,7 @@ def class_attribute(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
                 yield source.end(items[-2]), source.end(items[-1]), ""
 
 
-def dunder_method(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
+def dunder_method(source: Source, node: ast.ClassDef) -> Iterator[SourceEdit]:
     """A special method is missing, or has its twin's name."""
     methods = {child.name: child for child in node.body if isinstance(child, FUNCTIONS)}
     for name, method in methods.items():
@@ -78,7 +78,7 @@ def dunder_method(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
             yield begin, stop, ""
 
 
-def method_decorator(source: Source, node: ast.ClassDef) -> Iterator[Edit]:
+def method_decorator(source: Source, node: ast.ClassDef) -> Iterator[SourceEdit]:
     """@property or another decorator without arguments is missing; @staticmethod for @classmethod and back."""
     for method in (child for child in node.body if isinstance(child, FUNCTIONS)):
         for decorator in method.decorator_list:

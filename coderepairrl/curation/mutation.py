@@ -15,9 +15,9 @@ import ast
 from collections.abc import Callable, Iterator
 
 from coderepairrl.curation.bugs import conditions, names, statements, values
-from coderepairrl.curation.source_edits import Edit, Mutation, Source
+from coderepairrl.curation.source_edits import Mutation, Source, SourceEdit
 
-Rule = Callable[[Source, ast.AST], Iterator[Edit]]
+Rule = Callable[[Source, ast.AST], Iterator[SourceEdit]]
 
 # in the order in which a node's mutations come
 RULES: tuple[Rule, ...] = (

@@ -4,7 +4,7 @@ import ast
 import re
 from dataclasses import dataclass, field
 
-Edit = tuple[int, int, str]  # [start, end) in characters, and the text that replaces it
+SourceEdit = tuple[int, int, str]  # [start, end) in characters, and the text that replaces it
 SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)  # what needs no parentheses
 
 
@@ -18,10 +18,10 @@ class Mutation:
     end: int
     replacement: str
     function: str
-    more: tuple[Edit, ...] = ()
+    more: tuple[SourceEdit, ...] = ()
 
     @property
-    def edits(self) -> list[Edit]:
+    def edits(self) -> list[SourceEdit]:
         return [(self.start, self.end, self.replacement), *self.more]
 
     def apply(self, source: str) -> str:

@@ -24,23 +24,23 @@ SED_SPECIAL = re.compile(r"[\\/.*\[\]^$]")  # of a pattern; of a replacement: \,
 
 
 @dataclass(frozen=True)
-class Turn:
+class AssistantMessage:
     """`message` is an assistant's, in OpenAI's form. Not `trained`: it is shown, never learnt."""
 
     message: dict
     trained: bool = True
 
 
-def _say(text: str, trained: bool = True) -> Turn:
-    return Turn({"role": "assistant", "content": text}, trained)
+def _say(text: str, trained: bool = True) -> AssistantMessage:
+    return AssistantMessage({"role": "assistant", "content": text}, trained)
 
 
-def _call(name: str, trained: bool = True, **arguments: str) -> Turn:
+def _call(name: str, trained: bool = True, **arguments: str) -> AssistantMessage:
     call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-    return Turn({"role": "assistant", "content": "", "tool_calls": [call]}, trained)
+    return AssistantMessage({"role": "assistant", "content": "", "tool_calls": [call]}, trained)
 
 
-def terminal(config: TerminalConfig, acts: Sequence[Act]) -> list[Turn]:
+def terminal(config: TerminalConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     out = []
     for act in acts:
         match act:
@@ -59,7 +59,7 @@ def terminal(config: TerminalConfig, acts: Sequence[Act]) -> list[Turn]:
     return out
 
 
-def terminal_text(config: TerminalTextConfig, acts: Sequence[Act]) -> list[Turn]:
+def terminal_text(config: TerminalTextConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     out = []
     for act in acts:
         match act:
@@ -76,7 +76,7 @@ def terminal_text(config: TerminalTextConfig, acts: Sequence[Act]) -> list[Turn]
     return out
 
 
-def _block(kind: str, text: str, trained: bool = True) -> Turn:
+def _block(kind: str, text: str, trained: bool = True) -> AssistantMessage:
     """Between fences that none of the text can be mistaken for."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`{3,}", text)), default=0))
     return _say(f"{fence}{kind}\n{text.rstrip(chr(10))}\n{fence}", trained)
@@ -120,14 +120,14 @@ def _write(path: str, text: str) -> str:
     return f"mkdir -p $(dirname {path}) && cat > {path} <<'EOF'\n{text}{'' if text.endswith(chr(10)) else chr(10)}EOF"
 
 
-def mini_swe_agent(config: MiniSweAgentConfig, acts: Sequence[Act]) -> list[Turn]:
+def mini_swe_agent(config: MiniSweAgentConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     lines = [*commands(acts), ("echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT", True)]
     if config.mode == "text":
         return [_say(f"```mswea_bash_command\n{line}\n```", trained) for line, trained in lines]
     return [_call("bash", trained, command=line) for line, trained in lines]
 
 
-def codex(config: CodexConfig, acts: Sequence[Act]) -> list[Turn]:
+def codex(config: CodexConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     return [*(_call("exec_command", trained, cmd=line) for line, trained in commands(acts)), _say("It is repaired.")]
 
 
@@ -145,7 +145,7 @@ def first_answer(acts: Sequence[Act]) -> tuple[list[Edit], list[Edit]]:
     return slips, edits
 
 
-def aider(config: AiderConfig, acts: Sequence[Act]) -> list[Turn]:
+def aider(config: AiderConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     """First the files that have to be in the chat, then the edits; a slip is answered by aider with what is wrong."""
     slips, edits = first_answer(acts)
     asked = dict.fromkeys(edit.path for edit in edits if edit.before is not None and edit.path not in config.files)
@@ -161,7 +161,7 @@ def aider(config: AiderConfig, acts: Sequence[Act]) -> list[Turn]:
     ]
 
 
-def single_pass(config: SinglePassConfig, acts: Sequence[Act]) -> list[Turn]:
+def single_pass(config: SinglePassConfig, acts: Sequence[Act]) -> list[AssistantMessage]:
     return [_say(_blocks(first_answer(acts)[1]))]
 
 
@@ -191,7 +191,7 @@ def _udiffs(edits: Sequence[Edit]) -> str:
     return "\n".join(out)
 
 
-SPEAKERS: dict[type[Config], Callable[..., list[Turn]]] = {
+SPEAKERS: dict[type[Config], Callable[..., list[AssistantMessage]]] = {
     TerminalConfig: terminal,
     TerminalTextConfig: terminal_text,
     AiderConfig: aider,
@@ -201,7 +201,7 @@ SPEAKERS: dict[type[Config], Callable[..., list[Turn]]] = {
 }
 
 
-def speak(config: Config, acts: Sequence[Act]) -> list[Turn]:
+def speak(config: Config, acts: Sequence[Act]) -> list[AssistantMessage]:
     if type(config) not in SPEAKERS:
         raise ConfigError(
             f"scaffold {config.name}: no demonstrator speaks its language: write a function for it in tasks/dialects.py"

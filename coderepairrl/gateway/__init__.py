@@ -9,8 +9,8 @@ session = await gateway.close_session(session.key)  # session.calls, .close_reas
 """
 
 from coderepairrl.gateway.families import make_renderer
+from coderepairrl.gateway.gateway import Gateway, GatewayConfig
 from coderepairrl.gateway.rendering import Renderer, RenderingConfig
-from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
 from coderepairrl.gateway.session_limits import SamplingConfig, SessionLimits, TrainedSamplingConfig
 from coderepairrl.gateway.shown import renderer_of

@@ -51,7 +51,7 @@ class TemplateRefusal(GatewayError):
 
 # what templates raise on messages that they don't take: they compute with what models say
 REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-Shape = tuple[str, tuple[tuple[str, str], ...]]  # of a dummy turn: its content, and (id, name) of its calls
+Dummy = tuple[str, tuple[tuple[str, str], ...]]  # of a dummy turn: its content, and (id, name) of its calls
 
 
 class Renderer:
@@ -94,7 +94,7 @@ class Renderer:
         self._specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._specials |= set(tokenizer.all_special_tokens)
         self._forged = _pattern(self._specials)
-        self._dummies: dict[Shape, tuple[str, str]] = {}
+        self._dummies: dict[Dummy, tuple[str, str]] = {}
         self._tools_matter: dict[tuple, bool] = {}
         self._head_generate = self._text(OPENING, None, generate=True)
         self._prefills_think = self._head_generate.rstrip().endswith("<think>")
@@ -245,7 +245,7 @@ class Renderer:
                 continue  # the next shape
         return None
 
-    def _splice(self, shape: Shape, new: list[Message], tools: list[dict] | None) -> str | None:
+    def _splice(self, shape: Dummy, new: list[Message], tools: list[dict] | None) -> str | None:
         head, base = self._dummy_texts(shape, tools)
         text = self._text([*OPENING, _dummy_turn(shape), *new], tools, generate=True)
         _, mark, after = base.rpartition(MARK)
@@ -256,7 +256,7 @@ class Renderer:
         text_turn, end, tail = text.rpartition(MARK)[2].partition(self._end)
         return tail if end and turn == text_turn and tail.startswith(trail) else None
 
-    def _dummy_texts(self, shape: Shape, tools: list[dict] | None) -> tuple[str, str]:
+    def _dummy_texts(self, shape: Dummy, tools: list[dict] | None) -> tuple[str, str]:
         """The renders of the user's turn alone, and with the dummy turn: what may not change when messages follow."""
         known = None if tools else self._dummies.get(shape)
         if known:
@@ -324,7 +324,7 @@ def _calls_answered(turn: Message, new: list[Message]) -> tuple[tuple[str, str],
     return tuple((call["id"], call["function"]["name"]) for call in turn.get("tool_calls") or ())
 
 
-def _shapes(calls: tuple[tuple[str, str], ...]) -> Iterator[Shape]:
+def _shapes(calls: tuple[tuple[str, str], ...]) -> Iterator[Dummy]:
     """The likest to the sampled turn first."""
     for some in dict.fromkeys((calls, calls[:1])):
         yield MARK, some
@@ -334,7 +334,7 @@ def _shapes(calls: tuple[tuple[str, str], ...]) -> Iterator[Shape]:
         yield MARK, ()
 
 
-def _dummy_turn(shape: Shape) -> Message:
+def _dummy_turn(shape: Dummy) -> Message:
     content, calls = shape
     turn: Message = {"role": "assistant", "content": content}
     if calls:

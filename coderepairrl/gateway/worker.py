@@ -19,8 +19,8 @@ from aiohttp import web
 
 from coderepairrl.errors import CodeRepairError
 from coderepairrl.gateway.call_tree import kept
+from coderepairrl.gateway.gateway import Gateway, GatewayConfig
 from coderepairrl.gateway.rendering import Renderer
-from coderepairrl.gateway.server import Gateway, GatewayConfig
 from coderepairrl.gateway.session import Session
 from coderepairrl.gateway.vllm_client import VLLMClient
 from coderepairrl.processes import logs

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from coderepairrl.errors import GatewayError
+from coderepairrl.gateway.gateway import SHUTDOWN_S, Gateway, GatewayConfig, new_key
 from coderepairrl.gateway.rendering import Renderer
-from coderepairrl.gateway.server import SHUTDOWN_S, Gateway, GatewayConfig, new_key
 from coderepairrl.gateway.session_limits import SamplingConfig, SessionLimits
 from coderepairrl.gateway.vllm_client import VLLMClient
 from coderepairrl.gateway.worker import serve, whole

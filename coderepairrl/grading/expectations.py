@@ -12,9 +12,21 @@ from collections.abc import Collection, Iterator
 
 from coderepairrl.grading import syntax
 from coderepairrl.grading.near_values import constants, far, near, words_of
-from coderepairrl.grading.turns import ANY, ERROR, EXPECTED, FAILURE, NAMED, OPPOSITE, ORDER, TABLE, Edit, Source, Turn
+from coderepairrl.grading.syntax import Function
+from coderepairrl.grading.turns import (
+    ANY,
+    ERROR,
+    EXPECTED,
+    FAILURE,
+    NAMED,
+    OPPOSITE,
+    ORDER,
+    TABLE,
+    IndexedSource,
+    TextEdit,
+    TurnedExpectation,
+)
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ERRORS = (
     "ValueError",
     "KeyError",
@@ -62,7 +74,7 @@ SHORT = 4  # letters of a word that may well be in any message
 _CHECKS = re.compile(r"assert|check|expect|verify|compare|equal|same|match|validate|eq_|ok_|should", re.IGNORECASE)
 
 
-def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, list[Turn]]:
+def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, list[TurnedExpectation]]:
     """Test function -> its turns, the likely ones first, those of one rank in random order; a name that isn't there has
     none.
 
@@ -71,8 +83,8 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
         tree = syntax.parse(text)
     except (SyntaxError, ValueError, RecursionError):  # written for another Python: no function of it is found
         return {}
-    source, words = Source(text), words_of(tree)
-    found: dict[str, list[list[Turn]]] = {}
+    source, words = IndexedSource(text), words_of(tree)
+    found: dict[str, list[list[TurnedExpectation]]] = {}
     for node in ast.walk(tree):
         if isinstance(node, Function) and node.name in names:
             own = list(dict.fromkeys(Expectations(node, tree, source, rng, words).turns()))
@@ -81,13 +93,13 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
     return {name: _together(several) for name, several in found.items()}
 
 
-def _together(several: list[list[Turn]]) -> list[Turn]:
+def _together(several: list[list[TurnedExpectation]]) -> list[TurnedExpectation]:
     """Turn by turn; who has fewer stays at its last one, a FAILURE."""
     out = []
     for place in range(max(map(len, several))):
         row = [own[min(place, len(own) - 1)] for own in several]
         edits = tuple(edit for turn in row for edit in turn.edits)
-        out.append(Turn(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
+        out.append(TurnedExpectation(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
     return out
 
 
@@ -95,7 +107,7 @@ class Expectations:
     """Of one test function: what it expects, and each way of turning that."""
 
     def __init__(
-        self, function: Function, tree: ast.Module, source: Source, rng: random.Random, words: Collection[str]
+        self, function: Function, tree: ast.Module, source: IndexedSource, rng: random.Random, words: Collection[str]
     ):
         self.function, self.source, self.rng, self.words = function, source, rng, words
         self.globals = {
@@ -107,7 +119,7 @@ class Expectations:
         }
         self.compared: set[str] = set()  # names that stand where something is expected
 
-    def turns(self) -> Iterator[Turn]:
+    def turns(self) -> Iterator[TurnedExpectation]:
         nodes = [node for statement in self.function.body for node in ast.walk(statement)]
         for node in nodes:
             if isinstance(node, ast.Assert):
@@ -122,7 +134,7 @@ class Expectations:
             yield from self._constants(statement, ANY)
         yield self._failure()
 
-    def _of_truth(self, test: ast.expr) -> Iterator[Turn]:
+    def _of_truth(self, test: ast.expr) -> Iterator[TurnedExpectation]:
         compares = [node for node in ast.walk(test) if isinstance(node, ast.Compare)]
         for compare in compares:
             sides = [compare.left, *compare.comparators]
@@ -133,11 +145,13 @@ class Expectations:
                 found = _OPERATOR.search(between)
                 if found and "#" not in between:
                     at = start + len(between[: found.start()].encode())
-                    yield Turn((Edit(at, at + len(found[0]), _FLIPPED[" ".join(found[0].split())]),), OPPOSITE)
+                    yield TurnedExpectation(
+                        (TextEdit(at, at + len(found[0]), _FLIPPED[" ".join(found[0].split())]),), OPPOSITE
+                    )
         if not compares:
-            yield Turn((self._negated(test),), OPPOSITE)
+            yield TurnedExpectation((self._negated(test),), OPPOSITE)
 
-    def _of_sides(self, left: ast.expr, right: ast.expr, operator: type[ast.cmpop]) -> Iterator[Turn]:
+    def _of_sides(self, left: ast.expr, right: ast.expr, operator: type[ast.cmpop]) -> Iterator[TurnedExpectation]:
         if operator in _SIGNS:
             yield from self._far(right, _SIGNS[operator])
             yield from self._far(left, -_SIGNS[operator])
@@ -151,12 +165,12 @@ class Expectations:
             if calls == [False, False]:
                 yield from self._expected(left)
 
-    def _of_check(self, call: ast.Call) -> Iterator[Turn]:
+    def _of_check(self, call: ast.Call) -> Iterator[TurnedExpectation]:
         """A statement that calls something: an assertion of unittest's, a helper, or a step of the test."""
         name, arguments = _called(call), [argument for argument in call.args if not isinstance(argument, ast.Starred)]
         if name in _OPPOSITE and isinstance(call.func, ast.Attribute):
             end = self.source.span(call.func)[1]
-            yield Turn((Edit(end - len(name), end, _OPPOSITE[name]),), OPPOSITE)
+            yield TurnedExpectation((TextEdit(end - len(name), end, _OPPOSITE[name]),), OPPOSITE)
         if not _CHECKS.search(name) or not arguments:
             return
         if name in _ORDERS and len(arguments) > 1:
@@ -171,7 +185,7 @@ class Expectations:
         for argument in arguments[2:] if not name.startswith("assert") else ():
             yield from self._expected(argument)
 
-    def _expected(self, side: ast.expr) -> Iterator[Turn]:
+    def _expected(self, side: ast.expr) -> Iterator[TurnedExpectation]:
         self.compared |= set(_names(side))
         if _has_call(side):  # the name of a file that is read is no expectation: another one isn't there
             named = [one for one in constants(side) if isinstance(one.value, str) and _FILE.search(one.value)]
@@ -180,23 +194,23 @@ class Expectations:
         else:
             yield from self._constants(side, EXPECTED)
 
-    def _elements(self, container: ast.expr) -> Iterator[Turn]:
+    def _elements(self, container: ast.expr) -> Iterator[TurnedExpectation]:
         """All constants of what something is looked up in: one that stays may be the one that is found."""
         self.compared |= set(_names(container))
         edits = [turn.edits[0] for turn in self._constants(container, EXPECTED)]
         if edits:
-            yield Turn(tuple(edits), EXPECTED)
+            yield TurnedExpectation(tuple(edits), EXPECTED)
 
-    def _far(self, side: ast.expr, sign: int) -> Iterator[Turn]:
+    def _far(self, side: ast.expr, sign: int) -> Iterator[TurnedExpectation]:
         self.compared |= set(_names(side))
         if isinstance(side, ast.UnaryOp) and isinstance(side.op, ast.USub | ast.UAdd):
             number = side.operand
         else:
             number = side
         if isinstance(number, ast.Constant) and type(number.value) in (int, float):
-            yield Turn((self.source.put(side, far(number.value, sign, self.rng)),), ORDER)
+            yield TurnedExpectation((self.source.put(side, far(number.value, sign, self.rng)),), ORDER)
 
-    def _of_error(self, call: ast.Call) -> Iterator[Turn]:
+    def _of_error(self, call: ast.Call) -> Iterator[TurnedExpectation]:
         """Another exception than the one that is expected, or another message of it."""
         warns = "arn" in _called(call) or _called(call) == "deprecated_call"
         said = [
@@ -209,25 +223,25 @@ class Expectations:
             others = [name for name in (_WARNINGS if warns else _ERRORS) if not any(_related(name, one) for one in now)]
             own = not said and any(not hasattr(builtins, name) for name in now)
             if own and (edits := self._message(call)):
-                yield Turn(edits, ERROR)
+                yield TurnedExpectation(edits, ERROR)
             elif others:
-                yield Turn((self.source.put(call.args[0], self.rng.choice(others)),), ERROR)
+                yield TurnedExpectation((self.source.put(call.args[0], self.rng.choice(others)),), ERROR)
         for node in said:
             yield from self._constants(node, ERROR)
 
-    def _message(self, call: ast.Call) -> tuple[Edit, ...]:
+    def _message(self, call: ast.Call) -> tuple[TextEdit, ...]:
         """A message that is expected beside an exception of the project's own: of another exception in its place
         whoever reads the file would know by an import that nothing uses any more."""
         end, name = self.source.span(call.args[0])[1], _called(call)
         word = self.rng.choice(sorted(word for word in self.words if len(word) > SHORT) or ["unexpected"])
         if name in ("raises", "warns") and len(call.args) == 1:
-            return (Edit(end, end, f', match="{word}"'),)
+            return (TextEdit(end, end, f', match="{word}"'),)
         if name in ("assertRaises", "assertWarns") and isinstance(call.func, ast.Attribute):
             at = self.source.span(call.func)[1]
-            return Edit(at, at, "Regex"), Edit(end, end, f', "{word}"')
+            return TextEdit(at, at, "Regex"), TextEdit(end, end, f', "{word}"')
         return ()
 
-    def _of_names(self, nodes: list[ast.AST]) -> Iterator[Turn]:
+    def _of_names(self, nodes: list[ast.AST]) -> Iterator[TurnedExpectation]:
         """What is given to a name that an assertion compares with."""
         for node in nodes:
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
@@ -237,7 +251,7 @@ class Expectations:
         for name in sorted(self.compared & self.globals.keys()):
             yield from self._constants(self.globals[name], NAMED, shared=True)
 
-    def _of_tables(self, nodes: list[ast.AST]) -> Iterator[Turn]:
+    def _of_tables(self, nodes: list[ast.AST]) -> Iterator[TurnedExpectation]:
         """Rows that a loop or parametrize goes through: of each the column that is compared with, else all of it."""
         for node in nodes:
             if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
@@ -249,7 +263,7 @@ class Expectations:
                 texts = [value for value in named if isinstance(value, str)]
                 yield from self._rows([name.strip() for text in texts for name in text.split(",")], decorator.args[1])
 
-    def _rows(self, columns: list[str], table: ast.expr) -> Iterator[Turn]:
+    def _rows(self, columns: list[str], table: ast.expr) -> Iterator[TurnedExpectation]:
         shared = isinstance(table, ast.Name)
         if shared:
             table = self.globals.get(table.id, table)
@@ -269,20 +283,20 @@ class Expectations:
             for cell in cells:
                 yield from self._constants(cell, ANY, shared=shared)
         if edits:
-            yield Turn(tuple(edits), TABLE, shared)
+            yield TurnedExpectation(tuple(edits), TABLE, shared)
 
-    def _constants(self, node: ast.AST, rank: int, shared: bool = False) -> Iterator[Turn]:
+    def _constants(self, node: ast.AST, rank: int, shared: bool = False) -> Iterator[TurnedExpectation]:
         for constant in constants(node):
             if other := near(self.source.text(constant), constant.value, self.rng, self.words):
-                yield Turn((self.source.put(constant, other),), rank, shared)
+                yield TurnedExpectation((self.source.put(constant, other),), rank, shared)
 
-    def _negated(self, test: ast.expr) -> Edit:
+    def _negated(self, test: ast.expr) -> TextEdit:
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            return Edit(self.source.span(test)[0], self.source.span(test.operand)[0], "")
+            return TextEdit(self.source.span(test)[0], self.source.span(test.operand)[0], "")
         plain = isinstance(test, ast.Call | ast.Name | ast.Attribute | ast.Subscript | ast.Constant)
         return self.source.put(test, f"not {self.source.text(test)}" if plain else f"not ({self.source.text(test)})")
 
-    def _failure(self) -> Turn:
+    def _failure(self) -> TurnedExpectation:
         first = self.function.body[0]
         start, _ = self.source.span(first)
         if getattr(first, "decorator_list", None):
@@ -291,7 +305,7 @@ class Expectations:
         before = self.source.between(line, start)
         # on one line with the colon, a statement may follow a semicolon only
         text = "raise AssertionError; " if before.strip() else f"raise AssertionError\n{before}"
-        return Turn((Edit(start, start, text),), FAILURE)
+        return TurnedExpectation((TextEdit(start, start, text),), FAILURE)
 
 
 def _called(call: ast.Call) -> str:

@@ -9,6 +9,7 @@ import ast
 import threading
 from typing import Any
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ONE = threading.Lock()
 
 

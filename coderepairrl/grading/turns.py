@@ -22,22 +22,22 @@ EXPECTED, ERROR, NAMED, TABLE, ORDER, OPPOSITE, ANY, FAILURE = range(8)
 
 
 @dataclass(frozen=True)
-class Edit:
+class TextEdit:
     start: int  # byte offsets
     end: int
     text: str
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnedExpectation:
     """`shared`: an edit lies outside of the function, where other tests may look, too."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[TextEdit, ...]
     rank: int
     shared: bool = False
 
 
-def turned(text: str, turns: Iterable[Turn]) -> str:
+def turned(text: str, turns: Iterable[TurnedExpectation]) -> str:
     """The file with these turns made; of two that overlap the first is."""
     data, done = text.encode(), []
     for turn in turns:
@@ -48,7 +48,7 @@ def turned(text: str, turns: Iterable[Turn]) -> str:
     return data.decode()
 
 
-class Source:
+class IndexedSource:
     """A test file by byte offsets, as `ast` counts columns."""
 
     def __init__(self, text: str):
@@ -66,5 +66,5 @@ class Source:
     def text(self, node: ast.AST) -> str:
         return self.between(*self.span(node))
 
-    def put(self, node: ast.AST, text: str) -> Edit:
-        return Edit(*self.span(node), text)
+    def put(self, node: ast.AST, text: str) -> TextEdit:
+        return TextEdit(*self.span(node), text)

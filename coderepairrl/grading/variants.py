@@ -19,7 +19,7 @@ from coderepairrl.grading.expectations import turns
 from coderepairrl.grading.ids import function_of, to_junit
 from coderepairrl.grading.near_values import near_text
 from coderepairrl.grading.shadowing import base_text
-from coderepairrl.grading.turns import ORDER, Edit, Turn, turned
+from coderepairrl.grading.turns import ORDER, TextEdit, TurnedExpectation, turned
 from coderepairrl.types import Task
 
 FIRST = (0, 1)  # variants that are drawn from first; the others where these tell nothing
@@ -42,7 +42,7 @@ class Variant:
     def rng(self, *words: str) -> random.Random:
         return random.Random(" ".join((self.secret, str(self.number), *words)))
 
-    def pick(self, found: Sequence[Turn]) -> Turn:
+    def pick(self, found: Sequence[TurnedExpectation]) -> TurnedExpectation:
         """The likeliest; in later variants another one, and in the last what fails whatever the code does."""
         return found[min((0, 0, 1, len(found) - 1)[self.number], len(found) - 1)]
 
@@ -102,13 +102,13 @@ def _data(task: Task, base: Mapping[str, str], texts: Sequence[str]) -> list[str
     ]
 
 
-def _unread_first(own: list[Turn], text: str, base: str) -> list[Turn]:
+def _unread_first(own: list[TurnedExpectation], text: str, base: str) -> list[TurnedExpectation]:
     """Likely turns of lines that the base's file doesn't have go before all others."""
     known, data = {line.strip() for line in base.splitlines()}, text.encode()
     if not known:
         return own
 
-    def is_read(edit: Edit) -> bool:
+    def is_read(edit: TextEdit) -> bool:
         start = data.rfind(b"\n", 0, edit.start) + 1
         return data[start:].partition(b"\n")[0].decode().strip() in known
 

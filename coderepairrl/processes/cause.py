@@ -75,7 +75,7 @@ TOOL = (
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """Of a log, without colours and what stands before it. `source`: "rank1", "EngineCore pid=7", or ""."""
 
     source: str
@@ -85,7 +85,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Ended:
+class LoggedTraceback:
     """One traceback, with those that it came from. `at`: its place in the log."""
 
     source: str
@@ -153,7 +153,7 @@ def of_text(text: str, guess: bool = True) -> str:
     return _one_line(re.sub(r"^\s*error: ", "", found)) or (_guess(lines) if guess else "")
 
 
-def tracebacks(text: str) -> list[Ended]:
+def tracebacks(text: str) -> list[LoggedTraceback]:
     """All that were printed, in order."""
     return sorted(_tracebacks(list(_lines(text))), key=lambda each: each.at)
 
@@ -189,13 +189,13 @@ def _last_launch(text: str) -> tuple[str, str]:
     return (before, last) if not OUR.search(later) else (later, "")
 
 
-def _lines(text: str) -> Iterator[Line]:
+def _lines(text: str) -> Iterator[LogLine]:
     for line in python_lines(text):
         line = line.rstrip("\r\n")[: 2 * LIMIT]
         match = SOURCE.match(line)
         rest = line[match.end() :] if match else line
         level = (match[3] or "") if match else ""
-        yield Line(
+        yield LogLine(
             (match[1] or match[2]) if match else "",
             match[0] if match else "",
             rest,
@@ -203,9 +203,9 @@ def _lines(text: str) -> Iterator[Line]:
         )
 
 
-def _tracebacks(lines: list[Line]) -> Iterator[Ended]:
+def _tracebacks(lines: list[LogLine]) -> Iterator[LoggedTraceback]:
     """Each, with what it was raised from, whoever wrote in between."""
-    records: dict[str, list[tuple[int, Line]]] = {}
+    records: dict[str, list[tuple[int, LogLine]]] = {}
     for at, line in enumerate(lines):
         records.setdefault(line.prefix, []).append((at, line))
     for own in records.values():
@@ -224,7 +224,7 @@ def _tracebacks(lines: list[Line]) -> Iterator[Ended]:
             )
             mild = own[began][1].mild or began and MILD.search(before)
             if raised and not mild:
-                yield Ended(own[0][1].source, own[began][0], raised, outlived)
+                yield LoggedTraceback(own[0][1].source, own[began][0], raised, outlived)
 
 
 class _Dedented(Sequence[str]):
@@ -293,7 +293,7 @@ def _group(texts: Sequence[str], i: int, depth: int) -> tuple[int, list[str]]:
     return i, [said for k in starts[:1] for said in _chain(inside, k, depth + 1)[1]] if depth < GROUPS else []
 
 
-def _ends(tracebacks: list[Ended]) -> list[str]:
+def _ends(tracebacks: list[LoggedTraceback]) -> list[str]:
     """With what each process ended, in the order of time; one that ended with an echo is asked only where all did."""
     last = {each.source: each for each in tracebacks if not each.outlived}
     first_hand = [each for each in last.values() if not ECHO.search(each.raised[0])]
@@ -301,7 +301,7 @@ def _ends(tracebacks: list[Ended]) -> list[str]:
     return [each.said for each in [*sorted(first_hand, key=lambda each: each.at), *others]]
 
 
-def _guess(lines: list[Line]) -> str:
+def _guess(lines: list[LogLine]) -> str:
     texts = [
         line.text for line in lines if line.text.strip() and "A complete log of this run" not in line.text
     ]  # npm's last words

@@ -19,11 +19,11 @@ from coderepairrl.errors import ConfigError
 from coderepairrl.lines import one_line
 from coderepairrl.types import Task, Verdict
 
-Function = Callable[[Task, str, Verdict], float]
+RewardFunction = Callable[[Task, str, Verdict], float]
 SIGNATURE = "f(task, diff, verdict) -> float"
 
 
-def load(path: str) -> Function:
+def load(path: str) -> RewardFunction:
     """Raises ValueError with cause and remedy in one line."""
     module_name, _, attribute = path.rpartition(".")
     if not all(part.isidentifier() for part in path.split(".")):
@@ -63,7 +63,7 @@ def load(path: str) -> Function:
     return function
 
 
-def call(path: str, function: Function, task: Task, diff: str, verdict: Verdict) -> float:
+def call(path: str, function: RewardFunction, task: Task, diff: str, verdict: Verdict) -> float:
     """Its value. What goes wrong in it is the user's to mend, so it ends the run: it is neither a reward of 0 nor a
     broken machine."""
     try:

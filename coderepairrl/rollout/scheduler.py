@@ -25,18 +25,18 @@ ATTEMPT_ENDED = "attempt_ended"  # the reason of a group that was lost with its 
 
 
 @dataclass
-class Live:
+class LiveGroup:
     position: int
     finished: bool = False
 
 
 class Admission:
-    """live: group -> Live, in order of admission: neither consumed nor dropped. again: positions to run before fresh
+    """live: by group's name, in order of admission: neither consumed nor dropped. again: positions to run before fresh
     ones."""
 
     def __init__(self, groups_per_step: int, max_staleness: int = 0, max_refills: int = 0):
         self.groups_per_step, self.max_staleness, self.max_refills = groups_per_step, max_staleness, max_refills
-        self.live: dict[str, Live] = {}
+        self.live: dict[str, LiveGroup] = {}
         self.again: list[int] = []
         self.fresh = 0  # the first position that no group has had
         self.consumed = 0  # groups, since the beginning of the run
@@ -58,7 +58,7 @@ class Admission:
             self.fresh += 1
         else:
             self.again.remove(position)
-        self.live[group] = Live(position)
+        self.live[group] = LiveGroup(position)
 
     def finish(self, group: str, teaches: bool) -> int | None:
         """None: the group stays. A step: drop it, at the expense of this step's refills.

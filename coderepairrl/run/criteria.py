@@ -23,7 +23,7 @@ REGISTERED = "launch/criteria.yaml"  # in a run's folder: the file as it was at 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     met: bool
     words: str
     power: float | None  # of a missed one: the chance that so many tasks show the gain that was asked for
@@ -38,16 +38,16 @@ class Criterion(Config):
     def words(self) -> str:
         return f"at least {100 * self.at_least:+.1f} points" if self.at_least else "any measurable gain"
 
-    def verdict(self, found: Comparison, holm: float) -> Verdict:
+    def verdict(self, found: Comparison, holm: float) -> Conclusion:
         """`holm`: the comparison's p-value after correction."""
         gain = found.difference.value
         if gain > 0 and gain >= self.at_least and holm < LEVEL:
-            return Verdict(True, "met", None)
+            return Conclusion(True, "met", None)
         why = "no gain" if gain <= 0 else "too small" if gain < self.at_least else f"may be chance (p {holm:.2g})"
         asked = self.at_least or LEVEL
         possible = asked <= found.discordant
         chance = power(tasks=found.tasks, gain=asked, discordant=found.discordant) if possible else None
-        return Verdict(False, f"missed: {why}", chance)
+        return Conclusion(False, f"missed: {why}", chance)
 
 
 class Criteria(Config):

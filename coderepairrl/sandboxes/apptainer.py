@@ -30,7 +30,7 @@ from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.members import first_inside
 from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.running import END_S, Pipe, gone, spawn, supervise
-from coderepairrl.sandboxes.templates import Live, Store
+from coderepairrl.sandboxes.templates import SandboxFolder, Store
 from coderepairrl.types import Environment, Task
 
 _INSTALL = (
@@ -67,7 +67,13 @@ class ApptainerSandbox(Checkout):
         return cls(config, task, live, own.NOBODY if root else None, shown, [*system[:-1], *over, system[-1]])
 
     def __init__(
-        self, config: SandboxConfig, task: Task, live: Live, owner: int | None, shown: list[str], system: list[str]
+        self,
+        config: SandboxConfig,
+        task: Task,
+        live: SandboxFolder,
+        owner: int | None,
+        shown: list[str],
+        system: list[str],
     ):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
         binds = [part for path in shown for part in _bind(path, path, "ro")]

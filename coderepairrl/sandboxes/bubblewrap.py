@@ -30,7 +30,7 @@ from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.running import END_S, Pipe, gone, spawn, supervise
-from coderepairrl.sandboxes.templates import Live, Store
+from coderepairrl.sandboxes.templates import SandboxFolder, Store
 from coderepairrl.types import Task
 
 _INSTALL = "install it (Debian: apt install bubblewrap util-linux) or set sandbox.kind=local, which isolates nothing"
@@ -66,7 +66,7 @@ class BubblewrapSandbox(Checkout):
         owner = own.NOBODY if os.getuid() == 0 else None
         return cls(config, task, await store.copy(task, owner, overlay=config.overlay), owner, system)
 
-    def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, system: list[str]):
+    def __init__(self, config: SandboxConfig, task: Task, live: SandboxFolder, owner: int | None, system: list[str]):
         super().__init__(config, task, live, owner, inside=task.environment.workdir)
         self.ending: list[int] = []  # first processes of finished commands' namespaces, on the host
         self.mounts = [*system, *mounts.parents(self.inside), "--bind", str(self.worktree.path), self.inside]

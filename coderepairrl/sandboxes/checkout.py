@@ -20,7 +20,7 @@ from coderepairrl.sandboxes.memory import MemoryWatch
 from coderepairrl.sandboxes.overlay import remove
 from coderepairrl.sandboxes.protocol import CommandResult, PathError, SandboxConfig
 from coderepairrl.sandboxes.running import in_thread
-from coderepairrl.sandboxes.templates import Live, remedy
+from coderepairrl.sandboxes.templates import SandboxFolder, remedy
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Checkout:
 
     network = False
 
-    def __init__(self, config: SandboxConfig, task: Task, live: Live, owner: int | None, inside: str):
+    def __init__(self, config: SandboxConfig, task: Task, live: SandboxFolder, owner: int | None, inside: str):
         self.config, self.task, self.owner, self.inside = config, task, owner, inside
         self.live, self.folder = live, live.folder
         self.worktree, self.root = live.worktree, live.worktree.view

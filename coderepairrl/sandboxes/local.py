@@ -11,7 +11,7 @@ from coderepairrl.errors import SandboxError
 from coderepairrl.sandboxes.checkout import Checkout
 from coderepairrl.sandboxes.protocol import CommandResult, SandboxConfig, command_variables
 from coderepairrl.sandboxes.running import spawn, supervise
-from coderepairrl.sandboxes.templates import Live, Store
+from coderepairrl.sandboxes.templates import SandboxFolder, Store
 from coderepairrl.types import Task
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class LocalSandbox(Checkout):
             )
         return cls(config, task, await store.copy(task, owner=None, overlay=False))
 
-    def __init__(self, config: SandboxConfig, task: Task, live: Live):
+    def __init__(self, config: SandboxConfig, task: Task, live: SandboxFolder):
         super().__init__(config, task, live, owner=None, inside=str(live.folder / "checkout"))
 
     def _inside(self, shared: Path) -> str:

@@ -48,7 +48,7 @@ _building: dict[tuple[asyncio.AbstractEventLoop, Path], asyncio.Lock] = {}
 
 
 @dataclass(frozen=True)
-class Live:
+class SandboxFolder:
     """One sandbox's folder. `written`: where what its commands write lies; `base_bytes`: what that held at the
     start."""
 
@@ -93,7 +93,7 @@ class Store:
             if not Path("/proc", folder.name.split("-")[-2]).exists():
                 remove(folder)
 
-    async def copy(self, task: Task, owner: int | None, *, overlay: bool) -> Live:
+    async def copy(self, task: Task, owner: int | None, *, overlay: bool) -> SandboxFolder:
         """A new live folder with the task's base commit in `checkout`, owned by `owner` (None: by this user);
         `overlay`: it may be one."""
         self.prepare()
@@ -106,7 +106,7 @@ class Store:
             (folder / "judge").symlink_to(template / "judge")
             if entries > OVERLAY_FROM and overlay and not why_no_overlay(self.root):
                 mounted = await in_thread(Overlay, source, folder, owner)
-                return Live(folder, mounted.worktree, mounted.upper, 0, mounted)
+                return SandboxFolder(folder, mounted.worktree, mounted.upper, 0, mounted)
             if entries <= SMALL:
                 await in_thread(_copy_small, source, target, owner)
             else:
@@ -116,7 +116,7 @@ class Store:
             if isinstance(error, OSError):
                 raise SandboxError(f"a checkout cannot be copied ({first(error)}): {remedy(error)}") from error
             raise
-        return Live(folder, Worktree.plain(target), target, base_bytes)
+        return SandboxFolder(folder, Worktree.plain(target), target, base_bytes)
 
     async def _template(self, task: Task, owner: int | None) -> Path:
         base = task.environment.base

@@ -31,7 +31,7 @@ from coderepairrl.scaffolds.controls import (
 )
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgent, MiniSweAgentConfig
-from coderepairrl.scaffolds.programs import ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import ProcessScaffold
 from coderepairrl.scaffolds.retry import Retry, RetryConfig
 from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
 from coderepairrl.scaffolds.single_pass import SinglePass, SinglePassConfig

@@ -26,7 +26,7 @@ from coderepairrl.sandboxes import CommandResult, Sandbox, seccomp
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.inside import aider_driver, fork_client, fork_server
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.programs import TAIL_CHARS, Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import TAIL_CHARS, AgentPlace, Command, ProcessScaffold
 from coderepairrl.scaffolds.repo_map import IN_HOME, RepoMapCache
 from coderepairrl.types import Task
 
@@ -115,7 +115,7 @@ class Aider(ProcessScaffold):
             return SandboxError(f"aider could not be started: {said}")
         return super().failed(result)
 
-    def command(self, task: Task, place: Place) -> Command:
+    def command(self, task: Task, place: AgentPlace) -> Command:
         job = self.config.model_dump(exclude={"name", "opening", "fork_server"}) | {
             "workdir": place.workdir,
             "cache": f"{place.home}/{IN_HOME}",

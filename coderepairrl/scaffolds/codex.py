@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from coderepairrl.config import Config
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import AgentPlace, Command, ProcessScaffold
 from coderepairrl.types import Task
 
 VENDOR = "node_modules/@openai/codex-linux-{}/vendor/{}-unknown-linux-musl"
@@ -53,7 +53,7 @@ class Codex(ProcessScaffold):
     def __init__(self, config: CodexConfig):
         self.config = config
 
-    def command(self, task: Task, place: Place) -> Command:
+    def command(self, task: Task, place: AgentPlace) -> Command:
         machine = platform.machine()
         # its launcher needs node, the program doesn't
         vendor = place.installed.folder / VENDOR.format(ARCHITECTURES[machine], machine)
@@ -78,7 +78,7 @@ class Codex(ProcessScaffold):
             files,
         )
 
-    def _settings(self, place: Place) -> dict[str, Any]:
+    def _settings(self, place: AgentPlace) -> dict[str, Any]:
         own = {"model_context_window": self.config.context_window} if self.config.context_window else {}
         if self.config.instructions is not None:
             own["model_instructions_file"] = f"{place.home}/{INSTRUCTIONS}"

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
 from coderepairrl.scaffolds.installation import Installation
-from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import AgentPlace, Command, ProcessScaffold
 from coderepairrl.types import Task
 
 PROBLEM = "problem.txt"
@@ -84,7 +84,7 @@ class CommandScaffold(ProcessScaffold):
                     "(uv pip compile --generate-hashes requirements.txt -o lock.txt)"
                 )
 
-    def command(self, task: Task, place: Place) -> Command:
+    def command(self, task: Task, place: AgentPlace) -> Command:
         values = {
             "base_url": place.base_url,
             "api_key": place.api_key,

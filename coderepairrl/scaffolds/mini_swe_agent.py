@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from coderepairrl.config import Config
 from coderepairrl.scaffolds.installation import Installation, lock
-from coderepairrl.scaffolds.programs import Command, Place, ProcessScaffold
+from coderepairrl.scaffolds.process_scaffold import AgentPlace, Command, ProcessScaffold
 from coderepairrl.types import Task
 
 CONFIGS = {"tools": "mini.yaml", "text": "mini_textbased.yaml"}
@@ -34,7 +34,7 @@ class MiniSweAgent(ProcessScaffold):
         self.config = config
         self.without_tools = "scaffold: {name: mini_swe_agent, mode: text}" if config.mode == "tools" else ""
 
-    def command(self, task: Task, place: Place) -> Command:
+    def command(self, task: Task, place: AgentPlace) -> Command:
         job = {
             "config": CONFIGS[self.config.mode],
             "mode": self.config.mode,

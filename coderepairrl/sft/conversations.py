@@ -17,13 +17,13 @@ from coderepairrl.errors import GatewayError
 from coderepairrl.gateway.messages import normalise
 from coderepairrl.gateway.rendering import Renderer
 from coderepairrl.gateway.shown import left_out, shape_of
-from coderepairrl.sft.sources import TrajectoriesSource
+from coderepairrl.sft.source_config import TrajectoriesSource
 from coderepairrl.training import batch
 from coderepairrl.types import Outcome, Trajectory
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     token_ids: Sequence[int]
     weights: Sequence[float]  # of each token's loss
 
@@ -31,7 +31,7 @@ class Row:
 @dataclass(frozen=True)
 class Conversation:
     key: str  # equal for what should not be divided between training and evaluation
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,5 @@ def from_trajectory(
 def conversation(key: str, rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Conversation | LeftOut:
     """Of (token ids, weights); rows that teach nothing are dropped."""
     # nothing predicts the first token
-    kept = tuple(Row(ids, (0.0, *weights[1:])) for ids, weights in rows if any(weights[1:]))
+    kept = tuple(TokenRow(ids, (0.0, *weights[1:])) for ids, weights in rows if any(weights[1:]))
     return Conversation(key, kept) if kept else LeftOut("nothing to learn")

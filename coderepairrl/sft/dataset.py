@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from coderepairrl.sft.conversations import Conversation, LeftOut
 from coderepairrl.sft.reading import READERS
-from coderepairrl.sft.sources import SourceConfig
+from coderepairrl.sft.source_config import SourceConfig
 from coderepairrl.training import packing
 from coderepairrl.types import Sample
 

@@ -20,7 +20,7 @@ from coderepairrl.gateway.messages import without_surrogates
 from coderepairrl.models.tokenizer import load_tokenizer
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.sft.conversations import Conversation, LeftOut, from_chat, from_trajectory
-from coderepairrl.sft.sources import ChatSource, TrajectoriesSource, files_of
+from coderepairrl.sft.source_config import ChatSource, TrajectoriesSource, files_of
 
 CHUNK = 64  # conversations that a process tokenises at a time
 

@@ -7,11 +7,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from coderepairrl.config import Config, Share, contents
 from coderepairrl.run import inputs
 from coderepairrl.run.metrics import WandbConfig
-from coderepairrl.sft.sources import SourceConfig, content, places
+from coderepairrl.sft.source_config import SourceConfig, content, places
 from coderepairrl.training.engine_config import EngineConfig
 
 
-class EvaluationConfig(Config):
+class SFTEvaluationConfig(Config):
     """Conversations that are never trained: a share of the sources', chosen by a hash of their first messages, or other
     sources."""
 
@@ -21,7 +21,7 @@ class EvaluationConfig(Config):
     every: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "EvaluationConfig":
+    def _one_of_both(self) -> "SFTEvaluationConfig":
         if bool(self.share) == bool(self.sources):
             raise ValueError("name either a share or sources")
         return self
@@ -31,7 +31,7 @@ class SFTConfig(Config):
     model: str  # a Hugging Face folder: where training begins
     output: str  # the folder that is written
     sources: list[SourceConfig] = Field(min_length=1)  # learnt one after the other
-    evaluation: EvaluationConfig | None = None  # null: nothing is held out
+    evaluation: SFTEvaluationConfig | None = None  # null: nothing is held out
     engine: EngineConfig
     batch_tokens: PositiveInt = 4096  # of one step, on all ranks together
     micro_batch_tokens: PositiveInt = 8192  # of one packed row; longer conversations are left out

@@ -24,7 +24,7 @@ from coderepairrl.weights.probe import Gap, Probe
 from coderepairrl.weights.threads import in_thread
 
 Address = tuple[str, int]  # (url, pid) of a server: a restart may keep the one, but not the other
-Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]  # Hugging Face name, dtype, whole shape
+ParameterSpecs = list[tuple[str, torch.dtype, tuple[int, ...]]]  # Hugging Face name, dtype, whole shape
 Bucket = list[tuple[str, torch.Tensor]]
 GRACE_S = 10.0  # for the thread to end after an abort, for servers to stop sampling
 
@@ -61,7 +61,7 @@ class WeightSender:
         self,
         servers: list[Address],
         version: int,
-        layout: Layout,
+        layout: ParameterSpecs,
         buckets: Iterable[Bucket],
         probe: Probe | None = None,
     ) -> Sent:
@@ -90,7 +90,9 @@ class WeightSender:
 class _Update:
     """One update in a thread of its own, fed by `put`, ended by `finish`."""
 
-    def __init__(self, sender: WeightSender, servers: list[Address], version: int, layout: Layout, probe: Probe | None):
+    def __init__(
+        self, sender: WeightSender, servers: list[Address], version: int, layout: ParameterSpecs, probe: Probe | None
+    ):
         self._sender, self._servers, self._version, self._probe = sender, servers, version, probe
         self._layout = [
             (name, sender.dtype if dtype.is_floating_point else dtype, tuple(shape)) for name, dtype, shape in layout

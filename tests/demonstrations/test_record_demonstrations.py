@@ -26,7 +26,7 @@ from coderepairrl.scaffolds.single_pass import SinglePassConfig, parse_blocks
 from coderepairrl.scaffolds.terminal import TOOLS, TerminalConfig
 from coderepairrl.scaffolds.terminal_text import TerminalTextConfig
 from coderepairrl.sft.conversations import from_chat, from_trajectory
-from coderepairrl.sft.sources import TrajectoriesSource
+from coderepairrl.sft.source_config import TrajectoriesSource
 from coderepairrl.tasks.functions import puzzles
 
 SETTINGS = {"episodes": 16, "p_slip": 0.5}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coderepairrl.gateway import worker
-from coderepairrl.gateway.server import GatewayConfig
+from coderepairrl.gateway.gateway import GatewayConfig
 from coderepairrl.processes import cause, logs
 from coderepairrl.run.driver import _spawn
 

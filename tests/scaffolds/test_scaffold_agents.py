@@ -14,7 +14,7 @@ from gateway_helpers import Upstream
 from sandbox_helpers import needs_apptainer
 from scaffold_helpers import LIMITS, episodes, running, tool_text
 
-from coderepairrl.scaffolds import make_scaffold, programs
+from coderepairrl.scaffolds import make_scaffold, process_scaffold
 from coderepairrl.scaffolds.codex import CodexConfig, toml
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgentConfig
 from coderepairrl.tasks import packages, releases
@@ -65,7 +65,7 @@ def test_an_agent_repairs_real_tasks_and_leaves_nothing_but_its_repair(name, tmp
 @every
 def test_an_agent_stops_by_itself_when_the_gateway_closes_its_session(name, tmp_path, monkeypatch):
     """What it did before counts; no further call reaches the model."""
-    monkeypatch.setattr(programs, "GRACE_S", 600.0)
+    monkeypatch.setattr(process_scaffold, "GRACE_S", 600.0)
     agent, upstream = AGENTS[name], Upstream()
 
     async def main():
@@ -96,7 +96,7 @@ def all_at_once(one: Callable) -> dict[str, Trajectory]:
 
 
 def test_agents_that_wait_for_their_model_stop_at_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "GRACE_S", 600.0)
+    monkeypatch.setattr(process_scaffold, "GRACE_S", 600.0)
     asked = Counter()
 
     async def one(name):

@@ -24,7 +24,7 @@ from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError, SandboxError
 from coderepairrl.gateway import Gateway, GatewayConfig, SessionLimits
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
-from coderepairrl.scaffolds import Endpoint, make_scaffold, programs, ready
+from coderepairrl.scaffolds import Endpoint, make_scaffold, process_scaffold, ready
 from coderepairrl.scaffolds.command import CommandConfig
 from coderepairrl.scaffolds.inside import relay
 from coderepairrl.scaffolds.installation import Installation, install
@@ -167,7 +167,7 @@ while True:
 
 
 def test_an_agent_that_does_not_stop_is_killed_once_its_session_is_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "GRACE_S", 0.3)
+    monkeypatch.setattr(process_scaffold, "GRACE_S", 0.3)
     upstream = Upstream()
 
     async def main():
@@ -185,7 +185,7 @@ def test_an_agent_that_does_not_stop_is_killed_once_its_session_is_closed(tmp_pa
 
 
 def test_a_deadline_ends_an_agent_that_never_asks_and_all_that_it_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "GRACE_S", 0.3)
+    monkeypatch.setattr(process_scaffold, "GRACE_S", 0.3)
     marker = f"999{hash(str(tmp_path)) % 10**6}"
     line = f"echo kept > new.txt; nohup setsid sleep {marker} & trap '' TERM HUP INT; while :; do sleep {marker}; done"
     [trajectory] = asyncio.run(
@@ -218,7 +218,7 @@ def test_a_cancelled_episode_leaves_nothing(kind, tmp_path):
 
 def test_a_sandbox_that_cannot_be_ended_is_the_machines_failure(monkeypatch):
     """Its processes may still write into the checkout, of which the diff would be made."""
-    monkeypatch.setattr(programs, "GRACE_S", 0.01)
+    monkeypatch.setattr(process_scaffold, "GRACE_S", 0.01)
 
     async def endless():
         try:
@@ -227,7 +227,7 @@ def test_a_sandbox_that_cannot_be_ended_is_the_machines_failure(monkeypatch):
             raise SandboxError("a killed sandbox did not end")
 
     with pytest.raises(SandboxError):
-        asyncio.run(programs._until_closed(endless(), Endpoint("", "key", None, closed=lambda: True)))
+        asyncio.run(process_scaffold._until_closed(endless(), Endpoint("", "key", None, closed=lambda: True)))
 
 
 def test_the_gateways_socket_goes_with_the_run(tmp_path):

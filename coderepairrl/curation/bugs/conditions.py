@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from coderepairrl.curation.source_edits import SIMPLE, Edit, Source
+from coderepairrl.curation.source_edits import SIMPLE, Source, SourceEdit
 
 FLIPS = {"==": "!=", "!=": "==", "is": "is not", "is not": "is", "in": "not in", "not in": "in"}
 BOUNDARIES = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
@@ -12,7 +12,7 @@ DIRECTIONS = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 COMPARISON = r"\bnot\s+in\b|\bis\s+not\b|\bin\b|\bis\b|[<>=!]=|[<>]"
 
 
-def _swap_comparison(source: Source, node: ast.AST, table: dict[str, str]) -> Iterator[Edit]:
+def _swap_comparison(source: Source, node: ast.AST, table: dict[str, str]) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Compare):
         for left, right in zip([node.left, *node.comparators], node.comparators):
             found = source.between(left, right, COMPARISON)
@@ -20,19 +20,19 @@ def _swap_comparison(source: Source, node: ast.AST, table: dict[str, str]) -> It
                 yield found[0], found[1], table[found[2]]
 
 
-def comparison_flip(source: Source, node: ast.AST) -> Iterator[Edit]:
+def comparison_flip(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     yield from _swap_comparison(source, node, FLIPS)
 
 
-def boundary(source: Source, node: ast.AST) -> Iterator[Edit]:
+def boundary(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     yield from _swap_comparison(source, node, BOUNDARIES)
 
 
-def comparison_direction(source: Source, node: ast.AST) -> Iterator[Edit]:
+def comparison_direction(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     yield from _swap_comparison(source, node, DIRECTIONS)
 
 
-def boolean_operator(source: Source, node: ast.AST) -> Iterator[Edit]:
+def boolean_operator(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.BoolOp):
         for left, right in zip(node.values, node.values[1:]):
             found = source.between(left, right, r"\b(and|or)\b")
@@ -40,18 +40,18 @@ def boolean_operator(source: Source, node: ast.AST) -> Iterator[Edit]:
                 yield found[0], found[1], {"and": "or", "or": "and"}[found[2]]
 
 
-def dropped_condition(source: Source, node: ast.AST) -> Iterator[Edit]:
+def dropped_condition(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.BoolOp):
         yield source.start(node.values[0]), source.start(node.values[1]), ""
         yield source.end(node.values[-2]), source.end(node.values[-1]), ""
 
 
-def dropped_not(source: Source, node: ast.AST) -> Iterator[Edit]:
+def dropped_not(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield source.start(node), source.start(node) + re.match(r"not\s*", source.of(node)).end(), ""
 
 
-def inverted_condition(source: Source, node: ast.AST) -> Iterator[Edit]:
+def inverted_condition(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     tests: list[ast.expr] = []
     if isinstance(node, ast.If | ast.While | ast.IfExp):
         tests = [node.test]
@@ -64,7 +64,7 @@ def inverted_condition(source: Source, node: ast.AST) -> Iterator[Edit]:
             yield source.start(test), source.end(test), f"not ({source.of(test)})"
 
 
-def none_check(source: Source, node: ast.AST) -> Iterator[Edit]:
+def none_check(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """`x is None` -> `not x`, `x is not None` -> `x`: wrong for 0, empty and False."""
     if (
         isinstance(node, ast.Compare)

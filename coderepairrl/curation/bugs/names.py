@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from coderepairrl.curation.source_edits import SIMPLE, Edit, Source, parameters
+from coderepairrl.curation.source_edits import SIMPLE, Source, SourceEdit, parameters
 
 _TWINS = """append:extend min:max any:all startswith:endswith lstrip:rstrip find:rfind index:rindex upper:lower
     split:rsplit partition:rpartition add:discard keys:values union:intersection isinstance:issubclass
@@ -41,7 +41,7 @@ COPIES = {"list", "dict", "set", "tuple", "frozenset", "sorted", "iter"}
 ORDER_IS_A_TYPE_ERROR = {"isinstance", "issubclass", "getattr", "setattr", "hasattr", "super"}
 
 
-def swapped_arguments(source: Source, node: ast.AST) -> Iterator[Edit]:
+def swapped_arguments(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Call) and getattr(node.func, "id", None) not in ORDER_IS_A_TYPE_ERROR:
         for left, right in zip(node.args, node.args[1:]):
             if not isinstance(left, ast.Starred) and not isinstance(right, ast.Starred):
@@ -49,7 +49,7 @@ def swapped_arguments(source: Source, node: ast.AST) -> Iterator[Edit]:
                 yield source.start(left), source.end(right), source.of(right) + middle + source.of(left)
 
 
-def dropped_argument(source: Source, node: ast.AST) -> Iterator[Edit]:
+def dropped_argument(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Call) and len(node.args) + len(node.keywords) > 1:
         *_, before, last = sorted([*node.args, *node.keywords], key=source.start)
         yield source.end(before), source.end(last), ""
@@ -57,7 +57,7 @@ def dropped_argument(source: Source, node: ast.AST) -> Iterator[Edit]:
         yield source.start(node.keywords[0]), source.end(node.keywords[0]), ""
 
 
-def wrong_variable(source: Source, node: ast.AST) -> Iterator[Edit]:
+def wrong_variable(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """Another parameter or an already assigned variable of the same function: the two that were bound last before this
     use."""
     if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
@@ -73,7 +73,7 @@ def wrong_variable(source: Source, node: ast.AST) -> Iterator[Edit]:
             yield source.start(node), source.end(node), name
 
 
-def wrong_attribute(source: Source, node: ast.AST) -> Iterator[Edit]:
+def wrong_attribute(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """Another attribute of self that the class assigns or reads: the nearest two in the alphabet, so that names look
     alike."""
 
@@ -92,7 +92,7 @@ def wrong_attribute(source: Source, node: ast.AST) -> Iterator[Edit]:
             yield source.end(node) - len(node.attr), source.end(node), name
 
 
-def name_twin(source: Source, node: ast.AST) -> Iterator[Edit]:
+def name_twin(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """append / extend, min / max, any / all, startswith / endswith ..."""
     if isinstance(node, ast.Call):
         name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
@@ -100,7 +100,7 @@ def name_twin(source: Source, node: ast.AST) -> Iterator[Edit]:
             yield source.end(node.func) - len(name), source.end(node.func), TWINS[name]
 
 
-def missing_copy(source: Source, node: ast.AST) -> Iterator[Edit]:
+def missing_copy(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """`x.copy()` -> `x`, `list(x)` -> `x`."""
     if not isinstance(node, ast.Call) or node.keywords:
         return
@@ -111,7 +111,7 @@ def missing_copy(source: Source, node: ast.AST) -> Iterator[Edit]:
         yield source.start(node), source.end(node), source.of(node.args[0])
 
 
-def exception_type(source: Source, node: ast.AST) -> Iterator[Edit]:
+def exception_type(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     types: list[ast.expr | None] = []
     if isinstance(node, ast.Raise):
         types = [getattr(node.exc, "func", node.exc)]

@@ -3,12 +3,12 @@
 import ast
 from collections.abc import Iterator
 
-from coderepairrl.curation.source_edits import Edit, Source, parameters
+from coderepairrl.curation.source_edits import Source, SourceEdit, parameters
 
 BLOCKS = ("body", "orelse", "finalbody")
 
 
-def removed_statement(source: Source, node: ast.AST) -> Iterator[Edit]:
+def removed_statement(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """A call, a re-assignment, an attribute's or an item's assignment. A first assignment stays: without it all fails
     loudly."""
     for block in (getattr(node, name, None) for name in BLOCKS):
@@ -29,7 +29,7 @@ def _is_missed_quietly(statement: ast.stmt, bound: list[str]) -> bool:
     return isinstance(statement, ast.AugAssign | ast.Delete)
 
 
-def removed_guard(source: Source, node: ast.AST) -> Iterator[Edit]:
+def removed_guard(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """An `if` that returns, raises, breaks or continues, and has no else."""
     for block in (getattr(node, name, None) for name in BLOCKS):
         for statement in block if isinstance(block, list) and len(block) > 1 else ():
@@ -43,7 +43,7 @@ def removed_guard(source: Source, node: ast.AST) -> Iterator[Edit]:
                     yield *lines, ""
 
 
-def dropped_branch(source: Source, node: ast.AST) -> Iterator[Edit]:
+def dropped_branch(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """The `else:` (of if, for, while, try), or a last `elif`."""
     orelse = getattr(node, "orelse", None)
     if not isinstance(orelse, list) or not orelse:
@@ -59,12 +59,12 @@ def dropped_branch(source: Source, node: ast.AST) -> Iterator[Edit]:
         yield begin, lines[1], ""
 
 
-def loop_control(source: Source, node: ast.AST) -> Iterator[Edit]:
+def loop_control(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Break | ast.Continue):
         yield source.start(node), source.end(node), "continue" if isinstance(node, ast.Break) else "break"
 
 
-def missing_return(source: Source, node: ast.AST) -> Iterator[Edit]:
+def missing_return(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     """`return x` -> `x`: the value is computed and lost. A lone name or constant would be an odd statement: left
     alone."""
     if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):

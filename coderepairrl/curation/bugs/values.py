@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from coderepairrl.curation.source_edits import SIMPLE, Edit, Source
+from coderepairrl.curation.source_edits import SIMPLE, Source, SourceEdit
 
 ARITHMETIC = {
     "+": "-",
@@ -22,7 +22,7 @@ ARITHMETIC = {
 OPERATOR = r"\*\*|//|<<|>>|[-+*/%&|^]"
 
 
-def arithmetic_operator(source: Source, node: ast.AST) -> Iterator[Edit]:
+def arithmetic_operator(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     sides = {ast.BinOp: ("left", "right"), ast.AugAssign: ("target", "value")}.get(type(node))
     if sides:
         left, right = (getattr(node, side) for side in sides)
@@ -34,13 +34,13 @@ def arithmetic_operator(source: Source, node: ast.AST) -> Iterator[Edit]:
             yield found[0], found[1], ARITHMETIC[found[2]]
 
 
-def swapped_operands(source: Source, node: ast.AST) -> Iterator[Edit]:
+def swapped_operands(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.BinOp) and isinstance(node.left, SIMPLE) and isinstance(node.right, SIMPLE):
         middle = source.text[source.end(node.left) : source.start(node.right)]
         yield source.start(node.left), source.end(node.right), source.of(node.right) + middle + source.of(node.left)
 
 
-def neighbours(source: Source, node: ast.Constant) -> Iterator[Edit]:
+def neighbours(source: Source, node: ast.Constant) -> Iterator[SourceEdit]:
     if type(node.value) is int and source.of(node).isdigit():
         negative = isinstance(source.parents.get(node), ast.UnaryOp)
         for value in (node.value + 1, node.value - 1):
@@ -55,12 +55,12 @@ def _in_subscript(source: Source, node: ast.AST) -> bool:
     return isinstance(parent, ast.Slice) or isinstance(parent, ast.Subscript) and parent.slice is node
 
 
-def off_by_one(source: Source, node: ast.AST) -> Iterator[Edit]:
+def off_by_one(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Constant) and not _in_subscript(source, node):
         yield from neighbours(source, node)
 
 
-def slice_bound(source: Source, node: ast.AST) -> Iterator[Edit]:
+def slice_bound(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Constant) and _in_subscript(source, node):
         yield from neighbours(source, node)
     if isinstance(node, ast.Slice):
@@ -73,6 +73,6 @@ def slice_bound(source: Source, node: ast.AST) -> Iterator[Edit]:
         yield source.start(node.slice), source.end(node.slice), "0"
 
 
-def boolean_constant(source: Source, node: ast.AST) -> Iterator[Edit]:
+def boolean_constant(source: Source, node: ast.AST) -> Iterator[SourceEdit]:
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield source.start(node), source.end(node), str(not node.value)

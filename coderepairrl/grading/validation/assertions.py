@@ -4,7 +4,6 @@ membership, a type, a truth value of a call, 1 what can hardly fail."""
 import ast
 import re
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 _SKIPPED = re.compile(
     r"(?:skip|skip[iI]f|skipUnless|xfail|expectedFailure|importorskip|SkipTest|skipTest|Disabled"
     r"|Ignore"

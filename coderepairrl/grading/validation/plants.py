@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from coderepairrl.grading import syntax
 from coderepairrl.grading.expectations import turns
+from coderepairrl.grading.syntax import Function
 from coderepairrl.grading.turns import FAILURE, turned
-from coderepairrl.grading.validation.assertions import Function
 from coderepairrl.grading.validation.weaker import is_test_file
 
 TRIES = 3  # plants that are tried until one tells

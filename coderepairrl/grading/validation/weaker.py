@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from coderepairrl.grading import syntax
-from coderepairrl.grading.validation.assertions import Function, skipping, strengths
+from coderepairrl.grading.syntax import Function
+from coderepairrl.grading.validation.assertions import skipping, strengths
 from coderepairrl.grading.validation.configurations import is_configuration, loosened
 from coderepairrl.grading.validation.other_languages import validates_less
 from coderepairrl.grading.validation.silenced import silenced, types_say_less

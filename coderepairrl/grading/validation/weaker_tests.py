@@ -13,8 +13,8 @@ import ast
 import re
 from collections.abc import Iterator
 
+from coderepairrl.grading.syntax import Function
 from coderepairrl.grading.validation.assertions import (
-    Function,
     called,
     canonical,
     is_assertion,

@@ -54,7 +54,7 @@ CAPABILITY_VERSION = 0x20080522
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """The client's request is none, or names what it may not."""
 
 
@@ -82,11 +82,11 @@ def enter(fds: dict[str, int], uid: int, gid: int) -> None:
     here = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES}
     own = identity(here["user"])
     if any(identity(fds[name]) == identity(fd) for name, fd in here.items()) or uid == 0:
-        raise Refused("the client is in no sandbox")
+        raise RefusedRequest("the client is in no sandbox")
     owners = {name: identity(fcntl.ioctl(fds[name], NS_GET_USERNS)) for name in NAMESPACES if name != "user"}
     chain = user_namespaces(fds["user"], own)
     if not {own, *map(identity, chain)}.issuperset(owners.values()):
-        raise Refused("a namespace is not of the client's sandbox: it would not be entered")
+        raise RefusedRequest("a namespace is not of the client's sandbox: it would not be entered")
     for name in [name for name, owner in owners.items() if owner == own]:  # of a sandbox that root made
         call("setns", fds[name], NAMESPACES[name])  # with the kind: another in its place would leave us in our own
     if os.getuid() == 0:
@@ -94,7 +94,7 @@ def enter(fds: dict[str, int], uid: int, gid: int) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     elif os.getuid() != uid:
-        raise Refused("the client is another user")
+        raise RefusedRequest("the client is another user")
     for user in chain:
         call("setns", user, NAMESPACES["user"])
         for name in [name for name, owner in owners.items() if owner == identity(user)]:
@@ -129,14 +129,14 @@ def receive(connection: socket.socket) -> tuple[dict, dict[str, int]]:
     ]
     length = int.from_bytes(head, "little")
     if len(got) != len(FDS) or len(head) != 4 or not 0 < length <= LONGEST_REQUEST:
-        raise Refused("this is no request of fork_client.py")
+        raise RefusedRequest("this is no request of fork_client.py")
     text = b""
     while len(text) < length:
         if (left_s := deadline - time.monotonic()) <= 0:
-            raise Refused("the request takes too long")
+            raise RefusedRequest("the request takes too long")
         connection.settimeout(left_s)
         if not (part := connection.recv(length - len(text))):
-            raise Refused("the request is cut off")
+            raise RefusedRequest("the request is cut off")
         text += part
     connection.settimeout(None)
     return json.loads(text), dict(zip(FDS, got))
@@ -196,13 +196,13 @@ def work(request: dict, fds: dict[str, int], driver) -> None:
 
 
 def sandbox_of(connection: socket.socket) -> int:
-    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises Refused of a
-    client that has gone."""
+    """A number of the client's sandbox: its network namespace, of which it can make no other. Raises RefusedRequest
+    of a client that has gone."""
     client, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         return os.stat(f"/proc/{client}/ns/net").st_ino
     except OSError as error:
-        raise Refused(f"the client is not there ({error.strerror})") from None
+        raise RefusedRequest(f"the client is not there ({error.strerror})") from None
 
 
 def refuse(connection: socket.socket, why: str) -> None:
@@ -217,9 +217,9 @@ def fork_for(connection: socket.socket, server: socket.socket, driver, rules: by
     try:
         sandbox = sandbox_of(connection)
         if list(forks.values()).count(sandbox) >= FORKS:
-            raise Refused(f"the sandbox has {FORKS} forks already")
+            raise RefusedRequest(f"the sandbox has {FORKS} forks already")
         pid = os.fork()
-    except (Refused, OSError) as error:  # as many processes or as much memory as there may be
+    except (RefusedRequest, OSError) as error:  # as many processes or as much memory as there may be
         return refuse(connection, f"no fork: {error}")
     if pid:
         forks[pid] = sandbox

@@ -33,7 +33,7 @@ TAIL_CHARS = 600  # of its output, in the error
 
 
 @dataclass(frozen=True)
-class Place:
+class AgentPlace:
     """What an agent is told. All paths are those that it sees."""
 
     base_url: str  # ends with /v1
@@ -66,7 +66,7 @@ class ProcessScaffold(ABC):
     installation: Installation
 
     @abstractmethod
-    def command(self, task: Task, place: Place) -> Command:
+    def command(self, task: Task, place: AgentPlace) -> Command:
         """What is started for one episode."""
 
     async def prepare(self, config: EnvironmentsConfig) -> None:
@@ -100,7 +100,7 @@ class ProcessScaffold(ABC):
         direct = sandbox.network
         base_url = endpoint.base_url if direct else f"http://127.0.0.1:{PORT}/v1"
         command = self.command(
-            task, Place(base_url, endpoint.api_key, MODEL, sandbox.inside, inside, self.installed, not direct)
+            task, AgentPlace(base_url, endpoint.api_key, MODEL, sandbox.inside, inside, self.installed, not direct)
         )
         argv, shown = command.argv, [*self.installed.shown, *command.shown]
         if not direct:
