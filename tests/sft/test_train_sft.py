@@ -15,6 +15,7 @@ from coderepairrl.run.metrics import read_metrics
 from coderepairrl.sft import dataset
 from coderepairrl.sft.source_config import ChatSource
 
+
 def start(folder, policy, jsonl, name: str, ranks: int) -> subprocess.Popen:
     (folder / name).mkdir(exist_ok=True)
     (folder / f"{name}.yaml").write_text(
