@@ -28,7 +28,7 @@ from coderepairrl.environments.undescribed import is_undescribed, put_on_path, r
 from coderepairrl.types import Environment, Recipe
 
 LAYOUT = 1  # part of the name of what is pinned: raise it when that changes
-BUILT = 2  # the same of what is built on it
+BUILT = 3  # the same of what is built on it
 
 
 def _recipe(environment: Environment) -> Recipe:

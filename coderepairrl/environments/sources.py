@@ -76,11 +76,25 @@ def fetch_commit(source: str, commit: str, checkout: Path, config: EnvironmentsC
         git("update-index", "--force-remove", "-z", "--stdin", stdin="\0".join(absent))
         git("checkout-index", "-a", "-f", "-q")
         git("update-ref", "refs/heads/main", git("commit-tree", "-m", "base", git("write-tree").strip()).strip())
-        git("-c", "pack.threads=1", "repack", "-adq")
-        for left in ("FETCH_HEAD", "shallow", "objects/info/alternates"):
-            (checkout / ".git" / left).unlink(missing_ok=True)
-        git("prune", "--expire=now")
+        _keep_only("main", checkout / ".git", git)
     return absent
+
+
+def _keep_only(branch: str, repository: Path, git: Callable[..., str]) -> None:
+    """Its objects are then one pack of what the branch needs: no loose ones, no borrowed ones. Packed by name, not by
+    `git repack`: of a mirror that is a partial clone it copies the whole history, later commits and all."""
+    objects = repository / "objects"
+    owned = [path for path in objects.iterdir() if path.name != "info"]
+    # deltas are taken over where the mirror has them; to look for more costs more than it saves
+    pack = ("-c", "pack.threads=1", "pack-objects", "--revs", "--window=0", "-q", str(objects / "new"))
+    name = git(*pack, stdin=f"{branch}\n").strip()
+    for folder in owned:
+        shutil.rmtree(folder)
+    (objects / "pack").mkdir()
+    for kind in ("pack", "idx"):
+        os.rename(objects / f"new-{name}.{kind}", objects / "pack" / f"pack-{name}.{kind}")
+    for left in ("FETCH_HEAD", "shallow", "objects/info/alternates"):
+        (repository / left).unlink(missing_ok=True)
 
 
 def _absent(git: Callable[..., str]) -> list[str]:

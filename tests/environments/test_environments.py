@@ -53,9 +53,18 @@ def setting(repository, tmp_path):
 # ---- recipes
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"], ids=["a folder", "a URL"])
-def test_a_checkout_is_one_commit_and_nothing_else(setting, tmp_path, scheme):
+@pytest.mark.parametrize(
+    "scheme, partial",
+    [("", False), ("file://", False), ("", True)],
+    ids=["a folder", "a URL", "a partial clone in a folder"],
+)
+def test_a_checkout_is_one_commit_and_nothing_else(setting, tmp_path, scheme, partial):
     environment, config = setting
+    if partial:  # git copies all of its objects wherever it repacks what borrows from it
+        mirror = tmp_path / "mirrors/me+module/repo"
+        git(mirror, "repack", "-adq")
+        for pack in (mirror / ".git/objects/pack").glob("*.pack"):
+            pack.with_suffix(".promisor").touch()
     made = built(environment, config.model_copy(update={"mirrors": (scheme + config.mirrors[0],)}))
     base = Path(made.base)
     assert (base / "src/module.py").read_text() == "value = 1\n" and os.access(base / "run.sh", os.X_OK)
