@@ -17,6 +17,7 @@ so many tasks would have shown such a gain. Exits with 1 when one is missed.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,19 +45,39 @@ class Row(NamedTuple):
     holm: float
 
 
-def outcomes_of(folder: Path) -> Outcomes:
+class Measure(NamedTuple):
+    """What is compared of an evaluation's episodes."""
+
+    title: str
+    suffix: str  # of the evaluation's file
+    outcomes: Callable[[Sequence[skill.Episode]], Outcomes]
+
+
+MEASURES = {
+    "resolved": Measure("repaired", "", skill.resolved),
+    "first_edit": Measure("repaired by the first edit", "", skill.first_edits),
+    "greedy": Measure("repaired, decoded greedily", "_greedy", skill.resolved),
+}
+
+
+def outcomes_of(folder: Path, measure: str) -> Outcomes:
     """Of a training run the evaluation after it, of an evaluation all of its chunks."""
     names = ["after"] if (folder / "metrics.jsonl").exists() else own_names(folder)
-    return {task: own for name in names for task, own in skill.resolved(skill.read(folder, name)).items()}
+    _, suffix, outcomes = MEASURES[measure]
+    return {task: own for name in names for task, own in outcomes(skill.read(folder, name + suffix)).items()}
+
+
+def evaluated_below(folder: Path, measure: str) -> dict[str, Outcomes]:
+    """Benchmark -> outcomes, less those of which nothing is known."""
+    runs = [path.parent for path in sorted(folder.rglob("rollouts"))]
+    names = [run.relative_to(folder).as_posix() if run != folder else ITSELF for run in runs]
+    own = {name: outcomes_of(run, measure) for name, run in zip(names, runs, strict=True)}
+    return {name: outcomes for name, outcomes in own.items() if outcomes}
 
 
 def benchmarks_of(folder: Path) -> dict[str, Outcomes]:
     """Benchmark -> outcomes. Exits where nothing was evaluated."""
-    own = {
-        (path.parent.relative_to(folder).as_posix() if path.parent != folder else ITSELF): outcomes_of(path.parent)
-        for path in sorted(folder.rglob("rollouts"))
-    }
-    found = {name: outcomes for name, outcomes in own.items() if outcomes}
+    found = evaluated_below(folder, "resolved")
     if not found:
         sys.exit(f"error: {folder}: no evaluation with graded episodes below: run scripts/evaluate.py first")
     return found

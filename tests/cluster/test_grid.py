@@ -254,8 +254,10 @@ def test_an_unknown_placeholder_names_the_nearest():
 def test_example_grids_expand(path):
     loaded = load(GridConfig, path)
     points = expand(loaded)
-    assert len(points) == max(1, len(loaded.variants)) * len(loaded.seeds) * _times(
-        len(v) for v in loaded.product.values()
-    )
+    first = next(iter(loaded.jobs.values()))
+    once = [name for name in loaded.variants if first.variants is not None and name not in first.variants]
+    rows = (max(1, len(loaded.variants)) - len(once)) * len(loaded.seeds) + len(once)
+    assert len(points) == rows * _times(len(v) for v in loaded.product.values())
     for one, other in itertools.combinations(points, 2):
-        assert overrides(one) != overrides(other), "two points of an example with the same configuration"
+        whole = [(point.jobs[0].config.config, overrides(point)) for point in (one, other)]
+        assert whole[0] != whole[1], "two points of an example with the same configuration"
