@@ -15,11 +15,9 @@ First this process tokenises, then it becomes the ranks.
 
 import json
 import os
-import random
 import shutil
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,7 +31,7 @@ from coderepairrl.run import inputs
 from coderepairrl.run.intervals import NOTHING
 from coderepairrl.run.metrics import Metrics
 from coderepairrl.run.program import program
-from coderepairrl.sft import dataset
+from coderepairrl.sft import ahead, dataset
 from coderepairrl.sft.dataset import Rows
 from coderepairrl.sft.sft_config import SFTConfig, inputs_of, record_of
 from coderepairrl.training import batch, finite
@@ -51,28 +49,16 @@ def train(config: SFTConfig, prepared: Path) -> None:
     sources, heldout = load_rows(config, prepared)
     engine = Engine(config.model, config.engine)
     log = Log(engine, config, heldout)
-    for source, rows in zip(config.sources, sources, strict=True):
-        # the same on every rank
-        order = dataset.shuffled(len(rows), random.Random(config.seed), endless=source.steps is not None)
-        for samples in islice(dataset.steps(rows, config.batch_tokens, order), source.steps):
-            weight = sum(sum(sample.advantages) for sample in samples)
-            micro_batches = batch.micro_batches(
-                samples,
-                [1 / weight] * len(samples),
-                config.micro_batch_tokens,
-                engine.row_rank,
-                engine.row_ranks,
-                hidden_size=engine.hidden_size,
-            )
-            for i, micro in enumerate(micro_batches):
-                micro = micro.to(engine.device)
-                logprobs, _ = engine.logprobs(micro, temperature=1.0)  # (N,)
-                loss = -(logprobs * micro.advantages * micro.weights).sum()
-                engine.backward(loss, last=i == len(micro_batches) - 1)
-                log.add(micro, logprobs)
-            log.check()
-            gradient_norm, learning_rate = engine.step()
-            log.write(gradient_norm, learning_rate)
+    for micro_batches in ahead.steps(config, sources, engine.row_rank, engine.row_ranks, engine.hidden_size):
+        for i, micro in enumerate(micro_batches):
+            micro = micro.to(engine.device)
+            logprobs, _ = engine.logprobs(micro, temperature=1.0)  # (N,)
+            loss = -(logprobs * micro.advantages * micro.weights).sum()
+            engine.backward(loss, last=i == len(micro_batches) - 1)
+            log.add(micro, logprobs)
+        log.check()
+        gradient_norm, learning_rate = engine.step()
+        log.write(gradient_norm, learning_rate)
     log.close(read_json(prepared / "books.json"))
     if engine.rank == 0:
         write_json(record_of(Path(config.output)), read_json(prepared / "inputs.json"))

@@ -261,30 +261,23 @@ def _tip(git: Callable[..., str], place: str, wanted: str) -> str:
 def download(archive: Archive, folder: Path) -> Path:
     """The source distribution, fetched by pip from the index that the user configured, with its hash checked. Raises
     TaskError."""
-    pin = f"{archive.name}=={archive.version}"
-    lock = folder / f"{archive.name}.txt"
-    lock.write_text(f"{pin} --hash=sha256:{archive.sha256}\n")
-    # Only this archive must be a source distribution: pip asks it for metadata, for which it fetches a build backend.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-binary",
-        archive.name,
-        "--require-hashes",
-        "-r",
-        str(lock),
-        "-d",
-        str(folder / archive.name),
-    ]
     remedy = (
         "connect to the package index once (pip's own settings are used), or copy the environments folder "
         "from a machine that has it"
     )
+    # Only this archive must be a source distribution: pip asks it for metadata, for which it fetches a build backend.
+    options = ("--no-binary", archive.name)
+    return pip_download(archive.name, archive.version, archive.sha256, folder, options, remedy)
+
+
+def pip_download(name: str, version: str, sha256: str, folder: Path, options: tuple[str, ...], remedy: str) -> Path:
+    """FOLDER/NAME/<the archive>. Raises TaskError, whose last words are `remedy`."""
+    pin = f"{name}=={version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{name}.txt"
+    lock.write_text(f"{pin} --hash=sha256:{sha256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [*pip, *options, "--require-hashes", "-r", str(lock), "-d", str(folder / name)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -292,12 +285,10 @@ def download(archive: Archive, folder: Path) -> Path:
     if done.returncode:
         why = cause.of_text(done.stderr.strip() or done.stdout) or "pip failed"
         raise TaskError(f"{pin} could not be downloaded ({why}): {remedy}")
-    (path,) = (folder / archive.name).iterdir()
+    (path,) = (folder / name).iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != archive.sha256:
-        raise TaskError(
-            f"{pin}: sha256 is {found}, the pin says {archive.sha256}: the index serves another file, don't use it"
-        )
+    if found != sha256:
+        raise TaskError(f"{pin}: sha256 is {found}, the pin says {sha256}: the index serves another file, don't use it")
     return path
 
 

@@ -36,6 +36,7 @@ from coderepairrl.training.sequence_parallel import RowGroup
 
 # of a collective; what lasts has deadlines of its own, and the launcher ends the ranks when one of them died
 TIMEOUT = timedelta(hours=12)
+SMALL_LAYER = 2**26  # parameters: a layer of 1.7B has 50 million
 
 
 class Engine:
@@ -100,9 +101,19 @@ class Engine:
             apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
         if self.config.checkpointed_share or self.config.lora:
             recompute(model, self.config.checkpointed_share)
-        if self.config.leaf_modules:
-            set_z3_leaf_modules(model, self.config.leaf_modules)
+        leaves = self._leaf_modules(model)
+        if leaves:
+            set_z3_leaf_modules(model, leaves)
         return module
+
+    def _leaf_modules(self, model: PreTrainedModel) -> list[str]:
+        """Class names. ZeRO-3's hooks around each of a small layer's parts take longer than what the parts compute."""
+        if self.config.leaf_modules is not None:
+            return self.config.leaf_modules
+        layers = layers_of(model)
+        small = all(sum(p.numel() for p in layer.parameters()) <= SMALL_LAYER for layer in layers)
+        whole = small and not self.config.lora and not self.config.checkpointed_share
+        return sorted({type(layer).__name__ for layer in layers}) if whole else []
 
     def _probe(self, model: PreTrainedModel) -> tuple[MicroBatch, float]:
         """A row with what the model's own forward pass says of it, and how far off one may be. Rank 0 computes that."""
