@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from coderepairrl.tasks import (
+    bugsinpy,
     functions,
     humaneval,
     jsonl,
@@ -22,6 +23,7 @@ from coderepairrl.tasks import (
     swe_gym,
     swe_smith,
 )
+from coderepairrl.tasks.bugsinpy import BugsInPyConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.humaneval import HumanEvalConfig
 from coderepairrl.tasks.jsonl import JsonlConfig
@@ -46,6 +48,7 @@ LOADERS = {
     SweGymConfig: swe_gym.load,
     SweSmithConfig: swe_smith.load,
     R2EGymConfig: r2e_gym.load,
+    BugsInPyConfig: bugsinpy.load,
     QuixBugsConfig: quixbugs.load,
     HumanEvalConfig: humaneval.load,
     MbppConfig: mbpp.load,
@@ -60,6 +63,7 @@ TasksConfig = Annotated[
     | SweGymConfig
     | SweSmithConfig
     | R2EGymConfig
+    | BugsInPyConfig
     | QuixBugsConfig
     | HumanEvalConfig
     | MbppConfig
@@ -71,4 +75,4 @@ TasksConfig = Annotated[
 def load_tasks(config: TasksConfig, refused: list[str] | None = None) -> dict[str, list[Task]]:
     """`refused`: gets a line for each row of a data set that cannot be used; None: the first one is a TaskError."""
     loader = LOADERS[type(config)]
-    return loader(config, refused) if isinstance(config, RowsConfig | JsonlConfig) else loader(config)
+    return loader(config, refused) if isinstance(config, RowsConfig | JsonlConfig | BugsInPyConfig) else loader(config)

@@ -34,7 +34,7 @@ def translate(tables: Tables, repository: str, version: str, correction: Correct
     fields, correction = tables.of(repository, version), correction or Correction()
     if fields is None:
         raise Untranslatable(f"{tables.name} specifies no {repository} {version!r}")
-    work = _Work(correction.without)
+    work = Gathered(correction.without)
     _check_tests(fields)
     if correction.packages is None:
         work.packages(fields.get("packages", ""), tables, repository)
@@ -72,8 +72,9 @@ def _commands(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-class _Work:
-    """What has been gathered, in the publishers' order."""
+class Gathered:
+    """What has been gathered from requirements and commands, in the publishers' order: their methods raise
+    Untranslatable."""
 
     def __init__(self, without: tuple[str, ...]):
         self.without = {_normal(name) for name in without}
@@ -163,7 +164,7 @@ class _Work:
 def _arguments(words: list[str]) -> list[str] | None:
     """What follows `pip install`; None for other commands."""
     rest = words[2:] if words[:2] == ["python", "-m"] else words
-    return rest[2:] if rest[:2] == ["pip", "install"] else None
+    return rest[2:] if rest[:2] in (["pip", "install"], ["pip3", "install"]) else None
 
 
 def _normal(requirement: str) -> str:
