@@ -103,7 +103,9 @@ def _clone(project: Path, pattern: str) -> tuple[str, Path]:
     except (KeyError, IndexError, ValueError) as error:
         raise TaskError(f"tasks.clones: {pattern!r} may hold {{owner}} and {{name}} only") from error
     if not clone.is_dir():
-        raise TaskError(f"bugsinpy, {project.name}: no clone in {clone}: git clone --bare {url} {clone}, or leave it out")
+        raise TaskError(
+            f"bugsinpy, {project.name}: no clone in {clone}: git clone --bare {url} {clone}, or leave it out"
+        )
     return f"{owner}/{name}", clone
 
 
@@ -203,7 +205,9 @@ def _environment(task_id: str, bug: Path, recipe: Recipe, config: BugsInPyConfig
     correction = corrections().get(project, Correction())
     frozen, script = _text(bug / "requirements.txt"), _text(bug / "setup.sh")
     mentioned = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", frozen + script)}
-    gathered = Gathered(tuple(name for name in (project, *WITHOUT, *correction.without) if canonicalize_name(name) in mentioned))
+    gathered = Gathered(
+        tuple(name for name in (project, *WITHOUT, *correction.without) if canonicalize_name(name) in mentioned)
+    )
     try:
         gathered.command("pip install -e .")  # as its authors did, also where no script says so
         for line in filter(None, map(str.strip, frozen.splitlines())):
