@@ -38,6 +38,7 @@ from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Task, Verdict, VerdictKind
 
 log = logging.getLogger(__name__)
+ORACLES = 10_000  # runs of oracles' patches that are remembered
 ROUNDS = 4  # of what the scan is certain of: tossing a coin in each run wins once in 2 ** (2 * ROUNDS)
 
 
@@ -51,8 +52,8 @@ class Grader:
     """`grade` with a memory: the same applied patch of the same task is run once, also when asked for concurrently.
 
     Valid because a verdict depends on nothing else: each run has a fresh sandbox without network, fixed variables and
-    the
-    environment's fixed command. Not remembered: time limits, which depend on the machine's load, and errors.
+    the environment's fixed command. Not remembered: time limits, which depend on the machine's load, and errors.
+    `remembered`: of how many patches at most; 0: each request is executed, for whoever asks whether verdicts differ.
     `runs` counts diffs that were executed, `hits` answers without, `checks` further runs: counter-checks and the
     oracle's.
     `outputs`: where all that test commands print is kept; None: nowhere.
@@ -80,7 +81,10 @@ class Grader:
             )
         selection = await selected(task, diff)
         key = (task.task_id, hashlib.sha256(selection.applied.encode(errors="surrogatepass")).hexdigest())
-        if key in self._verdicts:
+        if not self.remembered:
+            self.runs += 1
+            verdict = await self._judge(task, selection)
+        elif key in self._verdicts:
             self.hits += 1
             self._verdicts.move_to_end(key)
             verdict = self._verdicts[key]
@@ -279,7 +283,7 @@ class Grader:
                         _described(again),
                     )
                     return max(run, again, key=lambda one: (_as_it_must(one, variant), _worth(one)))
-            _remember(self._oracles, key, run, self.remembered)
+            _remember(self._oracles, key, run, ORACLES)
         return run
 
     async def _run_oracle(self, task: Task, variant: Variant | None = None) -> Run:

@@ -67,6 +67,8 @@ class Rollout:
         kept = config.keep_test_output_mib
         self.grader = Grader(config.sandbox, outputs=Outputs(run / "test_outputs", kept << 20) if kept else None)
         self._scaffold = make_scaffold(config.scaffold, self.grader)
+        if not self._scaffold.calls_model:
+            self.grader.remembered = 0  # a control asks what the judge says each time
         self._training = Way(config.sampling, config.limits, self._scaffold)
         self._broken = InfrastructureErrors(run, config.max_infrastructure_share)
 

@@ -167,6 +167,18 @@ def test_the_same_patch_is_run_once(config):
     assert [paths(verdict.dropped_paths) for verdict in first] == [(), (), ("conftest.py",), (), ()]
 
 
+def test_who_asks_whether_verdicts_differ_gets_each_executed(config):
+    grader = Grader(config, remembered=0)
+
+    async def main():
+        at_once = await asyncio.gather(*(grader.grade(UNITTEST_TASK, diff) for diff in (FIX, FIX, "")))
+        return [*at_once, await grader.grade(UNITTEST_TASK, FIX)]
+
+    verdicts = asyncio.run(main())
+    assert [verdict.resolved for verdict in verdicts] == [True, True, False, True]
+    assert (grader.runs, grader.hits) == (4, 0) and grader.checks >= 3 and not grader._verdicts
+
+
 def test_a_cancelled_waiter_does_not_stop_the_others(config, tmp_path):
     grader = Grader(config)
 

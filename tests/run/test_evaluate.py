@@ -63,6 +63,15 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_control_has_each_of_its_samples_judged_anew(tmp_path):
+    """Whether a task's tests always say the same is what it asks."""
+    ended = evaluate(tmp_path, "scaffold=gold", "rollout.evaluation.samples=3", "rollout.tasks.heldout=2")
+    assert ended.returncode == 0, ended.stderr
+    [path] = (tmp_path / "e_gold" / "rollouts").glob("eval_*.parquet")
+    stats = trajectory_files.read_stats(path)
+    assert (stats["gradings_run"], stats["gradings_remembered"]) == (6, 0)
+
+
 def test_gold_resolves_and_less_of_it_does_not(tmp_path, refused):
     for scaffold, wanted in (("gold", True), ("empty", False), ("gold_less_one_hunk", False)):  # one hunk each
         keep = scaffold == "empty"
