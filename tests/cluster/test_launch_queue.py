@@ -108,7 +108,8 @@ def test_what_failed_is_submitted_again_with_what_waits_for_it(bench):
 
 def test_a_refusal_of_sbatch_is_one_line_with_a_remedy_and_leaves_no_claim(bench):
     path = bench.slurm(
-        'echo "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified" >&2; exit 1'
+        'echo "sbatch: error: Batch job submission failed: Invalid account or account/partition combination '
+        'specified" >&2; exit 1'
     )
     done = bench.launch(path=path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1

@@ -82,7 +82,10 @@ def test_a_checkout_is_one_commit_and_nothing_else(setting, tmp_path, scheme, pa
 @pytest.mark.parametrize("kind", ["bubblewrap", pytest.param("apptainer", marks=needs_apptainer)])
 def test_what_is_built_works_in_a_sandbox_at_the_path_that_it_was_built_for(setting, tmp_path, kind):
     made = built(*setting)
-    look = "cd /; python -c 'import module, sys; print(module.__file__, module.value, sys.prefix)'; touch $(dirname $(which python))/x"
+    look = (
+        "cd /; python -c 'import module, sys; print(module.__file__, module.value, sys.prefix)'; touch $(dirname "
+        "$(which python))/x"
+    )
     output = in_sandbox(made, look, tmp_path, kind)
     assert output.startswith(f"/repo/src/module.py 1 {Path(made.python).parents[1]}\n") and "Read-only" in output
     elsewhere = built(
@@ -117,7 +120,10 @@ def test_a_build_is_found_again_and_named_by_its_content(setting, tmp_path):
 def test_the_pinned_packages_are_shared_and_cannot_be_written(setting):
     environment, config = setting
     first = built(environment, config)
-    spoil = 'for f in "$VIRTUAL_ENV"/bin/activate.*; do [ -w "$f" ] && [ $(stat -c %h "$f") -gt 1 ] && echo WRITABLE "$f"; done; true'
+    spoil = (
+        'for f in "$VIRTUAL_ENV"/bin/activate.*; do [ -w "$f" ] && [ $(stat -c %h "$f") -gt 1 ] && echo WRITABLE '
+        '"$f"; done; true'
+    )
     second = built(replace(environment, recipe=replace(environment.recipe, build=(INSTALL, spoil))), config)
     files = [Path(made.python).with_name("activate.ps1").stat() for made in (first, second)]
     assert files[0].st_ino == files[1].st_ino and files[0].st_nlink >= 3

@@ -42,7 +42,11 @@ def check_image(image, kind, tmp_path):
             "git cat-file --batch-all-objects --batch", shell=True, cwd=base, capture_output=True
         ).stdout
     )
-    look = "pwd; cat src/module.py; command -v python; python -c 'import sys; print(sys.version_info[0])'; id -un; ls /root /opt; git log --oneline"
+    look = (
+        "pwd; cat src/module.py; command -v python; python -c 'import sys; print(sys.version_info[0])'; id -un;"
+        " ls /"
+        "root /opt; git log --oneline"
+    )
     output = in_sandbox(made, look, tmp_path, kind)
     assert (
         output.startswith("/testbed\nvalue = 1\n")

@@ -5,7 +5,10 @@ import pytest
 from coderepairrl.grading.output import first_error
 
 RULE = "=" * 30
-PYTEST = f"{RULE} test session starts {RULE}\nplatform linux -- Python 3.11.7, pytest-8.4.2, pluggy-1.6.0\nrootdir: /repo\nconfigfile: pytest.ini\n"
+PYTEST = (
+    f"{RULE} test session starts {RULE}\nplatform linux -- Python 3.11.7, pytest-8.4.2, pluggy-1.6.0\n"
+    "rootdir: /repo\nconfigfile: pytest.ini\n"
+)
 COLLECTING = (
     PYTEST
     + f"""collected 0 items / 1 error
@@ -26,12 +29,15 @@ ERROR tests/test_hidden.py
 {RULE} 1 error in 0.11s {RULE}
 """
 )
-LOADER = 'Traceback (most recent call last):\n  File "/usr/lib/python3.11/unittest/loader.py", line 162, in loadTestsFromName\n    module = __import__(module_name)\n'
+LOADER = (
+    'Traceback (most recent call last):\n  File "/usr/lib/python3.11/unittest/loader.py", line 162, in '
+    "loadTestsFromName\n    module = __import__(module_name)\n"
+)
 FIRSTS = {  # name -> (output, exit code, the first error)
     # pytest
     "a file that is absent": (
-        PYTEST
-        + f"collected 0 items\n\n{RULE} no tests ran in 0.10s {RULE}\nERROR: file or directory not found: tests/test_gone.py\n\n",
+        PYTEST + f"collected 0 items\n\n{RULE} no tests ran in 0.10s {RULE}\n"
+        "ERROR: file or directory not found: tests/test_gone.py\n\n",
         4,
         "ERROR: file or directory not found: tests/test_gone.py",
     ),
@@ -41,17 +47,20 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "ERROR: file or directory not found: tests/test_gone.py",
     ),
     "a test that is absent": (
-        "ERROR: not found: /repo/tests/test_a.py::test_gone\n(no match in any of [<Module test_a.py>])\n\nno tests ran in 0.0s\n",
+        "ERROR: not found: /repo/tests/test_a.py::test_gone\n(no match in any of [<Module test_a.py>])\n\n"
+        "no tests ran in 0.0s\n",
         4,
         "ERROR: not found: /repo/tests/test_a.py::test_gone",
     ),
     "usage": (
-        "ERROR: usage: __main__.py [options] [file_or_dir] [...]\n__main__.py: error: unrecognized arguments: --ff\n  inifile: /repo/pytest.ini\n  rootdir: /repo\n\n",
+        "ERROR: usage: __main__.py [options] [file_or_dir] [...]\n"
+        "__main__.py: error: unrecognized arguments: --ff\n  inifile: /repo/pytest.ini\n  rootdir: /repo\n\n",
         4,
         "__main__.py: error: unrecognized arguments: --ff",
     ),
     "usage of before": (
-        "usage: pytest [options] [file_or_dir]\npytest: error: unrecognized arguments: --cov=lib\n  inifile: /repo/setup.cfg\n  rootdir: /repo\n",
+        "usage: pytest [options] [file_or_dir]\npytest: error: unrecognized arguments: --cov=lib\n"
+        "  inifile: /repo/setup.cfg\n  rootdir: /repo\n",
         4,
         "pytest: error: unrecognized arguments: --cov=lib",
     ),
@@ -80,12 +89,14 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "lib.Missing: no settings",
     ),
     "a conftest": (
-        "ImportError while loading conftest '/repo/conftest.py'.\nconftest.py:1: in <module>\n    import gone\nE   ModuleNotFoundError: No module named 'gone'\n",
+        "ImportError while loading conftest '/repo/conftest.py'.\nconftest.py:1: in <module>\n    import gone\n"
+        "E   ModuleNotFoundError: No module named 'gone'\n",
         4,
         "ModuleNotFoundError: No module named 'gone'",
     ),
     "a fixture": (
-        "file /repo/test_a.py, line 1\n  def test_a(gone):\nE       fixture 'gone' not found\n>       available fixtures: cache\n",
+        "file /repo/test_a.py, line 1\n  def test_a(gone):\nE       fixture 'gone' not found\n"
+        ">       available fixtures: cache\n",
         1,
         "fixture 'gone' not found",
     ),
@@ -95,7 +106,9 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "ERROR tests/test_a.py - ModuleNotFoundError: No module named 'gone'",
     ),
     "its own bug": (
-        "INTERNALERROR> Traceback (most recent call last):\nINTERNALERROR>   File \"/venv/main.py\", line 5, in x\nINTERNALERROR>     y()\nINTERNALERROR> KeyError: 'x'\n\n",
+        "INTERNALERROR> Traceback (most recent call last):\n"
+        'INTERNALERROR>   File "/venv/main.py", line 5, in x\nINTERNALERROR>     y()\n'
+        "INTERNALERROR> KeyError: 'x'\n\n",
         3,
         "KeyError: 'x'",
     ),
@@ -106,7 +119,8 @@ FIRSTS = {  # name -> (output, exit code, the first error)
     ),
     "no pytest": ("/usr/bin/python3: No module named pytest\n", 1, "/usr/bin/python3: No module named pytest"),
     "a warning before": (
-        "/venv/x.py:3: DeprecationWarning: error: old\n  import imp\nWARNING: error: no cache\npytest: error: unrecognized arguments: -z\n",
+        "/venv/x.py:3: DeprecationWarning: error: old\n  import imp\nWARNING: error: no cache\n"
+        "pytest: error: unrecognized arguments: -z\n",
         4,
         "pytest: error: unrecognized arguments: -z",
     ),
@@ -143,13 +157,15 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "django.core.exceptions.ImproperlyConfigured: Requested setting X, but settings are not configured.",
     ),
     "tox": (
-        "py311: commands[0]> pytest tests/x\nERROR: file or directory not found: tests/x\n\npy311: exit 4 (0.53 seconds) /repo> pytest tests/x pid=123\n"
+        "py311: commands[0]> pytest tests/x\nERROR: file or directory not found: tests/x\n\n"
+        "py311: exit 4 (0.53 seconds) /repo> pytest tests/x pid=123\n"
         "  py311: FAIL code 4 (0.60=setup[0.05]+cmd[0.53] seconds)\n  evaluation failed :( (0.65 seconds)\n",
         4,
         "ERROR: file or directory not found: tests/x",
     ),
     "tox of before": (
-        "E   ImportError: cannot import name 'f'\nERROR: InvocationError for command /repo/.tox/py36/bin/pytest (exited with code 2)\n",
+        "E   ImportError: cannot import name 'f'\n"
+        "ERROR: InvocationError for command /repo/.tox/py36/bin/pytest (exited with code 2)\n",
         1,
         "ImportError: cannot import name 'f'",
     ),
@@ -175,9 +191,11 @@ FIRSTS = {  # name -> (output, exit code, the first error)
     ),
     "make": ("make: *** No rule to make target 'test'.  Stop.\n", 2, "make: *** No rule to make target 'test'. Stop."),
     "Maven": (
-        "[INFO] Scanning for projects...\n[WARNING] no encoding\n[INFO] -----\n[ERROR] COMPILATION ERROR : \n[INFO] -----\n"
+        "[INFO] Scanning for projects...\n[WARNING] no encoding\n[INFO] -----\n[ERROR] COMPILATION ERROR : \n"
+        "[INFO] -----\n"
         "[ERROR] /repo/src/A.java:[3,5] cannot find symbol\n[ERROR]   symbol:   class B\n[INFO] BUILD FAILURE\n"
-        "[ERROR] Failed to execute goal org.apache.maven.plugins:maven-compiler-plugin:3.1:compile (default-compile) on project x\n[ERROR] -> [Help 1]\n",
+        "[ERROR] Failed to execute goal org.apache.maven.plugins:maven-compiler-plugin:3.1:compile "
+        "(default-compile) on project x\n[ERROR] -> [Help 1]\n",
         1,
         "/repo/src/A.java:[3,5] cannot find symbol",
     ),
@@ -197,12 +215,14 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "go: cannot find main module, but found .git/config in /repo",
     ),
     "go panics": (
-        "=== RUN   TestA\n--- FAIL: TestA (0.00s)\npanic: runtime error: index out of range [1] with length 0 [recovered]\n",
+        "=== RUN   TestA\n--- FAIL: TestA (0.00s)\n"
+        "panic: runtime error: index out of range [1] with length 0 [recovered]\n",
         2,
         "panic: runtime error: index out of range [1] with length 0 [recovered]",
     ),
     "npm": (
-        'npm ERR! Missing script: "test"\nnpm ERR! \nnpm ERR! To see a list of scripts, run:\nnpm ERR!   npm run\n\nnpm ERR! A complete log of this run can be found in: /x\n',
+        'npm ERR! Missing script: "test"\nnpm ERR! \nnpm ERR! To see a list of scripts, run:\n'
+        "npm ERR!   npm run\n\nnpm ERR! A complete log of this run can be found in: /x\n",
         1,
         'Missing script: "test"',
     ),
@@ -218,12 +238,14 @@ FIRSTS = {  # name -> (output, exit code, the first error)
         "sh: 1: jest: not found",
     ),
     "node": (
-        "node:internal/modules/cjs/loader:1080\n  throw err;\n  ^\n\nError: Cannot find module 'jest'\nRequire stack:\n",
+        "node:internal/modules/cjs/loader:1080\n  throw err;\n  ^\n\nError: Cannot find module 'jest'\n"
+        "Require stack:\n",
         1,
         "Error: Cannot find module 'jest'",
     ),
     "cargo": (
-        "   Compiling x v0.1.0 (/repo)\nerror[E0425]: cannot find value `x` in this scope\n --> src/lib.rs:2:5\nerror: could not compile `x`\n",
+        "   Compiling x v0.1.0 (/repo)\nerror[E0425]: cannot find value `x` in this scope\n --> src/lib.rs:2:5\n"
+        "error: could not compile `x`\n",
         101,
         "error[E0425]: cannot find value `x` in this scope",
     ),

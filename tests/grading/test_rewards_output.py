@@ -101,7 +101,8 @@ TRACEBACKS = (
     "Exception Group Traceback (most recent call last):\n  x\n",
     "    Traceback (most recent call last):\n      File\n    ValueError: x\n",
     "  + Exception Group Traceback (most recent call last):\n  | x\n",
-    "Traceback (most recent call last):\n  F\nValueError: x\n\nDuring handling of the above exception, another exception occurred:\n\n",
+    "Traceback (most recent call last):\n  F\nValueError: x\n\n"
+    "During handling of the above exception, another exception occurred:\n\n",
 )
 
 

@@ -5,8 +5,14 @@ from cause_helpers import BY_KERNEL, CODE, HEADER, traceback
 
 from coderepairrl.processes import cause
 
-PEER = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:23454. This is typically caused by a remote worker crashing."
-RESET = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:52422: Connection reset by peer."
+PEER = (
+    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+    "[127.0.0.1]:23454. This is typically caused by a remote worker crashing."
+)
+RESET = (
+    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:52422: "
+    "Connection reset by peer."
+)
 NO_CORE = (
     "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
 )
@@ -14,17 +20,22 @@ NO_CORE = (
 
 def torchrun(*ends: tuple[int, int]) -> str:
     """Its last words: (rank, exit code), the first observed failure last."""
+    unseen = "To enable traceback see: https://pytorch.org/docs/"
     blocks = [
-        f"[{i}]:\n  time      : 2026-11-29_20:16:18\n  host      : node1\n  rank      : {rank} (local_rank: {rank})\n  exitcode  : {code} (pid: 9{rank})\n"
-        f"  error_file: <N/A>\n  traceback : {f'Signal {-code} received by PID 9{rank}' if code < 0 else 'To enable traceback see: https://pytorch.org/docs/'}\n"
+        f"[{i}]:\n  time      : 2026-11-29_20:16:18\n  host      : node1\n"
+        f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : {code} (pid: 9{rank})\n"
+        f"  error_file: <N/A>\n  traceback : {f'Signal {-code} received by PID 9{rank}' if code < 0 else unseen}\n"
         for i, (rank, code) in enumerate(ends)
     ]
     return (
-        "W1129 20:16:09.471000 9148 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 9156 closing signal SIGTERM\n"
-        "E1129 20:16:09.504000 9148 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 1 (pid: 9157) of binary: /venv/bin/python\n"
+        "W1129 20:16:09.471000 9148 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 9156 "
+        "closing signal SIGTERM\n"
+        "E1129 20:16:09.504000 9148 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) "
+        "local_rank: 1 (pid: 9157) of binary: /venv/bin/python\n"
         + HEADER
         + CODE
-        + f"torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n{'=' * 60}\ntrain_grpo.py FAILED\n{'-' * 60}\nFailures:\n"
+        + f"torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n{'=' * 60}\ntrain_grpo.py FAILED\n"
+        f"{'-' * 60}\nFailures:\n"
         + "".join(blocks[:-1])
         + f"{'-' * 60}\nRoot Cause (first observed failure):\n{blocks[-1]}{'=' * 60}\n"
     )
@@ -38,7 +49,8 @@ def engine(name: str, raised: str, place: str) -> str:
 VLLM = (
     "Found ulimit of 20000 and failed to automatically increase with error current limit exceeds maximum limit. This "
     "can cause fd limit errors like "
-    "`OSError: [Errno 24] Too many open files`.\n(APIServer pid=95) WARNING 11-29 20:17:59 [vllm.py:725] Model Runner V2 requires Triton.\n"
+    "`OSError: [Errno 24] Too many open files`.\n"
+    "(APIServer pid=95) WARNING 11-29 20:17:59 [vllm.py:725] Model Runner V2 requires Triton.\n"
 )
 VLLM_END = (
     "Process EngineCore:\n"
@@ -152,7 +164,8 @@ TEXTS = {
     ),
     "a text of several lines": (
         traceback(
-            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, max_model_len is too large"
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "  Value error, max_model_len is too large"
         ),
         "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, max_model_len "
         "is too large",
@@ -192,7 +205,8 @@ TEXTS = {
         "serve.py: error: no such option",
     ),
     "two attempts of one program": (
-        "error: the first\nthe program ended with code 1\nerror: the second\nsrun: error: node1: task 0: Exited with exit code 1\n",
+        "error: the first\nthe program ended with code 1\nerror: the second\n"
+        "srun: error: node1: task 0: Exited with exit code 1\n",
         "the second",
     ),
     # vLLM
@@ -210,8 +224,8 @@ TEXTS = {
     "vLLM: the engine": (
         VLLM
         + engine("EngineCore", "ValueError: No available memory for the cache blocks.", "core.py:1510")
-        + "(EngineCore pid=96) ERROR 11-29 20:22:52 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: 0).\n"
-        + traceback(NO_CORE),
+        + "(EngineCore pid=96) ERROR 11-29 20:22:52 [multiproc_executor.py:315] Worker proc VllmWorker-0 died "
+        "unexpectedly (exit code: 0).\n" + traceback(NO_CORE),
         "ValueError: No available memory for the cache blocks.",
     ),
     "vLLM: the engine while it serves": (
@@ -243,9 +257,8 @@ TEXTS = {
         "torch.OutOfMemoryError: CUDA out of memory.",
     ),
     "vLLM: the engine was killed": (
-        VLLM
-        + "(APIServer pid=95) ERROR 11-29 20:19:00 [core_client.py:600] Engine core proc EngineCore died unexpectedly, shutting down client.\n"
-        + traceback(NO_CORE),
+        VLLM + "(APIServer pid=95) ERROR 11-29 20:19:00 [core_client.py:600] Engine core proc EngineCore died "
+        "unexpectedly, shutting down client.\n" + traceback(NO_CORE),
         NO_CORE,
     ),
     "vLLM: the port": (
@@ -258,11 +271,13 @@ TEXTS = {
     ),
     # runtimes and launchers
     "Apptainer": (
-        "INFO:    Mounting image\nWARNING: no /etc/localtime\nFATAL:   could not open image /x.sif: no such file or directory\n",
+        "INFO:    Mounting image\nWARNING: no /etc/localtime\n"
+        "FATAL:   could not open image /x.sif: no such file or directory\n",
         "FATAL: could not open image /x.sif: no such file or directory",
     ),
     "Slurm's memory": (
-        "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.\nsrun: error: node1: task 0: Exited with exit code 137\n",
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.\n"
+        "srun: error: node1: task 0: Exited with exit code 137\n",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.",
     ),
     "the interpreter": (
@@ -284,7 +299,8 @@ TEXTS = {
         "ModuleNotFoundError: No module named 'numpy'",
     ),
     "uv, whose words come first": (
-        "error: The build backend returned an error\n  cause: Call to `x.y` failed (exit status: 1)\n\n         [stderr]\n"
+        "error: The build backend returned an error\n  cause: Call to `x.y` failed (exit status: 1)\n\n"
+        "         [stderr]\n"
         "         error: Multiple top-level modules discovered\n\n         To avoid accidents:\n",
         "Multiple top-level modules discovered",
     ),

@@ -58,7 +58,8 @@ def test_a_resume_says_what_differs_goes_on_where_it_may_and_remembers(run):
     }
     same = ["engine.learning_rate=0.2", "training.steps=30"]
     for word, said in {
-        "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with what is changed: "
+        "engine.learning_rate=0.3": "engine.learning_rate 0.2 -> 0.3: take another `run:` folder, or go on with "
+        "what is changed: "
         "resume.allow=[engine.learning_rate]",
         "training.algorithm={name: dapo}": "training.algorithm.name grpo -> dapo",
         "rollout.scaffold.system_prompt=Fix it.": "'Repair the code.' -> 'Fix it.'",

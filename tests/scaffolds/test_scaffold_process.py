@@ -35,7 +35,8 @@ from pathlib import Path
 
 def ask(key, url=os.environ["OPENAI_BASE_URL"]):
     body = json.dumps({"model": "policy", "messages": [{"role": "user", "content": "x" * 150000}]}).encode()
-    request = urllib.request.Request(url + "/chat/completions", body, {"Authorization": "Bearer " + key, "Content-Type": "application/json"})
+    headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
+    request = urllib.request.Request(url + "/chat/completions", body, headers)
     try:
         return json.load(urllib.request.urlopen(request, timeout=20))["choices"][0]["message"]["content"]
     except urllib.error.HTTPError as error:
@@ -51,9 +52,11 @@ def reaches(address):
 home = Path(os.environ["HOME"])
 (home / "deep").mkdir()
 (home / "deep/notes.txt").write_text("mine")
-found = {"cwd": os.getcwd(), "home": str(home), "argv": sys.argv[1:], "read": Path(sys.argv[1]).read_text(), "own": (home / "sub/data.txt").read_text(),
-         "answer": ask(os.environ["OPENAI_API_KEY"]), "stranger": ask("sk-nobody"), "stdin": sys.stdin.read(), "variable": os.environ["MINE"],
-         "reaches": [reaches(("127.0.0.1", port)) for port in map(int, sys.argv[2:])], "pid": os.getpid(), "uid": os.getuid()}
+found = {"cwd": os.getcwd(), "home": str(home), "argv": sys.argv[1:], "read": Path(sys.argv[1]).read_text(),
+         "own": (home / "sub/data.txt").read_text(), "answer": ask(os.environ["OPENAI_API_KEY"]),
+         "stranger": ask("sk-nobody"), "stdin": sys.stdin.read(), "variable": os.environ["MINE"],
+         "reaches": [reaches(("127.0.0.1", port)) for port in map(int, sys.argv[2:])],
+         "pid": os.getpid(), "uid": os.getuid()}
 Path("found.json").write_text(json.dumps(found))
 """
 
@@ -153,7 +156,8 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
 STUBBORN = """
 import os, sys, urllib.request, urllib.error
 while True:
-    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", b'{"messages": [{"role": "user", "content": "x"}]}',
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+                                     b'{"messages": [{"role": "user", "content": "x"}]}',
                                      {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]})
     try:
         urllib.request.urlopen(request).read()
@@ -329,7 +333,8 @@ def test_an_agent_runs_in_an_image_that_has_the_same_folders(kind, image, tmp_pa
         (own / "link").symlink_to("file.txt")
     script = f"""
 import os, socket
-with socket.create_connection(("127.0.0.1", 61001)) as s:  # this machine's Python may need libraries that the image lacks, for more than this
+# this machine's Python may need libraries that the image lacks, for more than this
+with socket.create_connection(("127.0.0.1", 61001)) as s:
     s.sendall(b"GET /health HTTP/1.0\\r\\n\\r\\n")
     answer = s.recv(1000).split()[1].decode()
 open("found.txt", "w").write(answer + " " + os.getcwd() + " " + open("{cache}/link").read())
