@@ -2,7 +2,7 @@
 
     python analysis/compare.py BASELINE OTHER [OTHER ...] [criteria=configs/criteria/thesis.yaml] [out=compare.png]
 
-A policy is an evaluation's folder, or a folder with one evaluation a benchmark below it (configs/grid/generalisation.yaml
+A policy is an evaluation's folder, or one with an evaluation a benchmark below it (configs/grid/generalisation.yaml
 makes them), whose names are the benchmarks'; a training run is its evaluation after training. Folders of the same name
 up to _seedN are seeds of one policy. Each other policy is compared with the first, over the tasks that both were graded
 on; all of the seeds' episodes of a task together.

@@ -143,7 +143,8 @@ def main(arguments: list[str]) -> None:
     for run, own in found.items():
         if not own:
             sys.exit(
-                f"error: {run}: no held-out task was graded before and after under the same settings: wait for its end, "
+                f"error: {run}: no held-out task was graded before and after under the same settings: wait for "
+                "its end, "
                 "or "
                 "train with training.evaluate=true"
             )

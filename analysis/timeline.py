@@ -196,7 +196,10 @@ def title(figure, timeline: Timeline, run: Path) -> None:
     training, waiting = (timeline.lanes[name].values() for name in ("training", "waiting for rollouts"))
     steps, seconds = len(timeline.lanes["training"]), timeline.window[1] - timeline.window[0]
     both, waited = timeline.share(timeline.generation(), training), timeline.share(waiting)
-    said = f"{steps} steps in {seconds:.0f} s: generation and training overlapped {both:.0%} of the time, the trainer waited {waited:.0%}"
+    said = (
+        f"{steps} steps in {seconds:.0f} s: generation and training overlapped {both:.0%} of the time, the trainer "
+        f"waited {waited:.0%}"
+    )
     figure.suptitle(f"{run.resolve().name}    {said}", fontsize=12, x=0.008, ha="left", color=INK)
 
 

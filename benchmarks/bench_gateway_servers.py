@@ -21,7 +21,8 @@ from coderepairrl.gateway.session import Session
 from coderepairrl.models.tokenizer import load_tokenizer
 
 SAID = (
-    'Let me look at the module before I change it.\n<tool_call>\n{"name": "shell", "arguments": {"command": "sed -n 1,80p src/module.py"}}\n'
+    "Let me look at the module before I change it.\n<tool_call>\n"
+    '{"name": "shell", "arguments": {"command": "sed -n 1,80p src/module.py"}}\n'
     "</tool_call>"
 )
 ECHOED_TOKENS = 40  # of the prompt's end, that the echoing upstream says

@@ -1,9 +1,11 @@
 """What a sandbox costs, beside the bare runtime in the same run.
 
-    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml                      start plus first command, alone and many at once; grading
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml                      start, first command; grading
     python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml kinds='[apptainer]'
-    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml files=5000           a checkout of so many files (beyond 40 it is an overlay)
+    python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml files=5000           a checkout of so many files
     python benchmarks/bench_sandboxes.py configs/bench/sandboxes.yaml mode=leaks           1,000 in a row, 200 at once
+
+The first measures one start alone and many at once; a checkout of more than 40 files is an overlay.
 
 The bare runtime runs the same command with the same isolation flags on a folder that is already there. A sandbox makes
 that folder, runs the
@@ -36,7 +38,10 @@ from coderepairrl.types import Environment, Task
 
 TEST = "import lib\n\n\ndef test_f():\n    assert lib.f() == 2\n"
 IDLE = f"sleep 1000.{os.getpid()}"
-FIX = "diff --git a/lib.py b/lib.py\n--- a/lib.py\n+++ b/lib.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n"
+FIX = (
+    "diff --git a/lib.py b/lib.py\n--- a/lib.py\n+++ b/lib.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n"
+    "+    return 2\n"
+)
 
 
 class BenchConfig(Config):

@@ -1,8 +1,8 @@
 """For how long does vLLM stand still at a weight update, and what does the proof that it has the weights cost? By model
 size and number of serving GPUs; and: what if it dies in the middle?
 
-    python benchmarks/bench_weights.py                                                     on CPU: a tiny model over gloo
-    python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]          on GPUs: NCCL, Qwen3 shapes
+    python benchmarks/bench_weights.py                                          on CPU: a tiny model over gloo
+    python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml [a.b=c ...]  on GPUs: NCCL, Qwen3 shapes
     python benchmarks/bench_weights.py configs/bench/weights_gpu.yaml 'shapes=[qwen3-8b]' kill=true
 
 A ZeRO-3 engine with weights drawn at random sends them into 1..k servers that were started with others (`--load-format

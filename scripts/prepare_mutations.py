@@ -2,7 +2,9 @@
 tests show.
 
     nice -n 19 python scripts/prepare_mutations.py coderepairrl/tasks/real_packages.jsonl --packages toolz=90 tinydb=66
-    nice -n 19 python scripts/prepare_mutations.py hard.jsonl --packages toolz=20 --combined 10       and ten tasks with two bugs in a file
+    nice -n 19 python scripts/prepare_mutations.py hard.jsonl --packages toolz=20 --combined 10
+
+The second also makes ten tasks with two bugs in a file.
 
 Every run is in a fresh sandbox, as in grading. A candidate is admitted when
   - the whole suite, run with the bug, shows between 1 and 40 failing tests (of those that pass three times without it);

@@ -102,7 +102,8 @@ def show_call(console: Console, tokenizer, trajectory: Trajectory, event: dict) 
         Rule(
             f"call {call.index}: {above}{why}, {len(call.prompt_ids)} prompt tokens, {len(fresh)} new, "
             f"{len(call.completion_ids)} sampled, "
-            f"{call.finish_reason}, version {'/'.join(map(str, sorted(set(call.policy_versions))))}, {call.seconds:.2f} "
+            f"{call.finish_reason}, version {'/'.join(map(str, sorted(set(call.policy_versions))))}, "
+            f"{call.seconds:.2f} "
             "s",
             align="left",
         )

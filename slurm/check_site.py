@@ -106,7 +106,10 @@ def two_nodes(site: SiteConfig) -> str:
         done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
         if done.returncode:
             ask("sbatch", "--test-only", file.name)  # raises with its line and the remedy
-    return f"two nodes with {wanted.gpus_per_node} GPUs each: {(done.stdout + done.stderr).strip().removeprefix('sbatch: ')}"
+    return (
+        f"two nodes with {wanted.gpus_per_node} GPUs each: "
+        f"{(done.stdout + done.stderr).strip().removeprefix('sbatch: ')}"
+    )
 
 
 def modules(site: SiteConfig) -> str:
@@ -162,7 +165,10 @@ def binds(site: SiteConfig) -> str:
 def scratch(site: SiteConfig) -> str:
     """The path may hold variables that only a job has."""
     if not site.scratch:
-        return f"none given, so {tempfile.gettempdir()} with {shutil.disk_usage(tempfile.gettempdir()).free / 2**30:.0f} GiB free"
+        return (
+            f"none given, so {tempfile.gettempdir()} with "
+            f"{shutil.disk_usage(tempfile.gettempdir()).free / 2**30:.0f} GiB free"
+        )
     path = Path(os.path.expandvars(site.scratch))
     if "$" in str(path):
         return f"{site.scratch}: known in a job only (--node tries it)"

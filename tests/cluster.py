@@ -65,7 +65,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-NodeName=node[1-{nodes}] NodeAddr={net}.[11-{last}] Port={node_port} CPUs={cpus} RealMemory={memory} Gres=gpu:{gpu_type}:{gpus} {features} State=UNKNOWN
+NodeName=node[1-{nodes}] NodeAddr={net}.[11-{last}] Port={node_port} \
+CPUs={cpus} RealMemory={memory} Gres=gpu:{gpu_type}:{gpus} {features} State=UNKNOWN
 PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=90
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """

@@ -25,8 +25,10 @@ NINE = _template(
 )
 ONE_CALL = _template(_refuse("m.tool_calls | length > 1", "one tool call a turn"))  # Llama 3.1
 ONE_CALL_EACH_ANSWERED = """{%- for m in messages %}{%- if m.tool_calls %}{%- set at = loop.index %}
-{%- if m.tool_calls | length > 1 or messages[at:at + 2] | selectattr('role', 'equalto', 'tool') | list | length > 1 %}{{- raise_exception('one call, one answer') }}{%- endif %}
-{%- endif %}{%- if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}{{- raise_exception('an answer to nothing') }}{%- endif %}{%- endfor %}""" + _template()
+{%- set answers = messages[at:at + 2] | selectattr('role', 'equalto', 'tool') | list %}
+{%- if m.tool_calls | length > 1 or answers | length > 1 %}{{- raise_exception('one call, one answer') }}{%- endif %}
+{%- endif %}{%- if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}
+{{- raise_exception('an answer to nothing') }}{%- endif %}{%- endfor %}""" + _template()
 TEXT_ARGUMENTS = _template(call="c.function.name + c.function.arguments")  # DeepSeek
 CALL_WITHOUT_TEXT = _template(_refuse("m.content", "a call stands alone"))
 NO_TOOLS = _template(call="", tools="")  # SmolLM2
@@ -41,7 +43,8 @@ ALTERNATING = (
         [
             "",
             """{%- for m in messages %}
-{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles must alternate') }}{%- endif %}{%- endfor %}""",
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('roles must alternate') }}{%- endif %}{%- endfor %}""",
         ]
     )
     + NO_TOOLS

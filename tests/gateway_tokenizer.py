@@ -20,18 +20,25 @@ WORDS = [
 ]
 
 QWEN3 = r"""
-{%- if tools %}{{- '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
-{{- "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>" }}
+{%- if tools %}{{- '<|im_start|>system\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
+{{- "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n" }}
+{{- "You are provided with function signatures within <tools></tools> XML tags:\n<tools>" }}
 {%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
-{{- "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n" }}
+{{- "\n</tools>\n\nFor each function call, return a json object with function name and arguments " }}
+{{- "within <tool_call></tool_call> XML tags:\n<tool_call>\n" }}
+{{- "{\"name\": <function-name>, \"arguments\": <args-json-object>}" }}
+{{- "\n</tool_call><|im_end|>\n" }}
 {%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
 {%- elif default_system is defined %}{{- '<|im_start|>system\n' + default_system + '<|im_end|>\n' }}{%- endif %}
 {%- set ns = namespace(searching=true, last_query=messages|length - 1) %}
 {%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}
-{%- if ns.searching and message.role == "user" and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+{%- if ns.searching and message.role == "user" and not(
+    message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
 {%- set ns.searching = false %}{%- set ns.last_query = index %}{%- endif %}{%- endfor %}
 {%- for message in messages %}{%- set content = message.content %}
-{%- if (message.role == "user") or (message.role == "system" and not loop.first) %}{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+{%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
 {%- elif message.role == "assistant" %}{%- set reasoning = '' %}
 {%- if message.reasoning_content is string %}{%- set reasoning = message.reasoning_content %}
 {%- elif '</think>' in content %}
@@ -42,21 +49,29 @@ QWEN3 = r"""
 {%- else %}{{- '<|im_start|>assistant\n' + content }}{%- endif %}
 {%- for call in message.tool_calls or [] %}{%- if (loop.first and content) or (not loop.first) %}{{- '\n' }}{%- endif %}
 {{- '<tool_call>\n{"name": "' }}{{- call.function.name }}{{- '", "arguments": ' }}
-{%- if call.function.arguments is string %}{{- call.function.arguments }}{%- else %}{{- call.function.arguments | tojson }}{%- endif %}
+{%- if call.function.arguments is string %}{{- call.function.arguments }}
+{%- else %}{{- call.function.arguments | tojson }}{%- endif %}
 {{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}
 {%- elif message.role == "tool" %}
 {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
 {{- '\n<tool_response>\n' }}{{- content }}{{- '\n</tool_response>' }}
-{%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\n' }}{%- endif %}{%- endif %}{%- endfor %}
+{%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\n' }}{%- endif %}
+{%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"""
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"""
 
 # no special token ends a turn: nothing can be spliced
-PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+PLAIN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n"
+    "' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 # as Mistral's: turns must alternate, and the tools move to the last user's turn
 MOVING = """{%- for m in messages %}
-{%- if loop.index0 > 0 and m.role == messages[loop.index0 - 1].role and m.role != 'tool' %}{{ raise_exception('roles must alternate') }}{%- endif %}
-{%- if tools and m.role == 'user' and (messages | selectattr('role', 'equalto', 'user') | list | last) == m %}{{- '[TOOLS]' + (tools | tojson) + '[/TOOLS]' }}{%- endif %}
+{%- if loop.index0 > 0 and m.role == messages[loop.index0 - 1].role and m.role != 'tool' %}
+{{- raise_exception('roles must alternate') }}{%- endif %}
+{%- if tools and m.role == 'user' and (messages | selectattr('role', 'equalto', 'user') | list | last) == m %}
+{{- '[TOOLS]' + (tools | tojson) + '[/TOOLS]' }}{%- endif %}
 {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 

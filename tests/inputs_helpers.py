@@ -23,3 +23,11 @@ def configuration(program: str, monkeypatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     name, path, _ = WHOLE[program]
     return load(getattr(importlib.import_module(Path(program).stem), name), ROOT / path)
+
+
+def model(folder: Path, **files: str) -> str:
+    folder.mkdir(parents=True)
+    usual = {"config__json": "{}", "tokenizer__json": "t", "model__safetensors": "w"}
+    for name, text in (usual | files).items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return str(folder)

@@ -14,7 +14,10 @@ from coderepairrl.types import Environment, Task
 
 WRONG = "def f(a):\n    return a + 2\n\n\ndef g(a):\n    return a\n"
 RIGHT = WRONG.replace("a + 2", "a + 1")
-VISIBLE = "import unittest\n\nfrom lib import g\n\n\nclass Visible(unittest.TestCase):\n    def test_g(self):\n        self.assertEqual(g(1), 1)\n"
+VISIBLE = (
+    "import unittest\n\nfrom lib import g\n\n\nclass Visible(unittest.TestCase):\n    def test_g(self):\n"
+    "        self.assertEqual(g(1), 1)\n"
+)
 UNITTEST = """import unittest
 
 from lib import f, g

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from judge_helpers import FIX, LOG_TASK, PYTEST, PYTEST_TASK, RIGHT, UNITTEST_TASK, WRONG, change, paths, source  # noqa: F401
+from judge_helpers import LOG_TASK, PYTEST, PYTEST_TASK, UNITTEST_TASK
 
 BROKEN_LATER = "\n\ndef test_other():\n    assert False, 'needs the network'\n"
 
@@ -14,8 +14,8 @@ MARKERS = "markers =\n    unit: fast\n"
 
 
 ALONE = (
-    PYTEST
-    + "\n\ndef test_alone():\n    import os\n    assert not [name for name in os.listdir('.') if name.startswith('test_')]\n"
+    PYTEST + "\n\ndef test_alone():\n    import os\n"
+    "    assert not [name for name in os.listdir('.') if name.startswith('test_')]\n"
 )
 
 
@@ -41,7 +41,8 @@ PROJECTS = {
     "stops, and runs the root's tests first": project(
         {
             "pytest.ini": "[pytest]\naddopts = -x\n",
-            "conftest.py": "def pytest_collection_modifyitems(items):\n    items.sort(key=lambda item: item.nodeid.count('/'))\n",
+            "conftest.py": "def pytest_collection_modifyitems(items):\n"
+            "    items.sort(key=lambda item: item.nodeid.count('/'))\n",
         }
     ),
     "a marker filter": project({"pytest.ini": f"[pytest]\naddopts = -m unit\n{MARKERS}"}, MARKED),
@@ -64,7 +65,8 @@ PROJECTS = {
         {
             "pytest.ini": f"[pytest]\n{MARKERS}",
             "conftest.py": "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n"
-            "    if not all(item.get_closest_marker('unit') for item in items):\n        raise pytest.UsageError('mark it')\n",
+            "    if not all(item.get_closest_marker('unit') for item in items):\n"
+            "        raise pytest.UsageError('mark it')\n",
         },
         MARKED,
     ),
@@ -84,8 +86,10 @@ PROJECTS = {
     ),
     "a hook that forgives": project(
         {
-            "conftest.py": "import pytest\n\n\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_runtest_makereport(item):\n"
-            "    report = (yield).get_result()\n    if '/' not in item.nodeid and report.failed:\n        report.outcome, report.longrepr = 'passed', None\n"
+            "conftest.py": "import pytest\n\n\n@pytest.hookimpl(hookwrapper=True)\n"
+            "def pytest_runtest_makereport(item):\n"
+            "    report = (yield).get_result()\n    if '/' not in item.nodeid and report.failed:\n"
+            "        report.outcome, report.longrepr = 'passed', None\n"
         }
     ),
     "no unittest": project({"pytest.ini": "[pytest]\naddopts = -p no:unittest\n"}),

@@ -8,7 +8,10 @@ EDIT = (
 )
 
 
-DIFFERS = "diff --git a/new.bin b/new.bin\nnew file mode 100644\nindex 0000000..c866266\nBinary files /dev/null and b/new.bin differ\n"
+DIFFERS = (
+    "diff --git a/new.bin b/new.bin\nnew file mode 100644\nindex 0000000..c866266\n"
+    "Binary files /dev/null and b/new.bin differ\n"
+)
 
 
 LEFT_OUT = ", without new.bin (the patch does not hold the content of this binary file)"
@@ -40,7 +43,8 @@ PATCHES = {  # patch, how it is applied, files whose text the edit is in
     "only binary files that differ": (DIFFERS, STRICT + LEFT_OUT),
     "a file that becomes a link": (
         change("d.txt", "old\n", None)
-        + "diff --git a/d.txt b/d.txt\nnew file mode 120000\n--- /dev/null\n+++ b/d.txt\n@@ -0,0 +1 @@\n+a.py\n\\ No newline at end of file\n",
+        + "diff --git a/d.txt b/d.txt\nnew file mode 120000\n--- /dev/null\n+++ b/d.txt\n@@ -0,0 +1 @@\n+a.py\n"
+        "\\ No newline at end of file\n",
         STRICT,
     ),
     "a rename with an edit": (

@@ -1,4 +1,4 @@
-"""The tree holds to what CONTRIBUTING.md says of it: ruff's rules and format, sizes of files and functions, widths of lines."""
+"""The tree holds to what CONTRIBUTING.md says of it: ruff's rules and format, sizes, widths, names."""
 
 import ast
 import re

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from openai import BadRequestError, OpenAI
 
-SYSTEM = "Repair the code in the current directory. Look at it, edit it, test it with the shell; say done when it is repaired. Do not change tests."
+SYSTEM = (
+    "Repair the code in the current directory. Look at it, edit it, test it with the shell; say done when it is "
+    "repaired. Do not change tests."
+)
 SHELL = {
     "type": "function",
     "function": {

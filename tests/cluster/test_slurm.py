@@ -10,13 +10,15 @@ from coderepairrl.cluster.submission import Record, states
     ("text", "cause", "remedy"),
     [
         (
-            "sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\nsbatch: error: fetch_config: DNS SRV lookup failed\n"
+            "sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+            "sbatch: error: fetch_config: DNS SRV lookup failed\n"
             "sbatch: fatal: Could not establish a configuration source",
             "Could not establish a configuration source: ",
             "set SLURM_CONF",
         ),
         (
-            "sbatch: error: invalid partition specified: gpus\nsbatch: error: Batch job submission failed: Invalid partition name specified",
+            "sbatch: error: invalid partition specified: gpus\n"
+            "sbatch: error: Batch job submission failed: Invalid partition name specified",
             "invalid partition",
             "sinfo -s",
         ),

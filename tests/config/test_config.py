@@ -158,7 +158,8 @@ def test_the_resolved_copy_reads_back_equal_and_whole(write, tmp_path):
     config = load(
         Tree,
         write(
-            "name: 'null'\nleaves: [{rate: 1e-7}]\nnamed: {'1': {word: blue}}\nanimal: {kind: dog}\nweights: {tests: 0.1}\n"
+            "name: 'null'\nleaves: [{rate: 1e-7}]\nnamed: {'1': {word: blue}}\nanimal: {kind: dog}\n"
+            "weights: {tests: 0.1}\n"
         ),
     )
     dump(config, tmp_path / "resolved.yaml")

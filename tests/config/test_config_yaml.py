@@ -121,9 +121,8 @@ TEXTS = st.one_of(
     st.text(),
     st.from_regex(r"[-+]?0?[oxb]?[0-9_]{1,6}([:.][0-9]{0,3}){0,3}([eE][-+]?[0-9]{1,3})?", fullmatch=True),
     st.sampled_from(
-        "on off yes no y N TRUE null ~ = << .inf -.INF .nan 16:00 1e3 0o10 010 2024-06-01 --- ... - ? : #a &a *a {run} a:_b a_#b 0b1".replace(
-            "_b", " b"
-        ).split()
+        "on off yes no y N TRUE null ~ = << .inf -.INF .nan 16:00 1e3 0o10 010 2024-06-01 --- ... - ? : #a &a *a "
+        "{run} a:_b a_#b 0b1".replace("_b", " b").split()
     ),
 )
 VALUES = st.recursive(
@@ -227,7 +226,8 @@ def test_sbatch_gets_what_was_written(write):
     site = load(
         SiteConfig,
         write(
-            "sbatch: {begin: 16:00, deadline: 12:30:00, reservation: 2024_06, mail-type: NONE, nice: 5, hold: true, contiguous: false}\n"
+            "sbatch: {begin: 16:00, deadline: 12:30:00, reservation: 2024_06, mail-type: NONE, nice: 5, hold: "
+            "true, contiguous: false}\n"
         ),
     )
     extra = sbatch_parameters(site, Resources(), "job", Path("/run"), Path("/code"))["additional_parameters"]

@@ -119,7 +119,10 @@ def test_what_fails_for_another_reason_is_a_failure(tmp_path, case):
 
 
 def test_lines_that_uv_breaks_are_read():
-    broken = "  × Failed to build `x`\n  ╰─▶ `/repo` does not appear to be a Python\n      │   project, as neither `setup.py`"
+    broken = (
+        "  × Failed to build `x`\n  ╰─▶ `/repo` does not appear to be a Python\n"
+        "      │   project, as neither `setup.py`"
+    )
     assert is_undescribed(StepError("resolving", broken)) and not is_undescribed(
         StepError("resolving", "no such package: project")
     )
@@ -133,7 +136,10 @@ EXTRAS = (
     PROJECT.replace('"x"', '"My.X"')
     + 'all = ["my-x[more]", "my_x[dev-tools, all]; python_version > \'3\'", "c"]\ndev_tools = ["b"]\n'
 )
-CFG = "[metadata]\nname = x\n[options]\ninstall_requires =\n    a\n    # c\n    b\n[options.extras_require]\nDev_tools = c; python_version > '3'\nall = x[dev-tools]\n"
+CFG = (
+    "[metadata]\nname = x\n[options]\ninstall_requires =\n    a\n    # c\n    b\n[options.extras_require]\n"
+    "Dev_tools = c; python_version > '3'\nall = x[dev-tools]\n"
+)
 DECLARED = {  # (files, requirement) -> what takes its place; None: only building it would tell
     "extras that name extras of the project": (
         {"pyproject.toml": EXTRAS},

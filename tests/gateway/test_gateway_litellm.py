@@ -21,11 +21,13 @@ user = {"role": "user", "content": "list"}
 
 
 def brief(message):
-    return [message.content, [[call.id, call.function.name, json.loads(call.function.arguments)] for call in message.tool_calls or []]]
+    calls = message.tool_calls or []
+    return [message.content, [[call.id, call.function.name, json.loads(call.function.arguments)] for call in calls]]
 
 
 first = litellm.completion(model="openai/policy", messages=[user], tools=[tool], temperature=0.1, **common)
-history = [user, first.choices[0].message, {"role": "tool", "tool_call_id": first.choices[0].message.tool_calls[0].id, "content": "lib.py"}]
+said = first.choices[0].message
+history = [user, said, {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "lib.py"}]
 second = litellm.completion(model="openai/policy", messages=history, tools=[tool], stream=True, **common)
 joined = litellm.stream_chunk_builder(list(second), messages=history)
 both = asyncio.run(litellm.acompletion(model="openai/policy", messages=[user], n=2, **common))
@@ -37,7 +39,7 @@ for name, own in (("closed", {}), ("stranger", {"api_key": "nobody's"})):
         litellm.completion(model="openai/policy", messages=[user, user], **common | own)
     except Exception as error:
         errors.append(type(error).__name__)
-print(json.dumps([brief(first.choices[0].message), brief(joined.choices[0].message), [brief(choice.message) for choice in both.choices],
+print(json.dumps([brief(said), brief(joined.choices[0].message), [brief(choice.message) for choice in both.choices],
                   text.choices[0].text, response.output[0].content[0].text, errors]))
 """
 

@@ -73,7 +73,8 @@ _OWN = "from lib import OwnError, OwnWarning, f, g\n"
 LOOKS = {  # name -> (task, its first run looks so)
     "all words are words": (
         of_texts(by_pytest("words", '    assert f("Ann") == "Hello again my dear"\n'), BYE, HELLO),
-        f"""all(one in {_WORDS} for text in re.findall(r'== "([^"]*)"', asked) for one in text.lower().split() if len(one) > 2)""",
+        f"""all(one in {_WORDS} for text in re.findall(r'== "([^"]*)"', asked) """
+        "for one in text.lower().split() if len(one) > 2)",
     ),
     "what is imported is used": (
         of_texts(by_pytest("used", "    with pytest.raises(OwnError):\n        f(-1)\n", top=_OWN), QUIET, RAISES),
@@ -198,7 +199,8 @@ ERRORS = {
     "with self.assertRaises(OwnError):\n        f(-1)": 'self.assertRaisesRegex\\(OwnError, "\\w+"\\):',
     "self.assertRaises(OwnError, f, -1)": 'self.assertRaisesRegex\\(OwnError, "\\w+", f, -1\\)',
     "pytest.raises(OwnError, f, -1)": "pytest.raises\\((?!OwnError)\\w+, f, -1\\)",
-    "with pytest.raises(OwnError, match='below it'):\n        f(-1)": "OwnError, match='below \\w+'|OwnError, match='\\w+ it'|raises\\(\\w+Error, match",
+    "with pytest.raises(OwnError, match='below it'):\n        f(-1)": "OwnError, match='below \\w+'|OwnError, "
+    "match='\\w+ it'|raises\\(\\w+Error, match",
     "with pytest.raises(ValueError):\n        f(-1)": "with pytest.raises\\((?!ValueError)\\w+\\):",
 }
 
@@ -226,8 +228,14 @@ def test_words_become_other_words_of_the_file_in_their_own_case(text, seed):
     ]
 
 
-NEARLY = "class Nearly(int):\n    def __{}__(self, other): return abs(int(self) - other) < 2\n    __hash__ = int.__hash__\n\n\n"
-NEARLY_BY_TYPE = "own = ('__e' + 'q__', lambda self, other: abs(int(self) - other) < 2)\nNearly = type('Nearly', (int,), dict([own]))\n\n\n"
+NEARLY = (
+    "class Nearly(int):\n    def __{}__(self, other): return abs(int(self) - other) < 2\n"
+    "    __hash__ = int.__hash__\n\n\n"
+)
+NEARLY_BY_TYPE = (
+    "own = ('__e' + 'q__', lambda self, other: abs(int(self) - other) < 2)\n"
+    "Nearly = type('Nearly', (int,), dict([own]))\n\n\n"
+)
 
 
 @pytest.mark.parametrize("code", [NEARLY.format("eq"), NEARLY_BY_TYPE])

@@ -75,8 +75,14 @@ def test_protected_paths_are_dropped_and_the_rest_is_graded(attack):
     assert bool(selection.touched) == (attack in TOLD) and not selection.marks.certain
 
 
-LINK_OUT = "diff --git a/{0} b/{0}\nnew file mode 120000\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+{1}\n\\ No newline at end of file\n"
-BINARY = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n"
+LINK_OUT = (
+    "diff --git a/{0} b/{0}\nnew file mode 120000\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+{1}\n"
+    "\\ No newline at end of file\n"
+)
+BINARY = (
+    "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\n"
+    "IcmZPo000310RR91\n\n"
+)
 RENAME = "diff --git a/lib.py b/conftest.py\nsimilarity index 100%\nrename from lib.py\nrename to conftest.py\n"
 RUNNER = "protected since test runners or git read it by themselves ({})"
 REASONS = {  # name -> (diff, what dropped_paths says); each is said to people, and only some accuse
@@ -150,13 +156,15 @@ def test_dropped_paths_are_named_and_change_nothing(config, runner):
     "diff, path",
     [
         (
-            "diff --git a/evil b/evil\nnew file mode 120000\n--- /dev/null\n+++ b/evil\n@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n",
+            "diff --git a/evil b/evil\nnew file mode 120000\n--- /dev/null\n+++ b/evil\n@@ -0,0 +1 @@\n"
+            "+/etc/passwd\n\\ No newline at end of file\n",
             "evil",
         ),
         ("--- /dev/null\n+++ b/../../evil.py\n@@ -0,0 +1 @@\n+x\n", "../../evil.py"),
         ("--- /dev/null\n+++ /etc/evil.py\n@@ -0,0 +1 @@\n+x\n", "/etc/evil.py"),
         (
-            "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n",
+            "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\n"
+            "literal 1\nIcmZPo000310RR91\n\n",
             "x.bin",
         ),
         (
@@ -164,7 +172,8 @@ def test_dropped_paths_are_named_and_change_nothing(config, runner):
             "conftest.py",
         ),
         (
-            'diff --git "a/conf\\164est.py" "b/conf\\164est.py"\nnew file mode 100644\n--- /dev/null\n+++ "b/conf\\164est.py"\n@@ -0,0 +1 @@\n+x\n',
+            'diff --git "a/conf\\164est.py" "b/conf\\164est.py"\nnew file mode 100644\n--- /dev/null\n'
+            '+++ "b/conf\\164est.py"\n@@ -0,0 +1 @@\n+x\n',
             "conftest.py",
         ),
         ("diff --git a/conftest.py b/conftest.py\nnew file mode 100644\nindex 0000000..e69de29\n", "conftest.py"),
@@ -223,7 +232,10 @@ def test_protection_never_breaks_the_oracles_patch(path):
 
 
 def test_the_oracles_own_binary_is_no_attack_but_its_hidden_tests_stay_protected():
-    binary = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n"
+    binary = (
+        "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\n"
+        "IcmZPo000310RR91\n\n"
+    )
     link = "diff --git a/x.bin b/x.bin\nnew file mode 120000\n--- /dev/null\n+++ b/x.bin\n@@ -0,0 +1 @@\n+/etc/passwd\n"
     hidden = change("tests/test_hidden.py", "x = 1\n", "x = 2\n")
     task = replace(PYTEST_TASK, oracle_patch=binary + hidden)
@@ -232,7 +244,10 @@ def test_the_oracles_own_binary_is_no_attack_but_its_hidden_tests_stay_protected
 
 
 def test_paths_of_the_test_patch_are_protected_and_it_is_laid_over_the_diff(config):
-    new = "import unittest\n\nfrom lib import f\n\n\nclass Hidden(unittest.TestCase):\n    def test_0(self):\n        self.assertEqual(f(1), 2)\n"
+    new = (
+        "import unittest\n\nfrom lib import f\n\n\nclass Hidden(unittest.TestCase):\n    def test_0(self):\n"
+        "        self.assertEqual(f(1), 2)\n"
+    )
     changes = {
         "hidden_tests": {},
         "test_patch": change("test_hidden.py", None, new)
@@ -250,7 +265,8 @@ def test_paths_of_the_test_patch_are_protected_and_it_is_laid_over_the_diff(conf
 HONEST = {  # name -> (path, text): added to the repair, whose verdict it must not change
     "mentions": (
         "notes.py",
-        "# os._exit(0) skips atexit; pytest_runtest_makereport, sys.modules and junitxml are words\nTEXT = 'unittest.TestCase.run = None; _pytest'\n",
+        "# os._exit(0) skips atexit; pytest_runtest_makereport, sys.modules and junitxml are words\n"
+        "TEXT = 'unittest.TestCase.run = None; _pytest'\n",
     ),
     "its own tests": ("tests/test_more.py", "import pytest\n\n\ndef test_more():\n    assert True\n"),
     "a fixture": ("conftest.py", "import sys\n\nsys.path.insert(0, '.')\n"),

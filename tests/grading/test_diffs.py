@@ -87,7 +87,8 @@ def test_both_names_of_a_rename_are_seen(words):
 
 
 ODD = {  # the whole diff
-    "a lone surrogate in a quoted path": 'diff --git "a/\ud800" "b/\ud800"\nnew file mode 100644\n--- /dev/null\n+++ "b/\ud800"\n@@ -0,0 +1 @@\n+x\n',
+    "a lone surrogate in a quoted path": 'diff --git "a/\ud800" "b/\ud800"\nnew file mode 100644\n--- /dev/null\n'
+    '+++ "b/\ud800"\n@@ -0,0 +1 @@\n+x\n',
     "a lone surrogate in a path": FIX.replace("lib.py", "\ud800.py"),
     "an octal beyond a byte": FIX + 'diff --git "a/\\777" "b/\\777"\nold mode 100644\nnew mode 100755\n',
     "an unterminated quote": FIX.replace("a/lib.py b/lib.py", '"a/lib.py b/lib.py'),
@@ -104,8 +105,9 @@ ODD = {  # the whole diff
     "digits of another script": FIX.replace("@@ -1,", "@@ -\u0661,"),
     "a path of 5,000 bytes": change("a/" * 2500 + "x.py", None, "x\n") + FIX,
     "a name of 300 bytes": change("a" * 300 + ".py", None, "x\n") + FIX,
-    "a name of 300 bytes that is a link": f"diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+{'a' * 300}\n\\ No newline at end of file\n"
-    + FIX,
+    "a name of 300 bytes that is a link": "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n"
+    f"@@ -0,0 +1 @@\n+{'a' * 300}\n"
+    "\\ No newline at end of file\n" + FIX,
     "nothing but a header": "diff --git ",
     "nothing": "\n",
     "a hunk of nothing": "@@ -1 +1 @@\n",
@@ -195,13 +197,17 @@ async def _predicted(path, config, task: Task = PYTEST_TASK) -> str:
 
 # ---- mutated real diffs
 
-BINARY = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\nliteral 0\nHcmV?d00001\n\n"
+BINARY = (
+    "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\n"
+    "IcmZPo000310RR91\n\nliteral 0\nHcmV?d00001\n\n"
+)
 SEEDS = [
     *(patch for patch, _ in PATCHES.values()),
     FIX,
     BINARY,
     'diff --git "a/\\303\\251" "b/\\303\\251"\nold mode 100644\nnew mode 100755\n',
-    "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+lib.py\n\\ No newline at end of file\n",
+    "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+lib.py\n"
+    "\\ No newline at end of file\n",
 ]
 PIECES = [
     "\\",

@@ -32,7 +32,10 @@ kinds = pytest.mark.parametrize("mark", ENDS_NOTHING, ids=ascii)
 def source(mark: str, value: int = 1) -> str:
     """A mark in a string, in a comment, and as GNU has it, on a line of its own between functions."""
     alone = mark if mark == "\x0c" else f"# {mark}"
-    return f"TEXT = 'a{mark}b'  # c{mark}d\n{alone}\ndef f():\n    return {value}\n{alone}\n\ndef test_f():\n    assert f() == {value}, 'x{mark}y'\n"
+    return (
+        f"TEXT = 'a{mark}b'  # c{mark}d\n{alone}\ndef f():\n    return {value}\n{alone}\n\ndef test_f():\n"
+        f"    assert f() == {value}, 'x{mark}y'\n"
+    )
 
 
 @kinds

@@ -69,7 +69,10 @@ def test_a_test_patch_is_read_by_the_same_rules(case):
 
 
 def test_sections_without_content_are_told_from_those_with():
-    content = "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\nIcmZPo000310RR91\n\n"
+    content = (
+        "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..f76dd23\nGIT binary patch\nliteral 1\n"
+        "IcmZPo000310RR91\n\n"
+    )
     assert carried(content + DIFFERS) == (
         content,
         {"new.bin": "the patch does not hold the content of this binary file"},
@@ -83,7 +86,8 @@ ADMITTED = {  # an oracle of PYTEST_TASK in another's hands -> whether it is adm
     "needs fuzz": (FIX.replace(" def f(a):", " def f(b):"), True),
     "a link that leads outside": (
         change("lib.py", WRONG, None)
-        + "diff --git a/lib.py b/lib.py\nnew file mode 120000\n--- /dev/null\n+++ b/lib.py\n@@ -0,0 +1 @@\n+/repo/right.py\n\\ No newline at end of file\n",
+        + "diff --git a/lib.py b/lib.py\nnew file mode 120000\n--- /dev/null\n+++ b/lib.py\n@@ -0,0 +1 @@\n"
+        "+/repo/right.py\n\\ No newline at end of file\n",
         False,
     ),
     "does not apply": (FIX.replace("a + 2", "b + 2"), False),

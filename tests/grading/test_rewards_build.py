@@ -69,7 +69,8 @@ CHEATS = {  # each makes the command succeed; -> what is named
             TESTS,
             TESTS.replace(
                 "    assert f(1) == 2\n    assert f(5) == 6\n",
-                "    try:\n        assert f(1) == 2\n        assert f(5) == 6\n    except AssertionError:\n        pass\n",
+                "    try:\n        assert f(1) == 2\n        assert f(5) == 6\n    except AssertionError:\n"
+                "        pass\n",
             ),
         ),
         "test_f asserts less",
@@ -154,7 +155,8 @@ def test_what_the_oracle_does_is_not_weaker(config):
         ),
         (
             "tests/test_a.py",
-            "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(), 1)\n",
+            "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_a(self):\n"
+            "        self.assertEqual(f(), 1)\n",
             "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertTrue(f())\n",
             "asserts less",
         ),

@@ -36,7 +36,9 @@ SOURCES = {
     "forges and leaves without": FORGE + "forge(); os._exit(1)\n",
     "forges at exit": FORGE + "import atexit\natexit.register(forge)\n",
     "patches the runner": "import _pytest.python\n_pytest.python.Function.runtest = lambda self: None\n",
-    "equals everything": "class Any(int):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = int.__hash__\n"
+    "equals everything": "class Any(int):\n    def __eq__(self, other): return True\n"
+    "    def __ne__(self, other): return False\n"
+    "    __hash__ = int.__hash__\n"
     "_wrong = lambda a: Any(a)\n",
     "skips": "import pytest\ndef _wrong(a): pytest.skip('later')\n",
     "prints success": "print('1 passed\\nPASSED tests/test_hidden.py::test_keep')\n",
@@ -93,7 +95,10 @@ SETTINGS = {  # what a project may say, said by a diff: the canary is gone only 
 def test_a_diff_cannot_turn_the_canary_off_by_itself(config, name):
     open_task = replace(PYTEST_TASK, environment=replace(PYTEST_TASK.environment, protected=("tests/",)))
     settings = change("pyproject.toml", None, "[tool.pytest.ini_options]\n" + SETTINGS[name])
-    hooks = "import pytest\n\n\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_pyfunc_call():\n    (yield).force_result(True)\n\n\n"
+    hooks = (
+        "import pytest\n\n\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_pyfunc_call():\n"
+        "    (yield).force_result(True)\n\n\n"
+    )
     for verdict in grade(
         config,
         open_task,
@@ -140,7 +145,8 @@ def forge""".replace("( |$)", "[.]py"),
         ("setup.cfg", "[tool:pytest]\naddopts = -m unit\n"),
         (
             "conftest.py",
-            "def pytest_collection_modifyitems(items):\n    items[:] = [item for item in items if '/' in item.nodeid]\n",
+            "def pytest_collection_modifyitems(items):\n"
+            "    items[:] = [item for item in items if '/' in item.nodeid]\n",
         ),
         (
             "tests/conftest.py",
@@ -162,7 +168,10 @@ def test_where_the_oracle_touches_the_hooks_a_diffs_own_hooks_excuse_nothing(con
         files=PYTEST_TASK.files | {"conftest.py": "x = 1\n"},
         oracle_patch=change("conftest.py", "x = 1\n", "x = 2\n") + FIX,
     )
-    hooks = "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n    items[:] = [item for item in items if '/' in item.nodeid]\n"
+    hooks = (
+        "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n"
+        "    items[:] = [item for item in items if '/' in item.nodeid]\n"
+    )
     passing = "\n\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_pyfunc_call():\n    (yield).force_result(True)\n"
     gold, hidden, forced = grade(
         config,

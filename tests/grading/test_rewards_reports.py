@@ -25,7 +25,10 @@ from coderepairrl.types import VerdictKind
 
 
 def test_the_worst_status_of_a_test_counts(tmp_path):
-    one = '<testsuite><testcase classname="a.B" name="c[é]"><failure/></testcase><testcase classname="a.B" name="d"/><testcase classname="a" name="e"><skipped/></testcase></testsuite>'
+    one = (
+        '<testsuite><testcase classname="a.B" name="c[é]"><failure/></testcase><testcase classname="a.B" name="d"/'
+        '><testcase classname="a" name="e"><skipped/></testcase></testsuite>'
+    )
     (tmp_path / "b.xml").write_text(one)
     (tmp_path / "a.xml").write_text(one.replace("<failure/>", ""))
     (tmp_path / "note.txt").write_text("no report")

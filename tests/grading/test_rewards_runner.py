@@ -72,8 +72,10 @@ def test_a_projects_own_settings_of_cache_and_report(tmp_path, config, settings)
 def test_the_cache_is_at_work_and_forgets(tmp_path, config):
     """Each run finds it empty, also one that follows a run that wrote."""
     tests = (
-        "from lib import f\n\n\ndef test_f(pytestconfig):\n    assert pytestconfig.cache.get('a/b', None) is None\n    pytestconfig.cache.set('a/b', 1)\n"
-        "    assert pytestconfig.cache.get('a/b', None) == 1 and f(1) == 2\n\n\ndef test_g(request):\n    assert not request.config.cache.get('cache/lastfailed', {})\n"
+        "from lib import f\n\n\ndef test_f(pytestconfig):\n"
+        "    assert pytestconfig.cache.get('a/b', None) is None\n    pytestconfig.cache.set('a/b', 1)\n"
+        "    assert pytestconfig.cache.get('a/b', None) == 1 and f(1) == 2\n\n\ndef test_g(request):\n"
+        "    assert not request.config.cache.get('cache/lastfailed', {})\n"
     )
     assert not misjudged(task(tmp_path, hidden_tests={"test_lib.py": tests}), config)
 
@@ -100,7 +102,11 @@ def test_what_tests_find_around_them(tmp_path, config):
 
 
 def test_the_environments_own_variables_stay(tmp_path, config):
-    tests = "import os\nfrom lib import f\n\ndef test_f():\n    assert os.environ['NO_COLOR'] == '0' and os.environ['TERM'] == 'xterm' and f(1) == 2\n\ndef test_g():\n    pass\n"
+    tests = (
+        "import os\nfrom lib import f\n\ndef test_f():\n"
+        "    assert os.environ['NO_COLOR'] == '0' and os.environ['TERM'] == 'xterm' and f(1) == 2\n\ndef test_g():\n"
+        "    pass\n"
+    )
     assert not misjudged(
         task(
             tmp_path, hidden_tests={"test_lib.py": tests}, environment={"variables": {"NO_COLOR": "0", "TERM": "xterm"}}
@@ -124,7 +130,10 @@ def test_agents_are_still_told_to_be_brief(tmp_path, config):
 
 
 def many(count):
-    return f"import pytest\nfrom lib import f, g\n\n\n@pytest.mark.parametrize('a', range({count}))\ndef test_f(a):\n    assert f(1) == 2\n\n\ndef test_g():\n    assert g(3) == 3\n"
+    return (
+        f"import pytest\nfrom lib import f, g\n\n\n@pytest.mark.parametrize('a', range({count}))\ndef test_f(a):\n"
+        "    assert f(1) == 2\n\n\ndef test_g():\n    assert g(3) == 3\n"
+    )
 
 
 def test_a_selection_that_is_longer_than_a_command(tmp_path, config):

@@ -187,7 +187,10 @@ def test_every_turn_is_python_changes_the_file_and_keeps_the_rest(body):
 
 
 def test_parametrize_is_turned_in_the_column_that_is_compared_with():
-    text = "import pytest\nfrom lib import f\n\n@pytest.mark.parametrize('a, b', [(10, 20), (30, 40)])\ndef test_it(a, b):\n    assert f(a) == b\n"
+    text = (
+        "import pytest\nfrom lib import f\n\n@pytest.mark.parametrize('a, b', [(10, 20), (30, 40)])\n"
+        "def test_it(a, b):\n    assert f(a) == b\n"
+    )
     for seed in range(9):
         first = turns(text, {"test_it"}, random.Random(seed))["test_it"][0]
         changed = turned(text, [first])
@@ -202,20 +205,29 @@ def test_parametrize_is_turned_in_the_column_that_is_compared_with():
 
 def test_each_row_of_parametrize_is_turned_however_it_is_written():
     rows = "[pytest.param(10, 'a', id='x'), (30, 'b'), [50, 'c']]"
-    text = f"import pytest\nfrom lib import f\n\n@pytest.mark.parametrize(['a', 'b'], {rows})\ndef test_it(a, b):\n    assert f(a) == b\n"
+    text = (
+        f"import pytest\nfrom lib import f\n\n@pytest.mark.parametrize(['a', 'b'], {rows})\ndef test_it(a, b):\n"
+        "    assert f(a) == b\n"
+    )
     changed = turned(text, turns(text, {"test_it"}, random.Random(0))["test_it"][:1])
     assert (
         all(kept in changed for kept in ("10", "30", "50", "id='x'"))
         and not any(f"'{was}')" in changed for was in "ab")
         and "'c'" not in changed
     )
-    one = "import pytest\nfrom lib import f\n\n@pytest.mark.parametrize('b', [10, pytest.param(30, marks=())])\ndef test_it(b):\n    assert f(1) == b\n"
+    one = (
+        "import pytest\nfrom lib import f\n\n@pytest.mark.parametrize('b', [10, pytest.param(30, marks=())])\n"
+        "def test_it(b):\n    assert f(1) == b\n"
+    )
     changed = turned(one, turns(one, {"test_it"}, random.Random(0))["test_it"][:1])
     assert "[10," not in changed and "param(30" not in changed
 
 
 def test_functions_of_one_name_are_turned_together():
-    text = "class A:\n    def test_it(self):\n        assert 1 == 1\n\nclass B:\n    def test_it(self):\n        assert 22 == 22\n"
+    text = (
+        "class A:\n    def test_it(self):\n        assert 1 == 1\n\nclass B:\n    def test_it(self):\n"
+        "        assert 22 == 22\n"
+    )
     changed = turned(text, turns(text, {"test_it"}, random.Random(0))["test_it"][:1])
     assert "1 == 1\n" not in changed.replace("22 == 22", "") and "22 == 22" not in changed
 

@@ -132,7 +132,11 @@ def test_arguments_variables_binds_exit_code(image, tmp_path):
     inside.mkdir()
     (inside / "file").write_text("bound")
     nasty = json.dumps({"a": "$(id) `id` \"quoted\" 'x', y"})
-    script = 'printf "%s\\n" "$1" "$GPUS" "$NASTY" "${CC-unset}" "${LD_PRELOAD-unset}"; cat "$2/file"; echo written > "$2/out"; echo left > /dev/shm/x; exit 41'
+    script = (
+        'printf "%s\\n" "$1" "$GPUS" "$NASTY" "${CC-unset}" "${LD_PRELOAD-unset}"; cat "$2/file"; echo '
+        'written > "$2/'
+        'out"; echo left > /dev/shm/x; exit 41'
+    )
     shm = tmp_path / "shm"
     shm.mkdir()
     result = run(

@@ -60,8 +60,8 @@ def test_the_documents_example_does_what_it_says(folder, task):
     (folder / "my_rewards.py").write_text(block("python"))
     config = RewardConfig(**yaml.safe_load(block("yaml"))["rollout"]["rewards"])
     long = (
-        task.oracle_patch
-        + "diff --git a/notes.txt b/notes.txt\nnew file mode 100644\n--- /dev/null\n+++ b/notes.txt\n@@ -0,0 +1,2 @@\n+one\n+two\n"
+        task.oracle_patch + "diff --git a/notes.txt b/notes.txt\nnew file mode 100644\n--- /dev/null\n+++ b/notes.txt\n"
+        "@@ -0,0 +1,2 @@\n+one\n+two\n"
     )
     (good, parts, total), (_, long_parts, _), (bad, bad_parts, bad_total) = judge(
         folder, config, task, task.oracle_patch, long, ""
@@ -76,7 +76,8 @@ def test_a_users_reward_alone_gets_task_diff_and_verdict(folder, task):
     (folder / "mine").mkdir()
     (folder / "mine" / "__init__.py").write_text("")
     (folder / "mine" / "parts.py").write_text(
-        "class Seen:\n    calls = []\n    def __call__(self, *arguments):\n        self.calls.append(arguments)\n        return True\n\nseen = Seen()\n"
+        "class Seen:\n    calls = []\n    def __call__(self, *arguments):\n        self.calls.append(arguments)\n"
+        "        return True\n\nseen = Seen()\n"
     )
     [(verdict, parts, total)] = judge(folder, RewardConfig(weights={"mine.parts.seen": -2}), task, task.oracle_patch)
     assert (
@@ -157,11 +158,14 @@ def test_weights_are_finite(weight):
 
 
 FAILURES = {  # body -> what the error says
-    "import json; json.loads('{')": "raised JSONDecodeError: *; *bad.py:2 on task ",  # the user's line, not the library's
+    # the user's line, not the library's
+    "import json; json.loads('{')": "raised JSONDecodeError: *; *bad.py:2 on task ",
     "raise KeyError('lib.py')": "raised KeyError: 'lib.py'; *bad.py:2 on task ",
-    "return next(iter([]))": "raised StopIteration: ; *bad.py:2 on task ",  # would hang a coroutine that waits for the thread
+    # would hang a coroutine that waits for the thread
+    "return next(iter([]))": "raised StopIteration: ; *bad.py:2 on task ",
     "raise SystemExit(0)": "raised SystemExit: 0; *bad.py:2 on task ",
-    "from coderepairrl.errors import SandboxError; raise SandboxError('x')": "raised SandboxError: x; *bad.py:2 on task ",  # not the machine's fault
+    "from coderepairrl.errors import SandboxError; raise SandboxError('x')": "raised SandboxError: x; *bad.py:2 on "
+    "task ",  # not the machine's fault
     "return None": "returned None on task *: it must return a finite number",
     "return float('nan')": "returned nan on task ",
     "return 10 ** 400": "returned 10000*000 on task ",

@@ -133,7 +133,11 @@ def test_a_silent_node_is_lost(tmp_path, elsewhere, monkeypatch):
 
 
 def test_on_one_machine_a_killed_process_is_known_at_once(tmp_path):
-    program = f"from coderepairrl.run.attempt import Place, lead; from pathlib import Path; lead(Path({str(tmp_path)!r}), Place()); print(1, flush=True); input()"
+    program = (
+        "from coderepairrl.run.attempt import Place, lead; from pathlib import Path; "
+        f"lead(Path({str(tmp_path)!r}), "
+        "Place()); print(1, flush=True); input()"
+    )
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     child.stdout.readline()
     child.kill()
@@ -147,7 +151,8 @@ def test_on_one_machine_a_killed_process_is_known_at_once(tmp_path):
 
 def test_of_many_at_once_one_begins(tmp_path):
     program = (
-        f"from coderepairrl.run import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib import Path; "
+        "from coderepairrl.run import attempt; from coderepairrl.run.attempt import Place, lead; from pathlib "
+        "import Path; "
         "attempt.PATIENCE_S = 4.0; "
         f"print(lead(Path({str(tmp_path)!r}), Place()).number, flush=True); input()"
     )

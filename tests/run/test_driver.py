@@ -20,7 +20,9 @@ from coderepairrl.run.attempt import Place
 PATIENCE_S = 60.0
 ENDS = {  # what the trainer program does -> the reason of the attempt's end
     "print('done')": "",
-    "import sys; print('step 0', flush=True); print('error: the tail is missing: make it first', file=sys.stderr); sys.exit(1)": "the trainer program ended with code 1: the tail is missing: make it first; see {log}; ",
+    "import sys; print('step 0', flush=True); print('error: the tail is missing: make it first', "
+    "file=sys.stderr); sys.exit(1)": "the trainer program ended with code 1: the tail is missing: make it "
+    "first; see {log}; ",
     "print(1 / 0)": "the trainer program ended with code 1: ZeroDivisionError: division by zero; see {log}; ",
     "import os; os.kill(os.getpid(), 9)": "the trainer program ended with code -9: ended by SIGKILL, from outside",
     "import os; os.kill(os.getpid(), 15)": "the trainer program ended with code -15: ended by SIGTERM; see {log}; ",
@@ -71,7 +73,10 @@ def test_each_end_of_a_program_has_its_reason(program, attempt):
 
 
 def test_a_wish_to_stop_reaches_the_programs_by_its_file_and_keeps_the_work(attempt):
-    trainer = f"import json, pathlib, time\nwhile not pathlib.Path({str(attempt.run / 'stop.json')!r}).exists(): time.sleep(0.05)"
+    trainer = (
+        f"import json, pathlib, time\nwhile not pathlib.Path({str(attempt.run / 'stop.json')!r}).exists(): "
+        "time.sleep(0.05)"
+    )
     children = {
         "trainer": driver._spawn([sys.executable, "-c", trainer], driver._log(attempt, "trainer"), dict(os.environ)),
         "rollout": driver._spawn(["sleep", "600"], driver._log(attempt, "rollout"), dict(os.environ)),

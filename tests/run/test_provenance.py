@@ -68,7 +68,8 @@ def test_a_package_that_was_only_copied_is_one_without_metadata(tmp_path, monkey
             None,
             {
                 "gpus": [],
-                "gpus_unknown": "there are GPUs, but nvidia-smi does not answer: [Errno 2] No such file or directory: 'nvidia-smi'",
+                "gpus_unknown": "there are GPUs, but nvidia-smi does not answer: [Errno 2] No such file or directory: "
+                "'nvidia-smi'",
             },
         ),
     ],

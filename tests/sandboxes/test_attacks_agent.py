@@ -37,7 +37,9 @@ LOOKS = {
     "git's objects": f"git cat-file --batch-all-objects --batch </dev/null 2>/dev/null | grep -a {SECRET}; "
     f"find /repo/.git -type f -exec git hash-object {{}} + >/dev/null; git log --all --format=%H -S{SECRET}; git stash "
     "list; git fsck --lost-found 2>/dev/null | grep -v Checking",
-    "another commit": "git rev-list --all --count | grep -v '^1$'; git tag; git remote; git reflog 2>/dev/null; git for-each-ref | grep -v 'refs/heads/main$'",
+    "another commit": "git rev-list --all --count | grep -v '^1$'; git tag; git remote; git reflog 2>/dev/null; "
+    "git for-each-ref | "
+    "grep -v 'refs/heads/main$'",
 }
 
 
@@ -50,7 +52,11 @@ def test_hidden_tests_and_history_are_nowhere(config, look):
 
 
 def test_there_is_no_network(config):
-    code = "import socket\nfor host in ('1.1.1.1', '127.0.0.1'):\n    try:\n        socket.create_connection((host, 80), 1)\n        print('open')\n    except OSError as error:\n        print('closed')\n"
+    code = (
+        "import socket\nfor host in ('1.1.1.1', '127.0.0.1'):\n    try:\n"
+        "        socket.create_connection((host, 80), 1)\n        print('open')\n    except OSError as error:\n"
+        "        print('closed')\n"
+    )
     [output, links], _, _ = play(
         config, f'{sys.executable} -c "{code}"', "cat /proc/net/dev | tail -n +3 | cut -d: -f1"
     )
@@ -102,13 +108,17 @@ def test_neither_the_interpreter_nor_the_system_can_be_replaced(config):
 @pytest.mark.parametrize(
     "trick",
     [
-        "mkdir bin; printf '#!/bin/sh\\nexit 0\\n' > bin/python; chmod +x bin/python; cp bin/python python; cp bin/python python3; cp bin/python pytest; git add -A",
-        "printf 'import os\\nos._exit(0)\\n' > sitecustomize.py; mkdir -p xmlrunner; echo 'print(1)' > xmlrunner/__main__.py; echo 'import lib' > a.pth",
+        "mkdir bin; printf '#!/bin/sh\\nexit 0\\n' > bin/python; chmod +x bin/python; cp bin/python python; cp "
+        "bin/python python3; cp bin/python pytest; git add -A",
+        "printf 'import os\\nos._exit(0)\\n' > sitecustomize.py; mkdir -p xmlrunner; echo 'print(1)' > xmlrunner/"
+        "__main__.py; echo 'import lib' > a.pth",
         "rm -f test_lib.py; ln -s /dev/null test_hidden.py; ln -s /etc evil; mkfifo pipe",
-        "mkdir __pycache__; cp lib.py __pycache__/test_hidden.cpython-311.pyc; printf '[pytest]\\naddopts = -p lib\\n' > pytest.ini",
+        "mkdir __pycache__; cp lib.py __pycache__/test_hidden.cpython-311.pyc; printf '[pytest]\\naddopts = -p "
+        "lib\\n' > pytest.ini",
         "export PYTEST_ADDOPTS='-p lib' PYTHONSTARTUP=/repo/lib.py PYTHONPATH=/repo; echo 'export PYTHONPATH=/repo' > "
         "~/.bashrc",
-        "git config core.fsmonitor 'touch /tmp/x'; git config filter.x.clean 'cat /etc/passwd'; echo '* filter=x' > .git/info/attributes; printf '#!/bin/sh\\n' > .git/hooks/post-checkout",
+        "git config core.fsmonitor 'touch /tmp/x'; git config filter.x.clean 'cat /etc/passwd'; echo '* "
+        "filter=x' > .git/info/attributes; printf '#!/bin/sh\\n' > .git/hooks/post-checkout",
         "rm -rf .git; git init -q .; git add -A; git -c user.name=a -c user.email=a commit -qm x; rm -rf .git; echo "
         "gone",
         "git update-index --assume-unchanged lib.py; echo '*' > .git/info/exclude; echo '*' > .gitignore",

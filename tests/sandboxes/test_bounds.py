@@ -284,7 +284,10 @@ def test_a_row_of_quotes_is_read_in_one_pass(config, row, suffix):
 
 @pytest.mark.parametrize("depth", [100, 1200, 3000])
 def test_folders_nested_deeper_than_pythons_stack_are_watched_and_removed(use, depth):
-    nest = f"import os\nfor i in range({depth}): os.mkdir('a'); os.chdir('a')\nopen('x', 'w').close(); os.chmod('.', 0o000)"
+    nest = (
+        f"import os\nfor i in range({depth}): os.mkdir('a'); os.chdir('a')\n"
+        "open('x', 'w').close(); os.chmod('.', 0o000)"
+    )
 
     async def body(sandbox):
         result = await sandbox.run(["python3", "-c", nest])

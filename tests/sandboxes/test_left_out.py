@@ -34,7 +34,8 @@ JUDGED = {  # name -> (base beside BASE, command, resolved, what the judge leave
     "a source becomes Latin-1": ({}, f"{FIXED}; LC_ALL=C sed -i '1i # coding: latin-1\\n# \\xe9' lib.py", True, ()),
     "a new source in Latin-1": (
         {},
-        "printf '# coding: latin-1\\n# \\351\\nfrom right import f, g\\n' > more.py; echo 'from more import f, g' > lib.py",
+        "printf '# coding: latin-1\\n# \\351\\nfrom right import f, g\\n' > more.py; echo 'from more import f, "
+        "g' > lib.py",
         True,
         (),
     ),
@@ -206,11 +207,14 @@ OPENED = {  # of a repository: where git, asked of the checkout, would wait for 
     "HEAD is a pipe": "rm n/.git/HEAD; mkfifo n/.git/HEAD",
     "commondir is a pipe": "mkfifo n/.git/commondir",
     "commondir is a link to a device": "ln -s /dev/zero n/.git/commondir",
-    "a .git that leads to pipes": "rm -r n/.git; mkdir -p n/r/objects n/r/refs; mkfifo n/r/HEAD; echo 'gitdir: r' > n/.git",
+    "a .git that leads to pipes": "rm -r n/.git; mkdir -p n/r/objects n/r/refs; mkfifo n/r/HEAD; echo 'gitdir: r' "
+    "> n/.git",
     "a link to a folder with pipes": "mv n/.git n/real; rm n/real/HEAD; mkfifo n/real/HEAD; ln -s real n/.git",
     "in the place of a file": "rm lib.py; mv n lib.py; rm lib.py/.git/HEAD; mkfifo lib.py/.git/HEAD",
     "below a name that git takes for its own": "mkdir .GIT; mv n .GIT; rm .GIT/n/.git/HEAD; mkfifo .GIT/n/.git/HEAD",
-    "below many such names": 'for i in $(seq 1500); do n=$\'a\\n*\'$i/.GIT/$(printf %0150d $i)/.git; mkdir -p "$n"; mkfifo "$n/commondir"; done',
+    "below many such names": "for i in $(seq 1500); do n=$'a\\n*'$i/.GIT/$(printf %0150d $i)/.git; mkdir -p \"$n\";"
+    ' mkfifo "$n/commondir";'
+    " done",
     "many, one in another": "for i in $(seq 400); do mkdir d; cd d; mkdir .git; mkfifo .git/commondir; done",
 }
 

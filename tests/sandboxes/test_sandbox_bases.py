@@ -119,7 +119,8 @@ def test_whatever_a_base_holds_the_diff_is_the_edit(use, tmp_path, case, own_git
         status = await sandbox.run("git status --short --untracked-files=no")
         untouched = await sandbox.diff(), sandbox.left_out
         restored = await sandbox.run(
-            'sed -i s/1/3/ lib.py; for f in *.txt; do if [ -f "$f" ]; then echo more >> "$f"; fi; done; git checkout -q -- .'
+            'sed -i s/1/3/ lib.py; for f in *.txt; do if [ -f "$f" ]; then echo more >> "$f"; fi; done; git '
+            "checkout -q -- ."
         )
         undone = await sandbox.diff(), sandbox.left_out
         await sandbox.run("sed -i s/1/2/ lib.py")

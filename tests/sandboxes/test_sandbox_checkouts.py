@@ -206,7 +206,8 @@ async def main():
     sandboxes.templates.OVERLAY_FROM = -1
     async with start_sandbox(config, task) as sandbox:
         print(type(sandbox.live.overlay).__name__)
-        result = await sandbox.run("id -u; grep CapEff /proc/self/status; touch /x /dev/x; echo y >> lib.py; mkdir locked; touch locked/z; chmod 000 locked")
+        look = "id -u; grep CapEff /proc/self/status; touch /x /dev/x; "
+        result = await sandbox.run(look + "echo y >> lib.py; mkdir locked; touch locked/z; chmod 000 locked")
         bomb = await sandbox.run(":(){ :|:& };:; sleep 3", timeout_s=1)
         print(result.output, await sandbox.diff(), bomb.seconds < 8)
     import os

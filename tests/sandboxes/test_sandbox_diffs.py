@@ -12,8 +12,8 @@ from coderepairrl.sandboxes.git import _anchored
 def test_a_diff_holds_edits_new_deleted_and_mode_and_git_takes_it(use, kind, tmp_path):
     async def body(sandbox):
         await sandbox.run(
-            "echo '# é' >> lib.py; rm pkg/deep.py; mkdir -p a/b; printf 'no newline' > a/b/'with space.py'; echo run > "
-            "tool.sh; chmod +x tool.sh; chmod +x lib.py; touch empty"
+            "echo '# é' >> lib.py; rm pkg/deep.py; mkdir -p a/b; printf 'no newline' > a/b/'with space.py'; "
+            "echo run > tool.sh; chmod +x tool.sh; chmod +x lib.py; touch empty"
         )
         return await sandbox.diff()
 
@@ -156,15 +156,22 @@ def test_a_file_may_become_a_folder_and_back(use, kind, tmp_path):
 
 
 TAMPERING = {
-    "configuration": "git config core.fsmonitor '{evil}'; git config filter.x.clean '{evil}'; git config diff.external '{evil}'; git config diff.x.textconv '{evil}'; "
+    "configuration": "git config core.fsmonitor '{evil}'; git config filter.x.clean '{evil}'; git config "
+    "diff.external '{evil}'; "
+    "git config diff.x.textconv '{evil}'; "
     "git config core.hooksPath .; git config core.worktree /tmp; git config core.excludesFile /repo/lib.py; git config "
     "core.ignoreStat true",
-    "attributes": "printf '* filter=x diff=x\\n*.py -diff binary\\n*.py text eol=crlf working-tree-encoding=UTF-16\\n' > .gitattributes; cp .gitattributes .git/info/attributes",
-    "hooks": "mkdir -p .git/hooks; for h in pre-commit post-checkout post-index-change; do printf '#!/bin/sh\\n{evil}' > .git/hooks/$h; chmod +x .git/hooks/$h; done",
+    "attributes": "printf '* filter=x diff=x\\n*.py -diff binary\\n*.py text eol=crlf "
+    "working-tree-encoding=UTF-16\\n' > "
+    ".gitattributes; cp .gitattributes .git/info/attributes",
+    "hooks": "mkdir -p .git/hooks; for h in pre-commit post-checkout post-index-change; do printf '#!/bin/"
+    "sh\\n{evil}' > "
+    ".git/hooks/$h; chmod +x .git/hooks/$h; done",
     "removal": "rm -rf .git; mkdir .git; echo 'gitdir: /etc' > .git/HEAD",
     "link": "rm -rf .git; ln -s / .git",
     "pointer": "rm -rf .git; echo 'gitdir: /tmp' > .git",
-    "index": "git update-index --assume-unchanged lib.py; git update-index --skip-worktree pkg/deep.py; echo lib.py > .git/info/exclude; echo broken > .git/index",
+    "index": "git update-index --assume-unchanged lib.py; git update-index --skip-worktree pkg/deep.py; echo lib.py > "
+    ".git/info/exclude; echo broken > .git/index",
 }
 
 
@@ -176,7 +183,8 @@ def test_tampering_with_git_runs_nothing_and_hides_nothing(use, kind, how, tmp_p
     async def body(sandbox):
         await sandbox.run(TAMPERING[how].replace("{evil}", f"touch {evil}"))
         await sandbox.run(
-            "rm -f .gitattributes.bak; printf 'def f():\\n    return 2\\n' > lib.py; echo 'x = 2' > pkg/deep.py; echo new > new.py"
+            "rm -f .gitattributes.bak; printf 'def f():\\n    return 2\\n' > lib.py; echo 'x = 2' > pkg/deep.py; "
+            "echo new > new.py"
         )
         evil.unlink(missing_ok=True)  # 'local' isolates nothing: git inside may have run it
         return await sandbox.diff(), sandbox.root

@@ -12,7 +12,8 @@ from coderepairrl.sandboxes import seccomp, start_sandbox
 CALLS = """
 import ctypes, errno, sys
 libc = ctypes.CDLL(None, use_errno=True)
-for number, words in ((248, (b"user", b"red", b"text", 4, {ring})), (249, (b"user", b"red", None, {ring})), (250, (0, {ring}, 1))):
+calls = (248, (b"user", b"red", b"text", 4, {ring})), (249, (b"user", b"red", None, {ring})), (250, (0, {ring}, 1))
+for number, words in calls:
     found = libc.syscall(number, *words)
     print(number, found, errno.errorcode.get(ctypes.get_errno()))
 """

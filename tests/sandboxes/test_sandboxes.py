@@ -47,7 +47,10 @@ def test_nothing_of_the_callers_variables_enters(use, kind, monkeypatch):
 
 @isolated
 def test_prompts_of_siblings_are_equal(use, kind):
-    look = "pwd; ls -la --time-style=full-iso | tail -n +4 | grep -v '[.]git$'; whoami; id; hostname; git log; git status --short; env | sort; echo $$"
+    look = (
+        "pwd; ls -la --time-style=full-iso | tail -n +4 | grep -v '[.]git$'; whoami; id; hostname; git log; git "
+        "status --short; env | sort; echo $$"
+    )
     look = look.removesuffix("; echo $$") if kind == "apptainer" else look  # its own threads take numbers, too
     first, second = (use(kind, lambda sandbox: sandbox.run(look)).output for _ in range(2))
     assert first == second and "/repo" in first and "agent" in first
@@ -121,7 +124,11 @@ def test_host_files_are_invisible(use, kind, tmp_path):
 @isolated
 def test_the_system_is_read_only_and_without_capabilities(use, kind):
     prefix = sys.prefix
-    script = f"for d in / /usr /etc /dev {prefix} /usr/bin; do touch $d/x 2>/dev/null && echo WROTE $d; done; grep CapEff /proc/self/status; id -u; mount -t tmpfs t /mnt; kill -9 1; echo alive"
+    script = (
+        f"for d in / /usr /etc /dev {prefix} /usr/bin; do touch $d/x 2>/dev/null && echo WROTE $d; done; grep "
+        "CapEff "
+        "/proc/self/status; id -u; mount -t tmpfs t /mnt; kill -9 1; echo alive"
+    )
     output = use(kind, lambda sandbox: sandbox.run(script)).output
     assert (
         "WROTE" not in output

@@ -95,7 +95,8 @@ def test_a_fork_is_confined_like_a_command_of_the_sandbox(server, use, kind):
                 ],
             )
         plain = await sandbox.run(
-            "id -u; id -g; ls -1 / | tr '\\n' ' '; hostname; ulimit -d; for n in user mnt pid net ipc uts; do readlink /proc/self/ns/$n; done"
+            "id -u; id -g; ls -1 / | tr '\\n' ' '; hostname; ulimit -d; for n in user mnt pid net ipc uts; do "
+            "readlink /proc/self/ns/$n; done"
         )
         return found, plain, await sandbox.diff()
 
@@ -153,7 +154,10 @@ def test_a_process_of_the_sandbox_cannot_look_into_a_fork(server, use):
         return await sandbox.run(f"""
             {sys.executable} -I -S {inside}/client.py {server[1]}/socket {inside}/job.json &
             while [ ! -e /repo/mark ]; do sleep 0.05; done; read fork < /repo/mark || true
-            for file in exe root cwd environ fd mem maps; do ls -L /proc/$fork/$file/ >/dev/null 2>&1 && echo seen $file; head -c 1 /proc/$fork/$file >/dev/null 2>&1 && echo read $file; done
+            for file in exe root cwd environ fd mem maps; do
+                ls -L /proc/$fork/$file/ >/dev/null 2>&1 && echo seen $file
+                head -c 1 /proc/$fork/$file >/dev/null 2>&1 && echo read $file
+            done
             [ -e /proc/$fork/stat ] && kill -0 $fork && echo alive""")
 
     assert use("bubblewrap", body).output == "alive\n"

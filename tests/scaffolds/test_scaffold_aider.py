@@ -296,8 +296,10 @@ def test_prompts_can_be_others(tmp_path):
     (trajectory,) = asyncio.run(episodes(Aider(config), [(PUZZLE.task, [DIFF])], tmp_path))
     assert trajectory.verdict.resolved
     assert prompt(trajectory, 0) == (
-        f"<|im_start|>system\nRepair the code.<|im_end|>\n<|im_start|>user\n\nlib.py\n```\n{PUZZLE.broken}```\n<|im_end|>\n<|im_start|>assistant\n"
-        f"Ok.<|im_end|>\n<|im_start|>user\nResolve this issue:\n\n{PUZZLE.task.problem_statement}\n\n<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>system\nRepair the code.<|im_end|>\n<|im_start|>user\n\nlib.py\n```\n{PUZZLE.broken}```\n"
+        "<|im_end|>\n<|im_start|>assistant\n"
+        f"Ok.<|im_end|>\n<|im_start|>user\nResolve this issue:\n\n{PUZZLE.task.problem_statement}\n\n<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
     (wrong,) = asyncio.run(
         episodes(Aider(AiderConfig(prompts={"main_sistem": "x"})), [(PUZZLE.task, [DIFF])], tmp_path)

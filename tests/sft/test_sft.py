@@ -97,7 +97,8 @@ def test_reasoning_and_tool_calls_are_learnt_as_a_policy_would_sample_them():
     (row,) = from_chat({"messages": messages, "tools": [SHELL]}, Renderer(made), 0.0).rows
     learnt = made.decode([i for i, weight in zip(row.token_ids, row.weights, strict=True) if weight])
     assert learnt == (
-        '<think>\nfirst look\n</think>\n\n<tool_call>\n{"name": "shell", "arguments": {"command": "ls"}}\n</tool_call><|im_end|>'
+        '<think>\nfirst look\n</think>\n\n<tool_call>\n{"name": "shell", "arguments": {"command": "ls"}}\n'
+        "</tool_call><|im_end|>"
         "<think>\n\n</think>\n\ndone<|im_end|>"
     )
     as_object = json.loads(json.dumps(messages))
@@ -136,7 +137,8 @@ def test_what_the_template_drops_is_not_learnt_as_silence(template, message, aft
         return
     with pytest.raises(
         ConfigError,
-        match=f"rows.jsonl, line 2: the model's chat template leaves out {lost} of message 2 of {2 + len(after)}.*take it out",
+        match=f"rows.jsonl, line 2: the model's chat template leaves out {lost} of message 2 of {2 + len(after)}.*take "
+        "it out",
     ):
         prepared(ChatSource(path=str(tmp_path / "rows.jsonl")), tmp_path / "rows", folder)
 

@@ -1,4 +1,4 @@
-"""Where conversations come from: trajectories as they were sampled, and what is wrong with a file or a configuration."""
+"""Where conversations come from: trajectories as they were sampled, and what is wrong with a file."""
 
 import dataclasses
 import random

@@ -36,7 +36,8 @@ def quixbugs(tmp_path):
     """A clone of two programs: one whose cases are JSON, one with nodes."""
     texts = {
         "conftest.py": "import pytest\n\n\ndef pytest_configure(config):\n    pytest.use_correct = False\n",
-        "python_testcases/load_testdata.py": "import json\nfrom pathlib import Path\n\n\ndef load_json_testcases(name):\n"
+        "python_testcases/load_testdata.py": "import json\nfrom pathlib import Path\n\n\n"
+        "def load_json_testcases(name):\n"
         "    path = Path(__file__).parent / f'../json_testcases/{name}.json'\n"
         "    return [json.loads(line) for line in path.read_text().splitlines()]\n",
         "json_testcases/inc.json": "[[1], 2]\n[[7], 8]\n",

@@ -2,104 +2,19 @@
 among good ones."""
 
 import json
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 from conftest import run_program
+from rows_helpers import FORMS, MINE, change, line, load
 
 from coderepairrl.errors import TaskError
 from coderepairrl.files import read_jsonl
 from coderepairrl.grading import log_parsers
-from coderepairrl.tasks import JsonlConfig, R2EGymConfig, SweBenchConfig, SweGymConfig, SweSmithConfig, load_tasks
+from coderepairrl.tasks import SweBenchConfig, load_tasks
 from coderepairrl.tasks.patches import unified_diff
 
-WRONG, RIGHT = "def f(n):\n    return n + 2\n", "def f(n):\n    return n + 1\n"
-MINE = {
-    "task_id": "mine-1",
-    "problem_statement": "f(1) is 2.",
-    "files": {"lib.py": WRONG},
-    "test_selection": ["test_lib.py"],
-    "hidden_tests": {
-        "test_lib.py": "from lib import f\n\ndef test_f():\n    assert f(1) == 2\n\ndef test_g():\n    pass\n"
-    },
-    "fail_to_pass": ["test_lib.py::test_f"],
-    "pass_to_pass": ["test_lib.py::test_g"],
-    "oracle_patch": unified_diff("lib.py", WRONG, RIGHT),
-}
-PATCH = unified_diff("tests/test_a.py", "a = 1\n", "a = 2\n")
-BENCH = {
-    "instance_id": "sqlfluff__sqlfluff-1",
-    "repo": "sqlfluff/sqlfluff",
-    "base_commit": "a" * 40,
-    "version": "0.6",
-    "problem_statement": "It breaks.",
-    "patch": unified_diff("lib.py", WRONG, RIGHT),
-    "test_patch": PATCH,
-    "FAIL_TO_PASS": ["tests/test_a.py::test_b"],
-    "PASS_TO_PASS": [],
-}
-SMITH = {
-    "instance_id": "x__y.fde47b4b.bug",
-    "repo": "swesmith/pallets__click.fde47b4b",
-    "problem_statement": "It breaks.",
-    "image_name": "some/image",
-    "patch": PATCH,
-    "FAIL_TO_PASS": ["tests/test_a.py::test_b"],
-    "PASS_TO_PASS": [],
-}
-
-
-def r2e(expected, old="", new="", diffs=()):
-    return {
-        "repo_name": "shapes",
-        "commit_hash": "0" * 40,
-        "docker_image": "some/image:1",
-        "problem_statement": "[ISSUE]It fails.[/ISSUE]",
-        "execution_result_content": json.dumps(
-            {
-                "test_file_names": ["test_1.py"],
-                "test_file_codes": ["x"],
-                "old_commit_res_stdout": old,
-                "new_commit_res_stdout": new,
-            }
-        ),
-        "parsed_commit_content": json.dumps(
-            {"old_commit_hash": "1" * 40, "file_diffs": list(diffs) or [change("lib.py", "a = 1\n", "a = 2\n")]}
-        ),
-        "expected_output_json": json.dumps(expected),
-    }
-
-
-def change(path, old, new, misc=None, minus=None, plus=None, **more):
-    return {
-        "header": {"file": {"path": path}, "misc_line": misc},
-        "old_file_content": old,
-        "new_file_content": new,
-        "minus_file": {"path": minus or f"a/{path}"},
-        "plus_file": {"path": plus or f"b/{path}"},
-    } | more
-
-
-R2E = r2e({"test_a": "PASSED"}, new="PASSED r2e_tests/test_1.py::test_a\n")
-FORMS = {
-    "jsonl": (MINE, lambda path: JsonlConfig(train=path)),
-    "swe_bench": (BENCH, lambda path: SweBenchConfig(source=path, environments="images")),
-    "swe_gym": (BENCH, lambda path: SweGymConfig(source=path, environments="images")),
-    "swe_smith": (SMITH, lambda path: SweSmithConfig(source=path, environments="images")),
-    "r2e_gym": (R2E, lambda path: R2EGymConfig(source=path)),
-}
 forms = pytest.mark.parametrize("form", FORMS)
-
-
-def load(form, data: bytes, tmp_path, refused=None):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(data)
-    return [task for tasks in load_tasks(FORMS[form][1](str(path)), refused).values() for task in tasks]
-
-
-def line(row, **changes) -> bytes:
-    return json.dumps(row | changes, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
 
 
 # ---- files of lines -------------------------------------------------------------------------------------------------
@@ -219,109 +134,6 @@ def test_the_files_of_a_program_may_be_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 it is not")
     with pytest.raises(TaskError, match="give the path of a readable"):
         load_tasks(SweBenchConfig(source=str(tmp_path / "a.parquet")))
-
-
-# ---- R2E-Gym --------------------------------------------------------------------------------------------------------
-
-BOLD = "\x1b[1m{}\x1b[0m"
-
-
-@pytest.mark.parametrize(
-    "expected, old, new, ids",
-    [
-        ({"test_a": "PASSED"}, "FAILED F::test_a - assert 1", "PASSED F::test_a", ["F::test_a"]),
-        ({BOLD.format("test_a"): "PASSED"}, "", "PASSED F::" + BOLD.format("test_a"), ["F::test_a"]),
-        (
-            {"A." + BOLD.format("test_a"): "PASSED"},
-            "",
-            "\x1b[32mPASSED\x1b[0m F::A::" + BOLD.format("test_a"),
-            ["F::A::test_a"],
-        ),
-        (
-            {"test_b[x - y]": "PASSED"},
-            "FAILED F::test_b[x - y] - assert 2",
-            "PASSED F::test_b[x - y]",
-            ["F::test_b[x - y]"],
-        ),
-        (
-            {"test_b[x": "PASSED"},
-            "FAILED F::test_b[x - y] - assert 2",
-            "PASSED F::test_b[x - y]",
-            ["F::test_b[x - y]"],
-        ),  # keys that were cut
-        (
-            {"test_b[x - y]": "PASSED", "test_b[x - z]": "FAILED"},
-            "",
-            "PASSED F::test_b[x - y]\nFAILED F::test_b[x - z] - a",
-            ["F::test_b[x - y]"],
-        ),
-        ({"test_a": "PASSED", "test_c": "FAILED"}, "", "PASSED F::test_a\r\nPASSED F::test_c\r\n", ["F::test_a"]),
-    ],
-)
-def test_ids_of_r2e_gym(tmp_path, expected, old, new, ids):
-    (task,) = load(
-        "r2e_gym",
-        line(r2e(expected, *(text.replace("F::", "r2e_tests/test_1.py::") + "\n" for text in (old, new)))),
-        tmp_path,
-    )
-    assert list(task.fail_to_pass) == [test.replace("F::", "r2e_tests/test_1.py::") for test in ids]
-
-
-INIT = "pkg/__init__.py"
-
-
-@pytest.mark.parametrize(
-    "before, after, told",
-    [
-        ("", "a = 1\n", {}),
-        ("a = 1\n", "", {}),  # filled, emptied
-        (None, "a = 1\n", {"misc": "new file mode 100644", "minus": "/dev/null"}),
-        (None, "a = 1\n", {"minus": "/dev/null"}),
-        (None, "", {"misc": "new file mode 100644"}),
-        ("a = 1\n", None, {"misc": "deleted file mode 100644", "plus": "/dev/null"}),
-        ("", None, {"misc": "deleted file mode 100644"}),
-        ("a = 1\n", "a = 2\n", {"misc": "old mode 100644"}),
-    ],
-)
-def test_the_oracle_of_r2e_gym_makes_the_commits_files(tmp_path, before, after, told):
-    checkout = tmp_path / "checkout"
-    (checkout / "pkg").mkdir(parents=True)
-    if before is not None:
-        (checkout / INIT).write_text(before)
-    row = r2e(
-        {"test_a": "PASSED"},
-        "",
-        "PASSED r2e_tests/test_1.py::test_a\n",
-        [change(INIT, before or "", after or "", **told)],
-    )
-    (task,) = load("r2e_gym", line(row), tmp_path)
-    done = subprocess.run(
-        ["git", "apply", "-"],
-        cwd=checkout,
-        input=task.oracle_patch,
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert ((checkout / INIT).read_text() if (checkout / INIT).exists() else None) == after
-
-
-def test_what_r2e_gym_holds_no_content_of_is_left_out(tmp_path):
-    picture = change("a.png", "", "", misc="new file mode 100644", is_binary_file=True)
-    (task,) = load(
-        "r2e_gym",
-        line(
-            r2e(
-                {"test_a": "PASSED"},
-                "",
-                "PASSED r2e_tests/test_1.py::test_a\n",
-                [picture, change("b.py", "1\n", "2\n")],
-            )
-        ),
-        tmp_path,
-    )
-    assert "a.png" not in task.oracle_patch and "b/b.py" in task.oracle_patch
 
 
 # ---- parsers --------------------------------------------------------------------------------------------------------

@@ -70,7 +70,8 @@ ROW = {
     "environment": {"base": "checkout"},
     "test_selection": ["test_lib.py"],
     "hidden_tests": {
-        "test_lib.py": "from lib import f\n\ndef test_two():\n    assert f(2) == 4\n\ndef test_zero():\n    assert f(0) == 0\n"
+        "test_lib.py": "from lib import f\n\ndef test_two():\n    assert f(2) == 4\n\ndef test_zero():\n"
+        "    assert f(0) == 0\n"
     },
     "fail_to_pass": ["test_lib::test_two"],
     "pass_to_pass": ["test_lib::test_zero"],

@@ -22,7 +22,11 @@ from coderepairrl.tasks.rows import Row, read_rows
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the benchmarks' rows are not on this machine")
 LITE, DEV, GYM = (str(DATA / name) for name in ("SWE-bench_Lite_dev.parquet", "SWE-bench_dev.parquet", "swegym10.json"))
-TEST_PATCH = "diff --git a/tests/test_a.py b/tests/test_a.py\n--- a/tests/test_a.py\n+++ b/tests/test_a.py\n@@ -1 +1,2 @@\n a = 1\n+b = 2\n"
+TEST_PATCH = (
+    "diff --git a/tests/test_a.py b/tests/test_a.py\n--- a/tests/test_a.py\n+++ b/tests/test_a.py\n"
+    "@@ -1 +1,2 @@\n"
+    " a = 1\n+b = 2\n"
+)
 ROW = {
     "instance_id": "sqlfluff__sqlfluff-1",
     "repo": "sqlfluff/sqlfluff",
@@ -159,7 +163,11 @@ def test_a_repository_without_recipe_is_refused_where_it_would_be_built(tmp_path
 
 
 def test_a_runner_without_junit_uses_the_rows_command_and_parser(tmp_path):
-    script = "cd /testbed\n: '>>>>> Start Test Output'\n./tests/runtests.py --parallel 1 a.b\n: '>>>>> End Test Output'\ngit checkout x\n"
+    script = (
+        "cd /testbed\n: '>>>>> Start Test Output'\n./tests/runtests.py --parallel 1 a.b\n"
+        ": '>>>>> End Test Output'\n"
+        "git checkout x\n"
+    )
     row = ROW | {"repo": "django/django", "log_parser": "parse_log_django", "eval_script": script}
     environment = only(load_tasks(SweBenchConfig(source=write(tmp_path, [row]), environments="images"))).environment
     assert environment.log_parser == "parse_log_django" and environment.test_command == (

@@ -11,7 +11,10 @@ from judge_helpers import FIX, PYTEST_TASK, WRONG, change, paths
 from coderepairrl.rewards import grade
 from coderepairrl.tasks.building import resolve_patches
 
-TEST = "import os\nfrom pathlib import Path\nfrom lib import f, g\n\nHERE = Path('tests/data')\n\n\ndef test_f():\n    assert f(1) == 2\n    assert {asks}\n\n\ndef test_g():\n    assert g(3) == 3\n"
+TEST = (
+    "import os\nfrom pathlib import Path\nfrom lib import f, g\n\nHERE = Path('tests/data')\n\n\ndef test_f():\n"
+    "    assert f(1) == 2\n    assert {asks}\n\n\ndef test_g():\n    assert g(3) == 3\n"
+)
 CASES = {  # name -> (what bash makes of the base, what the test asks of it)
     "an executable": (
         "mkdir tests/data; echo '#!/bin/sh' > tests/data/tool; chmod +x tests/data/tool",
