@@ -12,7 +12,20 @@ from collections.abc import Collection, Iterator
 
 from coderepairrl.grading import syntax
 from coderepairrl.grading.near_values import constants, far, near, words_of
-from coderepairrl.grading.turns import ANY, ERROR, EXPECTED, FAILURE, NAMED, OPPOSITE, ORDER, TABLE, Edit, Source, Turn
+from coderepairrl.grading.turns import (
+    ANY,
+    ERROR,
+    EXPECTED,
+    FAILURE,
+    NAMED,
+    OPPOSITE,
+    ORDER,
+    TABLE,
+    Edit,
+    Source,
+    Turn,
+    together,
+)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ERRORS = (
@@ -78,17 +91,7 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
             own = list(dict.fromkeys(Expectations(node, tree, source, rng, words).turns()))
             rng.shuffle(own)
             found.setdefault(node.name, []).append(sorted(own, key=lambda turn: turn.rank))
-    return {name: _together(several) for name, several in found.items()}
-
-
-def _together(several: list[list[Turn]]) -> list[Turn]:
-    """Turn by turn; who has fewer stays at its last one, a FAILURE."""
-    out = []
-    for place in range(max(map(len, several))):
-        row = [own[min(place, len(own) - 1)] for own in several]
-        edits = tuple(edit for turn in row for edit in turn.edits)
-        out.append(Turn(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
-    return out
+    return {name: together(several) for name, several in found.items()}
 
 
 class Expectations:
