@@ -50,11 +50,13 @@ class Environment:
       {junit}          folder (inside the sandbox) into which JUnit XML must be written; any number of *.xml files
       {tests}          becomes zero or more arguments: `Task.test_selection`
       {canary_path}    the canary test's path in the checkout, {canary_module} its dotted module name
+      {tool:NAME}      the folder of that tool of `tools`
     """
 
     name: str
     base: str | None  # folder on the host, copied into every sandbox; None: the checkout is Task.files alone
-    python: str  # absolute path of the interpreter, the same inside and outside the sandbox
+    # absolute path of the interpreter, the same inside and outside the sandbox; empty: it has none
+    python: str
     test_command: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)  # environment variables in the sandbox
     protected: tuple[str, ...] = ()  # globs of paths that the agent's diff may not change at grading
@@ -66,6 +68,10 @@ class Environment:
     image: str | None = None
     workdir: str = "/repo"  # where a command finds the checkout; images have it where they were built
     lock: str = ""  # content hash of what was built: pins, interpreter, source, or the image's digest
+    language: str = "python"  # of its tests (grading/languages/)
+    # "jdk:17", "junit:4.13.2" (environments/tools.py), and where they are, which is filled in when it is built
+    tools: tuple[str, ...] = ()
+    tool_folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,9 @@ def task(one: Task) -> str:
         place["base"] = tree(os.path.abspath(place["base"]))
     if place["lock"]:  # says what the interpreter is, wherever it lies
         place["python"] = ""
+    for field in ("language", "tools", "tool_folders"):  # which tasks of Python have not; the lock says what tools are
+        if field == "tool_folders" or place[field] in ("python", ()):
+            del place[field]
     if place["python"] == sys.executable:  # wherever the project's environment lies
         place["python"] = platform.python_version()
     return digest(row)[:16]

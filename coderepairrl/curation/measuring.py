@@ -11,9 +11,9 @@ import asyncio
 from dataclasses import replace
 
 from coderepairrl.errors import TaskError
-from coderepairrl.grading.canary import Canary
 from coderepairrl.grading.judge import lay_tests, run_tests
 from coderepairrl.grading.junit import ReportError, read_reports
+from coderepairrl.grading.languages import language_of
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.types import Task
 
@@ -32,7 +32,7 @@ async def passing(task: Task, diff: str, config: SandboxConfig) -> set[str]:
     async with start_sandbox(config, task) as sandbox:
         if diff and (problem := await sandbox.apply(diff)):
             raise TaskError(f"{task.task_id}: the known repair does not apply: {problem}")
-        canary = Canary()
+        canary = language_of(task).canary()
         await lay_tests(task, sandbox, canary, None)
         ended = await run_tests(task, sandbox, canary, config.output_kib << 10)
         if ended.result.timed_out:

@@ -10,6 +10,7 @@ Everything lies in one cache folder, named by a hash of what it is made of:
                                                                          pin the same
     <cache>/built/<name>-<hash>/{checkout,venv,lock.txt,build.log,record.json}   one a recipe
     <cache>/images/<name>-<hash>/{image.sif or image/,checkout,record.json}      one an image
+    <cache>/tools/junit-<hash>/                                          its jars, and the runner
     <cache>/logs/<name>-<hash>.log                                       of the latest build that failed
 
 A folder appears by one rename, complete; `record.json` is in it. Deleting one is safe while no program uses it.
@@ -22,6 +23,7 @@ from pathlib import Path
 from coderepairrl.environments.cache import RECORD, BuildError, EnvironmentsConfig
 from coderepairrl.environments.images import build_image
 from coderepairrl.environments.recipes import build_recipe
+from coderepairrl.environments.tools import with_tools
 from coderepairrl.files import read_json
 from coderepairrl.types import Environment
 
@@ -31,10 +33,12 @@ __all__ = ["BuildError", "EnvironmentsConfig", "build", "instead"]
 async def build(environment: Environment, config: EnvironmentsConfig) -> Environment:
     """The environment with base, python and lock filled in (of an image also its path, folder and variables). What has
     neither recipe nor
-    image, or is built, comes back as it is. Seconds to minutes the first time, milliseconds after that, in a thread;
-    safe to call from
-    many threads, processes and machines at once. Raises BuildError with one line of cause and the path of the log.
+    image nor tools, or is built, comes back as it is. Seconds to minutes the first time, milliseconds after that, in a
+    thread; safe to call from many threads, processes and machines at once. Raises BuildError with one line
+    of cause and the path of the log.
     """
+    if environment.tools and not environment.tool_folders:
+        environment = await asyncio.to_thread(with_tools, environment, config)
     if environment.base is not None:
         return environment
     if environment.recipe is not None:

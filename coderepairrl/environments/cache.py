@@ -40,6 +40,9 @@ class EnvironmentsConfig(Config):
     incomplete_mirrors: bool = False
     # folders of Python installations, as globs; then uv's own and those on PATH
     pythons: tuple[str, ...] = ("~/.pyenv/versions/*",)
+    # folders of installations of other languages' tools (a JDK, Go, Node, Rust), as globs; then those on PATH
+    tools: tuple[str, ...] = ("/usr/lib/jvm/*", "~/.sdkman/candidates/java/*")
+    jars: tuple[str, ...] = ("~/.m2/repository",)  # folders with jars, at any depth; then the distribution's
     timeout_s: PositiveFloat = 1800.0  # of each step of a build: a fetch, an installation, a build command
     image_format: Literal["sif", "folder"] = "sif"  # what images are kept as; bubblewrap needs folders
     # shell commands that an image's tests start with: run once, the variables that they set are kept

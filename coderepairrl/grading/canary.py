@@ -1,7 +1,6 @@
 """The canary: a test of the judge's own that must fail in every run. A report in which it doesn't is no evidence."""
 
-import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from coderepairrl.types import Task
 
@@ -10,20 +9,11 @@ from coderepairrl.types import Task
 class Canary:
     """A test that must fail. Its names are random, so that a forged report cannot hold it without reading it first."""
 
-    module: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
-    case: str = field(default_factory=lambda: f"Test{secrets.token_hex(8)}")
-    name: str = field(default_factory=lambda: f"test_{secrets.token_hex(8)}")
-
-    @property
-    def path(self) -> str:
-        return f"{self.module}.py"
-
-    @property
-    def source(self) -> str:
-        return (
-            f"import unittest\n\n\nclass {self.case}(unittest.TestCase):\n"
-            f"    def {self.name}(self):\n        self.assertEqual(1, 2)\n"
-        )
+    path: str  # of its file in the checkout
+    module: str  # the same as the test command names it, where that is otherwise
+    case: str  # its class
+    name: str
+    source: str
 
     def status(self, statuses: dict[str, str]) -> str:
         return next(

@@ -25,6 +25,7 @@ from coderepairrl.grading.turns import (
     IndexedSource,
     TextEdit,
     TurnedExpectation,
+    together,
 )
 
 _ERRORS = (
@@ -90,17 +91,7 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
             own = list(dict.fromkeys(Expectations(node, tree, source, rng, words).turns()))
             rng.shuffle(own)
             found.setdefault(node.name, []).append(sorted(own, key=lambda turn: turn.rank))
-    return {name: _together(several) for name, several in found.items()}
-
-
-def _together(several: list[list[TurnedExpectation]]) -> list[TurnedExpectation]:
-    """Turn by turn; who has fewer stays at its last one, a FAILURE."""
-    out = []
-    for place in range(max(map(len, several))):
-        row = [own[min(place, len(own) - 1)] for own in several]
-        edits = tuple(edit for turn in row for edit in turn.edits)
-        out.append(TurnedExpectation(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
-    return out
+    return {name: together(several) for name, several in found.items()}
 
 
 class Expectations:

@@ -20,11 +20,12 @@ from coderepairrl.grading.arguments import shortened
 from coderepairrl.grading.canary import Canary, takes_canary
 from coderepairrl.grading.ids import Statuses
 from coderepairrl.grading.junit import ReportError, read_ends, read_regular, read_reports
+from coderepairrl.grading.languages import language_of
 from coderepairrl.grading.output import Outputs, first_error, tail
 from coderepairrl.grading.protected import Selection
 from coderepairrl.grading.published import apply_published
 from coderepairrl.grading.shadowing import base_text
-from coderepairrl.grading.variants import Variant, helpers_of, test_files, turn_files
+from coderepairrl.grading.variants import Variant, test_files, turn_files
 from coderepairrl.sandboxes import CommandResult, PathError, Sandbox, SandboxConfig, plain_terminal, start_sandbox
 from coderepairrl.types import Task
 
@@ -86,7 +87,7 @@ async def execute(
     async with start_sandbox(config.model_copy(update={"output_kib": most >> 10}), task) as sandbox:
         if selection.applied and (problem := await sandbox.apply(selection.applied, selection.applied_paths)):
             return _nothing(task, f"the diff does not apply: {problem}", does_not_apply=True)
-        canary = Canary()
+        canary = language_of(task).canary()
         turned = await lay_tests(task, sandbox, canary, variant)
         if variant and not turned:
             return _nothing(task, "no test could be turned")
@@ -152,7 +153,7 @@ async def lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Varia
         raise TaskError(
             f"task {task.task_id}: its test patch does not apply ({problem}): correct the row or its base commit"
         )
-    texts = dict(task.hidden_tests)
+    texts, helpers = dict(task.hidden_tests), language_of(task).helpers
 
     async def read(paths: Iterable[str]) -> None:
         for path in paths:
@@ -162,7 +163,7 @@ async def lay_tests(task: Task, sandbox: Sandbox, canary: Canary, variant: Varia
 
     await read(test_files(task))
     await read(
-        [helper for path, text in list(texts.items()) for helper in await asyncio.to_thread(helpers_of, path, text)]
+        [helper for path, text in list(texts.items()) for helper in await asyncio.to_thread(helpers, path, text)]
     )
     turned: frozenset[str] = frozenset()
     if variant:
@@ -188,6 +189,8 @@ def fill(task: Task, canary: Canary, junit: str) -> list[str]:
         "{canary_path}": canary.path,
         "{canary_module}": canary.module,
     }
+    for tool, folder in zip(task.environment.tools, task.environment.tool_folders, strict=True):
+        values[f"{{tool:{tool.partition(':')[0]}}}"] = folder
     argv: list[str] = []
     for argument in task.environment.test_command:
         if argument == "{tests}":

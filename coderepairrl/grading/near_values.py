@@ -35,13 +35,14 @@ def words_of(tree: ast.AST) -> frozenset[str]:
     """Words of a file's texts, and of its names where these are few. A text with one of them in another's place reads
     like the others, where one with a letter in another's place has a word that is in no dictionary."""
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    found = _words(texts)
+    found = words_in(texts)
     if len(found) >= WORDS:
         return found
-    return found | _words(getattr(node, "id", None) or getattr(node, "name", None) or "" for node in ast.walk(tree))
+    return found | words_in(getattr(node, "id", None) or getattr(node, "name", None) or "" for node in ast.walk(tree))
 
 
-def _words(texts: Iterable[str]) -> frozenset[str]:
+def words_in(texts: Iterable[str]) -> frozenset[str]:
+    """In small letters, those of three and more."""
     found = {word.lower() for text in texts for word in _WORD.findall(text.replace("_", " "))}
     return frozenset(word for word in found if word.isascii())
 
@@ -70,12 +71,14 @@ def near(source: str, value: object, rng: random.Random, words: Collection[str] 
 
 def near_text(text: str, rng: random.Random) -> str:
     """Data with another digit, or another of its own words, in a few places."""
+    given = text
     for _ in range(3):
         if options := _near_places(
             text, 0, len(text), [word.lower() for word in _WORD.findall(text) if word.isascii()]
         ):
             start, end, other = rng.choice(options)
-            text = text[:start] + other + text[end:]
+            changed = text[:start] + other + text[end:]
+            text = changed if changed != given else text  # of one digit a later change may undo the first
     return text
 
 

@@ -11,8 +11,8 @@ What the oracle's own patch touches is not protected (a repair of a test runner 
 unless it is
 a hidden test. A glob without a slash is matched against every part of a path, one with a slash against the whole path,
 where `*`
-crosses slashes; "tests/" means all that is in it. pyproject.toml is not in the list, since repairs change it:
-environments whose
+crosses slashes; "tests/" means all that is in it. What the builds of other languages read is named by languages/.
+pyproject.toml is not in the list, since repairs change it: environments whose
 test command reads pytest's options from it name it themselves.
 """
 
@@ -25,8 +25,9 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from coderepairrl.diffs import FileChange, split_diff
+from coderepairrl.grading.languages import language_of
 from coderepairrl.grading.published import LINK
-from coderepairrl.grading.scan import Marks, scan
+from coderepairrl.grading.scan import Marks
 from coderepairrl.grading.shadowing import Shadowing, base_text
 from coderepairrl.grading.unusual import as_texts, at_or_below, is_one_file, link_target
 from coderepairrl.grading.variants import test_files
@@ -119,7 +120,8 @@ def select(
     if not changes and diff.strip():  # not a diff at all: git says so, and the verdict repeats it
         return Selection(diff, frozenset())
     shadowing = Shadowing(task, changes, installed, installed if loaded is None else loaded)
-    rules = _Rules(task, changes, shadowing, always + task.environment.protected)
+    language = language_of(task)
+    rules = _Rules(task, changes, shadowing, always + language.PROTECTED + task.environment.protected)
 
     def before(path: str) -> str:
         return base_text(task, path)
@@ -131,12 +133,12 @@ def select(
     for change in changes:
         if reason := lost.get(frozenset(change.paths)):
             left_out |= {path: reason.of(path) for path in sorted(change.paths) or ["(no path)"]}
-            dropped |= Marks() if rules.is_test(change) else scan(change, task.oracle_patch, before)
+            dropped |= Marks() if rules.is_test(change) else language.scan(task, change, before)
             dropped |= Marks((f"{change.path}: {reason.why}",) if reason.accuses else ())
         else:
             kept.append(change)
             relaxed = any(matches_any(path, rules.globs) for path in change.paths) or LINK in change.made
-            marks |= scan(change, task.oracle_patch, before) | Marks(possible=relaxed)
+            marks |= language.scan(task, change, before) | Marks(possible=relaxed)
     applied_paths = frozenset(path for change in kept for path in change.paths)
     return Selection("".join(change.text for change in kept), applied_paths, left_out, marks, (marks | dropped).certain)
 

@@ -48,6 +48,16 @@ def turned(text: str, turns: Iterable[TurnedExpectation]) -> str:
     return data.decode()
 
 
+def together(several: list[list[TurnedExpectation]]) -> list[TurnedExpectation]:
+    """Of several functions of one name, turn by turn; who has fewer stays at its last one, a FAILURE."""
+    out = []
+    for place in range(max(map(len, several))):
+        row = [own[min(place, len(own) - 1)] for own in several]
+        edits = tuple(edit for turn in row for edit in turn.edits)
+        out.append(TurnedExpectation(edits, max(turn.rank for turn in row), any(turn.shared for turn in row)))
+    return out
+
+
 class IndexedSource:
     """A test file by byte offsets, as `ast` counts columns."""
 

@@ -6,7 +6,6 @@ those of PASS_TO_PASS that the base knows are turned in runs of their own, besid
 FAIL_TO_PASS alike, and of a test that the base knows in part its new lines are turned first.
 """
 
-import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
-from coderepairrl.grading import syntax
-from coderepairrl.grading.expectations import turns
-from coderepairrl.grading.ids import function_of, to_junit
+from coderepairrl.grading.ids import function_of
+from coderepairrl.grading.languages import language_of
 from coderepairrl.grading.near_values import near_text
 from coderepairrl.grading.shadowing import base_text
 from coderepairrl.grading.turns import ORDER, TextEdit, TurnedExpectation, turned
@@ -56,6 +54,7 @@ def turn_files(
     everything."""
     # without a canary the project may stop at its first failure: then that has to be one of FAIL_TO_PASS
     others = task.pass_to_pass if any("{canary_" in argument for argument in task.environment.test_command) else ()
+    language = language_of(task)
     needed = {function_of(test) for test in task.fail_to_pass}
     kept = sorted({function_of(test) for test in others} - needed)
     rng = variant.rng(task.task_id, "kept")
@@ -63,10 +62,10 @@ def turn_files(
     found = {
         path: {name: _unread_first(own, text, base.get(path, "")) for name, own in of_file.items()}
         for path, text in sorted(texts.items())
-        if (of_file := turns(text, names, variant.rng(path)))
+        if (of_file := language.turns(text, names, variant.rng(path)))
     }
     there = {name: [own[name] for own in found.values() if name in own] for name in names}
-    read = {name for name in kept if any(re.search(rf"\bdef {name}\b", text) for text in base.values())}
+    read = {name for name in kept if any(map(language.definition(name).search, base.values()))}
     chosen = set() if variant.which == READ else _some(sorted(name for name in needed if there[name]), variant.rng())
     for which, group in ((READ, names & read), (UNREAD, names - needed - read)):
         likely = [name for name in sorted(group) if there[name] and all(own[0].rank <= ORDER for own in there[name])]
@@ -89,16 +88,16 @@ def has_read(task: Task) -> bool:
     """Whether the base has tests of PASS_TO_PASS in the files that run, so that an agent has read them."""
     text = "\n".join(base_text(task, path) for path in test_files(task))
     kept = {function_of(test) for test in task.pass_to_pass} - {function_of(test) for test in task.fail_to_pass}
-    return any(re.search(rf"\bdef {name}\b", text) for name in kept)
+    return any(language_of(task).definition(name).search(text) for name in kept)
 
 
 def _data(task: Task, base: Mapping[str, str], texts: Sequence[str]) -> list[str]:
-    """Hidden files that are no Python and that these tests name, but for what the base has in the same words."""
+    """Hidden files that are no code and that these tests name, but for what the base has in the same words."""
     named = {PurePosixPath(one).name for text in texts for one in _QUOTED.findall(text)}
     return [
         path
         for path, text in sorted(task.hidden_tests.items())
-        if not path.endswith(".py") and PurePosixPath(path).name in named and text != base.get(path)
+        if not path.endswith(language_of(task).SUFFIX) and PurePosixPath(path).name in named and text != base.get(path)
     ]
 
 
@@ -123,43 +122,10 @@ def _some(names: list[str], rng: random.Random) -> set[str]:
     return chosen if 0 < len(chosen) < len(names) else {rng.choice(names)}
 
 
-def helpers_of(path: str, text: str) -> list[str]:
-    """Files beside a test file that it takes classes and functions from, tests of a base class among them: its
-    package's
-    own, and what it imports by a name that leads there."""
-    folder = PurePosixPath(path).parent
-    try:
-        tree = syntax.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    modules = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            up = folder.parents[node.level - 2] if 1 < node.level <= len(folder.parents) + 1 else folder
-            start = up.parts if node.level else ()
-            modules += [
-                (*start, *(node.module or "").split(".")),
-                *((*start, *(node.module or "").split("."), name.name) for name in node.names),
-            ]
-        elif isinstance(node, ast.Import):
-            modules += [tuple(name.name.split(".")) for name in node.names]
-    found = []
-    for parts in modules:
-        parts = tuple(part for part in parts if part)
-        beside = [parts] if parts[:1] == folder.parts[:1] and folder.parts else [(*folder.parts, *parts)]
-        found += [
-            form
-            for inside in beside
-            if inside
-            for form in (f"{'/'.join(inside)}.py", f"{'/'.join(inside)}/__init__.py")
-        ]
-    return list(dict.fromkeys([f"{folder}/__init__.py" if folder.parts else "__init__.py", *found]))
-
-
 def test_files(task: Task) -> list[str]:
     """Files that may hold the tests: the hidden ones, the selected ones, and where the ids' dotted names may lead."""
     named = [*task.hidden_tests, *(argument.partition("::")[0] for argument in task.test_selection)]
+    language = language_of(task)
     for test in task.fail_to_pass:
-        parts = to_junit(test).partition("[")[0].rpartition("::")[0].split(".")
-        named += ["/".join(parts[:length]) + ".py" for length in range(len(parts), 0, -1)]
-    return [path for path in dict.fromkeys(named) if PurePosixPath(path).suffix == ".py"]
+        named += language.places(test)
+    return [path for path in dict.fromkeys(named) if PurePosixPath(path).suffix == language.SUFFIX]

@@ -54,7 +54,9 @@ class ApptainerSandbox(Checkout):
     async def start(cls, config: SandboxConfig, store: Store, task: Task) -> "ApptainerSandbox":
         environment = task.environment
         store.prepare()
-        folders = () if environment.image else (await asyncio.to_thread(interpreter, environment.python)).folders
+        folders = environment.tool_folders
+        if not environment.image:
+            folders += (await asyncio.to_thread(interpreter, environment.python)).folders
         if environment.image and not os.path.exists(environment.image):
             raise SandboxError(
                 f"the image {environment.image} of {environment.name} does not exist: build the environment first"

@@ -61,7 +61,11 @@ class BubblewrapSandbox(Checkout):
             ]
         else:
             installed = await asyncio.to_thread(interpreter, environment.python)
-            system = [*mounts.of_machine(store.root), *mounts.fresh(config), *mounts.shown(installed.folders)]
+            system = [
+                *mounts.of_machine(store.root),
+                *mounts.fresh(config),
+                *mounts.shown((*installed.folders, *environment.tool_folders)),
+            ]
         system += await asyncio.to_thread(mounts.covers, environment, store.root)
         owner = own.NOBODY if os.getuid() == 0 else None
         return cls(config, task, await store.copy(task, owner, overlay=config.overlay), owner, system)

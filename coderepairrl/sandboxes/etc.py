@@ -40,7 +40,10 @@ _OWN_ETC = {
 def own_etc(root: Path) -> Path:
     """Our own /etc: a few files of the host's, copied, and fixed users. One folder, since each mount costs a command
     time."""
-    made_of = [[name, os.lstat(f"/etc/{name}").st_mtime_ns] for name in _ETC if os.path.exists(f"/etc/{name}")]
+    java = sorted(name for name in os.listdir("/etc") if name.startswith("java-"))  # Debian's JDKs link to theirs
+    made_of = [
+        [name, os.lstat(f"/etc/{name}").st_mtime_ns] for name in (*_ETC, *java) if os.path.exists(f"/etc/{name}")
+    ]
 
     def fill(own: Path) -> None:
         for name, _ in made_of:

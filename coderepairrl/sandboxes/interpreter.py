@@ -42,7 +42,10 @@ class Interpreter:
 
 @functools.lru_cache(maxsize=1024)
 def interpreter(python: str, image: str | None = None) -> Interpreter:
-    """Blocks for some 300 ms the first time. Raises TaskError for an interpreter that does not run."""
+    """Blocks for some 300 ms the first time. Of an environment that has none (empty): nothing. Raises TaskError for an
+    interpreter that does not run."""
+    if not python:
+        return Interpreter((), frozenset(), frozenset())
     try:
         done = subprocess.run(
             [*sealed(image), python, "-I", "-c", _QUESTION],

@@ -11,6 +11,7 @@ from coderepairrl.config import Config
 from coderepairrl.errors import CodeRepairError
 from coderepairrl.types import Environment, Task
 
+HOMES = {"jdk": "JAVA_HOME", "go": "GOROOT", "junit": "JUNIT_HOME"}  # variables that name a tool's folder
 FOR_PROMPTS = {"TERM": "dumb", "NO_COLOR": "1"}
 
 
@@ -106,7 +107,10 @@ def plain_terminal(environment: Environment) -> dict[str, None]:
 def command_variables(environment: Environment, home: str, variables: dict[str, str | None]) -> dict[str, str]:
     """All variables of a command: nothing is inherited from the host, so siblings see equal prompts. `variables`: its
     own; None: not set."""
-    path = dict.fromkeys([os.path.dirname(environment.python), "/usr/local/bin", "/usr/bin", "/bin"])
+    tools = {tool.partition(":")[0]: folder for tool, folder in zip(environment.tools, environment.tool_folders)}
+    own = [f"{folder}/bin" for name, folder in tools.items() if name != "junit"]
+    own += [os.path.dirname(environment.python)] if environment.python else []
+    path = dict.fromkeys([*own, "/usr/local/bin", "/usr/bin", "/bin"])
     git = {"safe.directory": "*", "user.name": "agent", "user.email": "agent@localhost"}
     numbered = {
         f"GIT_CONFIG_{part}_{i}": text
@@ -126,6 +130,7 @@ def command_variables(environment: Environment, home: str, variables: dict[str, 
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_COUNT": str(len(git)),
         **numbered,
+        **{HOMES[name]: folder for name, folder in tools.items() if name in HOMES},
         **environment.variables,
         **variables,
     }

@@ -12,11 +12,13 @@ from coderepairrl.tasks import (
     bugsinpy,
     functions,
     humaneval,
+    humaneval_java,
     jsonl,
     mbpp,
     packages,
     polyglot,
     quixbugs,
+    quixbugs_java,
     r2e_gym,
     releases,
     swe_bench,
@@ -26,11 +28,13 @@ from coderepairrl.tasks import (
 from coderepairrl.tasks.bugsinpy import BugsInPyConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.humaneval import HumanEvalConfig
+from coderepairrl.tasks.humaneval_java import HumanEvalJavaConfig
 from coderepairrl.tasks.jsonl import JsonlConfig
 from coderepairrl.tasks.mbpp import MbppConfig
 from coderepairrl.tasks.packages import RealPackagesConfig
 from coderepairrl.tasks.polyglot import PolyglotConfig
 from coderepairrl.tasks.quixbugs import QuixBugsConfig
+from coderepairrl.tasks.quixbugs_java import QuixBugsJavaConfig
 from coderepairrl.tasks.r2e_gym import R2EGymConfig
 from coderepairrl.tasks.releases import ReleasePairsConfig
 from coderepairrl.tasks.rows import RowsConfig
@@ -50,7 +54,9 @@ LOADERS = {
     R2EGymConfig: r2e_gym.load,
     BugsInPyConfig: bugsinpy.load,
     QuixBugsConfig: quixbugs.load,
+    QuixBugsJavaConfig: quixbugs_java.load,
     HumanEvalConfig: humaneval.load,
+    HumanEvalJavaConfig: humaneval_java.load,
     MbppConfig: mbpp.load,
     PolyglotConfig: polyglot.load,
 }
@@ -65,7 +71,9 @@ TasksConfig = Annotated[
     | R2EGymConfig
     | BugsInPyConfig
     | QuixBugsConfig
+    | QuixBugsJavaConfig
     | HumanEvalConfig
+    | HumanEvalJavaConfig
     | MbppConfig
     | PolyglotConfig,
     Field(discriminator="name"),

@@ -71,7 +71,10 @@ async def build_all(
 
 def is_built(environment: Environment) -> bool:
     """Whether it says no more than where things are: tasks of packages and functions come so from their loaders."""
-    return bool(environment.python and (environment.base or not (environment.recipe or environment.image)))
+    if len(environment.tool_folders) < len(environment.tools):
+        return False
+    runs = environment.python or environment.tools
+    return bool(runs and (environment.base or not (environment.recipe or environment.image)))
 
 
 def resolve_patches(task: Task) -> Task:

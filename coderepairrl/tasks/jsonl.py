@@ -123,7 +123,7 @@ def from_row(row: Any, where: str, folder: Path) -> Task:
     _known(where, "environment.", environment, Environment)
     _known(where, "environment.recipe.", environment.get("recipe") or {}, Recipe)
     place = ENVIRONMENT_DEFAULTS | environment
-    if not (place["python"] or place.get("recipe") or place.get("image")):
+    if not any(place.get(field) for field in ("python", "recipe", "image", "tools")):
         place["python"] = sys.executable
     if place["base"]:
         place["base"] = str((folder / place["base"]).resolve())

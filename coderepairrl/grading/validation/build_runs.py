@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coderepairrl.errors import SandboxError
-from coderepairrl.grading.canary import Canary, without_canary
+from coderepairrl.grading.canary import without_canary
 from coderepairrl.grading.judge import JUNIT, fill
 from coderepairrl.grading.junit import ReportError, read_reports
+from coderepairrl.grading.languages import language_of
 from coderepairrl.grading.validation.measures import Layer, Measures
 from coderepairrl.grading.validation.plants import Plant
 from coderepairrl.grading.validation.reach import Reach, reach, words
@@ -85,7 +86,7 @@ async def _lay(sandbox: Sandbox, plant: Plant) -> None:
 def _command(task: Task, junit: str, plant: Plant | None) -> str | list[str]:
     if "build_command" in task.metadata:
         return plant.command if plant and plant.command is not None else task.metadata["build_command"]
-    return fill(without_canary(task), Canary(), junit)
+    return fill(without_canary(task), language_of(task).canary(), junit)
 
 
 def _report(task: Task, junit: str) -> dict[str, str | None]:
