@@ -11,6 +11,7 @@ from enum import StrEnum
 TEST_OUTPUT = "test_output"  # the kind of event that has what the tests printed in a run that became no verdict
 LEFT_OUT = "left_out"  # the kind of event that names, with the reason, what the agent did and its diff cannot hold
 HELD_OUT = "heldout"  # the split that is evaluated and never trained
+TASK_SET = "set"  # the key of a task's metadata that names its set in a mixture
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class Trajectory:
     seconds: float
     events: tuple[dict, ...] = ()  # what scripts/run_one.py shows: {"kind": "call"|"command"|..., ...}
     stats: dict[str, float] = field(default_factory=dict)
+    task_set: str = ""  # of a mixture of task sets
+    scaffold: str = ""  # of a mixture of scaffolds
 
     @property
     def sampled_tokens(self) -> int:

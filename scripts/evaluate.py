@@ -231,6 +231,7 @@ def _result(t: Trajectory, greedy: bool) -> dict:
     return (
         {
             "task": t.task_id,
+            **{name: part for name, part in (("set", t.task_set), ("scaffold", t.scaffold)) if part},
             "trajectory": t.trajectory_id,
             "resolved": bool(v and v.resolved),
             "graded": v is not None,
@@ -267,19 +268,22 @@ def sampled(rows: list[dict]) -> list[dict]:
 
 
 def summary_of(run: Path) -> dict:
-    """skill.numbers and {"greedy", "greedy_interval", "not_built", "episodes", "pass_rate_swebench", "disagreements":
+    """skill.numbers and {"greedy", "greedy_interval", "sets" and "scaffolds" of mixtures: name -> the same, "not_built", "episodes", "pass_rate_swebench", "disagreements":
     of each task that the
     two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted,
     a task without
     environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`,
     `infrastructure_errors` and `tokens` alone."""
     rows = read_jsonl(run / "results.jsonl")
-    own, greedy = sampled(rows), [row for row in rows if row.get("greedy")]
+    own = sampled(rows)
     laxer: dict[str, list[float]] = {}
     for row in own:
         if row["graded"]:
             laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rates = skill.numbers(_episodes(own)) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
+    rates = _skill(rows)
+    for mixture, key in (("sets", "set"), ("scaffolds", "scaffold")):
+        parts = sorted({row[key] for row in rows if key in row})
+        rates |= {mixture: {part: _skill([r for r in rows if r[key] == part]) for part in parts}} if parts else {}
     rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
     return rates | {
         "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")),
@@ -288,6 +292,11 @@ def summary_of(run: Path) -> dict:
         "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
     }
+
+
+def _skill(rows: list[dict]) -> dict:
+    greedy = [row for row in rows if row.get("greedy")]
+    return skill.numbers(_episodes(sampled(rows))) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
 
 
 def _episodes(rows: list[dict]) -> list[skill.Episode]:

@@ -14,8 +14,9 @@ MODULE = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(MODULE)
 
 
-def task(position):
-    return Task(f"task-{position}", "", Environment("none", None, sys.executable, ()), {}, {}, (), (), (), "")
+def task(position, **metadata):
+    environment = Environment("none", None, sys.executable, ())
+    return Task(f"task-{position}", "", environment, {}, {}, (), (), (), "", metadata)
 
 
 def trajectory(group, number, split, reward, versions):

@@ -35,6 +35,7 @@ PATHS = (
     "*sources.*.path",
 )
 DATA = (".jsonl", ".json", ".parquet")  # what a data set's source ends with, where it is a file and no name on the hub
+SPLITS = ("train", "heldout")
 WITHOUT_MODEL = ("gold", "empty", "gold_less_one_hunk", "predictions", "scripted")
 Chains = list[tuple[Point, list[Submittable]]]
 
@@ -162,7 +163,8 @@ def _named(program: str, config: dict[str, Any], launched: dict[str, Any], befor
     known = before.get("model.weights")
     if named and known and _is_model(named) and (folder := model_folder(named)) != known["path"]:
         now |= {key: value for key, value in contents.model(folder).items() if key in before}
-    splits = [key.removeprefix("rollout.tasks.") for key in before if key.startswith("rollout.tasks.")]
+    now |= inputs.weights(config) if "rollout.tasks.train" in before else {}
+    splits = [split for split in SPLITS if f"rollout.tasks.{split}" in before]
     tasks = (config.get("rollout") or {}).get("tasks")
     if splits and launched and tasks != launched["rollout"]["tasks"]:
         found = load_tasks(config_class(program).model_validate(config).rollout.tasks)

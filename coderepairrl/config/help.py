@@ -53,10 +53,13 @@ of files) starts from others, relative to the file; on the command line `a.b=c` 
 
 
 def lines(
-    model: type[BaseModel], prefix: str = "", default: BaseModel | None = None, siblings: Sequence[type[BaseModel]] = ()
+    model: type[BaseModel],
+    prefix: str = "",
+    default: BaseModel | None = None,
+    known: tuple[str, Sequence[type[BaseModel]]] = ("", ()),
 ) -> Iterator[str]:
-    """Of all keys, sections after what stands beside them. `default`: what a left out section is; `siblings`: the other
-    classes that may stand in its place, whose keys are written out beside it."""
+    """Of all keys, sections after what stands beside them. `default`: what a left out section is; `known`: a key above
+    and the classes that may stand there, whose keys are written out at that place."""
     said, later = descriptions(model), []
     for name, field in model.model_fields.items():
         if kind_of(model, name):
@@ -69,17 +72,19 @@ def lines(
             yield from _wrapped(f"{key}: {type_of(field)}{_unit(name)}{_shown(value)}", "", 8)
             yield from _wrapped(said[name])
     for key, field, value, text in later:
-        yield from _section(key, field, value, text, siblings)
+        yield from _section(key, field, value, text, known)
 
 
-def _section(key: str, field: FieldInfo, value: Any, text: str, known: Sequence[type[BaseModel]]) -> Iterator[str]:
+def _section(
+    key: str, field: FieldInfo, value: Any, text: str, known: tuple[str, Sequence[type[BaseModel]]]
+) -> Iterator[str]:
     models, by = models_in(field.annotation), discriminator(field)
     below = key + {list: ".N", tuple: ".N", dict: ".NAME"}.get(container(field.annotation), "")
     yield ""
     yield from _wrapped(f"{key}: {type_of(field)}" + (_shown(value) if not isinstance(value, BaseModel) else ""), "", 8)
     yield from _wrapped(text)
-    if set(models) <= set(known):
-        yield f"    Its keys: as of {key.rpartition('.')[0]}, by the same {by}"
+    if by and set(models) <= set(known[1]):
+        yield f"    Its keys: as of {known[0]}, by the same {by}"
         return
     for model in models:
         default = value if isinstance(value, model) else None
@@ -87,7 +92,7 @@ def _section(key: str, field: FieldInfo, value: Any, text: str, known: Sequence[
             yield ""
             yield f"{below} of {by}: {kind_of(model, by)}" + (" (the default)" if default is not None else "")
             yield from _wrapped(first_paragraph(model))
-        yield from lines(model, below + ".", default, models if by else ())
+        yield from lines(model, below + ".", default, (below, models) if by else known)
 
 
 def _wrapped(text: str, first: str = "    ", indent: int = 4) -> list[str]:

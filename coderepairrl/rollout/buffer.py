@@ -22,7 +22,9 @@ from coderepairrl.rollout import ledger, trajectory_files
 from coderepairrl.rollout.infrastructure import detail_of, refuse_broken
 from coderepairrl.rollout.ledger import Ledger
 from coderepairrl.rollout.scheduler import ATTEMPT_ENDED, Admission
-from coderepairrl.types import Outcome, Task, Trajectory
+from coderepairrl.types import TASK_SET, Outcome, Task, Trajectory
+
+MIXTURES = {"sets": "task_set", "scaffolds": "scaffold"}  # what numbers are called -> the trajectory's field
 
 
 def sampled_tokens(members: Sequence[Trajectory]) -> int:
@@ -53,12 +55,33 @@ def statistics(trajectories: Sequence[Trajectory], parts: Sequence[str]) -> dict
         "grading_s": [t.stats["grading_s"] for t in counted],
     }
     first = min((t.stats["started_at"] for t in trajectories), default=0.0)
-    return {
-        "seconds": max((t.stats["started_at"] + t.seconds for t in trajectories), default=0.0) - first,
-        "outcomes": Counter(str(t.outcome) for t in trajectories),
-        "tokens": sampled_tokens(trajectories),
-        "parts": {part: fmean(t.rewards[part] for t in counted) for part in parts} if counted else {},
-    } | {name: fmean(values) for name, values in means.items() if values}
+    return (
+        _by_part(trajectories)
+        | {
+            "seconds": max((t.stats["started_at"] + t.seconds for t in trajectories), default=0.0) - first,
+            "outcomes": Counter(str(t.outcome) for t in trajectories),
+            "tokens": sampled_tokens(trajectories),
+            "parts": {part: fmean(t.rewards[part] for t in counted) for part in parts} if counted else {},
+        }
+        | {name: fmean(values) for name, values in means.items() if values}
+    )
+
+
+def _by_part(trajectories: Sequence[Trajectory]) -> dict:
+    """{"sets": {name: {"groups", "reward", "pass_rate"}}, "scaffolds": the same}, of mixtures alone."""
+    out: dict[str, dict[str, dict]] = {}
+    for mixture, field in MIXTURES.items():
+        for part in sorted({getattr(t, field) for t in trajectories} - {""}):
+            own = [t for t in trajectories if getattr(t, field) == part]
+            counted = [t for t in own if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
+            means = {
+                "reward": [t.reward for t in counted],
+                "pass_rate": [t.verdict.resolved for t in counted if t.verdict is not None],
+            }
+            numbers = {"groups": len({t.group_id for t in own})}
+            numbers |= {name: fmean(values) for name, values in means.items() if values}
+            out.setdefault(mixture, {})[part] = numbers
+    return out
 
 
 class Books:
@@ -101,11 +124,19 @@ class Books:
     def close(self) -> None:
         self.ledger.close()
 
-    def admit(self, position: int, task: Task, version: int, episodes: int) -> str:
-        """The new group's name."""
+    def admit(self, position: int, task: Task, version: int, episodes: int, scaffold: str = "") -> str:
+        """The new group's name. scaffold: of a mixture."""
         group = f"a{self._attempt}-p{position}"
         self.ledger.write(
-            "admitted", group, task=task.task_id, split="train", position=position, version=version, episodes=episodes
+            "admitted",
+            group,
+            task=task.task_id,
+            split="train",
+            position=position,
+            version=version,
+            episodes=episodes,
+            **({"set": task.metadata[TASK_SET]} if TASK_SET in task.metadata else {}),
+            **({"scaffold": scaffold} if scaffold else {}),
         )
         self.admission.admit(group, position)
         return group

@@ -13,7 +13,17 @@ from coderepairrl.rollout.infrastructure import Unforeseen
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.sandboxes.agent_edits import Edits
 from coderepairrl.scaffolds import Endpoint, Scaffold
-from coderepairrl.types import HELD_OUT, LEFT_OUT, TEST_OUTPUT, Outcome, Task, Trajectory, Verdict, VerdictKind
+from coderepairrl.types import (
+    HELD_OUT,
+    LEFT_OUT,
+    TASK_SET,
+    TEST_OUTPUT,
+    Outcome,
+    Task,
+    Trajectory,
+    Verdict,
+    VerdictKind,
+)
 
 FORESEEN = (SandboxError, TaskError, EngineError, GatewayError, aiohttp.ClientError)  # of machines and tasks
 
@@ -72,8 +82,11 @@ async def run_episode(
     attempt: int,
     sampling: SamplingConfig,
     cache_salt: str,
+    scaffold: str = "",
 ) -> Trajectory:
-    """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
+    """scaffold: its name in a mixture.
+
+    Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
     task INFRASTRUCTURE_ERROR. So does whatever this program did not foresee (the log has where), since what an agent
     does decides which of its lines run: one diff must not end a run, and many such errors do
     (RolloutConfig.max_infrastructure_share). But ConfigError, which is the user's; and GatewayError when the record is
@@ -119,6 +132,8 @@ async def run_episode(
         }
         | left.seen
         | {k: float(v) for k, v in session.counters.items()},
+        task_set=task.metadata.get(TASK_SET, ""),
+        scaffold=scaffold,
     )
 
 

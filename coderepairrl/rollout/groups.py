@@ -21,6 +21,11 @@ class Way:
     sampling: SamplingConfig
     limits: SessionLimits
     scaffold: Scaffold
+    named: str = ""  # its name in a mixture, which trajectories, ledger and metrics say
+
+    def under(self, name: str) -> "Way":
+        """With this one of a mixture of scaffolds; "" where there is none."""
+        return replace(self, scaffold=self.scaffold.members[name], named=name) if name else self
 
 
 class Groups:
@@ -90,6 +95,7 @@ class Groups:
             group_id=group,
             split=split,
             attempt=attempt,
+            scaffold=way.named,
             sampling=way.sampling,
             # nor is the cache of an older policy reused, by a new episode
             cache_salt=f"{self._salt}-{self.supervisor.serving['version']}",

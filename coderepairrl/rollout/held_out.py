@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from coderepairrl.errors import EngineError
 from coderepairrl.gateway import SamplingConfig
 from coderepairrl.inference.supervisor import POLL_S
-from coderepairrl.rollout.buffer import Books
+from coderepairrl.rollout.buffer import MIXTURES, Books
 from coderepairrl.rollout.evaluations import Pass, is_done, name_of, passes
 from coderepairrl.rollout.groups import Groups, Way
 from coderepairrl.rollout.infrastructure import detail_of, refuse_broken
 from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.run import inputs, skill
+from coderepairrl.scaffolds import ScaffoldMixture
 from coderepairrl.scaffolds.retry import Retry
 from coderepairrl.types import HELD_OUT, Task, Trajectory
 from coderepairrl.weights.probe import unproven_versions
@@ -85,15 +87,14 @@ class HeldOut:
         if self._trains:  # elsewhere it is one part of many
             refuse_broken(f"evaluation {name}", [detail_of(t) for t in _all(done[name])])
 
-    def way(self, sampling: SamplingConfig, forced: bool = False) -> Way:
-        """forced: to go on after a submission that fails."""
+    def way(self, sampling: SamplingConfig, task: Task, forced: bool = False) -> Way:
+        """Of a task: in a mixture of scaffolds, each has one. forced: to go on after a submission that fails."""
         turns = self._config.evaluation.max_turns or self._config.limits.max_turns
         services = self._groups.services
-        return Way(
-            sampling,
-            self._config.limits.model_copy(update={"max_turns": turns}),
-            Retry(services.scaffold, services.grader) if forced else services.scaffold,
-        )
+        way = Way(sampling, self._config.limits.model_copy(update={"max_turns": turns}), services.scaffold)
+        if isinstance(services.scaffold, ScaffoldMixture):
+            way = way.under(services.scaffold.name_for(task))
+        return replace(way, scaffold=Retry(way.scaffold, services.grader)) if forced else way
 
     async def _pass(self, own: Pass, tasks: Sequence[Task], places: AbstractAsyncContextManager) -> Members:
         """places: for so many episodes at a time."""
@@ -101,10 +102,10 @@ class HeldOut:
         groups = {
             self._books.admit_evaluation(own.name, i, task, version, own.samples): task for i, task in enumerate(tasks)
         }
-        way = self.way(own.sampling, own.forced)
+        ways = {group: self.way(own.sampling, task, own.forced) for group, task in groups.items()}
         async with asyncio.TaskGroup() as running:
             jobs = {
-                group: running.create_task(self._groups.run(group, task, HELD_OUT, own.samples, way, places))
+                group: running.create_task(self._groups.run(group, task, HELD_OUT, own.samples, ways[group], places))
                 for group, task in groups.items()
             }
         return {group: job.result() for group, job in jobs.items()}
@@ -132,11 +133,16 @@ class HeldOut:
 def _numbers(done: dict[str, Members], name: str) -> dict:
     """Of the evaluation of that name: stats["evaluation"], but for the step."""
     own, greedy = _all(done[name]), _all(done.get(f"{name}_greedy", {}))
-    return (
-        {"versions": sorted(_versions(own))}
-        | skill.numbers(skill.episodes(own))
-        | skill.rate("greedy", skill.resolved(skill.episodes(greedy)))
-    )
+    found = {"versions": sorted(_versions(own))} | _skill(own, greedy)
+    for mixture, one in MIXTURES.items():
+        parts = sorted({getattr(t, one) for t in own} - {""})
+        of = lambda members, part, one=one: [t for t in members if getattr(t, one) == part]
+        found |= {mixture: {part: _skill(of(own, part), of(greedy, part)) for part in parts}} if parts else {}
+    return found
+
+
+def _skill(own: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> dict:
+    return skill.numbers(skill.episodes(own)) | skill.rate("greedy", skill.resolved(skill.episodes(greedy)))
 
 
 def _all(members: Members) -> list[Trajectory]:

@@ -2,7 +2,7 @@
 before it.
 
     {"event": "admitted",  "group", "task", "split", "position", "version", "episodes"}
-                           position: place in the data order (split train)
+                           position: place in the data order (split train); "set", "scaffold": of mixtures
     {"event": "finished",  "group", "outcomes": [...], "sampled": tokens}
     {"event": "graded",    "group", "rewards": [...]}
     {"event": "stored",    "group", "step", "file", "sha256"}

@@ -7,11 +7,10 @@ wait, then go on.
 """
 
 import asyncio
-import random
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import aiohttp
@@ -30,13 +29,14 @@ from coderepairrl.rollout.fitting import fitting
 from coderepairrl.rollout.groups import Groups, Way
 from coderepairrl.rollout.held_out import HeldOut
 from coderepairrl.rollout.infrastructure import InfrastructureErrors
+from coderepairrl.rollout.order import Drawn, Order
 from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.rollout.scheduler import Admission
 from coderepairrl.rollout.standstill import Standstill
 from coderepairrl.run.attempt import Place, stop_asked
 from coderepairrl.run.trial import try_environments
 from coderepairrl.sandboxes import check
-from coderepairrl.scaffolds import make_scaffold, ready
+from coderepairrl.scaffolds import ScaffoldMixture, make_scaffold, ready
 from coderepairrl.tasks import load_tasks
 from coderepairrl.types import Task, Trajectory
 
@@ -198,7 +198,7 @@ class Rollout:
         where the agent can't be given the task."""
         if task.task_id in self.refused:
             raise TaskError(self.refused[task.task_id])
-        way = self._training if split == "train" else self.evaluations.way(self.config.evaluation)
+        way = self._training if split == "train" else self.evaluations.way(self.config.evaluation, task)
         return await self._guarded(self.groups.episode("run_one", task, "run_one", split, 0, way))
 
     @property
@@ -206,12 +206,17 @@ class Rollout:
         """Those that are evaluated."""
         return self.tasks.get("heldout", [])[: self.config.evaluation.tasks]
 
-    def task_at(self, position: int) -> Task:
-        """The training split in a new order each epoch; depends on seed and position alone."""
-        tasks = self.tasks["train"]
-        epoch, place = divmod(position, len(tasks))
-        order = random.Random(f"{self.config.seed}-{epoch}").sample(range(len(tasks)), len(tasks))
-        return tasks[order[place]]
+    @cached_property
+    def order(self) -> Order:
+        """Of training, once it is known which tasks are left."""
+        mixed, scaffold = self.config.tasks, self._scaffold
+        weights = {name: share.weight for name, share in mixed.sets.items()} if mixed.name == "mixture" else {}
+        return Order(
+            self.tasks["train"],
+            self.config.seed,
+            weights,
+            scaffold.weights if isinstance(scaffold, ScaffoldMixture) else {},
+        )
 
     async def produce(self, steps: int, evaluate_every: int = 0) -> None:
         """Runs groups and writes the steps' files until the trainer has trained them all; every so many updates an
@@ -241,9 +246,10 @@ class Rollout:
 
     def _begin_groups(self, running: asyncio.TaskGroup, serving: dict, steps: int) -> None:
         while (position := self.books.admission.next_position(serving["step"], steps)) is not None:
-            task = self.task_at(position)
-            group = self.books.admit(position, task, serving["version"], self.config.group_size)
-            running.create_task(self._train_group(group, task))
+            drawn = self.order.at(position)
+            size = self.config.group_size
+            group = self.books.admit(position, drawn.task, serving["version"], size, drawn.scaffold)
+            running.create_task(self._train_group(group, drawn))
 
     def _store_steps(self, updates: int) -> None:
         while stats := self.books.store_step(self._counters()):
@@ -255,9 +261,9 @@ class Rollout:
                 flush=True,
             )
 
-    async def _train_group(self, group: str, task: Task) -> None:
-        size = self.config.group_size
-        self.books.finish(group, await self.groups.run(group, task, "train", size, self._training))
+    async def _train_group(self, group: str, drawn: Drawn) -> None:
+        size, way = self.config.group_size, self._training.under(drawn.scaffold)
+        self.books.finish(group, await self.groups.run(group, drawn.task, "train", size, way))
 
     async def evaluate(self, name: str, updates: int, tasks: Sequence[Task] | None = None) -> None:
         """Held-out tasks (None: all) under the weights of so many updates, unless there are none or a former attempt

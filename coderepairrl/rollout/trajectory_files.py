@@ -49,6 +49,8 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("events", pa.string()),
         ("stats", pa.string()),
+        ("task_set", pa.string()),  # this and the next are not in files of before
+        ("scaffold", pa.string()),
     ]
 )
 _JSON = ("verdict", "rewards", "events", "stats")  # nested and small: JSON text columns

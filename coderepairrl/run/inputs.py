@@ -139,7 +139,8 @@ def of(
 
     tasks: split -> those that count; model: a Hugging Face folder; known: keys whose content the caller has hashed.
     """
-    now = of_settings(config.model_dump(mode="json"), free, known)
+    tree = config.model_dump(mode="json")
+    now = of_settings(tree, free, known) | (weights(tree) if "train" in tasks else {})
     now |= {f"rollout.tasks.{split}": contents.tasks(found) for split, found in tasks.items()}
     return now | _reward_code(now) | (contents.model(model) if model else {}) | known
 
@@ -150,6 +151,12 @@ def of_settings(tree: dict[str, Any], free: Sequence[str], known: Sequence[str] 
     return {key: value if covered(key, (*free, *known)) else _content(key, value) for key, value in leaves.items()}
 
 
+def weights(tree: dict[str, Any]) -> dict[str, float]:
+    """Of a mixture of task sets, which training draws by; the tasks don't say it."""
+    sets = ((tree.get("rollout") or {}).get("tasks") or {}).get("sets") or {}
+    return {f"rollout.tasks.sets.{name}.weight": share["weight"] for name, share in sets.items()}
+
+
 def of_evaluation(record: Path) -> str:
     """A hash of what makes the held-out episodes of a run, as it is recorded now, but for the policy; "" where nothing
     is."""
@@ -158,6 +165,7 @@ def of_evaluation(record: Path) -> str:
         *ORDER,
         "rollout.sampling",
         "rollout.tasks.train",
+        "rollout.tasks.sets",
         "rollout.evaluation.greedy",
         "rollout.evaluation.retry",
     )

@@ -7,7 +7,7 @@ the gateway has closed the session. What the agent claims is ignored: the outcom
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Protocol, Union
 
@@ -31,6 +31,7 @@ from coderepairrl.scaffolds.controls import (
 )
 from coderepairrl.scaffolds.endpoint import Endpoint
 from coderepairrl.scaffolds.mini_swe_agent import MiniSweAgent, MiniSweAgentConfig
+from coderepairrl.scaffolds.mixture import ScaffoldMixture, ScaffoldMixtureConfig, members_of
 from coderepairrl.scaffolds.process_scaffold import ProcessScaffold
 from coderepairrl.scaffolds.retry import Retry, RetryConfig
 from coderepairrl.scaffolds.scripted import Scripted, ScriptedConfig
@@ -56,6 +57,7 @@ SCAFFOLDS = {  # what a configuration's class is made into
     PredictionsConfig: predictions,
     ScriptedConfig: Scripted,
     RetryConfig: Retry,
+    ScaffoldMixtureConfig: ScaffoldMixture,
 }
 ScaffoldConfig = Annotated[Union[tuple(SCAFFOLDS)], Field(discriminator="name")]
 
@@ -72,6 +74,8 @@ def make_scaffold(config: ScaffoldConfig, grader: Grader | None = None) -> Scaff
     """grader: for the control that asks the judge before the episode is over."""
     if isinstance(config, RetryConfig):
         return Retry(make_scaffold(config.agent), grader)
+    if isinstance(config, ScaffoldMixtureConfig):
+        return ScaffoldMixture(config, {name: make_scaffold(one.scaffold) for name, one in config.scaffolds.items()})
     return SCAFFOLDS[type(config)](config)
 
 
@@ -80,10 +84,16 @@ async def refusal(scaffold: Scaffold, config: EnvironmentsConfig) -> Callable[[T
     BuildError."""
     while isinstance(scaffold, Retry | Scripted):
         scaffold = scaffold.inner
-    if isinstance(scaffold, ProcessScaffold):
-        await scaffold.install(config)
-        return scaffold.refuses
-    return takes_all
+    programs = [one for one in members_of(scaffold) if isinstance(one, ProcessScaffold)]
+    for one in programs:
+        await one.install(config)
+    if len(programs) < 2:
+        return programs[0].refuses if programs else takes_all
+
+    async def refuses(task: Task) -> str:
+        return next((cause for one in programs if (cause := await one.refuses(task))), "")
+
+    return refuses
 
 
 @asynccontextmanager
@@ -91,13 +101,14 @@ async def ready(scaffold: Scaffold, config: EnvironmentsConfig) -> AsyncIterator
     """Installs what the scaffold needs, for the episodes that follow. Yields the Unix socket that the gateway must
     listen on for it, None where its port is enough. Raises BuildError."""
     scaffold = scaffold.inner if isinstance(scaffold, Retry) else scaffold
-    if not isinstance(scaffold, ProcessScaffold | Scripted):
+    programs = [one for one in members_of(scaffold) if isinstance(one, ProcessScaffold | Scripted)]
+    if not programs:
         yield None
         return
-    await scaffold.prepare(config)
-    try:
-        with tempfile.TemporaryDirectory(prefix="coderepairrl-gateway-") as folder:
-            os.chmod(folder, 0o755)  # it is shown to sandboxes, which run as another user
-            yield Path(folder, "socket")
-    finally:
-        await scaffold.close()
+    async with AsyncExitStack() as held:
+        for one in programs:
+            await one.prepare(config)
+            held.push_async_callback(one.close)
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="coderepairrl-gateway-"))
+        os.chmod(folder, 0o755)  # it is shown to sandboxes, which run as another user
+        yield Path(folder, "socket")
