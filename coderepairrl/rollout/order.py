@@ -2,8 +2,8 @@
 seed and position, so that an attempt that goes on gets what the one before would have got.
 
 Sets and scaffolds of a mixture take turns by their weights: next is the one that is farthest behind its share, so that
-after any number of groups each has had its share, to within a group for up to three of them. A set is walked in a new order
-each epoch of its own. The scaffolds take turns within each set, so that no set is left to one of them.
+after any number of groups each has had its share, to within a group for up to three of them. A set is walked in a new
+order each epoch of its own. The scaffolds take turns within each set, so that no set is left to one of them.
 """
 
 import random

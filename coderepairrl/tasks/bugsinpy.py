@@ -53,7 +53,7 @@ class BugsInPyConfig(Config):
     skip_unusable: bool = False  # leave out, and report, bugs that cannot be used; false: the first one is an error
 
 
-class Correction(Config):
+class PinCorrection(Config):
     """What the frozen requirements of a project need to be built here."""
 
     without: tuple[str, ...] = ()  # names of packages that are left out
@@ -127,7 +127,8 @@ def _to_task(bug: Path, repo: str, clone: Path, config: BugsInPyConfig) -> Task:
     place = _environment(task_id, bug, Recipe(f"git:{repo}", base, ".".join(python.split(".")[:2])), config)
     return Task(
         task_id=task_id,
-        problem_statement=f"The commit that repaired this bug of {repo} says:\n\n{_TRAILER.sub('', message).strip()}\n\n"
+        problem_statement=f"The commit that repaired this bug of {repo} says:\n\n"
+        f"{_TRAILER.sub('', message).strip()}\n\n"
         + "\n".join(["Without the repair these tests fail:", *(f"- {test}" for test in tests)]),
         environment=place,
         files={},
@@ -143,10 +144,10 @@ def _to_task(bug: Path, repo: str, clone: Path, config: BugsInPyConfig) -> Task:
 
 
 @functools.cache
-def corrections() -> dict[str, Correction]:
+def corrections() -> dict[str, PinCorrection]:
     """By project."""
     tree = read_yaml(Path(__file__).with_suffix(".yaml"))
-    return {name: Correction.model_validate(fields) for name, fields in tree.items()}
+    return {name: PinCorrection.model_validate(fields) for name, fields in tree.items()}
 
 
 def _text(path: Path) -> str:
@@ -202,7 +203,7 @@ def _tests(task_id: str, script: str, files: list[str]) -> tuple[list[str], tupl
 def _environment(task_id: str, bug: Path, recipe: Recipe, config: BugsInPyConfig) -> Environment:
     """Its authors' packages are preferred: they yield to what the project itself declares. Raises TaskError."""
     project = bug.parents[1].name
-    correction = corrections().get(project, Correction())
+    correction = corrections().get(project, PinCorrection())
     frozen, script = _text(bug / "requirements.txt"), _text(bug / "setup.sh")
     mentioned = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", frozen + script)}
     gathered = Gathered(

@@ -53,8 +53,8 @@ class EngineConfig(Config):
     # so many neighbouring ranks share one row (Ulysses), each with so much less of its activations
     sequence_ranks: PositiveInt = 1
     random_weights: bool = False  # don't read weights, draw them: benchmarks need a config.json only
-    # class names that ZeRO-3 gathers in one piece: fewer, larger collectives; null: the decoder's layers, where they are
-    # small and are neither recomputed nor adapted
+    # class names that ZeRO-3 gathers in one piece: fewer, larger collectives; null: the decoder's layers, where they
+    # are small and are neither recomputed nor adapted
     leaf_modules: list[str] | None = None
     # parameters with fewer elements stay whole on every rank, each gathered on its own after a step
     persistence_threshold: NonNegativeInt = 0

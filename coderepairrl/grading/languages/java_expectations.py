@@ -67,13 +67,13 @@ def turns(text: str, names: Collection[str], rng: random.Random) -> dict[str, li
     found: dict[str, list[list[TurnedExpectation]]] = {}
     for node in walk(root):
         if node.type == "method_declaration" and (name := _name(node)) in names and node.child_by_field_name("body"):
-            own = list(dict.fromkeys(Expectations(node, rng, words).turns()))
+            own = list(dict.fromkeys(JavaExpectations(node, rng, words).turns()))
             rng.shuffle(own)
             found.setdefault(name, []).append(sorted(own, key=lambda turn: turn.rank))
     return {name: together(several) for name, several in found.items()}
 
 
-class Expectations:
+class JavaExpectations:
     """Of one test method: what it expects, and each way of turning that."""
 
     def __init__(self, method: Node, rng: random.Random, words: Collection[str]):
