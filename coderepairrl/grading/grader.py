@@ -226,7 +226,7 @@ class Grader:
         return False
 
     async def _counter_check(self, task: Task, selection: Selection, first: asyncio.Future) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why), of a diff with a passing `first` run: where a core is free, made before
+        """(RESOLVED, or what the diff is instead; why) of a diff that passes its first run: where a core is free, begun before
         that is known. More rounds where the scan is certain of something or sees a comparison of the diff's own, and
         where it thinks something possible and one test alone decides: one round would let a coin win once in four."""
         marks = selection.marks
