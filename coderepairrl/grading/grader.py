@@ -226,9 +226,10 @@ class Grader:
         return False
 
     async def _counter_check(self, task: Task, selection: Selection, first: asyncio.Future) -> tuple[VerdictKind, str]:
-        """(RESOLVED, or what the diff is instead; why) of a diff that passes its first run: where a core is free, begun before
-        that is known. More rounds where the scan is certain of something or sees a comparison of the diff's own, and
-        where it thinks something possible and one test alone decides: one round would let a coin win once in four."""
+        """(RESOLVED, or what the diff is instead; why) of a diff that passes its first run; where a core is free, begun
+        before that is known. More rounds where the scan is certain of something or sees a comparison of the diff's own,
+        and where it thinks something possible and one test alone decides: one round would let a coin win once in four.
+        """
         marks = selection.marks
         alone = len({function_of(test) for test in task.fail_to_pass}) == 1
         rounds = ROUNDS if marks.certain or marks.compares else 2 if marks.possible and alone else 1
