@@ -77,9 +77,9 @@ public final class JUnitXmlRunner {
         for (String jar : of(options, "--classpath")) {
             places.add(new File(jar).toURI().toURL());
         }
+        Report report = new Report();
         ClassLoader loader = new URLClassLoader(places.toArray(new URL[0]), JUnitXmlRunner.class.getClassLoader());
         Thread.currentThread().setContextClassLoader(loader);
-        Report report = new Report();
         JUnitCore core = new JUnitCore();
         core.addListener(report);
         core.run(classesOf(tests, loader));
@@ -152,6 +152,8 @@ public final class JUnitXmlRunner {
             long started = System.nanoTime(), nanoseconds;
         }
 
+        // before the project's code runs, which could name another one
+        private final XMLOutputFactory factory = XMLOutputFactory.newInstance();
         private final Map<Description, Case> cases = new LinkedHashMap<>();
 
         private synchronized Case of(Description test) {
@@ -191,7 +193,7 @@ public final class JUnitXmlRunner {
 
         synchronized void write(Path path) throws IOException, XMLStreamException {
             StringWriter text = new StringWriter();
-            XMLStreamWriter xml = XMLOutputFactory.newInstance().createXMLStreamWriter(text);
+            XMLStreamWriter xml = factory.createXMLStreamWriter(text);
             xml.writeStartDocument("UTF-8", "1.0");
             xml.writeStartElement("testsuite");
             for (Map.Entry<Description, Case> entry : cases.entrySet()) {

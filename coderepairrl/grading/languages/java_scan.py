@@ -1,8 +1,8 @@
 """What in a diff's Java could bend the judge; the kinds of marks are scan.py's.
 
 A file is read as javac reads it: `\\u0041` is a letter, comments and texts are none. Marked with certainty is what
-reaches beyond the values of a method: reflection, the callers' frames, class loaders, the machine below, JUnit's
-internals, hooks of the process, and a class that has the simple name of one that tests use. What the file at the base
+reaches beyond the values of a method: reflection, the callers' frames, class loaders, the machine below, files (the
+tests among them), JUnit's internals, hooks of the process, and a class with the simple name of one that tests use. What the file at the base
 or the oracle's patch holds is no mark. Java that the test command doesn't compile does nothing.
 """
 
@@ -48,6 +48,11 @@ _CERTAIN = {
     "the machine below": re.compile(
         r"\bsun\.\w+\.|\bjdk\.\w+\b|\bcom\.sun\b|\bUnsafe\b|\bjava\.lang\.(?:instrument|management|foreign)\b"
         r"|\bInstrumentation\b|\bVirtualMachine\b|\bloadLibrary\b|\bSystem\.load\b|\bnative\b|\bjavax\.tools\b"
+    ),
+    "files and processes": re.compile(
+        r"\bjava\.nio\.(?:file|channels)\b|\bjava\.net\b|\bgetResource\w*\(|\bgetRuntime\(|\bexec\("
+        r"|\b(?:File|FileReader|FileWriter|FileInputStream|FileOutputStream|FileChannel|RandomAccessFile|Files|Paths"
+        r"|FileSystems?|ProcessBuilder|ProcessHandle|Socket|ServerSocket)\b"
     ),
     "hooks of the process": re.compile(
         r"\baddShutdownHook\b|\b[sg]etSecurityManager\b|\bSecurityManager\b|\bset(?:Default)?UncaughtExceptionHandler\b"
