@@ -86,7 +86,7 @@ class TaskShareConfig(Config):
     """One of a mixture's task sets."""
 
     weight: PositiveFloat = 1.0  # its share of the training groups, relative to the others'
-    tasks: OneSetConfig
+    tasks: OneSetConfig  # with its settings
 
 
 class TaskMixtureConfig(Config):
