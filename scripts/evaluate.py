@@ -76,9 +76,9 @@ def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
 
 
 def model_of(config: EvaluateConfig) -> str | None:
-    """A training run's newest checkpoint, or the path itself; None for a control. ConfigError when there is no
-    model."""
-    if not make_scaffold(scaffold_of(config)).calls_model:
+    """A training run's newest checkpoint, or the path itself; None for a control and an external model. ConfigError
+    when there is no model."""
+    if not make_scaffold(scaffold_of(config)).calls_model or config.rollout.server.kind == "external":
         return None
     if config.model is None:
         raise ConfigError(
@@ -208,7 +208,7 @@ def write_results(config: EvaluateConfig, run: Path) -> None:
     write_jsonl(
         run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)]
     )
-    by = config.model or scaffold_of(config).name
+    by = config.model or getattr(config.rollout.server, "model", None) or scaffold_of(config).name
     write_jsonl(
         run / "predictions.jsonl",
         [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own],
@@ -241,6 +241,7 @@ def _result(t: Trajectory, greedy: bool) -> dict:
             "detail": t.outcome_detail,
             "calls": len(t.calls),
             "tokens": t.sampled_tokens,
+            **_spent(t),
             "diff_lines": t.diff.count("\n"),
             "diff_bytes": len(t.diff.encode()),
             "dropped_paths": t.dropped_paths,
@@ -249,6 +250,17 @@ def _result(t: Trajectory, greedy: bool) -> dict:
         | _said(t)
         | ({name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
     )
+
+
+def _spent(t: Trajectory) -> dict:
+    """On an external model: tokens that its API has counted, and what they cost."""
+    if "external_prompt_tokens" not in t.stats:
+        return {}
+    return {
+        "prompt_tokens": int(t.stats["external_prompt_tokens"]),
+        "completion_tokens": int(t.stats.get("external_completion_tokens", 0)),
+        "dollars": t.stats.get("external_microdollars", 0) / 1e6,
+    }
 
 
 def _said(t: Trajectory) -> dict:
@@ -285,13 +297,21 @@ def summary_of(run: Path) -> dict:
         parts = sorted({row[key] for row in rows if key in row})
         rates |= {mixture: {part: _skill([r for r in rows if r[key] == part]) for part in parts}} if parts else {}
     rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
-    return rates | {
-        "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")),
-        "episodes": len(own),
-        "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
-        "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows),
-        "tokens": sum(row["tokens"] for row in rows),
-    }
+    return (
+        rates
+        | {
+            "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")),
+            "episodes": len(own),
+            "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
+            "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows),
+            "tokens": sum(row["tokens"] for row in rows),
+        }
+        | {
+            name: sum(row.get(name, 0) for row in rows)
+            for name in ("prompt_tokens", "completion_tokens", "dollars")
+            if any(name in row for row in rows)
+        }
+    )
 
 
 def _skill(rows: list[dict]) -> dict:
@@ -382,6 +402,11 @@ def show(run: Path, refused: list[str]) -> bool:
         f"{run}: {repaired(summary)} of {summary['tasks']} tasks repaired"
         + "".join(f"; {text} {summary[name]:.1%}" for name, text in beside.items() if name in summary)
         + (f"; {len(refused)} rows that cannot be used" if refused else "")
+        + (
+            f"; {summary['prompt_tokens']:,} tokens in, {summary['completion_tokens']:,} out, ${summary['dollars']:.2f}"
+            if "dollars" in summary
+            else ""
+        )
         + (
             f"; {summary['not_built']} without an environment: {run / 'environments.jsonl'}"
             if summary["not_built"]

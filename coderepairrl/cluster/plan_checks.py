@@ -32,6 +32,7 @@ PATHS = (
     "*scaffold.agent.requirements",
     "*scaffold.agent.files.*",
     "*sandbox.image",
+    "*server.key_file",
     "*sources.*.path",
 )
 DATA = (".jsonl", ".json", ".parquet")  # what a data set's source ends with, where it is a file and no name on the hub

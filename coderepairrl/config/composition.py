@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from coderepairrl.config.schema import is_union
+from coderepairrl.config.schema import union_key
 from coderepairrl.config.yaml_core import At, parse
 from coderepairrl.errors import ConfigError, did_you_mean
 
@@ -82,7 +82,8 @@ def merged(model: type[BaseModel], low: Tree, high: Tree) -> Tree:
         for key, value in high.items():
             here, below = (*at, key), out.get(key)
             sections = isinstance(value, dict) and isinstance(below, dict)
-            if sections and value.get("name", below.get("name")) != below.get("name") and is_union(model, here):
+            kind = union_key(model, here) if sections else None
+            if kind and value.get(kind, below.get(kind)) != below.get(kind):
                 sections = False
             if not sections:
                 replaced.append(here)
@@ -110,7 +111,7 @@ def _override(model: type[BaseModel], tree: Tree, item: str) -> Tree:
             raise ConfigError(f"{place}: {part!r} is a value, not a section: drop what follows it")
         node[part] = node = dict(section)
     gone: At = (*above, last)
-    if last == "name" and node.get(last, value) != value and is_union(model, above):
+    if last in ("name", "kind") and node.get(last, value) != value and last == union_key(model, above):
         node.clear()
         gone = tuple(above)
     node[last] = value

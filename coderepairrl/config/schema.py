@@ -30,10 +30,10 @@ def kind_of(model: type[BaseModel], key: str) -> str | None:
     return allowed[0] if len(allowed) == 1 and isinstance(allowed[0], str) else None
 
 
-def is_union(model: type[BaseModel], at: Sequence[str | int]) -> bool:
-    """Whether what stands there is one of several classes, told apart by its `name`."""
+def union_key(model: type[BaseModel], at: Sequence[str | int]) -> str | None:
+    """The key that tells apart the classes of which one stands there, `name` or `kind`; None where there is one."""
     fields = [m.model_fields[at[-1]] for m in models_at(model, at[:-1]) if at[-1] in m.model_fields] if at else []
-    return any(discriminator(field) == "name" for field in fields)
+    return next((key for field in fields if (key := discriminator(field)) in ("name", "kind")), None)
 
 
 def models_at(model: type[BaseModel], at: Sequence[str | int]) -> list[type[BaseModel]]:

@@ -71,6 +71,14 @@ class CallTree:
             return self._of_text(request.text)
         return self._of_messages(request)
 
+    def history(self, request: Request) -> Prompt:
+        """Of a model whose tokens are not known: no ids; the call that it continues by its messages alone."""
+        links, messages = self._links(request), [entry.message for entry in request.messages]
+        upto = next((i for i in range(len(messages), 0, -1) if links[i] in self._after_turn), None)
+        if upto is None:
+            return Prompt((), None, links, "no recorded turn in the history")
+        return Prompt((), self._call_of(links[upto], messages[upto - 1]).index, links, "")
+
     def place(self, prompt: Prompt) -> tuple[int | None, str | None]:
         """(parent, parent_part) of a call with this prompt; (None, None) for a root."""
         for index in self._asked.get(prompt.links[-1], ()):

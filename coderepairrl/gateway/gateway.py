@@ -55,6 +55,7 @@ class Gateway:
     over all sessions. The clients, one for each vLLM server, belong to the caller: stop() does not close them.
 
     socket_path  listen on this Unix socket too: the same app, the same keys. The file goes with stop().
+    session      external.py's where the clients are of somebody else's API; it needs no renderer
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Gateway:
         clients: Sequence[VLLMClient],
         renderer: Renderer,
         socket_path: str | Path | None = None,
+        session: type[Session] = Session,
     ):
+        self._session_class = session
         self.config, self.clients, self.renderer = config, clients, renderer
         self.socket_path = Path(socket_path) if socket_path else None
         self.counters: Counter[str] = Counter()
@@ -140,7 +143,7 @@ class Gateway:
         key = key or new_key()
         if key in self._sessions:
             raise GatewayError("a session with this key is open: give each its own, or none")
-        session = self._sessions[key] = Session(
+        session = self._sessions[key] = self._session_class(
             key, limits, sampling, self._client(), self.renderer, cache_salt, self._count
         )
         session.base_url, session.socket_path = self.base_url, self.socket_path

@@ -243,7 +243,7 @@ class Session:
             started_s=started - self._opened,
             seconds=time.monotonic() - started,
         )
-        turn = self._read_turn(request, call)
+        turn = self._read_turn(request, call, completion)
         self.tree.add(prompt, turn)
         self._count("rerendered_roots", int(call.rerendered))
         self._event(
@@ -260,7 +260,7 @@ class Session:
         )
         return turn
 
-    def _read_turn(self, request: Request, call: Call) -> Turn:
+    def _read_turn(self, request: Request, call: Call, completion: Completion) -> Turn:
         if request.text is not None:
             return Turn(call, self._renderer.text(call.completion_ids, stop=request.stop, ends=False), None, ())
         content, reasoning, tool_calls, malformed = self._renderer.parse(

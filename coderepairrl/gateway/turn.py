@@ -16,6 +16,7 @@ class Turn:
     content: str
     reasoning: str | None
     tool_calls: tuple[ParsedCall, ...]
+    used: tuple[int, int] | None = None  # tokens of prompt and completion where somebody else counts them
 
     def message(self) -> Message:
         """As the OpenAI API has it; the ids of tool calls are the same in every run of the same conversation."""

@@ -15,7 +15,8 @@ def finish_reason(turn: Turn) -> str:
 
 
 def usage(turns: Sequence[Turn]) -> dict[str, int]:
-    prompt, completion = len(turns[0].call.prompt_ids), sum(len(turn.call.completion_ids) for turn in turns)
+    count = lambda turn: turn.used or (len(turn.call.prompt_ids), len(turn.call.completion_ids))
+    prompt, completion = count(turns[0])[0], sum(count(turn)[1] for turn in turns)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

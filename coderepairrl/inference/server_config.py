@@ -1,8 +1,8 @@
-"""What a user may set of vLLM."""
+"""What a user may set of vLLM, or of somebody else's API in its place."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Discriminator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tag, field_validator
 
 from coderepairrl.config import Config, Port
 from coderepairrl.processes.starting import has_gpu
@@ -26,6 +26,7 @@ OWN_OPTIONS |= dict.fromkeys(
 class ServerConfig(Config):
     """vLLM, as it is served."""
 
+    kind: Literal["vllm"] = "vllm"
     host: str = "127.0.0.1"  # where it listens; a job over several nodes sets it to its node's address
     port: Port = 0  # 0: any free one
     max_model_len: PositiveInt = 2048  # tokens of a context, prompt and completion
@@ -70,3 +71,36 @@ class ServerConfig(Config):
         if self.probe_bound is not None:
             return self.probe_bound
         return 2e-4 if exact and self.dtype == "float32" and not self._on_gpu else 0.2
+
+
+class PricesConfig(Config):
+    """Dollars a million tokens."""
+
+    input: NonNegativeFloat = 0.0  # of prompts
+    output: NonNegativeFloat = 0.0  # of what is said, thoughts included
+
+    def microdollars(self, prompt_tokens: int, completion_tokens: int) -> int:
+        return round(prompt_tokens * self.input + completion_tokens * self.output)
+
+
+class ExternalServerConfig(Config):
+    """A model behind any OpenAI-compatible API, for evaluations (gateway/external.py)."""
+
+    kind: Literal["external"] = "external"
+    url: str  # up to and with /v1
+    model: str  # as the API names it
+    key_file: str | None = None  # a file with the API key and nothing else; null: it wants none
+    prices: PricesConfig = PricesConfig()
+    max_model_len: PositiveInt = 131_072  # tokens of a context, prompt and completion
+    body: dict[str, Any] = {}  # further fields of every request: {reasoning_effort: low}
+    left_out: tuple[Literal["max_tokens", "temperature"], ...] = ()  # of its fields: what the model does not take
+
+
+def _kind(value: Any) -> str:
+    """A server is vLLM unless it says what else."""
+    return (value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)) or "vllm"
+
+
+AnyServerConfig = Annotated[
+    Annotated[ServerConfig, Tag("vllm")] | Annotated[ExternalServerConfig, Tag("external")], Discriminator(_kind)
+]

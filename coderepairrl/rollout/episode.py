@@ -68,15 +68,13 @@ class _Left:
         self.seen: dict[str, float] = {}  # of its edits
         self.events: list[dict] = []  # beside the gateway's
 
+    def times(self, finished: float) -> dict[str, float]:
+        """started_at: seconds since the epoch; the others are durations."""
+        generation_s, grading_s = self.generated - self.started, finished - self.generated
+        return {"started_at": self.started_at, "generation_s": generation_s, "grading_s": grading_s}
+
     def note(self, kind: str, **what) -> None:
         self.events.append({"kind": kind, "at_s": time.monotonic() - self.started, **what})
-
-    def stats(self, finished: float) -> dict[str, float]:
-        return {
-            "started_at": self.started_at,
-            "generation_s": self.generated - self.started,
-            "grading_s": finished - self.generated,
-        } | self.seen
 
 
 async def run_episode(
@@ -91,14 +89,11 @@ async def run_episode(
     cache_salt: str,
     scaffold: str = "",
 ) -> Trajectory:
-    """scaffold: its name in a mixture.
-
-    Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
+    """Never raises for what agent, machine or task do: an agent's failure gets its reward, a broken machine or a wrong
     task INFRASTRUCTURE_ERROR. So does whatever this program did not foresee (the log has where), since what an agent
     does decides which of its lines run: one diff must not end a run, and many such errors do
     (RolloutConfig.max_infrastructure_share). But ConfigError, which is the user's; and GatewayError when the record is
-    gone with a process of the gateway: these end the run.
-    """
+    gone with a process of the gateway: these end the run. scaffold: its name in a mixture."""
     left = _Left()
     session = services.gateway.open_session(services.limits, sampling, cache_salt=cache_salt)
     try:
@@ -132,7 +127,7 @@ async def run_episode(
         reward=discounted(result.reward, len(session.calls), services.rewards.discount_per_call),
         seconds=finished - left.started,
         events=(*session.events, *left.events),
-        stats=left.stats(finished) | {k: float(v) for k, v in session.counters.items()},
+        stats=left.times(finished) | left.seen | {k: float(v) for k, v in session.counters.items()},
         task_set=task.metadata.get(TASK_SET, ""),
         scaffold=scaffold,
     )

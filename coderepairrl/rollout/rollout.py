@@ -17,8 +17,10 @@ import aiohttp
 
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.gateway import Gateway, Workers, make_gateway, renderer_of
+from coderepairrl.gateway.external import ExternalClient, ExternalSession
 from coderepairrl.grading.output import Outputs
 from coderepairrl.inference.server import Server
+from coderepairrl.inference.server_config import ExternalServerConfig, ServerConfig
 from coderepairrl.inference.supervisor import POLL_S, NoServer, Supervisor, follow_others
 from coderepairrl.processes import cause
 from coderepairrl.rewards import Grader
@@ -76,7 +78,8 @@ class Rollout:
         config = self.config
         await asyncio.to_thread(check, config.sandbox)
         self.tasks, self.refused = await fitting(self.tasks, self._scaffold, config.environments)
-        server = Server(config.server, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
+        own = config.server if isinstance(config.server, ServerConfig) else ServerConfig()
+        server = Server(own, self.run, self.run / "logs" / f"attempt_{self._attempt}" / "vllm.log")
         self._held = AsyncExitStack()  # what the scaffold needs while episodes run
         socket = await self._held.enter_async_context(ready(self._scaffold, config.environments))
         try:
@@ -86,7 +89,7 @@ class Rollout:
             raise
         self.supervisor = (
             Supervisor(server, self.gateway.clients[0].pause, self.gateway.clients[0].resume)
-            if self._scaffold.calls_model
+            if self._scaffold.calls_model and own is config.server
             else NoServer(server)
         )
         self._http = aiohttp.ClientSession(
@@ -127,6 +130,9 @@ class Rollout:
 
     def _make_gateway(self, server: Server, socket: Path | None) -> Gateway | Workers:
         config = self.config
+        if isinstance(config.server, ExternalServerConfig):
+            client = ExternalClient(config.server, config.engine_wait_s)
+            return Gateway(config.gateway, [client], None, socket, ExternalSession)
         model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
         renderer = partial(
             renderer_of, model, config.rendering, config.chat_template, getattr(self._scaffold, "without_tools", "")

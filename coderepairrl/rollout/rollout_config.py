@@ -5,7 +5,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from coderepairrl.config import Config
 from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.gateway import GatewayConfig, RenderingConfig, SessionLimits, TrainedSamplingConfig
-from coderepairrl.inference.server_config import ServerConfig
+from coderepairrl.inference.server_config import AnyServerConfig, ServerConfig
 from coderepairrl.rewards import RewardConfig
 from coderepairrl.rollout.evaluations import EvaluationConfig
 from coderepairrl.run import context
@@ -23,7 +23,7 @@ class RolloutConfig(Config):
     # of tasks whose environments are built: from where, into which cache
     environments: EnvironmentsConfig = EnvironmentsConfig()
     sandbox: SandboxConfig = SandboxConfig()
-    server: ServerConfig = ServerConfig()
+    server: AnyServerConfig = ServerConfig()  # vLLM, or somebody else's API (kind: external)
     gateway: GatewayConfig = GatewayConfig()
     limits: SessionLimits = SessionLimits()
     sampling: TrainedSamplingConfig = TrainedSamplingConfig()

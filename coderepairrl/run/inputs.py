@@ -118,7 +118,8 @@ ADMISSION = (
 
 RECORD = "inputs.json"  # in a run's folder
 
-NO_INPUT = ("run", "output", "out", "role", "resume")  # where results go, which of a run's programs this is
+# where results go, which of a run's programs this is, who pays
+NO_INPUT = ("run", "output", "out", "role", "resume", "rollout.server.key_file", "rollout.server.prices")
 BY_CONTENT = ("model", "rollout.tasks", "tasks")  # a folder and a loader's settings: what they name is hashed instead
 FOLDERS = ("path", "model", "folders", "image")  # last parts of keys whose folders are hashed; files are under any key
 SHOWN_KEYS, SHOWN_CHARACTERS = 4, 60

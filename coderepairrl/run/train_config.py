@@ -64,6 +64,15 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _model_is_ours(self) -> "TrainConfig":
+        if self.rollout.server.kind != "vllm":
+            raise ValueError(
+                "rollout.server: an external model has no weights that could be trained: evaluate it "
+                "(scripts/evaluate.py)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _agent_decides(self) -> "TrainConfig":
         if self.rollout.scaffold.name == "retry":
             raise ValueError(

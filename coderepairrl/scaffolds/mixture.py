@@ -32,7 +32,7 @@ class ScaffoldShareConfig(Config):
     """One of a mixture's scaffolds."""
 
     weight: PositiveFloat = 1.0  # its share of the training groups, relative to the others'
-    scaffold: Agent  # any but a control
+    scaffold: Agent  # with its settings
 
 
 class ScaffoldMixtureConfig(Config):

@@ -98,7 +98,7 @@ class TaskShareConfig(Config):
     """One of a mixture's task sets."""
 
     weight: PositiveFloat = 1.0  # its share of the training groups, relative to the others'
-    tasks: OneSetConfig  # as rollout.tasks without a mixture
+    tasks: OneSetConfig  # with its settings
 
 
 class TaskMixtureConfig(Config):
