@@ -124,7 +124,11 @@ def test_its_own_tests_with_their_data_judge_it(bug, tmp_path):
         ("requirements.txt", "-e git+https://github.com/other/thing#egg=thing", "it installs -e git"),
         ("setup.sh", "make init", "only its publishers' image runs `make init`"),
         ("bug.info", 'buggy_commit_id="1"', "no 'fixed_commit_id'"),
-        ("bug.info", f'python_version="3.7"\nbuggy_commit_id="{"1" * 40}"\nfixed_commit_id="2"\ntest_file="t.py"', "git"),
+        (
+            "bug.info",
+            f'python_version="3.7"\nbuggy_commit_id="{"1" * 40}"\nfixed_commit_id="2"\ntest_file="t.py"',
+            "git",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(bug, capsys, file, text, cause):
