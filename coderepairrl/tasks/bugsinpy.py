@@ -33,7 +33,9 @@ from coderepairrl.tasks.translation import Gathered, Untranslatable
 from coderepairrl.types import Environment, Recipe, Task
 
 URL = "https://github.com/soarsmu/BugsInPy"
-WRITTEN = "2020-07-15T00:00:00Z"  # when its requirements were frozen: of what they leave open the version of that day
+# Its requirements were frozen in 2020. What they leave open is of this day: since then the index has the releases of
+# atomicwrites that they name (all were uploaded anew), and editable installations without a setup.py are possible.
+WRITTEN = "2022-07-10T00:00:00Z"
 WITHOUT = ("pkg-resources", "pywin32")  # Debian's pip alone lists the first, Windows alone has the second
 FILES = "one file of tests: all of them may show the bug"
 _INFO = re.compile(r'^(\w+)\s*=\s*"([^"]*)"', re.MULTILINE)
@@ -127,9 +129,7 @@ def _to_task(bug: Path, repo: str, clone: Path, config: BugsInPyConfig) -> Task:
     place = _environment(task_id, bug, Recipe(f"git:{repo}", base, ".".join(python.split(".")[:2])), config)
     return Task(
         task_id=task_id,
-        problem_statement=f"The commit that repaired this bug of {repo} says:\n\n"
-        f"{_TRAILER.sub('', message).strip()}\n\n"
-        + "\n".join(["Without the repair these tests fail:", *(f"- {test}" for test in tests)]),
+        problem_statement=_statement(repo, message, tests),
         environment=place,
         files={},
         hidden_tests={},
@@ -161,6 +161,11 @@ def _text(path: Path) -> str:
 
 _DIFF = ("diff-tree", "-p", "--binary", "--full-index", "--no-renames", "--no-ext-diff", "--no-textconv")
 _DATE = ("--date=format-local:%Y-%m-%dT%H:%M:%SZ",)
+
+
+def _statement(repo: str, message: str, tests: list[str]) -> str:
+    lines = [f"The commit that repaired this bug of {repo} says:", "", _TRAILER.sub("", message).strip(), ""]
+    return "\n".join([*lines, "Without the repair these tests fail:", *(f"- {test}" for test in tests)])
 
 
 def _root(path: str) -> str:
