@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-from curves import COLOURS, STYLE
-from figure import INK, save
+from figure import COLOURS, INK, STYLE, save
 from rich.console import Console
 from rich.table import Table
 from seeds import grouped

@@ -12,6 +12,23 @@ from coderepairrl.files import whole
 
 matplotlib.use("Agg")  # draws into files, needs no display
 INK, ACCENT, TEXT = "#20303c", "#c8553d", "#5c6b75"
+SOFT = "#8aa1ad"
+# told apart by the colour-blind as well (Okabe, Ito)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE = {
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.edgecolor": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
 
 
 def runs_and_picture(arguments: Sequence[str], usage: str, name: str) -> tuple[list[Path], Path]:

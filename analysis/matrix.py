@@ -25,8 +25,7 @@ from statistics import fmean
 
 import matplotlib.pyplot as plt
 from compare import ITSELF, MEASURES, evaluated_below, points
-from curves import COLOURS, STYLE
-from figure import INK, TEXT, save
+from figure import COLOURS, INK, STYLE, TEXT, save
 from rich.console import Console
 from rich.table import Table
 from seeds import grouped

@@ -5,10 +5,9 @@
     python benchmarks/bench_gateway.py configs/bench/gateway.yaml parts='[throughput]' model=runs/quickstart/policy
 
     calls        agents with histories of 3k to 5k tokens; calls arrive at random times, whatever was answered (open
-                 loop), and a latency counts
-                 from its arrival. Added latency is over the null upstream addressed directly, CPU is the server's own.
-                 A conversation's first
-                 call, which is read and tokenised whole, is shown apart
+                 loop), and a latency counts from its arrival. Added latency is over the null upstream addressed
+                 directly, CPU is the server's own. A conversation's first call, which is read and tokenised whole, is
+                 shown apart
     growth       one conversation to 128 turns and 64k tokens: what a turn costs as the history grows, and how much of
                  it is tokenising
     soak         2,000 sessions, 300 at once, whose clients hang up and try again at random: nothing lost, nothing
@@ -20,7 +19,6 @@ finds a fault.
 """
 
 import asyncio
-import itertools
 import json
 import random
 import statistics
@@ -30,25 +28,21 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
-from bench_gateway_servers import SAID, Server, gateway, null_proxy, null_upstream, server
+from bench_gateway_load import CONTENT, Conversation, Target, Texts, quantile, row
+from bench_gateway_servers import SAID, gateway, null_proxy, null_upstream, server
+from bench_gateway_soak import soak
 from pydantic import PositiveFloat, PositiveInt
 
 from coderepairrl.config import Config, load
 from coderepairrl.errors import ConfigError
-from coderepairrl.gateway.call_forms import call_id
 from coderepairrl.inference.server import Server as VLLM
 from coderepairrl.inference.server_config import ServerConfig
 from coderepairrl.models.small_policy import SmallPolicyConfig, initial_model, save, train_tokenizer
-from coderepairrl.models.tokenizer import load_tokenizer
 from coderepairrl.run.program import program
 from coderepairrl.scaffolds.terminal import TOOLS
-
-CONTENT = (Path(json.__file__).parent / "decoder.py").read_text() + (
-    Path(asyncio.__file__).parent / "tasks.py"
-).read_text()
 
 
 class BenchConfig(Config):
@@ -69,83 +63,6 @@ class BenchConfig(Config):
     in_flight: PositiveInt = 64  # calls at once in `throughput`
     tokens: PositiveInt = 128  # sampled a call in `throughput`
     vllm: ServerConfig = ServerConfig(dtype="float32", kv_cache_mib=512, max_model_len=4096)  # of `throughput`
-
-
-class Texts:
-    """Pieces of source code of so many tokens."""
-
-    def __init__(self, model: Path):
-        self.tokenizer = load_tokenizer(model)
-        self._ids = self.tokenizer.encode(CONTENT, add_special_tokens=False)
-
-    def piece(self, tokens: int) -> str:
-        start = random.randrange(len(self._ids))
-        return self.tokenizer.decode((self._ids[start:] + self._ids * (1 + tokens // len(self._ids)))[:tokens])
-
-
-class Conversation:
-    """What an agent sends, turn by turn: the model says SAID, a tool answers."""
-
-    def __init__(self, texts: Texts, first_tokens: int, turn_tokens: int):
-        self.texts, self.turn_tokens = texts, turn_tokens
-        self.messages = [
-            {"role": "system", "content": texts.piece(first_tokens // 3)},
-            {"role": "user", "content": texts.piece(first_tokens * 2 // 3)},
-        ]
-        self.turns = 0
-
-    def body(self) -> bytes:
-        return json.dumps({"model": "m", "messages": self.messages, "tools": TOOLS}).encode()
-
-    def answered(self) -> None:
-        call = {
-            "id": call_id(self.turns, 0),
-            "type": "function",
-            "function": {"name": "shell", "arguments": SAID.partition('"arguments": ')[2].partition("}\n")[0]},
-        }
-        self.messages += [
-            {"role": "assistant", "content": SAID.partition("\n")[0], "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": call["id"], "content": self.texts.piece(self.turn_tokens)},
-        ]
-        self.turns += 1
-
-
-class Target:
-    """Where calls go: the null upstream, the null proxy, or the gateway, which wants a session for each
-    conversation."""
-
-    def __init__(self, name: str, measured: Server, http: aiohttp.ClientSession):
-        self.name, self.server, self.http = name, measured, http
-
-    async def open(self, query: str = "") -> tuple[str, dict[str, str]]:
-        """(URL of chat completions, headers)"""
-        if self.name != "gateway":
-            return self.server.url + "/v1/chat/completions", {}
-        async with self.http.post(self.server.url + "/sessions" + query) as response:
-            opened = await response.json()
-        return opened["base_url"] + "/chat/completions", {"Authorization": f"Bearer {opened['key']}"}
-
-    async def close(self, headers: dict[str, str], query: str = "") -> Any:
-        if headers:
-            async with self.http.delete(
-                f"{self.server.url}/sessions/{headers['Authorization'][7:]}{query}"
-            ) as response:
-                return await response.json()
-
-    async def call(self, url: str, headers: dict[str, str], body: bytes) -> dict:
-        async with self.http.post(url, data=body, headers=headers) as response:
-            data = await response.read()
-            if response.status != 200:
-                raise RuntimeError(f"{self.name} answered {response.status}: {data[:300]!r}")
-        return data
-
-
-def row(*cells: Any) -> None:
-    print("".join(f"{cell:<34}" if i == 0 else f"{cell:>13}" for i, cell in enumerate(cells)), flush=True)
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
 async def open_loop(
@@ -260,72 +177,6 @@ async def tokenised(target: Target) -> tuple[float, float]:
     return spent["tokenising_s"], spent["characters"]
 
 
-async def soak(config: BenchConfig, target: Target, upstream: Server) -> bool:
-    """True when all is well. The upstream says the end of each prompt, which names the session and the turn."""
-    faults: list[str] = []
-    sampled = hung_up = 0
-    slots = asyncio.Semaphore(config.soak_at_once)
-
-    async def one(number: int) -> None:
-        nonlocal sampled, hung_up
-        async with slots:
-            url, headers = await target.open()
-            messages, answers = [], []
-            for turn in range(random.randint(2, 6)):
-                messages = [
-                    *messages,
-                    {"role": "user", "content": f"word {random.random()} session {number} turn {turn} end"},
-                ]
-                body = json.dumps({"messages": messages}).encode()
-                for attempt in itertools.count():
-                    try:
-                        async with asyncio.timeout(random.uniform(0.005, 0.1) if random.random() < 0.3 else 60):
-                            answer = json.loads(
-                                await target.call(url, headers | {"x-stainless-retry-count": str(attempt)}, body)
-                            )
-                        break
-                    except TimeoutError:
-                        hung_up += 1
-                messages.append(answer["choices"][0]["message"])
-                answers.append(messages[-1]["content"])
-                if f"session {number} turn {turn} end" not in answers[-1]:
-                    faults.append(f"session {number}, turn {turn} got {answers[-1]!r}")
-            closed = await target.close(headers, "?calls=1")
-            record = closed["calls"]
-            sampled += len(record)
-            if [call["parent"] for call in record] != [None, *range(len(answers) - 1)] or any(
-                a not in call["text"] for a, call in zip(answers, record)
-            ):
-                faults.append(
-                    f"session {number}: {len(answers)} answers, {len(record)} calls with parents "
-                    f"{[call['parent'] for call in record]}"
-                )
-
-    row("soak", "sessions", "calls", "hung up", "sampled", "faults", "memory MiB")
-    for part in range(4):
-        share = config.soak_sessions // 4
-        await asyncio.gather(*(one(part * share + i) for i in range(share)))
-        async with target.http.get(upstream.url + "/asked") as response:
-            asked = await response.json()
-        row(
-            f"after {share * (part + 1)}",
-            share * (part + 1),
-            sampled,
-            hung_up,
-            asked,
-            len(faults),
-            f"{target.server.memory_mib():.0f}",
-        )
-    async with target.http.get(target.server.url + "/left") as response:
-        left = await response.json()
-    print(f"left in the gateway: {left['sessions']} sessions, {left['tasks']} tasks")
-    faults += [f"{asked} were sampled, {sampled} are on record"] if asked != sampled else []
-    faults += [f"{left['sessions']} sessions were not given back"] if left["sessions"] else []
-    for fault in faults[:20]:
-        print(f"    {fault}")
-    return not faults
-
-
 async def throughput(config: BenchConfig, texts: Texts, through: Target, vllm: VLLM) -> None:
     """Sampled tokens a second with so many calls in flight, in turns: direct, gateway, direct, gateway ..."""
     http, renderer_ids = (
@@ -401,7 +252,9 @@ async def bench(config: BenchConfig, model: Path, folder: Path) -> bool:
                 await growth(config, texts, targets)
             if "soak" in config.parts:
                 with server(gateway, upstream.url + "/echo", model) as echoing:
-                    clean = await soak(config, Target("gateway", echoing, http), upstream)
+                    clean = await soak(
+                        config.soak_sessions, config.soak_at_once, Target("gateway", echoing, http), upstream
+                    )
             if "throughput" in config.parts:
                 (folder / "policy").mkdir()
                 vllm = VLLM(config.vllm, folder, folder / "vllm.log")

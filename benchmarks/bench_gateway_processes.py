@@ -24,7 +24,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from bench_gateway import CONTENT, Conversation, Texts, quantile, row
+from bench_gateway_load import CONTENT, Conversation, Texts, quantile, row
 from bench_gateway_servers import SAID, null_upstream, server
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 

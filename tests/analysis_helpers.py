@@ -21,7 +21,8 @@ def module(name):
     return loaded
 
 
-seeds, _, curves, table, timeline = (module(name) for name in ("seeds", "figure", "curves", "table", "timeline"))
+NAMES = ("seeds", "figure", "series", "panels", "curves", "table", "timeline")
+seeds, _, series, panels, curves, table, timeline = (module(name) for name in NAMES)
 
 
 @dataclass

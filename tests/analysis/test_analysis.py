@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from analysis_helpers import ROOT, curves, program, seeds, table
+from analysis_helpers import ROOT, curves, panels, program, seeds, series, table
 from matplotlib.image import imread
 
 from coderepairrl.run import intervals
@@ -117,16 +117,16 @@ def test_settings_that_differ_by_more_than_the_seed_are_named(tmp_path):
 
 
 def test_a_band_is_the_interval_and_stays_positive_on_a_logarithmic_axis():
-    plain, rate, logarithmic = curves.Panel("", ("x",)), curves.PASS_RATE, curves.Panel("", ("x",), logarithmic=True)
-    assert curves.band([1.0, 3.0], plain) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706), abs=1e-3)
-    assert curves.band([0.9, 1.0], rate) == intervals.mean_rate([0.9, 1.0])
-    mean, low, high = curves.band([1e-6, 1e-4], logarithmic)
+    plain, rate, logarithmic = panels.Panel("", ("x",)), panels.PASS_RATE, panels.Panel("", ("x",), logarithmic=True)
+    assert panels.band([1.0, 3.0], plain) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706), abs=1e-3)
+    assert panels.band([0.9, 1.0], rate) == intervals.mean_rate([0.9, 1.0])
+    mean, low, high = panels.band([1e-6, 1e-4], logarithmic)
     assert mean == pytest.approx(1e-5) and 0 < low < mean < high and low * high == pytest.approx(mean * mean)
     for values in ([0.0, 1e-6, 1e-4], [math.nan, 1e-6, 1e-4]):
-        assert curves.band(values, logarithmic) == pytest.approx((mean, low, high))
-    assert curves.band([math.nan, 1.0, 3.0], plain) == curves.band([1.0, 3.0], plain)
+        assert panels.band(values, logarithmic) == pytest.approx((mean, low, high))
+    assert panels.band([math.nan, 1.0, 3.0], plain) == panels.band([1.0, 3.0], plain)
     for panel, values in ((plain, [math.nan]), (rate, [math.nan] * 2), (logarithmic, [0.0, math.nan])):
-        assert all(map(math.isnan, curves.band(values, panel)))
+        assert all(map(math.isnan, panels.band(values, panel)))
 
 
 def test_a_step_with_nothing_to_measure_is_a_gap(tmp_path):
@@ -139,7 +139,7 @@ def test_a_step_with_nothing_to_measure_is_a_gap(tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, [(steps, means)], _ = drawn_lines([run], "entropy")
     assert steps == [0, 1, 2, 3] and np.isnan(means).tolist() == [False, True, True, False]
-    shown = {key for panel in curves.PANELS if panel.drawn([curves.read(run)]) for key in panel.keys}
+    shown = {key for panel in panels.PANELS if panel.drawn([series.read(run)]) for key in panel.keys}
     assert {"entropy", "logprob_gap", "grad_norm", "frac_reward_zero_std"} <= shown
     assert program(curves, run, finished(tmp_path / "a_seed1", 1, steps=4), f"out={tmp_path}/gaps.png").returncode == 0
 
@@ -147,8 +147,8 @@ def test_a_step_with_nothing_to_measure_is_a_gap(tmp_path):
 def drawn_lines(runs, key):
     """(steps, means) of each curve as matplotlib holds them."""
     figure, axis = curves.plt.subplots()
-    found = curves.load(runs)
-    curves.lines(axis, found, curves.Panel("", (key,)))
+    found = series.load(runs)
+    panels.lines(axis, found, panels.Panel("", (key,)))
     data = [line.get_data() for line in axis.lines]
     curves.plt.close(figure)
     return (
@@ -177,7 +177,7 @@ def test_a_curve_is_the_mean_over_seeds_at_the_steps_that_all_have(tmp_path):
 def test_panels_without_anything_to_see_are_left_out(tmp_path):
     with_kl, without = finished(tmp_path / "a", kl=0.1, staleness_mean=0.0), finished(tmp_path / "b")
     shown = [
-        {key for panel in curves.PANELS if panel.drawn(list(map(curves.read, runs))) for key in panel.keys}
+        {key for panel in panels.PANELS if panel.drawn(list(map(series.read, runs))) for key in panel.keys}
         for runs in ([with_kl], [with_kl, without])
     ]
     assert (
@@ -207,11 +207,11 @@ def test_evaluations_beside_training_are_points_with_their_intervals(tmp_path):
     # those before and after are the summary's
     for runs, steps, low in (([one], [3, 5], 0.3), ([one, other], [3], 0.0)):
         figure, axis = curves.plt.subplots()
-        assert curves.evaluations(axis, curves.load(runs)[0], "black")
+        assert panels.evaluations(axis, series.load(runs)[0], "black")
         bars = [container.lines[2][0].get_segments()[0] for container in axis.containers]
         assert [bar[0][0] for bar in bars] == steps and all(bar[0][1] == pytest.approx(low, abs=1e-9) for bar in bars)
         curves.plt.close(figure)
-    assert len(curves.read(one).rows) == 8 and program(curves, one).returncode == 0
+    assert len(series.read(one).rows) == 8 and program(curves, one).returncode == 0
 
 
 def test_a_run_of_one_step_and_one_with_a_slow_first_step(tmp_path):
@@ -222,7 +222,7 @@ def test_a_run_of_one_step_and_one_with_a_slow_first_step(tmp_path):
     for run in (finished(tmp_path / "short", steps=1), slow):
         assert program(curves, run).returncode == 0
     figure, axis = curves.plt.subplots()
-    top = curves.cut_at_usual(axis, range(12), [row["step_s"] for row in rows])
+    top = panels.cut_at_usual(axis, range(12), [row["step_s"] for row in rows])
     assert 8 < top < 20 and [text.get_text() for text in axis.texts] == ["\N{UPWARDS ARROW}501 s"]
     curves.plt.close(figure)
 
