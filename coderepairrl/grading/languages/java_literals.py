@@ -16,6 +16,7 @@ LITERALS = {
     "true",
     "false",
 }
+TRIES = 30
 _MOST = {"": 2**31 - 1, "L": 2**63 - 1}
 _SIGNS = ".,;:!?()[]{}<>+-*/=_ "
 
@@ -29,8 +30,8 @@ def near(source: str, kind: str, rng: random.Random, words: Collection[str]) -> 
     if kind == "string_literal":
         return _near_python(source, rng, words)
     number, suffix = _split(source, kind)
-    other = _near_python(number, rng, words)
-    return other + suffix if other and _fits(other, suffix) else ""
+    others = (_near_python(number, rng, words) for _ in range(TRIES))  # of a number near the type's end few fit
+    return next((other + suffix for other in others if other and _fits(other, suffix)), "")
 
 
 def far(source: str, kind: str, sign: int, rng: random.Random) -> str:
