@@ -7,8 +7,8 @@ condition: an evaluation below the point, by its name after `_under_`, or a benc
 and benchmarks are all conditions. A policy that has a condition's name was trained under it.
 
     rates         held-out tasks repaired, with the interval of intervals.py; of several seeds all episodes of a task
-    gains         over the baseline, paired by task; 95% of the bootstrap over tasks, and over seeds where there are
-                  several
+    gains         over the baseline, paired by task, with 95%: Newcombe's interval over tasks, made wider where the
+                  bootstrap over tasks and seeds is
     transfer      the policy that was trained under the condition less one that was trained under another, paired
     Holm          of the p-values of all gains and transfers together: McNemar's exact test, or random signs
     budget        what training has sampled, and what each had reached where the run that sampled least was done
@@ -34,7 +34,7 @@ from coderepairrl.cluster.grid import UNDER
 from coderepairrl.run import intervals
 from coderepairrl.run.comparison import Comparison, compare, holm, together
 from coderepairrl.run.criteria import LEVEL
-from coderepairrl.run.intervals import NOTHING, percent
+from coderepairrl.run.intervals import NOTHING, Interval, percent
 from coderepairrl.run.metrics import read_metrics
 from coderepairrl.run.program import program
 from coderepairrl.run.skill import Outcomes
@@ -80,8 +80,14 @@ class Contrast:
     found: Comparison
     holm: float
 
+    @property
+    def interval(self) -> Interval:
+        """Newcombe's knows no seeds; the bootstrap has no width where all tasks agree."""
+        both = self.found.difference, self.found.bootstrap
+        return Interval(both[0].value, min(one.low for one in both), max(one.high for one in both))
+
     def words(self) -> str:
-        return f"{points(self.found.bootstrap)} p {self.holm:.2g}"
+        return f"{points(self.interval)} p {self.holm:.2g}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def tables(matrix: Matrix, contrasts: list[Contrast], title: str) -> list[Table]
     return [rates, gains, *([transfer] if transfer.row_count else [])]
 
 
-def rate(seeds: list[Outcomes]) -> intervals.Interval | None:
+def rate(seeds: list[Outcomes]) -> Interval | None:
     """Over the tasks that all seeds have."""
     return intervals.rate(together(seeds, sorted(set.intersection(*(set(seed) for seed in seeds)))))
 
@@ -187,13 +193,14 @@ def draw(matrix: Matrix, contrasts: list[Contrast], title: str, path: Path) -> N
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, height), layout="constrained")
         draw_rates(matrix, left, title)
         draw_gains(matrix, gains, right)
+        figure.legend(loc="outside lower left", ncols=6, frameon=False, fontsize=8, title="policy", title_fontsize=8)
         save(figure, path)
 
 
 def draw_rates(matrix: Matrix, axes, title: str) -> None:
     width = 0.8 / len(matrix.policies)
     for place, policy in enumerate(matrix.policies):
-        label = policy if policy == matrix.baseline else f"trained: {policy}"
+        label = policy
         for column, condition in enumerate(matrix.conditions):
             if (seeds := matrix.seeds.get((policy, condition))) and (measured := rate(seeds)):
                 mean, low, high = measured
@@ -204,20 +211,19 @@ def draw_rates(matrix: Matrix, axes, title: str) -> None:
     axes.set_xticks(range(len(matrix.conditions)), [f"under {name}" for name in matrix.conditions])
     axes.set_title(title)
     axes.yaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1.0))
-    axes.legend(frameon=False, fontsize=8)
 
 
 def draw_gains(matrix: Matrix, gains: list[Contrast], axes) -> None:
     ordered = sorted(gains, key=lambda one: matrix.conditions.index(one.condition))
     for place, one in enumerate(reversed(ordered)):
-        value, low, high = (100 * number for number in one.found.bootstrap)
+        value, low, high = (100 * number for number in one.interval)
         shade = colour(matrix, one.policy)
         axes.plot([low, high], [place, place], color=shade, lw=2, solid_capstyle="butt")
         axes.plot([value], [place], "o", color=shade, ms=6, mfc=shade if one.holm < LEVEL else "white")
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(range(len(ordered)), [f"{one.policy}, under {one.condition}" for one in reversed(ordered)])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel("percentage points, paired, 95% of the bootstrap; filled: p < 0.05 after Holm")
+    axes.set_xlabel("points, 95%; filled: p < 0.05 after Holm")
     axes.set_title(f"gain over {matrix.baseline}")
 
 

@@ -61,9 +61,11 @@ def test_every_policy_under_every_condition_and_their_paired_differences(grid):
         ("full", "simplified", "full"): 0.25,
         ("simplified", "full", "simplified"): 0.75,
     }
-    low, high = contrasts["simplified", "base", "full"].found.bootstrap[1:]
+    low, high = contrasts["simplified", "base", "full"].interval[1:]
     assert low < 0.55 and high > 0.95, "the seeds are drawn, too: their rates are 0.5 and 1.0"
     assert contrasts["full", "base", "simplified"].holm == 1.0
+    low, high = contrasts["full", "base", "full"].interval[1:]
+    assert low < high == 1.0, "of one seed, and tasks that all agree"
     assert contrasts["full", "base", "full"].holm == pytest.approx(6 * contrasts["full", "base", "full"].found.p)
 
 

@@ -1,9 +1,12 @@
 """A grid as a matrix: each policy is a point, each condition a job after its training; a policy that is not trained is
 a point without that job."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +105,23 @@ def test_the_grids_that_are_matrices_train_and_evaluate_under_the_same_condition
             trained, evaluated = (jobs[job].configs[0]["rollout"] for job in ("train", f"evaluate_under_{condition}"))
             assert trained["scaffold"] == evaluated["scaffold"]
             assert trained["limits"]["max_turns"] == evaluated["limits"]["max_turns"]
+
+
+def test_one_command_evaluates_under_every_condition_and_another_prints_the_matrix(tmp_path):
+    """Controls in the place of policies, so that the numbers are known and no model is asked."""
+    few = {"rollout.tasks.heldout": 2, "rollout.sandbox.scratch": str(tmp_path)}
+    evaluate = {
+        "program": "scripts/evaluate.py",
+        "config": "configs/eval/quickstart.yaml",
+        "overrides": {"run": "{run}/evaluate_under_{under}"} | few,
+        "under": {"one": {"rollout.tasks.draw": "one"}, "other": {"rollout.tasks.draw": "other"}},
+    }
+    variants = {name: {"evaluate:scaffold": {"name": name}} for name in ("empty", "gold")}
+    grid = {"name": "g", "runs": str(tmp_path), "variants": variants, "jobs": {"evaluate": evaluate}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    run = lambda *words: subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    launched = run("slurm/launch.py", tmp_path / "grid.yaml", "--local")
+    assert launched.returncode == 0 and launched.stdout.count("  done\n") == 4, launched.stdout + launched.stderr
+    shown = run("analysis/matrix.py", tmp_path / "g", "baseline=empty")
+    assert shown.returncode == 0, shown.stderr
+    assert "under one" in shown.stdout and shown.stdout.count("+100.0 [") == 2 and (tmp_path / "g/matrix.png").exists()

@@ -3,16 +3,19 @@ cost, and what its errors become."""
 
 import asyncio
 import json
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
+from conftest import ROOT
 from gateway_helpers import END, Upstream, World, ids_of
 from pydantic import TypeAdapter, ValidationError
 from rollout_helpers import TASKS, folder
 
-from coderepairrl.config import load
+from coderepairrl.config import dump, load
 from coderepairrl.errors import ConfigError
+from coderepairrl.files import read_json, read_jsonl
 from coderepairrl.gateway.external import key_of
 from coderepairrl.inference.server_config import AnyServerConfig, ServerConfig
 from coderepairrl.rollout import trajectory_files
@@ -90,30 +93,47 @@ class Api:
         await self._runner.cleanup()
 
 
+async def program(*words) -> tuple[int, str]:
+    """(exit code, all that it said)"""
+    pipe = asyncio.subprocess.PIPE
+    own = await asyncio.create_subprocess_exec(sys.executable, *map(str, words), cwd=ROOT, stdout=pipe, stderr=pipe)
+    said = await own.communicate()
+    return own.returncode, "".join(part.decode() for part in said)
+
+
 def test_an_agent_repairs_a_task_with_a_model_behind_an_api_and_it_is_counted(tmp_path):
-    """The API is the gateway before an engine that says what repairs it."""
+    """scripts/evaluate.py; the API is this project's gateway before an engine that says what repairs the task."""
     lines = iter(repair())
-    upstream = Upstream(lambda prompt: (ids_of(next(lines) + END), "stop"))
+    upstream, run = Upstream(lambda prompt: (ids_of(next(lines) + END), "stop")), tmp_path / "run"
 
     async def main():
         async with World(upstream) as world:
             key = tmp_path / "key"
             key.write_text(world.session.key + "\n")
-            found = await evaluated(config_of(world.url, key), tmp_path / "run")
-            return found, world.session.calls, str(world.session.events)
+            config = config_of(
+                world.url, key, sandbox={"scratch": str(tmp_path)}, evaluation={"tasks": 1, "greedy": False}
+            )
+            dump(EvaluateConfig(run=str(run), rollout=config), tmp_path / "config.yaml")
+            done = await program("scripts/evaluate.py", tmp_path / "config.yaml")
+            return *done, world.session.key, world.session.calls
 
-    (trajectory,), calls, events = asyncio.run(main())
+    code, said, key, calls = asyncio.run(main())
+    assert code == 0 and "100.0% [20.7%, 100.0%] of 1 tasks repaired" in said, said
+    (trajectory,) = trajectory_files.read(run / "rollouts" / "eval_00000.parquet")[0]
     assert trajectory.outcome == Outcome.SUBMITTED and trajectory.verdict.resolved
     assert [call.parent for call in trajectory.calls] == [None, 0, 1], "known again by its messages"
     assert not any(call.prompt_ids or call.completion_ids or call.logprobs for call in trajectory.calls)
     first = trajectory.events[0]
     assert first["kind"] == "external" and first["model"] == "frontier" and first["token_ids"] is False
     used = sum(len(call.prompt_ids) for call in calls), sum(len(call.completion_ids) for call in calls)
-    counted = tuple(trajectory.stats[f"external_{name}_tokens"] for name in ("prompt", "completion"))
-    assert counted == used and used[0] > 100
-    assert trajectory.stats["external_microdollars"] == pytest.approx(2 * used[0] + 10 * used[1])
-    assert all(call.parent == (index - 1 if index else None) for index, call in enumerate(calls)), "the API's tree, too"
-    assert "frontier" not in events, "the key is the API's, its sessions are its own"
+    summary = read_json(run / "summary.json")
+    assert (summary["prompt_tokens"], summary["completion_tokens"]) == used and used[0] > 100
+    assert summary["dollars"] == pytest.approx((2 * used[0] + 10 * used[1]) / 1e6)
+    assert f"{used[0]:,} tokens in, {used[1]:,} out" in said
+    (prediction,) = read_jsonl(run / "predictions.jsonl")
+    assert prediction["model_name_or_path"] == "frontier"
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert files and not any(key.encode() in path.read_bytes() for path in files), "a key is written nowhere"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Several task sets, and several scaffolds, in one run: what is loaded, drawn, booked, counted, and gone on with."""
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 from books_helpers import MODULE as audit
 from books_helpers import trajectory
+from conftest import metrics_of, run_program
 from pydantic import TypeAdapter, ValidationError
 from rollout_helpers import folder, train_along
 
@@ -20,7 +22,7 @@ from coderepairrl.run.evaluate_config import EvaluateConfig
 from coderepairrl.run.train_config import TrainConfig
 from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
 from coderepairrl.scaffolds.terminal import Terminal
-from coderepairrl.tasks import TasksConfig, load_tasks
+from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
 from coderepairrl.training.step_log import of_episodes
 from coderepairrl.training.trainer import Judged, Waited
 from coderepairrl.types import Outcome
@@ -170,3 +172,49 @@ def test_a_held_out_task_has_the_same_scaffold_in_every_evaluation():
 def test_a_control_is_no_part_of_a_mixture(inner):
     with pytest.raises(ValidationError, match="does not match any of the expected tags"):
         TypeAdapter(ScaffoldConfig).validate_python({"name": "mixture", "scaffolds": {"a": {"scaffold": inner}}})
+
+
+@pytest.mark.whole
+def test_a_training_run_of_two_sets_under_two_scaffolds(policy, tmp_path):
+    """The real programs: steps, evaluations and books say which set and which scaffold; the books are right."""
+    run = tmp_path / "run"
+    small = {"name": "functions", "train": 6, "heldout": 3}
+    sets = {"a": {"weight": 2.0, "tasks": small}, "b": {"tasks": {"name": "jsonl", "train": str(tmp_path / "b.jsonl")}}}
+    other = load_tasks(TypeAdapter(TasksConfig).validate_python({"name": "functions", "train": 9, "heldout": 0}))
+    jsonl.write(tmp_path / "b.jsonl", other["train"][6:])
+    scaffolds = {
+        "terminal": {"scaffold": {"name": "terminal", "system_prompt": "Repair the code."}},
+        "text": {"scaffold": {"name": "terminal_text", "system_prompt": "Repair the code."}},
+    }
+    overrides = {
+        "run": str(run),
+        "model": str(policy),
+        "rollout.tasks": {"name": "mixture", "sets": sets},
+        "rollout.scaffold": {"name": "mixture", "scaffolds": scaffolds},
+        "rollout.groups_per_step": 6,
+        "rollout.group_size": 2,
+        "rollout.limits.max_turns": 2,
+        "rollout.evaluation": {"samples": 1},
+        "rollout.server.kv_cache_mib": 128,
+        "rollout.server.start_timeout_s": 900,
+        "rollout.concurrent_episodes": 8,
+        "rollout.rewards": {"weights": {"random": 1.0, "tests": 0.0}},
+        "training.steps": 2,
+        "training.evaluate_every": 0,
+    }
+    words = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    done = run_program("scripts/train_grpo.py", "configs/quickstart.yaml", *words, timeout_s=1800.0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in metrics_of(run):
+        assert (row["sets/a/groups"], row["sets/b/groups"]) == (4, 2), "by weight"
+        assert (row["scaffolds/terminal/groups"], row["scaffolds/text/groups"]) == (3, 3)
+    evaluations = {row["name"]: row for row in finished(run)}
+    assert {"before", "after"} <= evaluations.keys() and evaluations["after"]["sets"]["a"]["tasks"] == 3
+    admitted = [row for row in ledger.rows(run / "ledger.jsonl") if row["event"] == "admitted" and "position" in row]
+    assert Counter((row["set"], row["scaffold"]) for row in admitted) == {
+        ("a", "terminal"): 4,
+        ("a", "text"): 4,
+        ("b", "terminal"): 2,
+        ("b", "text"): 2,
+    }
+    assert run_program("analysis/audit.py", str(run)).returncode == 0
