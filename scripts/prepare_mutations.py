@@ -39,7 +39,7 @@ from coderepairrl.curation.class_mutation import class_mutations, combine
 from coderepairrl.curation.journal import Journal, add_arguments
 from coderepairrl.curation.mutation import mutations
 from coderepairrl.curation.source_edits import Mutation
-from coderepairrl.curation.statement import describe, gives_away, public_names
+from coderepairrl.curation.statement import MAX_FAILING, describe, gives_away, public_names
 from coderepairrl.curation.suite import BROKEN, Refused, Version, passing
 from coderepairrl.errors import CodeRepairError, TaskError
 from coderepairrl.files import write_jsonl
@@ -49,7 +49,6 @@ from coderepairrl.tasks.packages import FOLDER, SuiteRow, TaskRow, environment, 
 from coderepairrl.types import Environment
 
 REPEATS = 3
-MAX_FAILING = 40  # tests: a bug that fails more is too loud to be a task
 MAX_SELECTED_S = 1.0  # of test time without the bug, so that grading stays near a second
 MAX_ADMITTED_PER_FUNCTION = 5
 MAX_STATEMENT = 700  # characters

@@ -11,6 +11,7 @@ from coderepairrl.curation.source_edits import Mutation
 from coderepairrl.lines import python_lines
 from coderepairrl.tasks.packages import read_source
 
+MAX_FAILING = 40  # tests: a bug that fails more is too loud to be a task
 FRAME = re.compile(r"^(\S+):(\d+): in .*$", re.MULTILINE)
 CHAINED = re.compile(r"^(?:During handling of|The above exception was).*$", re.MULTILINE)
 RAISED = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Exit|Interrupt|StopIteration|Warning)\w*)\b")

@@ -1,0 +1,1 @@
+"""What runs in a sandbox under a suite's own Python: pytest and the standard library only."""
