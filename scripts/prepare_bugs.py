@@ -49,7 +49,11 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="K/N; every Nth chunk, from the Kth (default: 0/1)")
     arguments = parser.parse_args()
     logs.to_stderr()
-    made_by = {"seed": arguments.seed, "vain": arguments.vain, "packages": contents.named(str(FOLDER / "packages.yaml"))}
+    made_by = {
+        "seed": arguments.seed,
+        "vain": arguments.vain,
+        "packages": contents.named(str(FOLDER / "packages.yaml")),
+    }
     parts = arguments.out.with_name(arguments.out.name + ".parts")
     record = parts.with_name(arguments.out.name + ".inputs.json")
     inputs.compare(record, made_by, (), made=parts.is_dir() and any(parts.iterdir()), remedy="take another OUT")

@@ -39,7 +39,9 @@ class PrepareDemonstrationsConfig(Config):
 def of_package(config: PrepareDemonstrationsConfig, name: str, bugs: list[Bug]) -> list[str]:
     """Lines of the file."""
     if any(bug.lock != packages()[name].sha256 for bug in bugs):
-        raise ConfigError(f"{config.bugs}: its bugs of {name} are of another version than packages.yaml pins: make them again")
+        raise ConfigError(
+            f"{config.bugs}: its bugs of {name} are of another version than packages.yaml pins: make them again"
+        )
     repository, rows = Repository(Path(environment(name).base)), []
     for number, bug in enumerate(bugs):
         for again in range(config.repeat):
@@ -70,7 +72,9 @@ def main(arguments: list[str]) -> None:
     with whole(output) as temporary:
         temporary.write_text("".join(lines))
     bugs = sum(map(len, by_package.values()))
-    print(f"{len(lines)} demonstrations of {bugs} bugs in {len(by_package)} packages, {sum(map(len, lines)):,} characters")
+    print(
+        f"{len(lines)} demonstrations of {bugs} bugs in {len(by_package)} packages, {sum(map(len, lines)):,} characters"
+    )
 
 
 if __name__ == "__main__":

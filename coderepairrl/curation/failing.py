@@ -42,7 +42,9 @@ class Bug(Config):
     test_file: str  # that holds the test which the statement is about
     test: str  # its name
     failing: int  # tests
-    vain: tuple[tuple[Edit, ...], ...] = ()  # edits of the original, beside the bug's, with which that test fails as before
+    vain: tuple[
+        tuple[Edit, ...], ...
+    ] = ()  # edits of the original, beside the bug's, with which that test fails as before
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ async def _run(name: str, place: Environment, jobs: list[dict]) -> list[dict]:
             argv = [place.python, "-P", *(f"{inside}/{file}" for file in ("program.py", "job.json", "out.jsonl"))]
             result = await sandbox.run(argv, timeout_s=LIMIT_S, variables=plain_terminal(place))
             if not (folder / "out.jsonl").is_file():
-                raise TaskError(f"{name}: its suite can't be run in one process: {result.output[-300:]!r}: leave it out")
+                raise TaskError(
+                    f"{name}: its suite can't be run in one process: {result.output[-300:]!r}: leave it out"
+                )
             return read_jsonl(folder / "out.jsonl")
 
 
-def _bug(
-    name: str, place: Environment, names: set[str], candidate: Candidate, row: dict
-) -> Bug | None:
+def _bug(name: str, place: Environment, names: set[str], candidate: Candidate, row: dict) -> Bug | None:
     """None where no statement can be shown, or too many tests fail."""
     path, mutation = candidate.path, candidate.mutation
     failing = row["failing"]
@@ -147,5 +149,3 @@ def _bug(
         failing=len(failing),
         vain=tuple(tuple(edits) for edits in kept),
     )
-
-

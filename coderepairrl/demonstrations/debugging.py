@@ -105,7 +105,9 @@ def quoted(before: str, after: str) -> tuple[str, str] | None:
 class _Episode:
     """What is done and answered, in order."""
 
-    def __init__(self, bug: Bug, repository: Repository, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig):
+    def __init__(
+        self, bug: Bug, repository: Repository, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig
+    ):
         self.bug, self.repository, self.rng, self.config, self.agent = bug, repository, rng, config, agent
         self.original = repository.files[bug.path]
         self.text = applied(self.original, bug.edits)

@@ -42,7 +42,9 @@ class Suite:
             functions.setdefault(self.place(function.__code__), []).append(function)
         gc.collect()
         gc.freeze()  # a fork touches fewer pages
-        steady = set(self.in_fork(lambda: {"passing": [item.nodeid for item in passing if not self.run(item)]}, 600)["passing"])
+        steady = set(
+            self.in_fork(lambda: {"passing": [item.nodeid for item in passing if not self.run(item)]}, 600)["passing"]
+        )
         self.items = {item.nodeid: item for item in passing if item.nodeid in steady}
         with open(self.out, "w") as out:
             for bug in self.job["bugs"]:
@@ -69,7 +71,9 @@ class Suite:
 
             sys.setprofile(profile)
             try:
-                reports = runtestprotocol(item, nextitem=items[number + 1] if number + 1 < len(items) else None, log=False)
+                reports = runtestprotocol(
+                    item, nextitem=items[number + 1] if number + 1 < len(items) else None, log=False
+                )
             finally:
                 sys.setprofile(None)
             if not any(report.failed or report.skipped for report in reports):
@@ -119,7 +123,9 @@ class Suite:
             return None
         found = self.in_fork(lambda: self.failing(places, code, tests[:MOST_TESTS]), self.job["seconds"] + 5)
         if found and found["failing"] and len(found["failing"]) < MOST_FAILING:
-            found["vain"] = [self.vain(places, text, bug, edits, outermost, list(found["details"])) for edits in bug["vain"]]
+            found["vain"] = [
+                self.vain(places, text, bug, edits, outermost, list(found["details"])) for edits in bug["vain"]
+            ]
         return found
 
     def failing(self, places, code, tests):
@@ -151,7 +157,10 @@ def put(code, places):
 def outermost_function(text, edits):
     """The dotted name of the outermost function in whose body all edits lie, or None."""
     line_of = lambda at: text.count("\n", 0, at) + 1
-    first, last = min(line_of(start) for start, _, _ in edits), max(line_of(max(start, end - 1)) for start, end, _ in edits)
+    first, last = (
+        min(line_of(start) for start, _, _ in edits),
+        max(line_of(max(start, end - 1)) for start, end, _ in edits),
+    )
 
     def find(node, prefix):
         for child in ast.iter_child_nodes(node):
