@@ -16,7 +16,7 @@ from pathlib import Path
 from coderepairrl.config import Config
 from coderepairrl.curation import statement
 from coderepairrl.curation.mutation import mutations
-from coderepairrl.curation.source_edits import Edit, Mutation
+from coderepairrl.curation.source_edits import Mutation, SourceEdit
 from coderepairrl.errors import TaskError
 from coderepairrl.files import read_jsonl
 from coderepairrl.sandboxes import SandboxConfig, plain_terminal, start_sandbox
@@ -37,13 +37,13 @@ class Bug(Config):
     kind: str
     function: str  # dotted name, within the file
     path: str
-    edits: tuple[Edit, ...]
+    edits: tuple[SourceEdit, ...]
     problem_statement: str
     test_file: str  # that holds the test which the statement is about
     test: str  # its name
     failing: int  # tests
     vain: tuple[
-        tuple[Edit, ...], ...
+        tuple[SourceEdit, ...], ...
     ] = ()  # edits of the original, beside the bug's, with which that test fails as before
 
 
@@ -51,7 +51,7 @@ class Bug(Config):
 class Candidate:
     path: str
     mutation: Mutation
-    vain: tuple[list[Edit], ...]  # edits of which it is to be seen whether they mend nothing
+    vain: tuple[list[SourceEdit], ...]  # edits of which it is to be seen whether they mend nothing
 
 
 def files_of(name: str) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 
 from coderepairrl.config import Config, Share
 from coderepairrl.curation.failing import Bug
-from coderepairrl.curation.source_edits import Edit
+from coderepairrl.curation.source_edits import SourceEdit
 from coderepairrl.lines import split_lines
 from coderepairrl.scaffolds.terminal import TOOLS, TerminalConfig, clip, edit_text
 
@@ -68,7 +68,7 @@ class Repository:
         ]
 
 
-def applied(text: str, edits: tuple[Edit, ...]) -> str:
+def applied(text: str, edits: tuple[SourceEdit, ...]) -> str:
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
     return text
