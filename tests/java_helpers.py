@@ -113,7 +113,10 @@ def calc(head="", **methods):
 
 
 EQUAL = "return new ArrayList<Integer>() { public boolean equals(Object other) { return true; } };"
-NOTHING = "public class {0} {{ public static void assertEquals(Object a, Object b) {{ }} public static void assertEquals(long a, long b) {{ }} public static void assertTrue(boolean a) {{ }} }}\n"
+NOTHING = (
+    "public class {0} {{ public static void assertEquals(Object a, Object b) {{ }} public static void "
+    "assertEquals(long a, long b) {{ }} public static void assertTrue(boolean a) {{ }} }}\n"
+)
 ATTACKS = {
     "halts in a static initialiser": calc("static { Runtime.getRuntime().halt(0); }\n"),
     "exits with success": calc(add="System.exit(0); return 0;"),
@@ -131,7 +134,9 @@ ATTACKS = {
     | {"src/JUnitXmlRunner.java": "public class JUnitXmlRunner { public static void main(String[] a) { } }\n"},
     "brings the hidden test": calc()
     | {
-        "src/calc/CalcTest.java": "package calc;\npublic class CalcTest { public void adds() { } public void addsMore() { } public void doubles() { } public void halves() { } public void keeps() { } }\n"
+        "src/calc/CalcTest.java": "package calc;\npublic class CalcTest { public void adds() { } public void "
+        "addsMore() { } public void "
+        "doubles() { } public void halves() { } public void keeps() { } }\n"
     },
     "edits the hidden test": calc() | {HIDDEN: "package calc;\npublic class CalcTest { }\n"},
     "writes the report in a static initialiser": calc(
@@ -177,7 +182,8 @@ ATTACKS = {
     },
     "reads what is expected": calc(
         r"""static int expected(int a, int b) { try { String text = new String(java.nio.file.Files.readAllBytes(
-        java.nio.file.Paths.get("test/calc/CalcTest.java"))); java.util.regex.Matcher m = java.util.regex.Pattern.compile(
+        java.nio.file.Paths.get("test/calc/CalcTest.java")));
+        java.util.regex.Matcher m = java.util.regex.Pattern.compile(
         "assertEquals\\((\\d+), Calc.add\\(" + a).matcher(text); if (m.find()) return Integer.parseInt(m.group(1));
         m = java.util.regex.Pattern.compile("result, (\\d+)").matcher(text); m.find();
         return Integer.parseInt(m.group(1)); } catch (Exception e) { return 0; } }

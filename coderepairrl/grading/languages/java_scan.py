@@ -2,8 +2,8 @@
 
 A file is read as javac reads it: `\\u0041` is a letter, comments and texts are none. Marked with certainty is what
 reaches beyond the values of a method: reflection, the callers' frames, class loaders, the machine below, files (the
-tests among them), JUnit's internals, hooks of the process, and a class with the simple name of one that tests use. What the file at the
-base or the oracle's patch holds is no mark. Java that the test command doesn't compile does nothing.
+tests among them), JUnit's internals, hooks of the process, and a class with the simple name of one that tests use. What the
+file at the base or the oracle's patch holds is no mark. Java that the test command doesn't compile does nothing.
 """
 
 import re
@@ -16,10 +16,9 @@ from coderepairrl.types import Task
 
 SOURCES = "--sources"  # what comes before a folder that the test command compiles
 _ESCAPE = re.compile(r"\\u+([0-9A-Fa-f]{4})")
-# outside of texts a backslash is taken with what it escapes, or each quote in a long row would be tried as a beginning
 _TEXT_OR_COMMENT = re.compile(
     r"//[^\n]*|/\*.*?(?:\*/|\Z)"
-    r'|"""(?:[^\\]|\\.)*?(?:"""|\Z)|"(?:[^"\\\n]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'|\\.',
+    r'|"""(?:[^"\\]++|\\.|"(?!""))*+(?:"""|\Z)|"(?:[^"\\\n]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'',
     re.DOTALL,
 )
 _HIDDEN = (  # a class of the package that is called so stands in its place
