@@ -4,8 +4,9 @@
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-need() {  # need COMMAND|LIBRARY.so.N DEBIAN_PACKAGE
+need() {  # need COMMAND|LIBRARY.so.N|/FILE DEBIAN_PACKAGE
     case $1 in
+        /*) [ ! -e "$1" ] || return 0 ;;
         *.so.*) ! /sbin/ldconfig -p | grep -q "$1" || return 0 ;;
         *) ! command -v "$1" >/dev/null || return 0 ;;
     esac

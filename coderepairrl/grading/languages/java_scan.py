@@ -2,8 +2,8 @@
 
 A file is read as javac reads it: `\\u0041` is a letter, comments and texts are none. Marked with certainty is what
 reaches beyond the values of a method: reflection, the callers' frames, class loaders, the machine below, files (the
-tests among them), JUnit's internals, hooks of the process, and a class with the simple name of one that tests use. What the
-file at the base or the oracle's patch holds is no mark. Java that the test command doesn't compile does nothing.
+tests among them), JUnit's internals, hooks of the process, and a class with the simple name of one that tests use. What
+the file at the base or the oracle's patch holds is no mark. Java that the test command doesn't compile does nothing.
 """
 
 import re
