@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from coderepairrl.config import help, load, schema, yaml_core
+from coderepairrl.config import help, load, notes, schema, yaml_core
 from coderepairrl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,12 +122,16 @@ def test_commands_that_a_page_gives_would_be_taken(document):
 
 def key_is_there(model: type[BaseModel], key: str) -> bool:
     """Numbers and names in lists and mappings are taken as they come."""
-    models = [model]
+    models, named = [model], False
     for part in key.split("."):
+        if named:  # an entry of a mapping of sections
+            named = False
+            continue
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if not fields:
             return False
         models = [found for field in fields for found in schema.models_in(field.annotation)]
+        named = any(notes.container(field.annotation) is dict for field in fields)
         if not models:  # a value, or a mapping of names to values
             return True
     return True

@@ -2,8 +2,8 @@
 
 A YAML may start from others: `base: other.yaml` or a list (relative to it); later ones and keys below override,
 mappings
-are merged. Of what can be one of several kinds (a scaffold, a data set; a server), another `name` (`kind`) takes nothing
-over: rollout.scaffold.name=aider leaves the other's settings behind.
+are merged. Of what can be one of several kinds (a scaffold, a data set; a server), another `name` (`kind`) takes
+nothing over: rollout.scaffold.name=aider leaves the other's settings behind.
 """
 
 from dataclasses import dataclass

@@ -151,10 +151,10 @@ class Evaluations:
             if ends := row.get(f"{name}_interval"):
                 values |= dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
         values |= {f"pass_at_{k}": value for k, value in row.get("pass_at_k", {}).items()}
-        for mixture in ("sets", "scaffolds"):
-            for part, numbers in row.get(mixture, {}).items():
-                own = {name: numbers[name] for name in NUMBERS if numbers.get(name) is not None}
-                values |= {f"{mixture}/{part}/{name}": value for name, value in own.items()}
+        for part, numbers in row.get("sets", {}).items():
+            values |= {f"sets/{part}/{name}": numbers[name] for name in NUMBERS if numbers.get(name) is not None}
+        for part, numbers in row.get("scaffolds", {}).items():
+            values |= {f"scaffolds/{part}/{name}": numbers[name] for name in NUMBERS if numbers.get(name) is not None}
         if row["versions"]:
             values |= {"version_first": row["versions"][0], "version_last": row["versions"][-1]}
         self.metrics.log(row["step"], {f"eval/{name}": value for name, value in values.items()})

@@ -261,9 +261,10 @@ def of_episodes(waited: Waited, judged: Judged) -> dict[str, float]:
     out |= {"frac_reward_zero_std": judged.zero_variance_groups / judged.groups} if judged.groups else {}
     out |= {f"rewards/{part}/mean": value for part, value in stats["parts"].items()}
     out |= {f"outcome/{name}": n for name, n in stats["outcomes"].items()}
-    for mixture in ("sets", "scaffolds"):
-        for part, numbers in stats.get(mixture, {}).items():
-            out |= {f"{mixture}/{part}/{name}": value for name, value in numbers.items()}
+    for part, numbers in stats.get("sets", {}).items():
+        out |= {f"sets/{part}/{name}": value for name, value in numbers.items()}
+    for part, numbers in stats.get("scaffolds", {}).items():
+        out |= {f"scaffolds/{part}/{name}": value for name, value in numbers.items()}
     return out | (_lengths(finished) if finished else {})
 
 
