@@ -28,7 +28,7 @@ from coderepairrl.processes import logs
 from coderepairrl.run import inputs
 from coderepairrl.tasks.packages import FOLDER, packages
 
-CHUNK = 100  # candidates
+CHUNK = 50  # candidates
 
 
 def make(path: Path, name: str, chosen: list[Candidate]) -> str:
@@ -62,6 +62,7 @@ def main() -> None:
     counts = dict(arguments.packages)
     shard, shards = map(int, arguments.shard.split("/"))
     chunks = [(name, start) for name, count in counts.items() for start in range(0, count, CHUNK)]
+    chunks.sort(key=lambda chunk: chunk[1])  # so that an interrupted run has some of each package
     paths = {chunk: parts / f"{chunk[0]}-{chunk[1]:06d}.jsonl" for chunk in chunks}
     wanted = [chunk for chunk in chunks[shard::shards] if not paths[chunk].exists()]
     names = sorted({name for name, _ in wanted})

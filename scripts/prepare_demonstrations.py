@@ -19,6 +19,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from coderepairrl.config import Config, load
 from coderepairrl.curation.failing import Bug
 from coderepairrl.demonstrations.debugging import DebuggingConfig, Repository, conversation
+from coderepairrl.demonstrations.untested import place_of, untested_bugs
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import read_jsonl, whole
 from coderepairrl.run.program import program
@@ -26,11 +27,19 @@ from coderepairrl.scaffolds.terminal import TerminalConfig
 from coderepairrl.tasks.packages import environment, packages
 
 
+class UntestedConfig(Config):
+    """Bugs of installed packages that no test was run for."""
+
+    modules: tuple[str, ...] = ()  # by the names that they are imported by
+    count: NonNegativeInt = 1000  # bugs of each, at most
+
+
 class PrepareDemonstrationsConfig(Config):
     output: str  # the file that is written, .jsonl
     bugs: str  # of scripts/prepare_bugs.py
     heldout_packages: tuple[str, ...] = ()  # nothing of them is shown
     repeat: PositiveInt = 1  # demonstrations of each bug, each done otherwise
+    untested: UntestedConfig = UntestedConfig()  # beside them
     seed: NonNegativeInt = 0
     expert: DebuggingConfig = DebuggingConfig()
     scaffold: TerminalConfig = TerminalConfig()  # as in training
@@ -50,6 +59,15 @@ def of_package(config: PrepareDemonstrationsConfig, name: str, bugs: list[Bug]) 
     return [json.dumps(row) + "\n" for row in rows if row]
 
 
+def of_module(config: PrepareDemonstrationsConfig, module: str) -> list[str]:
+    """Lines of the file."""
+    base, folder = place_of(module)
+    repository, rng = Repository(base, folder), random.Random(f"{config.seed}-{module}")
+    bugs = untested_bugs(module, repository.files, config.untested.count, rng)
+    rows = [conversation(bug, repository, rng, config.expert, config.scaffold) for bug in bugs]
+    return [json.dumps(row) + "\n" for row in rows if row]
+
+
 @program(PrepareDemonstrationsConfig)
 def main(arguments: list[str]) -> None:
     config = load(PrepareDemonstrationsConfig, arguments[0], arguments[1:])
@@ -64,6 +82,7 @@ def main(arguments: list[str]) -> None:
             by_package.setdefault(bug.package, []).append(bug)
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
         jobs = [pool.submit(of_package, config, name, bugs) for name, bugs in by_package.items()]
+        jobs += [pool.submit(of_module, config, module) for module in config.untested.modules]
         lines = [line for job in jobs for line in job.result()]
     if not lines:
         raise ConfigError(f"{config.bugs}: no bug can be demonstrated: correct the path, or heldout_packages")
@@ -72,9 +91,8 @@ def main(arguments: list[str]) -> None:
     with whole(output) as temporary:
         temporary.write_text("".join(lines))
     bugs = sum(map(len, by_package.values()))
-    print(
-        f"{len(lines)} demonstrations of {bugs} bugs in {len(by_package)} packages, {sum(map(len, lines)):,} characters"
-    )
+    tested = f"{bugs} bugs with failing tests in {len(by_package)} packages"
+    print(f"{len(lines)} demonstrations, of them those of {tested}; {sum(map(len, lines)):,} characters")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from coderepairrl.curation.source_edits import SourceEdit
 from coderepairrl.lines import split_lines
 from coderepairrl.scaffolds.terminal import TOOLS, TerminalConfig, clip, edit_text
 
+LARGEST_FILE = 400_000  # bytes
 LONGEST_QUOTE = 700  # characters of an edit's `old`
 MOST_TESTS = 5  # of one name, among which one is picked
+MOST_DEFINITIONS = 25  # of one name, among which one is picked
 MOST_WINDOWS = 4  # of lines that are read in search of the bug
 
 
@@ -41,11 +43,12 @@ class DebuggingConfig(Config):
 class Repository:
     """The Python files of a checkout, as git grep and sed show them."""
 
-    def __init__(self, base: Path):
+    def __init__(self, base: Path, folder: str = ""):
+        """`folder`: in `base`, the only one there is."""
         self.files: dict[str, str] = {}
-        for path in sorted(base.rglob("*.py")):
+        for path in sorted((base / folder).rglob("*.py")):
             data = path.read_bytes()
-            if b"\r" not in data and b"\0" not in data:
+            if b"\r" not in data and b"\f" not in data and b"\0" not in data and len(data) < LARGEST_FILE:
                 self.files[path.relative_to(base).as_posix()] = data.decode(errors="replace")
 
     @functools.cached_property
@@ -132,8 +135,11 @@ class _Episode:
     def shown(self) -> str:
         return "\n".join(message["content"] for message in self.messages[1:])
 
+    def definitions(self, name: str, kind: str = "def") -> list[tuple[str, int, str]]:
+        return self.repository.definitions(kind, name, self.changed)
+
     def grep(self, name: str, kind: str = "def") -> list[tuple[str, int, str]]:
-        found = self.repository.definitions(kind, name, self.changed)
+        found = self.definitions(name, kind)
         lines = "".join(f"{path}:{number}:{line}\n" for path, number, line in found)
         what = f"-n 'def {name}('" if kind == "def" else f"-nw 'class {name}'"
         self.shell(f"git grep {what} -- '*.py'", lines, int(not found))
@@ -162,14 +168,14 @@ class _Episode:
     def find_function(self) -> int | None:
         """The line where the bug's function begins, when what was shown leads there."""
         parts = self.bug.function.split(".")
-        tops = [part for part in parts if self.repository.definitions("def", part, self.changed)]
+        tops = [part for part in parts if self.definitions(part)]
         if not tops:
             return None
         leaf, owner = tops[0], parts[0] if parts[0] != tops[0] else None
         subject = re.match(r"`(\w+)`", self.bug.problem_statement)
         named = [name for name in (subject and subject[1], owner) if name and name != leaf and name in self.shown]
         for name in named[:1]:
-            kind = "class" if self.repository.definitions("class", name, self.changed) else "def"
+            kind = "class" if self.definitions(name, "class") else "def"
             found = self.grep(name, kind)
             if not found:
                 return None
@@ -180,7 +186,7 @@ class _Episode:
                 lines = self.text.split("\n")
                 defs = [f"{number}:{text}\n" for number, text in enumerate(lines, 1) if "def " in text]
                 self.shell(f"grep -n 'def ' {path}", "".join(defs))
-        if not re.search(rf"\b{leaf}\b", self.shown):
+        if not re.search(rf"\b{leaf}\b", self.shown) or len(self.definitions(leaf)) > MOST_DEFINITIONS:
             return None
         found = [line for path, line, _ in self.grep(leaf) if path == self.bug.path]
         wrong = min((start for start, _, _ in self.bug.edits), default=0)
@@ -226,13 +232,14 @@ def conversation(
     bug: Bug, repository: Repository, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig
 ) -> dict | None:
     """{"messages", "tools"}, as scripts/train_sft.py reads it. None where there is none to be had."""
-    if bug.path not in repository.files or bug.test_file not in repository.files:
+    tested = bug.test.isidentifier() and bug.test_file in repository.files
+    if bug.path not in repository.files or (bug.test and not tested):
         return None
     episode = _Episode(bug, repository, rng, config, agent)
     change = quoted(episode.text, episode.original)
     if change is None or not re.fullmatch(r"[\w./-]+", bug.path + bug.test_file):
         return None
-    known = episode.find_test()
+    known = tested and episode.find_test()
     if known and rng.random() < config.p_reproduce:
         episode.test(passes=False)
     line = episode.find_function()

@@ -22,9 +22,9 @@ import types
 import pytest
 from _pytest.runner import runtestprotocol
 
-MOST_FAILING = 41  # what fails more is too loud to be a task
-MOST_DETAILS = 6
-MOST_TESTS = 80  # of those that run the function, the quickest
+MOST_FAILING = 13  # a bug that fails more is loud, and takes long
+MOST_DETAILS = 4
+MOST_TESTS = 60  # of those that run the function, the quickest
 
 
 class Suite:
@@ -121,7 +121,7 @@ class Suite:
         code = replaced(text, bug["path"], bug["edits"], outermost)
         if not code or not tests or not places:
             return None
-        found = self.in_fork(lambda: self.failing(places, code, tests[:MOST_TESTS]), self.job["seconds"] + 5)
+        found = self.in_fork(lambda: self.failing(places, code, tests[:MOST_TESTS]), self.job["seconds"] + 1)
         if found and found["failing"] and len(found["failing"]) < MOST_FAILING:
             found["vain"] = [
                 self.vain(places, text, bug, edits, outermost, list(found["details"])) for edits in bug["vain"]
@@ -145,7 +145,7 @@ class Suite:
         code = replaced(text, bug["path"], [*bug["edits"], *edits], outermost)
         if not code:
             return False
-        found = self.in_fork(lambda: self.failing(places, code, tests), self.job["seconds"] + 5)
+        found = self.in_fork(lambda: self.failing(places, code, tests), self.job["seconds"] + 1)
         return bool(found) and found["failing"] == tests
 
 
