@@ -6,7 +6,8 @@ time went ...
 
 Runs of the same name up to _seedN are one curve: the mean, with a 95% interval over seeds (Student's t; on logarithmic
 axes of the logarithms). Only steps that all seeds of a curve have are drawn. Nothing is smoothed. A panel of which
-there is nothing to see (no such metric, or all zeros) is left out; where a step had nothing to measure, a line has a gap.
+there is nothing to see (no such metric, or all zeros) is left out; where a step had nothing to measure, a line has a
+gap.
 """
 
 import math

@@ -70,8 +70,8 @@ STEP_SECONDS = Panel("seconds of a step", ("step_s",))
 
 def band(values: Sequence[float], panel: Panel) -> Interval:
     """Over the seeds that have a value; on a logarithmic axis of the logarithms, since an interval must not reach below
-    0 there, and where 0 has no place (in older runs a gap of 0 says that a step had no tokens to measure it on). Of none: all
-    NaN."""
+    0 there, and where 0 has no place (in older runs a gap of 0 says that a step had no tokens to measure it on). Of
+    none: all NaN."""
     there = [value for value in values if not math.isnan(value) and (value > 0 or not panel.logarithmic)]
     if not there:
         return Interval(math.nan, math.nan, math.nan)

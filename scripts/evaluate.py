@@ -148,14 +148,15 @@ async def evaluate(config: EvaluateConfig, run: Path, model: str | None, tasks: 
     rollout = config.rollout.model_copy(update={"scaffold": scaffold_of(config)})
     first = 1 + max(map(int, own_names(run)), default=-1)
     before = len(evaluated(run))
+    by = config.model or getattr(config.rollout.server, "model", None) or scaffold_of(config).name
     if left:
         async with Rollout(rollout, run, model, attempt.number, {"heldout": left}) as rollouts:
             for number, at in enumerate(range(0, len(left), config.chunk_tasks), first):
                 await rollouts.evaluate(f"{number:05d}", updates=0, tasks=left[at : at + config.chunk_tasks])
-                write_results(config, run)
+                write_results(run, by)
                 done = before + min(at + config.chunk_tasks, len(left))
                 print(f"{done} of {before + len(left)} tasks: {repaired(summary_of(run))} repaired", flush=True)
-    write_results(config, run)
+    write_results(run, by)
     refuse_broken("the evaluation", [broken_by(row) for row in sampled(read_jsonl(run / "results.jsonl"))])
     beating.cancel()
 

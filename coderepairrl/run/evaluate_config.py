@@ -27,7 +27,7 @@ class EvaluateConfig(Config):
         return {"name": scaffold} if isinstance(scaffold, str) else scaffold
 
 
-def scaffold_of(config: EvaluateConfig) -> ScaffoldConfig:
+def scaffold_of(config: EvaluateConfig) -> Config:
     return config.scaffold or config.rollout.scaffold
 
 

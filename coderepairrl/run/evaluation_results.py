@@ -8,12 +8,11 @@ from coderepairrl.rewards import disagreement, failing
 from coderepairrl.rollout import trajectory_files
 from coderepairrl.rollout.evaluations import own_names
 from coderepairrl.run import intervals, skill
-from coderepairrl.run.evaluate_config import EvaluateConfig, scaffold_of
 from coderepairrl.types import Outcome, Trajectory
 
 
-def write_results(config: EvaluateConfig, run: Path) -> None:
-    """results.jsonl and predictions.jsonl, from the chunks that are there."""
+def write_results(run: Path, by: str) -> None:
+    """results.jsonl and predictions.jsonl, from the chunks that are there. `by`: whose patches they are."""
     read = lambda name: trajectory_files.read(run / "rollouts" / f"eval_{name}.parquet")[0]
     own = [t for name in own_names(run) for t in read(name)]
     greedy = [
@@ -25,7 +24,6 @@ def write_results(config: EvaluateConfig, run: Path) -> None:
     write_jsonl(
         run / "results.jsonl", [*(_result(t, greedy=False) for t in own), *(_result(t, greedy=True) for t in greedy)]
     )
-    by = config.model or getattr(config.rollout.server, "model", None) or scaffold_of(config).name
     write_jsonl(
         run / "predictions.jsonl",
         [{"instance_id": t.task_id, "model_name_or_path": by, "model_patch": t.diff} for t in own],
@@ -98,8 +96,8 @@ def sampled(rows: list[dict]) -> list[dict]:
 
 def summary_of(run: Path) -> dict:
     """skill.numbers and {"greedy", "greedy_interval", "sets" and "scaffolds" of mixtures: name -> the same,
-    "not_built", "episodes", "pass_rate_swebench", "disagreements": of each task that the two count differently the reason,
-    "infrastructure_errors", "tokens"; of an external model "prompt_tokens", "completion_tokens", "dollars"}.
+    "not_built", "episodes", "pass_rate_swebench", "disagreements": of each task that the two count differently the
+    reason, "infrastructure_errors", "tokens"; of an external model "prompt_tokens", "completion_tokens", "dollars"}.
 
     An episode on a broken machine is not counted, a task without environment neither. Where none is left there are no
     rates. Greedy episodes count in `greedy`, `infrastructure_errors` and in tokens and dollars alone."""
