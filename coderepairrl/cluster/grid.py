@@ -247,9 +247,9 @@ def _check_jobs(grid: GridConfig) -> None:
         if not own:
             raise ConfigError(f"variants.{variant}: no job is for it: name it in a job's variants")
         for key in overrides:
-            job = key.rpartition(":")[0] or next(iter(grid.jobs))
-            if job in grid.jobs and job not in own:
-                raise ConfigError(f"variants.{variant}: {key} is of the job {job}, which {variant} does not have")
+            owner = key.rpartition(":")[0] or next(iter(grid.jobs))
+            if owner in grid.jobs and owner not in own:
+                raise ConfigError(f"variants.{variant}: {key} is of the job {owner}, which {variant} does not have")
 
 
 def _has(job: JobConfig, variant: str) -> bool:

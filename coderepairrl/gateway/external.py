@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from coderepairrl.errors import ConfigError, EngineError
 from coderepairrl.gateway.call_tree import Prompt
+from coderepairrl.gateway.gateway import Gateway, GatewayConfig
 from coderepairrl.gateway.messages import BadRequest, Message
 from coderepairrl.gateway.request import Request
 from coderepairrl.gateway.session import Session
@@ -119,7 +120,8 @@ def read(answer: dict[str, Any]) -> Said:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         message, content = choice["message"], choice["message"].get("content") or ""
-        calls, malformed = [], []
+        calls: list[ParsedCall] = []
+        malformed: list[ParsedCall] = []
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             made = ParsedCall(function.get("name") or "", function.get("arguments") or "{}")
@@ -162,13 +164,16 @@ def as_sent(message: Message) -> Message:
 class ExternalSession(Session):
     """A session whose calls are text. max_total_tokens is held against what the API has counted, after each call."""
 
-    client: ExternalClient
-
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        config = self.client.config
+        config = self._api.config
         self._largest = 0  # tokens of a call, prompt and completion
         self._event("external", url=config.url, model=config.model, token_ids=False)
+
+    @property
+    def _api(self) -> ExternalClient:
+        assert isinstance(self.client, ExternalClient)
+        return self.client
 
     async def _serve_in_turn(self, request: Request) -> list[Turn]:
         if request.text is not None:
@@ -180,8 +185,8 @@ class ExternalSession(Session):
         return await self._sample(request, self.tree.history(request), min(wanted))
 
     async def _generate(self, request: Request, prompt: Prompt, max_tokens: int) -> Said:
-        config = self.client.config
-        body = {
+        config = self._api.config
+        body: dict[str, Any] = {
             "model": config.model,
             "messages": [as_sent(entry.message) for entry in request.messages],
             "max_tokens": max_tokens,
@@ -190,14 +195,15 @@ class ExternalSession(Session):
         body |= {"tools": list(request.tools.functions)} if request.parse_tools else {}
         body |= {"stop": list(request.stop)} if request.stop else {}
         body |= {"extra_body": config.body} if config.body else {}
-        said = await self.client.ask({key: value for key, value in body.items() if key not in config.left_out})
+        said = await self._api.ask({key: value for key, value in body.items() if key not in config.left_out})
         self._largest = max(self._largest, said.prompt_tokens + said.completion_tokens)
         self._count("external_prompt_tokens", said.prompt_tokens)
         self._count("external_completion_tokens", said.completion_tokens)
         self._count("external_microdollars", config.prices.microdollars(said.prompt_tokens, said.completion_tokens))
         return said
 
-    def _read_turn(self, request: Request, call: Call, completion: Said) -> Turn:
+    def _read_turn(self, request: Request, call: Call, completion: Completion) -> Turn:
+        assert isinstance(completion, Said)
         self._count("malformed_tool_calls", completion.malformed)
         used = (completion.prompt_tokens, completion.completion_tokens)
         return Turn(call, completion.content, completion.reasoning, completion.calls, used)
@@ -205,3 +211,12 @@ class ExternalSession(Session):
     def _hidden(self, request: Request) -> list[str]:
         """No chat template of ours."""
         return []
+
+
+def gateway_before(
+    server: ExternalServerConfig, config: GatewayConfig, wait_s: float, socket_path: Path | None
+) -> Gateway:
+    """The gateway that asks this API; prompts are messages, so there is no renderer. Raises ConfigError."""
+    client: Any = ExternalClient(server, wait_s)
+    renderer: Any = None
+    return Gateway(config, [client], renderer, socket_path, ExternalSession)

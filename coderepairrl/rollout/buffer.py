@@ -74,11 +74,11 @@ def _by_part(trajectories: Sequence[Trajectory]) -> dict:
         for part in sorted({getattr(t, field) for t in trajectories} - {""}):
             own = [t for t in trajectories if getattr(t, field) == part]
             counted = [t for t in own if t.outcome != Outcome.INFRASTRUCTURE_ERROR]
-            means = {
+            means: dict[str, list[float]] = {
                 "reward": [t.reward for t in counted],
                 "pass_rate": [t.verdict.resolved for t in counted if t.verdict is not None],
             }
-            numbers = {"groups": len({t.group_id for t in own})}
+            numbers: dict[str, float] = {"groups": len({t.group_id for t in own})}
             numbers |= {name: fmean(values) for name, values in means.items() if values}
             out.setdefault(mixture, {})[part] = numbers
     return out

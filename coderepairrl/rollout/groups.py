@@ -10,7 +10,7 @@ from coderepairrl.rollout.episode import Services, run_episode
 from coderepairrl.rollout.infrastructure import InfrastructureErrors
 from coderepairrl.rollout.ledger import Ledger
 from coderepairrl.rollout.rollout_config import RolloutConfig
-from coderepairrl.scaffolds import Scaffold
+from coderepairrl.scaffolds import Scaffold, ScaffoldMixture
 from coderepairrl.types import Outcome, Task, Trajectory
 
 
@@ -25,7 +25,10 @@ class Way:
 
     def under(self, name: str) -> "Way":
         """With this one of a mixture of scaffolds; "" where there is none."""
-        return replace(self, scaffold=self.scaffold.members[name], named=name) if name else self
+        if not name:
+            return self
+        assert isinstance(self.scaffold, ScaffoldMixture)
+        return replace(self, scaffold=self.scaffold.members[name], named=name)
 
 
 class Groups:

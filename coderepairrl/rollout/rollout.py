@@ -17,7 +17,7 @@ import aiohttp
 
 from coderepairrl.errors import ConfigError, TaskError
 from coderepairrl.gateway import Gateway, Workers, make_gateway, renderer_of
-from coderepairrl.gateway.external import ExternalClient, ExternalSession
+from coderepairrl.gateway.external import gateway_before
 from coderepairrl.grading.output import Outputs
 from coderepairrl.inference.server import Server
 from coderepairrl.inference.server_config import ExternalServerConfig, ServerConfig
@@ -131,8 +131,7 @@ class Rollout:
     def _make_gateway(self, server: Server, socket: Path | None) -> Gateway | Workers:
         config = self.config
         if isinstance(config.server, ExternalServerConfig):
-            client = ExternalClient(config.server, config.engine_wait_s)
-            return Gateway(config.gateway, [client], None, socket, ExternalSession)
+            return gateway_before(config.server, config.gateway, config.engine_wait_s, socket)
         model, processes = (self._model, config.gateway.processes) if self._scaffold.calls_model else (None, 1)
         renderer = partial(
             renderer_of, model, config.rendering, config.chat_template, getattr(self._scaffold, "without_tools", "")

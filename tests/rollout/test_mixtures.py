@@ -197,6 +197,8 @@ def test_a_training_run_of_two_sets_under_two_scaffolds(policy, tmp_path):
         "rollout.evaluation": {"samples": 1},
         "rollout.server.kv_cache_mib": 128,
         "rollout.server.start_timeout_s": 900,
+        "rollout.server.update_timeout_s": 600,
+        "rollout.server.health_timeout_s": 600,
         "rollout.concurrent_episodes": 8,
         "rollout.rewards": {"weights": {"random": 1.0, "tests": 0.0}},
         "training.steps": 2,
