@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from coderepairrl.tasks import (
+    defects4j,
     functions,
     humaneval,
     humaneval_java,
@@ -24,6 +25,7 @@ from coderepairrl.tasks import (
     swe_gym,
     swe_smith,
 )
+from coderepairrl.tasks.defects4j import Defects4JConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.humaneval import HumanEvalConfig
 from coderepairrl.tasks.humaneval_java import HumanEvalJavaConfig
@@ -56,6 +58,7 @@ LOADERS = {
     HumanEvalJavaConfig: humaneval_java.load,
     MbppConfig: mbpp.load,
     PolyglotConfig: polyglot.load,
+    Defects4JConfig: defects4j.load,
 }
 TasksConfig = Annotated[
     FunctionsConfig
@@ -71,7 +74,8 @@ TasksConfig = Annotated[
     | HumanEvalConfig
     | HumanEvalJavaConfig
     | MbppConfig
-    | PolyglotConfig,
+    | PolyglotConfig
+    | Defects4JConfig,
     Field(discriminator="name"),
 ]
 
