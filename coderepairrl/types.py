@@ -26,7 +26,7 @@ class Recipe:
 
     source: str  # "git:OWNER/NAME" (from the configured mirror) or "sdist:NAME==VERSION"
     revision: str  # base commit; of a source distribution its sha256
-    python: str  # "3.9"
+    python: str  # "3.9"; empty: none, and nothing is installed: the checkout is compiled by the test command
     pins: tuple[str, ...] = ()  # "name==version", complete: no dependency is added
     # where there are no pins: resolved as of `exclude_newer`; files of the checkout as "-r path", extras as ".[test]",
     # the kinds of environments/requirement_files.py
@@ -37,6 +37,7 @@ class Recipe:
     build: tuple[str, ...] = ()  # shell commands in the checkout, with the environment's interpreter first on PATH
     keep: tuple[str, ...] = ()  # of a source distribution: the top-level entries that are unpacked; empty: all
     left_out: tuple[str, ...] = ()  # what its publishers' specification has more; the record says so
+    withheld: tuple[str, ...] = ()  # files that are taken out of the checkout and become hidden tests
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,9 @@ async def validate(
     repo = task.metadata.get("repo") or task.metadata.get("package", "")
     alone = task.metadata.get(WITHOUT_TESTS_TO_KEEP, "")
     decision = Decision(task.task_id, contents.task(task), repo, "", without_pass_to_pass=alone)
-    if not task.pass_to_pass and not alone:
-        return replace(decision, reason="no PASS_TO_PASS", detail="nothing would show that the rest still works")
+    nothing_kept = replace(decision, reason="no PASS_TO_PASS", detail="nothing would show that the rest still works")
+    if task.fail_to_pass and not task.pass_to_pass and not alone:
+        return nothing_kept
     began = time.monotonic()
     try:
         built = await build_task(task, environments)
@@ -77,6 +78,8 @@ async def validate(
         if not built.fail_to_pass:
             built = await measured(built, sandbox)
             decision = replace(decision, fail_to_pass=built.fail_to_pass, pass_to_pass=built.pass_to_pass)
+            if not built.pass_to_pass and not alone:
+                return nothing_kept
         base = [await grade(built, "", sandbox) for _ in range(repeats)]
         decision = replace(decision, base_s=_seconds(base), flaky=differing(base))
         # as an agent's: what its diff loses, none can repair

@@ -20,7 +20,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from coderepairrl.environments.cache import RECORD, BuildError, EnvironmentsConfig
+from coderepairrl.environments.cache import RECORD, BuildError, EnvironmentsConfig, digest
 from coderepairrl.environments.images import build_image
 from coderepairrl.environments.recipes import build_recipe
 from coderepairrl.environments.tools import with_tools
@@ -43,9 +43,9 @@ async def build(environment: Environment, config: EnvironmentsConfig) -> Environ
         return environment
     if environment.recipe is not None:
         folder, record = await asyncio.to_thread(build_recipe, environment, config)
-        return replace(
-            environment, base=str(folder / "checkout"), python=str(folder / "venv/bin/python"), lock=record["lock"]
-        )
+        python = str(folder / "venv/bin/python") if environment.recipe.python else ""
+        lock = digest(record["lock"], environment.lock) if environment.tools else record["lock"]
+        return replace(environment, base=str(folder / "checkout"), python=python, lock=lock)
     if environment.image is not None:
         folder, record = await asyncio.to_thread(build_image, environment, config)
         return replace(

@@ -29,6 +29,7 @@ from coderepairrl.types import Environment, Recipe
 
 LAYOUT = 1  # part of the name of what is pinned: raise it when that changes
 BUILT = 3  # the same of what is built on it
+WITHHELD = "withheld"  # folder beside the checkout
 
 
 def _recipe(environment: Environment) -> Recipe:
@@ -52,7 +53,7 @@ def build_recipe(environment: Environment, config: EnvironmentsConfig) -> tuple[
 def _made_of(recipe: Recipe) -> dict[str, Any]:
     """What the build depends on. Fields that most recipes leave empty are in it where they aren't, so that what was
     built before there were such fields stays valid."""
-    later = ("preferred", "prepare", "left_out")
+    later = ("preferred", "prepare", "left_out", "withheld")
     return {name: value for name, value in recipe.__dict__.items() if value or name not in later}
 
 
@@ -60,15 +61,10 @@ def _make(
     environment: Environment, folder: Path, own: Path, config: EnvironmentsConfig, steps: Steps
 ) -> dict[str, Any]:
     recipe, workdir = _recipe(environment), environment.workdir
+    absent = _fetch(recipe, own, config, steps)
+    if not recipe.python:
+        return _bare(recipe, own, absent)
     python, version = find_python(recipe.python, config)
-    kind, _, source = recipe.source.partition(":")
-    absent: list[str] = []
-    if kind == "git":
-        absent = fetch_commit(source, recipe.revision, own / "checkout", config, steps)
-    elif kind == "sdist":
-        fetch_distribution(source, recipe.revision, recipe.keep, own / "checkout")
-    else:
-        raise StepError(f"source {recipe.source!r}: write git:OWNER/NAME or sdist:NAME==VERSION")
     files = files_of(own / "checkout")
     instead = [f"left out of its specification: {', '.join(recipe.left_out)}"] if recipe.left_out else []
     _prepare(environment, python, own, config, steps)
@@ -103,6 +99,33 @@ def _make(
         "absent": absent,
         "instead": "; ".join(instead),
     }
+
+
+def _fetch(recipe: Recipe, own: Path, config: EnvironmentsConfig, steps: Steps) -> list[str]:
+    """The checkout, less what is withheld; the paths that its mirror lacks."""
+    kind, _, source = recipe.source.partition(":")
+    absent: list[str] = []
+    if kind == "git":
+        absent = fetch_commit(source, recipe.revision, own / "checkout", config, steps)
+    elif kind == "sdist":
+        fetch_distribution(source, recipe.revision, recipe.keep, own / "checkout")
+    else:
+        raise StepError(f"source {recipe.source!r}: write git:OWNER/NAME or sdist:NAME==VERSION")
+    for path in recipe.withheld:
+        if not (own / "checkout" / path).is_file():
+            raise StepError(f"{path} of `withheld` is no file of {recipe.source} at {recipe.revision[:12]}")
+        (own / WITHHELD / path).parent.mkdir(parents=True, exist_ok=True)
+        (own / "checkout" / path).rename(own / WITHHELD / path)
+    return absent
+
+
+def _bare(recipe: Recipe, own: Path, absent: list[str]) -> dict[str, Any]:
+    """The record of a checkout without an environment of Python."""
+    if recipe.pins or recipe.requirements or recipe.prepare or recipe.build:
+        raise StepError("a recipe without `python` installs and builds nothing: leave these fields out")
+    (own / "lock.txt").write_text("")
+    lock = digest(recipe.source, recipe.revision, recipe.withheld, absent)
+    return {"lock": lock, "python": "", "source": recipe.source, "revision": recipe.revision, "absent": absent}
 
 
 def _prepare(environment: Environment, python: str, own: Path, config: EnvironmentsConfig, steps: Steps) -> None:

@@ -4,6 +4,7 @@ They lie where they lie on this machine, so they are looked for when a sandbox s
 taken in. A covered folder is an empty one, a covered file an empty one, for the agent and for the tests alike.
 """
 
+import os
 from pathlib import Path
 
 from coderepairrl.environments.cache import RECORD
@@ -13,6 +14,7 @@ from coderepairrl.sandboxes.interpreter import interpreter
 from coderepairrl.types import Environment
 
 MACHINE = "/usr"
+JARS = ("/usr/share/java/", "/usr/share/maven-repo/")  # any of which may be the project's, in another version
 
 
 def covered(environment: Environment, *, machine: bool = True) -> tuple[str, ...]:
@@ -23,8 +25,9 @@ def covered(environment: Environment, *, machine: bool = True) -> tuple[str, ...
     if environment.image:
         record = read_json(Path(environment.base).parent / RECORD)
         return tuple(record.get("copies", ())) if record else ()
+    jars = [path for path in JARS if machine and environment.language == "java" and os.path.isdir(path)]
     folders = [path for path in interpreter(environment.python).folders if not _is_of_machine(path)]
-    return find(environment.base, (*([MACHINE] if machine else []), *_outermost(folders)))
+    return (*find(environment.base, (*([MACHINE] if machine else []), *_outermost(folders))), *jars)
 
 
 def places(root: Path, paths: tuple[str, ...]) -> list[tuple[str, str]]:

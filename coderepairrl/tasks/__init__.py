@@ -24,6 +24,7 @@ from coderepairrl.config import Config
 from coderepairrl.errors import ConfigError
 from coderepairrl.tasks import (
     bugsinpy,
+    defects4j,
     functions,
     humaneval,
     humaneval_java,
@@ -40,6 +41,7 @@ from coderepairrl.tasks import (
     swe_smith,
 )
 from coderepairrl.tasks.bugsinpy import BugsInPyConfig
+from coderepairrl.tasks.defects4j import Defects4JConfig
 from coderepairrl.tasks.functions import FunctionsConfig
 from coderepairrl.tasks.humaneval import HumanEvalConfig
 from coderepairrl.tasks.humaneval_java import HumanEvalJavaConfig
@@ -73,6 +75,7 @@ LOADERS = {
     HumanEvalJavaConfig: humaneval_java.load,
     MbppConfig: mbpp.load,
     PolyglotConfig: polyglot.load,
+    Defects4JConfig: defects4j.load,
 }
 OneSetConfig = Annotated[
     FunctionsConfig
@@ -89,7 +92,8 @@ OneSetConfig = Annotated[
     | HumanEvalConfig
     | HumanEvalJavaConfig
     | MbppConfig
-    | PolyglotConfig,
+    | PolyglotConfig
+    | Defects4JConfig,
     Field(discriminator="name"),
 ]
 

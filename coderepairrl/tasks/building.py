@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coderepairrl import environments
 from coderepairrl.environments import EnvironmentsConfig
+from coderepairrl.environments.recipes import WITHHELD
 from coderepairrl.errors import TaskError
 from coderepairrl.tasks.patches import patched, patched_files, unified_diff
 from coderepairrl.types import Environment, Task
@@ -96,6 +97,11 @@ def resolve_patches(task: Task) -> Task:
         after = patched(task.task_id, "test_patch", base, files, task.test_patch)
         hidden |= {path: text for path, text in after.texts.items() if text is not None}
         rest = after.rest
+    for path in task.environment.recipe.withheld if task.environment.recipe else ():
+        text = _text(str(Path(base or "").parent / WITHHELD), path)
+        if text is None:
+            raise TaskError(f"{task.task_id}: {path}, a hidden test, is not UTF-8: leave the row out")
+        hidden[path] = text
     for path in task.test_selection if task.environment.recipe or task.environment.image else ():
         text = _text(base, path) if path not in hidden and path.endswith(".py") else None
         if text is not None:

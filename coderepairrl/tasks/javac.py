@@ -18,15 +18,22 @@ RUNNER = "JUnitXmlRunner"  # environments/java/
 
 
 def environment(
-    name: str, jdk: str, sources: tuple[str, ...], *, protected: tuple[str, ...], timeout_s: float
+    name: str,
+    jdk: str,
+    sources: tuple[str, ...],
+    *,
+    protected: tuple[str, ...],
+    timeout_s: float,
+    more: tuple[str, ...] = (),
 ) -> Environment:
-    """`jdk`: "17"; `sources`: folders that are compiled; the tests are the task's selected files. Not built yet."""
+    """`jdk`: "17"; `sources`: folders that are compiled; the tests are the task's selected files; `more`: options of
+    the runner. Not built yet."""
     folders = [word for folder in sources for word in ("--sources", folder)]
     return Environment(
         name=name,
         base=None,
         python="",
-        test_command=(*JAVA, RUNNER, "--report", "{junit}", *folders, "{tests}", "{canary_path}"),
+        test_command=(*JAVA, RUNNER, "--report", "{junit}", *folders, *more, "{tests}", "{canary_path}"),
         protected=protected,
         test_timeout_s=timeout_s,
         language="java",

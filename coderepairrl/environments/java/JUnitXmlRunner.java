@@ -35,10 +35,11 @@ import org.junit.runner.notification.RunListener;
 /**
  * Compiles a project's sources and its tests, runs the tests with JUnit 4 (and 3), writes JUnit XML.
  *
- *     java -cp "FOLDER/*" JUnitXmlRunner --report DIR --sources DIR ... [--resources DIR] [--classpath JAR]
- *         [--javac OPTION] TEST.java ...
+ *     java -cp "FOLDER/*" JUnitXmlRunner --report DIR --sources DIR ... [--test-sources DIR] [--resources DIR]
+ *         [--classpath JAR] [--javac OPTION] TEST.java ...
  *
- * The exit code is 0 if all pass, 1 if a test fails, 3 if the sources or tests do not compile: then there is no report.
+ * The exit code is 0 if all pass, 1 if a test fails, 3 if the sources do not compile: then there is no report. A file of
+ * tests that does not compile has none. What tests need of --test-sources is compiled with them.
  *
  * What is under test cannot stand in for what judges it: sources are compiled without JUnit, tests against JUnit first;
  * no annotation processor, plugin or implicit source is heard; JUnit and this class come from the parent class loader,
@@ -66,10 +67,11 @@ public final class JUnitXmlRunner {
         }
         String junit = System.getProperty("java.class.path");
         List<String> javac = of(options, "--javac");
-        if (!compile(sources, main, jars, javac)
-                || !compile(tests, test, String.join(File.pathSeparator, junit, main.toString(), jars), javac)) {
+        if (!compile(sources, main, jars, new ArrayList<>(), javac)) {
             end(3);
         }
+        String known = String.join(File.pathSeparator, junit, test.toString(), main.toString(), jars);
+        tests = compiled(tests, test, known, of(options, "--test-sources"), javac);
         List<URL> places = new ArrayList<>(Arrays.asList(test.toUri().toURL(), main.toUri().toURL()));
         for (String folder : of(options, "--resources")) {
             places.add(new File(folder).toURI().toURL());
@@ -105,13 +107,35 @@ public final class JUnitXmlRunner {
         }
     }
 
-    private static boolean compile(List<File> files, Path into, String classpath, List<String> more)
-            throws IOException {
+    /** Those that compile: all at once, else one by one as long as another one does. */
+    private static List<File> compiled(List<File> tests, Path into, String classpath, List<String> places,
+            List<String> more) throws IOException {
+        if (compile(tests, into, classpath, places, more)) {
+            return tests;
+        }
+        List<File> done = new ArrayList<>();
+        for (int before = -1; before < done.size();) {
+            before = done.size();
+            for (File test : tests) {
+                if (!done.contains(test) && compile(Arrays.asList(test), into, classpath, places, more)) {
+                    done.add(test);
+                }
+            }
+        }
+        return done;
+    }
+
+    private static boolean compile(List<File> files, Path into, String classpath, List<String> places,
+            List<String> more) throws IOException {
         String nothing = Files.createTempDirectory("nothing").toString();
         List<String> options = new ArrayList<>(Arrays.asList("-d", into.toString(), "-classpath", classpath,
-                "-sourcepath", nothing, "-processorpath", nothing, "-proc:none", "-implicit:none",
-                "-encoding", "UTF-8", "-nowarn", "-Xlint:none", "-g"));
+                "-sourcepath", places.isEmpty() ? nothing : String.join(File.pathSeparator, places),
+                "-implicit:" + (places.isEmpty() ? "none" : "class"), "-Xprefer:source",
+                "-processorpath", nothing, "-proc:none", "-nowarn", "-Xlint:none", "-g"));
         options.addAll(more);
+        if (!more.contains("-encoding")) {
+            options.addAll(Arrays.asList("-encoding", "UTF-8"));
+        }
         JavaCompiler compiler = ToolProvider.getSystemJavaCompiler();
         try (StandardJavaFileManager manager = compiler.getStandardFileManager(null, null, StandardCharsets.UTF_8)) {
             return files.isEmpty() || compiler.getTask(new PrintWriter(System.err, true), manager, null, options, null,
