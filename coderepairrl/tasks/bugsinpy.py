@@ -233,7 +233,10 @@ def _environment(task_id: str, bug: Path, recipe: Recipe, config: BugsInPyConfig
     recipe = Recipe(
         **recipe.__dict__
         | {"requirements": tuple(dict.fromkeys(found)), "preferred": tuple(gathered.preferred.values())}
-        | {"exclude_newer": WRITTEN, "left_out": tuple(dict.fromkeys(gathered.left_out))}
+        | {
+            "exclude_newer": WRITTEN,
+            "left_out": tuple(dict.fromkeys(name for name in gathered.left_out if name != project)),
+        }
         | {"build": tuple(dict.fromkeys(gathered.build)) if correction.build is None else correction.build}
     )
     return Environment(
