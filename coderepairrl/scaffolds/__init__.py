@@ -91,7 +91,10 @@ async def refusal(scaffold: Scaffold, config: EnvironmentsConfig) -> Callable[[T
         return programs[0].refuses if programs else takes_all
 
     async def refuses(task: Task) -> str:
-        return next((cause for one in programs if (cause := await one.refuses(task))), "")
+        for one in programs:
+            if cause := await one.refuses(task):
+                return cause
+        return ""
 
     return refuses
 

@@ -12,6 +12,7 @@ from conftest import metrics_of, run_program
 from pydantic import TypeAdapter, ValidationError
 from rollout_helpers import folder, train_along
 
+from coderepairrl.environments import EnvironmentsConfig
 from coderepairrl.errors import ConfigError
 from coderepairrl.rollout import buffer, ledger, trajectory_files
 from coderepairrl.rollout.evaluations import finished
@@ -20,13 +21,14 @@ from coderepairrl.rollout.rollout_config import RolloutConfig
 from coderepairrl.run import inputs
 from coderepairrl.run.evaluate_config import EvaluateConfig
 from coderepairrl.run.train_config import TrainConfig
-from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold
+from coderepairrl.scaffolds import ScaffoldConfig, make_scaffold, ready, refusal
 from coderepairrl.scaffolds.terminal import Terminal
 from coderepairrl.tasks import TasksConfig, jsonl, load_tasks
 from coderepairrl.training.step_log import of_episodes
 from coderepairrl.training.trainer import Judged, Waited
-from coderepairrl.types import Outcome
+from coderepairrl.types import Outcome, Task
 
+TERMINAL = {"name": "terminal", "system_prompt": "Repair the code."}
 SETTINGS = {"scaffold": {"name": "gold"}, "groups_per_step": 4, "group_size": 2, "concurrent_episodes": 4}
 SETS = {
     "easy": {"weight": 2.0, "tasks": {"name": "functions", "train": 3, "heldout": 0}},
@@ -168,6 +170,31 @@ def test_a_held_out_task_has_the_same_scaffold_in_every_evaluation():
     assert isinstance(mixture.members["terminal"], Terminal) and mixture.without_tools
 
 
+def test_a_task_that_one_program_of_a_mixture_cannot_be_given_is_left_out_and_all_find_the_gateway():
+    """Of two programs, whose installations and sockets are for both."""
+    own = {"name": "command", "argv": ["true"]}
+    config = TypeAdapter(ScaffoldConfig).validate_python(
+        {"name": "mixture", "scaffolds": {"a": {"scaffold": own}, "b": {"scaffold": own}, "c": {"scaffold": TERMINAL}}}
+    )
+    (task,) = load_tasks(tasks_config({"a": {"tasks": {"name": "functions", "train": 1, "heldout": 0}}}))["train"]
+
+    async def main():
+        mixture = make_scaffold(config)
+        refuses = await refusal(mixture, EnvironmentsConfig())
+        assert await refuses(task) == ""
+        async with ready(mixture, EnvironmentsConfig()) as socket:
+            assert socket.parent.is_dir()
+        assert not socket.parent.exists()
+
+        async def no(task: Task) -> str:
+            return f"{task.task_id}: not for this one"
+
+        mixture.members["b"].refuses = no
+        return await (await refusal(mixture, EnvironmentsConfig()))(task)
+
+    assert asyncio.run(main()) == f"{task.task_id}: not for this one"
+
+
 @pytest.mark.parametrize("inner", [{"name": "gold"}, {"name": "retry", "agent": {"name": "terminal"}}])
 def test_a_control_is_no_part_of_a_mixture(inner):
     with pytest.raises(ValidationError, match="does not match any of the expected tags"):
@@ -183,7 +210,7 @@ def test_a_training_run_of_two_sets_under_two_scaffolds(policy, tmp_path):
     other = load_tasks(TypeAdapter(TasksConfig).validate_python({"name": "functions", "train": 9, "heldout": 0}))
     jsonl.write(tmp_path / "b.jsonl", other["train"][6:])
     scaffolds = {
-        "terminal": {"scaffold": {"name": "terminal", "system_prompt": "Repair the code."}},
+        "terminal": {"scaffold": TERMINAL},
         "text": {"scaffold": {"name": "terminal_text", "system_prompt": "Repair the code."}},
     }
     overrides = {
