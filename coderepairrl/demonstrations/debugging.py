@@ -1,12 +1,12 @@
 """An expert that repairs a bug as a person does: finds the failing test and what it names, reads, edits, runs the
-test, takes back what
-was in vain, tries again, submits. In the terminal agent's words; what its tools answer is computed.
+test, takes back what was in vain, tries again, submits. In the terminal agent's words; what its tools answer is
+computed.
 
-    rows = conversation(bug, Repository(base), random.Random(0), DebuggingConfig(), TerminalConfig())
+    row = conversation(bug, Repository(base), random.Random(0), DebuggingConfig(), TerminalConfig())
 
 Nothing is run: that the answers are those of a real sandbox, to the letter, is a test. Edits that mend nothing are
-shown and not learnt;
-what is done about them is learnt. A bug whose place nothing that was shown leads to has no demonstration.
+shown and not learnt; what is done about them is learnt. A bug whose place nothing that was shown leads to has no
+demonstration.
 """
 
 import functools

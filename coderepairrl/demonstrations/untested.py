@@ -1,6 +1,8 @@
 """Bugs in the functions of installed packages that no test was run for: the symptom in their statements is made up.
-They are many and
-of much code, and teach to find, to read and to mend; what a failing test says is learnt from curation/failing.py's."""
+
+They are many and of much code, and teach to find, to read and to mend; what a failing test says is learnt from those
+of curation/failing.py.
+"""
 
 import ast
 import random
