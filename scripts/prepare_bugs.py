@@ -1,11 +1,11 @@
-"""Bugs with real failing tests for demonstrations, thousands in minutes: tried in forks of one run of a package's suite.
+"""Bugs with real failing tests for demonstrations, thousands in minutes: tried in forks of one run of a suite.
 
-    python scripts/prepare_bugs.py bugs.jsonl --packages toolz=800 boltons=2000 --workers 16
+    python scripts/prepare_bugs.py bugs.jsonl --packages toolz=800 sqlparse=2000 --workers 16
 
-COUNT is how many candidates are tried of a package (two of three become a bug). OUT.parts keeps a file a chunk of candidates: started
-again, the program makes what is missing; `--shard K/N` makes every Nth chunk (a job of a Slurm array), and whoever finds all of them
-there merges them. Shown are ids, spans and statements: the packages are fetched from the index, as their hashes say. Demonstrations are
-made of them by scripts/prepare_demonstrations.py.
+COUNT is how many candidates are tried of a package; two of five become a bug. OUT.parts keeps a file a chunk of
+candidates: started again, the program makes what is missing. `--shard K/N` makes every Nth chunk (a job of a Slurm
+array), and whoever finds all of them there merges them. Ids, spans and statements are kept, packages are not.
+Demonstrations are made of them by scripts/prepare_demonstrations.py.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python scripts/prepare_demonstrations.py configs/pretrained/demonstrations.yaml [a.b=c ...]
 
-Writes OUTPUT, a file of conversations that scripts/train_sft.py reads (source kind `chat`). Bugs come from scripts/prepare_bugs.py; those
+Writes OUTPUT, a file of conversations that scripts/train_sft.py reads (source kind `chat`). Bugs come from
+scripts/prepare_bugs.py; those
 of `heldout_packages` are left out. The same settings give the same conversations; a file that is there stays.
 """
 

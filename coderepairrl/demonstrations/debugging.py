@@ -1,10 +1,12 @@
-"""An expert that repairs a bug as a person does: finds the failing test and what it names, reads, edits, runs the test, takes back what
-was in vain, tries again, submits. In the terminal agent's words; what its tools answer is computed.
+"""An expert that repairs a bug as a person does: finds the failing test and what it names, reads, edits, runs the
+test, takes back what was in vain, tries again, submits. In the terminal agent's words; what its tools answer is
+computed.
 
-    rows = conversation(bug, Repository(base), random.Random(0), DebuggingConfig(), TerminalConfig())
+    row = conversation(bug, Repository(base), random.Random(0), DebuggingConfig(), TerminalConfig())
 
-Nothing is run: that the answers are those of a real sandbox, to the letter, is a test. Edits that mend nothing are shown and not learnt;
-what is done about them is learnt. A bug whose place nothing that was shown leads to has no demonstration.
+Nothing is run: that the answers are those of a real sandbox, to the letter, is a test. Edits that mend nothing are
+shown and not learnt; what is done about them is learnt. A bug whose place nothing that was shown leads to has no
+demonstration.
 """
 
 import functools
@@ -78,7 +80,8 @@ def applied(text: str, edits: tuple[SourceEdit, ...]) -> str:
 
 
 def quoted(before: str, after: str) -> tuple[str, str] | None:
-    """(old, new) of an edit that makes `after` of `before`: the fewest whole lines that occur once, without the first one's indentation."""
+    """(old, new) of an edit that makes `after` of `before`: the fewest whole lines that occur once, without the first
+    one's indentation."""
     first, tail = 0, 0
     while first < min(len(before), len(after)) and before[first] == after[first]:
         first += 1

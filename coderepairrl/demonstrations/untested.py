@@ -1,5 +1,8 @@
-"""Bugs in the functions of installed packages that no test was run for: the symptom in their statements is made up. They are many and
-of much code, and teach to find, to read and to mend; what a failing test says is learnt from curation/failing.py's."""
+"""Bugs in the functions of installed packages that no test was run for: the symptom in their statements is made up.
+
+They are many and of much code, and teach to find, to read and to mend; what a failing test says is learnt from those
+of curation/failing.py.
+"""
 
 import ast
 import random
@@ -81,7 +84,8 @@ def _functions(text: str) -> list[tuple[str, int, int]]:
 
 
 def _mutated(text: str, first: int, last: int, rng: random.Random) -> tuple[str, tuple] | None:
-    """(kind, the edit of `text`) of a mutation of these lines, which are parsed alone: a file's whole text for each would take long."""
+    """(kind, the edit of `text`) of a mutation of these lines, which are parsed alone: a file's whole text for each
+    would take long."""
     lines = text.split("\n")
     start = sum(len(line) + 1 for line in lines[: first - 1])
     own = "\n".join(lines[first - 1 : last]) + "\n"

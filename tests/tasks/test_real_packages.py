@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from coderepairrl.config import read_yaml
 from coderepairrl.curation import statement
 from coderepairrl.curation.source_edits import Mutation
 from coderepairrl.errors import TaskError
+from coderepairrl.files import ROOT
 from coderepairrl.grading.grader import grade
 from coderepairrl.sandboxes import SandboxConfig
 from coderepairrl.tasks import packages as module
@@ -362,3 +364,19 @@ def test_a_new_module_of_the_package_is_applied(tasks):
     task = next(task for task in tasks if task.metadata["package"] == "cachetools")
     verdict = graded(task, task.oracle_patch + NEW_FILE.format("src/cachetools/helpers.py"))
     assert verdict.dropped_paths == () and verdict.resolved
+
+
+# ---- mutations.jsonl, and what is held out of it ---------------------------------------------------------------------
+
+
+def test_what_is_held_out_of_the_mutations_is_drawn_by_hash():
+    suites, rows = read_rows(module.FOLDER / "mutations.jsonl")
+    drawn = sorted(packages(), key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:5]
+    for name in ("demonstrations", "evaluate", "grpo"):
+        tree = read_yaml(ROOT / f"configs/pretrained/{name}.yaml")
+        tasks = tree["rollout"]["tasks"] if "rollout" in tree else tree
+        assert sorted(drawn) == list(tasks["heldout_packages"])
+    assert set(drawn) < set(suites) <= set(packages()) and len(rows) == len({row.task_id for row in rows}) == 354
+    for row in rows:
+        ids = {test for file in row.test_selection for test in suites[row.package].tests[file]}
+        assert set(row.fail_to_pass) < ids and suites[row.package].lock == packages()[row.package].sha256

@@ -1,13 +1,13 @@
-"""Which tests of a suite fail with each of many bugs, a hundred times faster than by running the suite for each: it is imported and
-run once, and each bug is tried in a fork, where the code of the function that holds it is replaced in place.
+"""Which tests of a suite fail with each of many bugs, far faster than by running the suite for each: it is imported
+and run once, and each bug is tried in a fork, where the code of the function that holds it is replaced in place.
 
-    python -P failing_tests.py JOB.json OUT.jsonl        in the checkout; JOB: {"pytest": [arguments],
-        "bugs": [{"id", "path", "edits", "vain": [edits, ...]}], "seconds": of a bug's tests, at most}
+    python -P failing_tests.py JOB.json OUT.jsonl        in the checkout
+    JOB: {"pytest": [arguments], "bugs": [{"id", "path", "edits", "vain": [edits, ...]}], "seconds": of a bug's tests}
 
-A row of OUT: {"id", "failing": [ids], "details": {id: traceback of some of them}, "over": whether the time was up, "vain": [whether these
-edits beside the bug's leave all of the tests in `details` failing]}. A bug that is not inside of a function's body, or that no test runs
-which passes in a fork, too, has no row. What is found so is evidence, no verdict: a task is admitted by runs of the suite in fresh
-sandboxes.
+A row of OUT: {"id", "failing": [ids], "details": {id: traceback of some of them}, "over": whether the time was up,
+"vain": [whether these edits beside the bug's leave all of the tests in `details` failing]}. A bug that is not inside
+of a function's body, or that no test runs which passes in a fork, too, has no row. What is found so is evidence, no
+verdict: a task is admitted by runs of the suite in fresh sandboxes.
 """
 
 import ast
