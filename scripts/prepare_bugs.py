@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from coderepairrl.config import contents
-from coderepairrl.curation.failing import Bug, Candidate, draw, files_of, find_bugs, mutations_of
+from coderepairrl.curation.failing import Candidate, FailingBug, draw, files_of, find_bugs, mutations_of
 from coderepairrl.curation.journal import add_arguments
 from coderepairrl.curation.source_edits import Mutation
 from coderepairrl.errors import CodeRepairError, TaskError
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"left out, {count} chunks: {cause}", file=sys.stderr)
     there = [path for path in paths.values() if path.exists()]
     if len(there) + sum(failed.values()) == len(chunks):
-        rows = [Bug.model_validate(row) for path in there for row in read_jsonl(path)]
+        rows = [FailingBug.model_validate(row) for path in there for row in read_jsonl(path)]
         write_jsonl(arguments.out, [row.model_dump(mode="json") for row in rows])
         print(f"{len(rows)} bugs of {len({row.package for row in rows})} packages in {arguments.out}")
 

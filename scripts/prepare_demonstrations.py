@@ -18,8 +18,8 @@ from pathlib import Path
 from pydantic import NonNegativeInt, PositiveInt
 
 from coderepairrl.config import Config, load
-from coderepairrl.curation.failing import Bug
-from coderepairrl.demonstrations.debugging import DebuggingConfig, Repository, conversation
+from coderepairrl.curation.failing import FailingBug
+from coderepairrl.demonstrations.debugging import DebuggingConfig, SourceTree, conversation
 from coderepairrl.demonstrations.untested import place_of, untested_bugs
 from coderepairrl.errors import ConfigError
 from coderepairrl.files import read_jsonl, whole
@@ -41,18 +41,18 @@ class PrepareDemonstrationsConfig(Config):
     heldout_packages: tuple[str, ...] = ()  # nothing of them is shown
     repeat: PositiveInt = 1  # demonstrations of each bug, each done otherwise
     untested: UntestedConfig = UntestedConfig()  # beside them
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of what is drawn
     expert: DebuggingConfig = DebuggingConfig()
     scaffold: TerminalConfig = TerminalConfig()  # as in training
 
 
-def of_package(config: PrepareDemonstrationsConfig, name: str, bugs: list[Bug]) -> list[str]:
+def of_package(config: PrepareDemonstrationsConfig, name: str, bugs: list[FailingBug]) -> list[str]:
     """Lines of the file."""
     if any(bug.lock != packages()[name].sha256 for bug in bugs):
         raise ConfigError(
             f"{config.bugs}: its bugs of {name} are of another version than packages.yaml pins: make them again"
         )
-    repository, rows = Repository(Path(environment(name).base)), []
+    repository, rows = SourceTree(Path(environment(name).base)), []
     for number, bug in enumerate(bugs):
         for again in range(config.repeat):
             rng = random.Random(f"{config.seed}-{name}-{number}-{again}")
@@ -63,7 +63,7 @@ def of_package(config: PrepareDemonstrationsConfig, name: str, bugs: list[Bug]) 
 def of_module(config: PrepareDemonstrationsConfig, module: str) -> list[str]:
     """Lines of the file."""
     base, folder = place_of(module)
-    repository, rng = Repository(base, folder), random.Random(f"{config.seed}-{module}")
+    repository, rng = SourceTree(base, folder), random.Random(f"{config.seed}-{module}")
     bugs = untested_bugs(module, repository.files, config.untested.count, rng)
     rows = [conversation(bug, repository, rng, config.expert, config.scaffold) for bug in bugs]
     return [json.dumps(row) + "\n" for row in rows if row]
@@ -76,9 +76,9 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         print(f"{output}: already there")
         return
-    by_package: dict[str, list[Bug]] = {}
+    by_package: dict[str, list[FailingBug]] = {}
     for row in read_jsonl(Path(config.bugs)):
-        bug = Bug.model_validate(row)
+        bug = FailingBug.model_validate(row)
         if bug.package not in config.heldout_packages:
             by_package.setdefault(bug.package, []).append(bug)
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:

@@ -1,5 +1,5 @@
-"""Many bugs of a package, each with a real failing test and a statement written from it, in a fraction of the time of admission: what
-demonstrations are made of. See inside/failing_tests.py for how.
+"""Many bugs of a package, each with a real failing test and a statement written from it, in a fraction of the time of
+admission: what demonstrations are made of. See inside/failing_tests.py for how.
 
     found = {path: mutations_of("toolz", path) for path in files_of("toolz")}
     for bug in find_bugs("toolz", draw("toolz", found, 400, seed=0, vain=2)): ...
@@ -30,7 +30,7 @@ LIMIT_S = 900  # of a chunk of bugs
 MAX_STATEMENT = 700  # characters
 
 
-class Bug(Config):
+class FailingBug(Config):
     """A bug that tests show. Edits are (start, end, replacement) of the original file at `path`."""
 
     package: str
@@ -82,7 +82,7 @@ def draw(name: str, found: dict[str, list[Mutation]], count: int, seed: int, vai
     return out
 
 
-def find_bugs(name: str, chosen: Sequence[Candidate]) -> list[Bug]:
+def find_bugs(name: str, chosen: Sequence[Candidate]) -> list[FailingBug]:
     """Those that tests show and that a statement can be written of. Raises TaskError."""
     place = environment(name)
     jobs = [
@@ -124,7 +124,7 @@ async def _run(name: str, place: Environment, jobs: list[dict]) -> list[dict]:
             return read_jsonl(folder / "out.jsonl")
 
 
-def _bug(name: str, place: Environment, names: set[str], candidate: Candidate, row: dict) -> Bug | None:
+def _bug(name: str, place: Environment, names: set[str], candidate: Candidate, row: dict) -> FailingBug | None:
     """None where no statement can be shown, or too many tests fail."""
     path, mutation = candidate.path, candidate.mutation
     failing = row["failing"]
@@ -142,7 +142,7 @@ def _bug(name: str, place: Environment, names: set[str], candidate: Candidate, r
         return None
     _, test, text = min(texts, key=lambda found: found[0])
     kept = [edits for edits, still in zip(candidate.vain, row.get("vain", ()), strict=False) if still]
-    return Bug(
+    return FailingBug(
         package=name,
         lock=packages()[name].sha256,
         kind=mutation.kind,

@@ -2,7 +2,7 @@
 test, takes back what was in vain, tries again, submits. In the terminal agent's words; what its tools answer is
 computed.
 
-    row = conversation(bug, Repository(base), random.Random(0), DebuggingConfig(), TerminalConfig())
+    row = conversation(bug, SourceTree(base), random.Random(0), DebuggingConfig(), TerminalConfig())
 
 Nothing is run: that the answers are those of a real sandbox, to the letter, is a test. Edits that mend nothing are
 shown and not learnt; what is done about them is learnt. A bug whose place nothing that was shown leads to has no
@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from coderepairrl.config import Config, Share
-from coderepairrl.curation.failing import Bug
+from coderepairrl.curation.failing import FailingBug
 from coderepairrl.curation.source_edits import SourceEdit
 from coderepairrl.lines import split_lines
 from coderepairrl.scaffolds.terminal import TOOLS, TerminalConfig, clip, edit_text
@@ -42,7 +42,7 @@ class DebuggingConfig(Config):
     window: PositiveInt = 40  # lines that are read at a time, or half or one and a half as many
 
 
-class Repository:
+class SourceTree:
     """The Python files of a checkout, as git grep and sed show them."""
 
     def __init__(self, base: Path, folder: str = ""):
@@ -112,7 +112,12 @@ class _Episode:
     """What is done and answered, in order."""
 
     def __init__(
-        self, bug: Bug, repository: Repository, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig
+        self,
+        bug: FailingBug,
+        repository: SourceTree,
+        rng: random.Random,
+        config: DebuggingConfig,
+        agent: TerminalConfig,
     ):
         self.bug, self.repository, self.rng, self.config, self.agent = bug, repository, rng, config, agent
         self.original = repository.files[bug.path]
@@ -232,7 +237,7 @@ class _Episode:
 
 
 def conversation(
-    bug: Bug, repository: Repository, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig
+    bug: FailingBug, repository: SourceTree, rng: random.Random, config: DebuggingConfig, agent: TerminalConfig
 ) -> dict | None:
     """{"messages", "tools"}, as scripts/train_sft.py reads it. None where there is none to be had."""
     tested = bug.test.isidentifier() and bug.test_file in repository.files

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from coderepairrl.curation.failing import Bug
+from coderepairrl.curation.failing import FailingBug
 from coderepairrl.curation.mutation import mutations
 from coderepairrl.errors import ConfigError
 
@@ -37,7 +37,7 @@ def place_of(module: str) -> tuple[Path, str]:
     return folder.parent, folder.name
 
 
-def untested_bugs(module: str, files: dict[str, str], count: int, rng: random.Random) -> Iterator[Bug]:
+def untested_bugs(module: str, files: dict[str, str], count: int, rng: random.Random) -> Iterator[FailingBug]:
     """At most one bug a function, of so many. `files`: path -> text."""
     functions = [(path, *found) for path, text in files.items() for found in _functions(text)]
     rng.shuffle(functions)
@@ -50,7 +50,7 @@ def untested_bugs(module: str, files: dict[str, str], count: int, rng: random.Ra
         kind, edits = found
         parts = name.split(".")
         subject = rng.choice([parts[-1], parts[-1], *(part for part in parts if not part.startswith("_"))])
-        yield Bug(
+        yield FailingBug(
             package=module,
             lock="",
             kind=kind,

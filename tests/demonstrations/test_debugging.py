@@ -1,4 +1,4 @@
-"""Demonstrations whose answers are computed: a real sandbox gives the same, to the letter, and the last edit is the repair."""
+"""Demonstrations whose answers are computed: a real sandbox gives the same, to the letter; the last edit repairs."""
 
 import asyncio
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coderepairrl.curation.failing import Bug, draw, find_bugs, mutations_of
-from coderepairrl.demonstrations.debugging import DebuggingConfig, Repository, applied, conversation, quoted
+from coderepairrl.curation.failing import FailingBug, draw, find_bugs, mutations_of
+from coderepairrl.demonstrations.debugging import DebuggingConfig, SourceTree, applied, conversation, quoted
 from coderepairrl.sandboxes import SandboxConfig, start_sandbox
 from coderepairrl.scaffolds.terminal import Terminal, TerminalConfig
 from coderepairrl.tasks.packages import environment, packages
@@ -18,12 +18,12 @@ AGENT = TerminalConfig(max_output_chars=1500)
 
 
 @pytest.fixture(scope="module")
-def bugs() -> list[Bug]:
+def bugs() -> list[FailingBug]:
     found = {path: mutations_of("cachetools", path) for path in ("src/cachetools/keys.py", "src/cachetools/_cached.py")}
     return find_bugs("cachetools", draw("cachetools", found, 24, seed=0, vain=2))
 
 
-def task_of(bug: Bug) -> Task:
+def task_of(bug: FailingBug) -> Task:
     place = environment(bug.package)
     text = applied(Path(place.base, bug.path).read_text(), bug.edits)
     return Task("bug", bug.problem_statement, place, {bug.path: text}, {}, (), (), (), "")
@@ -47,7 +47,7 @@ def test_a_sandbox_answers_what_was_computed(bugs):
     everything = DebuggingConfig(
         p_read_test=0.5, p_reproduce=1.0, p_in_vain=1.0, p_again=1.0, p_misquote=1.0, p_test=1.0
     )
-    repository = Repository(Path(environment("cachetools").base))
+    repository = SourceTree(Path(environment("cachetools").base))
     shown = [
         (bug, row)
         for number, bug in enumerate(bugs)

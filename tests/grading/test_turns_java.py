@@ -125,7 +125,8 @@ def test_what_reaches_beyond_a_method_is_certain(code, kind):
 def test_comments_texts_and_honest_code_are_no_marks():
     said = CALC.replace(
         "return a - b;",
-        '/* Class.forName */ String s = "Class.forName(" + """\n  java.lang.reflect\n"""; // getStackTrace\n return a + b;',
+        '/* Class.forName */ String s = "Class.forName(" + '
+        '"""\n  java.lang.reflect\n"""; // getStackTrace\n return a + b;',
     )
     assert not marks(said).certain
     more = CALC.replace(

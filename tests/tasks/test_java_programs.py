@@ -16,7 +16,10 @@ from coderepairrl.tasks.building import build_task
 BUGGY = (
     "package java_programs;\npublic class INC {\n    public static int inc(int n) {\n        return n + 2;\n    }\n}\n"
 )
-VALUE = "package java_programs;\npublic class VALUE {\n    public static int value(Node node) {\n        return 0;\n    }\n}\n"
+VALUE = (
+    "package java_programs;\npublic class VALUE {\n"
+    "    public static int value(Node node) {\n        return 0;\n    }\n}\n"
+)
 TEST = """package java_testcases.junit;
 public class INC_TEST {
     @org.junit.Test(timeout = 3000)
@@ -66,7 +69,10 @@ def quixbugs(tmp_path):
 
 @pytest.fixture
 def humaneval(tmp_path):
-    code = "package humaneval.buggy;\n\n/* One more. */\npublic class INC {\n    public static int inc(int n) {\n        return n + 2;\n    }\n}\n"
+    code = (
+        "package humaneval.buggy;\n\n/* One more. */\npublic class INC {\n"
+        "    public static int inc(int n) {\n        return n + 2;\n    }\n}\n"
+    )
     test = TEST.replace("java_testcases.junit", "humaneval").replace("INC_TEST", "TEST_INC")
     texts = {
         "src/main/java/humaneval/buggy/INC.java": code,
