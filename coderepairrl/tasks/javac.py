@@ -9,6 +9,8 @@ JAVA = (
     "-Xmx1g",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:hashCode=3",  # counted: the order of a HashSet of objects is the same in every run
     "-XX:-UsePerfData",
     "-XX:+DisableAttachMechanism",
     "-cp",

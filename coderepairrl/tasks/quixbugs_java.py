@@ -58,7 +58,7 @@ def load(config: QuixBugsJavaConfig) -> dict[str, list[Task]]:
                 + description(programs.text_of(folder / f"python_programs/{name.lower()}.py")),
                 place,
                 files=files,
-                repaired={**files, path: correct},
+                repaired={path: correct},
                 hidden=hidden,
                 selection=tuple(hidden),
                 metadata={"repo": "jkoppel/QuixBugs", "program": name, "language": "java"},

@@ -16,9 +16,10 @@ from coderepairrl.types import Task
 
 SOURCES = "--sources"  # what comes before a folder that the test command compiles
 _ESCAPE = re.compile(r"\\u+([0-9A-Fa-f]{4})")
+# outside of texts a backslash is taken with what it escapes, or each quote in a long row would be tried as a beginning
 _TEXT_OR_COMMENT = re.compile(
     r"//[^\n]*|/\*.*?(?:\*/|\Z)"
-    r'|"""(?:[^"\\]++|\\.|"(?!""))*+(?:"""|\Z)|"(?:[^"\\\n]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'',
+    r'|"""(?:[^\\]|\\.)*?(?:"""|\Z)|"(?:[^"\\\n]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'|\\.',
     re.DOTALL,
 )
 _HIDDEN = (  # a class of the package that is called so stands in its place
