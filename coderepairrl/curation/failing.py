@@ -55,14 +55,20 @@ class Candidate:
     vain: tuple[list[SourceEdit], ...]  # edits of which it is to be seen whether they mend nothing
 
 
+def _base(place: Environment) -> Path:
+    """The package's files: its environment is built."""
+    assert place.base is not None, place.name
+    return Path(place.base)
+
+
 def files_of(name: str) -> list[str]:
     """Those that may get a bug."""
-    base = Path(environment(name).base)
+    base = _base(environment(name))
     return sorted({p.relative_to(base).as_posix() for pattern in packages()[name].mutate for p in base.glob(pattern)})
 
 
 def mutations_of(name: str, path: str) -> list[Mutation]:
-    return list(mutations(read_source(Path(environment(name).base, path)), path))
+    return list(mutations(read_source(_base(environment(name)) / path), path))
 
 
 def draw(name: str, found: dict[str, list[Mutation]], count: int, seed: int, vain: int) -> list[Candidate]:
@@ -90,7 +96,7 @@ def find_bugs(name: str, chosen: Sequence[Candidate]) -> list[FailingBug]:
         for number, one in enumerate(chosen)
     ]
     rows = asyncio.run(_run(name, place, jobs))
-    names = statement.public_names(Path(place.base), packages()[name].mutate)
+    names = statement.public_names(_base(place), packages()[name].mutate)
     found = [_bug(name, place, names, chosen[row["id"]], row) for row in rows]
     return [bug for bug in found if bug]
 
@@ -116,7 +122,7 @@ async def _run(name: str, place: Environment, jobs: list[dict]) -> list[dict]:
             (folder / "job.json").write_text(json.dumps({"pytest": options, "bugs": jobs, "seconds": SECONDS}))
             (folder / "program.py").write_text(PROGRAM.read_text())
             argv = [place.python, "-P", *(f"{inside}/{file}" for file in ("program.py", "job.json", "out.jsonl"))]
-            result = await sandbox.run(argv, timeout_s=LIMIT_S, variables=plain_terminal(place))
+            result = await sandbox.run(argv, timeout_s=LIMIT_S, variables={**plain_terminal(place)})
             if not (folder / "out.jsonl").is_file():
                 raise TaskError(
                     f"{name}: its suite can't be run in one process: {result.output[-300:]!r}: leave it out"
@@ -130,11 +136,11 @@ def _bug(name: str, place: Environment, names: set[str], candidate: Candidate, r
     failing = row["failing"]
     if not 0 < len(failing) < MOST_FAILING or row["over"]:
         return None
-    original = read_source(Path(place.base, path))
+    original = read_source(_base(place) / path)
     texts = []
     for test, detail in row["details"].items():
         text = statement.describe(
-            name, packages()[name].tests, Path(place.base), f"::{name_of(test)}", detail, names, len(failing)
+            name, packages()[name].tests, _base(place), f"::{name_of(test)}", detail, names, len(failing)
         )
         if text and len(text) < MAX_STATEMENT and not statement.gives_away(text, original, mutation, path):
             texts.append((not text.startswith("`"), test, text))

@@ -92,7 +92,7 @@ def quoted(before: str, after: str) -> tuple[str, str] | None:
     downwards = True
     while stop - start <= LONGEST_QUOTE:
         old, new = before[start:stop], after[start : len(after) - (len(before) - stop)]
-        indent = re.match(r"[ \t]*", old)[0]
+        indent = old[: len(old) - len(old.lstrip(" \t"))]
         if new.startswith(indent):
             old, new = old[len(indent) :], new[len(indent) :]
         if old.strip() and before.count(old) == 1 and before.replace(old, new) == after:
@@ -196,10 +196,10 @@ class _Episode:
                 self.shell(f"grep -n 'def ' {path}", "".join(defs))
         if not re.search(rf"\b{leaf}\b", self.shown) or len(self.definitions(leaf)) > MOST_DEFINITIONS:
             return None
-        found = [line for path, line, _ in self.grep(leaf) if path == self.bug.path]
+        own = [line for path, line, _ in self.grep(leaf) if path == self.bug.path]
         wrong = min((start for start, _, _ in self.bug.edits), default=0)
         at = self.text.count("\n", 0, wrong) + 1
-        before = [line for line in found if line <= at]
+        before = [line for line in own if line <= at]
         return before[-1] if before else None
 
     def read_until_seen(self, line: int, old: str) -> bool:

@@ -6,7 +6,6 @@ of curation/failing.py.
 
 import ast
 import random
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,16 +67,17 @@ def untested_bugs(module: str, files: dict[str, str], count: int, rng: random.Ra
 def _functions(text: str) -> list[tuple[str, int, int]]:
     """(dotted name, first line, last line), from 1, of those whose text can be parsed alone."""
     try:
-        left = [(ast.parse(text), "")]
+        left: list[tuple[ast.AST, str]] = [(ast.parse(text), "")]
     except (SyntaxError, ValueError):
         return []
-    out = []
+    out: list[tuple[str, int, int]] = []
     while left:
         node, prefix = left.pop()
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                if 2 < child.end_lineno - child.lineno < LONGEST:
-                    out.append((prefix + child.name, child.lineno, child.end_lineno))
+                last = child.end_lineno or child.lineno
+                if 2 < last - child.lineno < LONGEST:
+                    out.append((prefix + child.name, child.lineno, last))
             elif isinstance(child, ast.ClassDef):
                 left.append((child, f"{prefix}{child.name}."))
     return out
@@ -89,7 +89,7 @@ def _mutated(text: str, first: int, last: int, rng: random.Random) -> tuple[str,
     lines = text.split("\n")
     start = sum(len(line) + 1 for line in lines[: first - 1])
     own = "\n".join(lines[first - 1 : last]) + "\n"
-    pad = re.match(r"[ \t]*", own)[0]
+    pad = own[: len(own) - len(own.lstrip(" \t"))]
     head = "if 1:\n" if pad else ""
     try:
         found = list(mutations(head + own, "one.py"))

@@ -37,7 +37,7 @@ class Suite:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
         passing = self.first_run(session.items)
-        functions = {}
+        functions: dict = {}
         for function in [o for o in gc.get_objects() if isinstance(o, types.FunctionType)]:
             functions.setdefault(self.place(function.__code__), []).append(function)
         gc.collect()
@@ -63,7 +63,8 @@ class Suite:
         """Those that pass; which functions each calls is remembered."""
         passing = []
         for number, item in enumerate(items):
-            called, began = set(), time.perf_counter()
+            called: set = set()
+            began = time.perf_counter()
 
             def profile(frame, event, _, called=called):
                 if event == "call":
@@ -116,7 +117,8 @@ class Suite:
         with open(bug["path"], newline="") as file:
             text = file.read()
         outermost = outermost_function(text, bug["edits"])
-        tests = sorted(self.callers.get((bug["path"], outermost), set()) & set(self.items), key=self.seconds.get)
+        callers = self.callers.get((bug["path"], outermost), set()) & set(self.items)
+        tests = sorted(callers, key=lambda test: self.seconds[test])
         places = [f for f in functions.get((bug["path"], outermost), []) if f.__code__.co_qualname == outermost]
         code = replaced(text, bug["path"], bug["edits"], outermost)
         if not code or not tests or not places:
@@ -130,7 +132,9 @@ class Suite:
 
     def failing(self, places, code, tests):
         put(code, places)
-        failing, details, stop = [], {}, time.monotonic() + self.job["seconds"]
+        failing: list = []
+        details: dict = {}
+        stop = time.monotonic() + self.job["seconds"]
         for test in tests:
             reports = self.run(self.items[test])
             if reports:
